@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a verb of the command line is, and what it is given."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from infertune.errors import Exit
+from infertune.root import Root
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a verb, in argparse's own terms."""
+
+    names: tuple[str, ...]
+    options: dict[str, Any]
+
+
+def argument(*names: str, **options: Any) -> Argument:
+    return Argument(names, options)
+
+
+JSON = argument("--json", action="store_true", help="print one JSON document (docs/json.md)")
+
+
+@dataclass
+class Context:
+    """What every verb is given: the machine's files and where to print."""
+
+    root: Root
+    args: argparse.Namespace
+    stdout: Any = field(default_factory=lambda: sys.stdout)
+
+    def print(self, text: str = "") -> None:
+        print(text, file=self.stdout)
+
+    def print_json(self, schema: str, document: dict[str, Any]) -> None:
+        """Print one document; ``schema`` is its versioned name, e.g. ``infertune.plan/1``."""
+        print(json.dumps({"schema": schema, **document}, indent=2), file=self.stdout)
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Left-aligned columns; the last one runs free."""
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        for row in (header, *rows):
+            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+            self.print("  ".join(cells).rstrip())
+
+
+@dataclass(frozen=True)
+class Command:
+    """One verb.  ``run`` returns the exit code; errors are raised (errors.py)."""
+
+    name: str
+    help: str
+    run: Callable[[Context], Exit] | None = None
+    arguments: tuple[Argument, ...] = ()
+    description: str = ""
+    """The man page's paragraph on the verb."""
+    subcommands: tuple[Command, ...] = ()

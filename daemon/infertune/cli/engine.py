@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs that change the machine, and those that say what would or did change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from infertune.cli.base import JSON, Command, Context, argument
+from infertune.cli.render import print_items, print_report, report_document, status_document
+from infertune.engine import ApplyFailed, Report, make_plan, session, status
+from infertune.errors import Exit, UsageError
+from infertune.knobs import KNOBS
+from infertune.machine import Machine, read_machine
+from infertune.profile import BACKENDS, load_profile
+from infertune.resolve import Desired, assume_backend, resolve
+
+PROFILE = argument("profile", metavar="PROFILE", help="name of a profile ('infertune profiles')")
+BACKEND = argument(
+    "--backend",
+    choices=("auto", *BACKENDS),
+    default="auto",
+    help="variant of the profile (default: what this machine suggests)",
+)
+WITHOUT = argument(
+    "--without",
+    action="append",
+    default=[],
+    metavar="KNOB",
+    help="leave this knob alone; may be given more than once",
+)
+
+
+def desired(ctx: Context, machine: Machine) -> Desired:
+    """The profile that the command line names, resolved for this machine."""
+    backend = ctx.args.backend
+    if backend == "auto":
+        backend, _ = assume_backend(machine)
+    return resolve(load_profile(ctx.root, ctx.args.profile), machine, backend)
+
+
+def without(ctx: Context) -> list[str]:
+    """The knobs to leave alone; raises UsageError for one that does not exist."""
+    for knob in ctx.args.without:
+        if knob not in KNOBS:
+            raise UsageError(f"--without {knob}: there is no such knob", hint="see 'infertune knobs'")
+    return list(ctx.args.without)
+
+
+def emit(ctx: Context, verb: str, report: Report, **more: Any) -> None:
+    """Print a report as the caller asked for it."""
+    if ctx.args.json:
+        ctx.print_json(f"infertune.{verb}/1", {**report_document(report), **more})
+    else:
+        print_report(ctx, report)
+
+
+def _plan(ctx: Context) -> Exit:
+    machine = read_machine(ctx.root)
+    report = make_plan(ctx.root, machine, desired(ctx, machine), without=without(ctx))
+    emit(ctx, "plan", report)
+    if not ctx.args.json:
+        count = report.count("set", "restore")
+        ctx.print(f"{count} to change, {report.count('already')} already so; nothing was written")
+    return Exit.DONE
+
+
+def _apply(ctx: Context) -> Exit:
+    left_out = without(ctx)
+    wanted = desired(ctx, read_machine(ctx.root))
+    with session(ctx.root, f"apply {wanted.profile}") as held:
+        _say_recovered(ctx, held.recovered)
+        try:
+            report = held.apply(wanted, without=left_out)
+        except ApplyFailed as failed:
+            emit(ctx, "apply", failed.report, failed=failed.message)
+            raise
+    emit(ctx, "apply", report, failed=None)
+    if not ctx.args.json:
+        done = report.count("applied", "clamped", "restored")
+        ctx.print(f"{done} changed, {report.count('already')} already so")
+    return Exit.DONE
+
+
+def _verify(ctx: Context) -> Exit:
+    machine = read_machine(ctx.root)
+    report = make_plan(
+        ctx.root, machine, desired(ctx, machine), without=without(ctx), may_hold=False
+    )
+    emit(ctx, "verify", report)
+    if not ctx.args.json:
+        count = report.count("set", "restore", "pending-reboot", "rejected")
+        ctx.print(f"{count} differ" if count else "this machine is what the profile says")
+    return Exit.DIFFERS if report.differs else Exit.DONE
+
+
+def _status(ctx: Context) -> Exit:
+    now = status(ctx.root, read_machine(ctx.root))
+    if ctx.args.json:
+        ctx.print_json("infertune.status/1", status_document(now))
+    else:
+        journal = now.journal
+        about = f": {journal.profile} ({journal.backend}) since {journal.since}" if journal else ""
+        ctx.print(f"{now.state}{about}")
+        print_items(ctx, now.items)
+        for note in now.notes:
+            ctx.print(f"note: {note}")
+        for path in now.damaged:
+            ctx.print(f"note: a damaged journal is kept in {path}; remove it when you have seen it")
+    fine = now.state in ("idle", "applied", "running") and not any(
+        item.outcome != "already" for item in now.items
+    )
+    return Exit.DONE if fine else Exit.DIFFERS
+
+
+def _revert(ctx: Context) -> Exit:
+    return _put_back(ctx, "revert")
+
+
+def _recover(ctx: Context) -> Exit:
+    return _put_back(ctx, "recover")
+
+
+def _put_back(ctx: Context, verb: str) -> Exit:
+    with session(ctx.root, verb) as held:
+        try:
+            report = held.recovered or held.revert()
+        except ApplyFailed as failed:
+            emit(ctx, verb, failed.report, failed=failed.message)
+            raise
+    emit(ctx, verb, report, failed=None)
+    if not ctx.args.json:
+        _say_restored(ctx, report)
+    left = report.count("conflict", "absent")
+    return Exit.DIFFERS if left or report.notes else Exit.DONE
+
+
+def _say_restored(ctx: Context, report: Report) -> None:
+    if not report.items:
+        ctx.print("nothing to put back")
+        return
+    good = report.count("restored", "already")
+    ctx.print(f"restored: {good} of {len(report.items)}")
+
+
+def _say_recovered(ctx: Context, report: Report | None) -> None:
+    if report is not None and not ctx.args.json:
+        ctx.print("an earlier run was cut short; its values were put back first:")
+        print_report(ctx, report)
+        _say_restored(ctx, report)
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        "plan",
+        "show what a profile would change; change nothing",
+        _plan,
+        (PROFILE, BACKEND, WITHOUT, JSON),
+        "Compares every knob of the profile with the machine and prints what 'apply' would "
+        "do. Needs no privilege.",
+    ),
+    Command(
+        "apply",
+        "make the machine what a profile says",
+        _apply,
+        (PROFILE, BACKEND, WITHOUT, JSON),
+        "Writes the original values to a journal, then changes what differs. If any write "
+        "fails, everything goes back and the exit code is 3. Another profile may be applied "
+        "over it: only what differs is touched, and the originals stay those of the untuned "
+        "machine.",
+    ),
+    Command(
+        "verify",
+        "check that the machine is what a profile says",
+        _verify,
+        (PROFILE, BACKEND, WITHOUT, JSON),
+        "Plans again and expects nothing to do. Exit code 1 when something differs, is still "
+        "waiting for a reboot or cannot be read.",
+    ),
+    Command(
+        "status",
+        "show what is applied now",
+        _status,
+        (JSON,),
+        "Prints the applied profile, the files it changed and whether they still hold it. Exit "
+        "code 1 when something was interrupted, damaged or changed by someone else.",
+    ),
+    Command(
+        "revert",
+        "put every original value back",
+        _revert,
+        (JSON,),
+        "Restores the journal's originals. A value that someone else has set since is left and "
+        "reported (exit code 1).",
+    ),
+    Command(
+        "recover",
+        "put every original value back after a crash",
+        _recover,
+        (JSON,),
+        "Like 'revert', for a machine on which infertune was killed or whose journal is "
+        "damaged: a damaged journal is kept for inspection, and only lines with a correct "
+        "checksum are restored.",
+    ),
+)

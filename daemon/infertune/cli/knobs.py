@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``infertune knobs``: what can be set, what it is now, and what is known about it."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from infertune.cli.base import JSON, Command, Context, argument
+from infertune.errors import Exit, UsageError
+from infertune.knobs import KNOBS, Knob, Reading, read_live, targets
+from infertune.knobs.guards import GUARDS
+from infertune.machine import Machine, read_machine
+
+
+def _document(knob: Knob, found: dict[str, Reading], note: str | None) -> dict[str, Any]:
+    return {
+        "id": knob.id,
+        "summary": knob.summary,
+        "accepts": knob.value.accepts(),
+        "time": knob.time,
+        "risk": knob.risk,
+        "evidence": {
+            "label": knob.evidence.label,
+            "text": knob.evidence.text,
+            "source": knob.evidence.source,
+        },
+        "doc": knob.doc,
+        "absent": None if found else knob.absent,
+        "note": note,
+        "files": [
+            {
+                "path": path,
+                "value": reading.value,
+                "choices": list(reading.choices) if reading.choices else None,
+                "error": reading.error,
+            }
+            for path, reading in found.items()
+        ],
+    }
+
+
+def _knobs(ctx: Context) -> Exit:
+    machine = read_machine(ctx.root)
+    wanted = ctx.args.id
+    if wanted is not None and wanted not in KNOBS:
+        near = difflib.get_close_matches(wanted, KNOBS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "'infertune knobs' lists them all"
+        raise UsageError(f"there is no knob '{wanted}'", hint=hint)
+    shown = [KNOBS[wanted]] if wanted else list(KNOBS.values())
+    if ctx.args.json:
+        documents = [_document(k, _readings(ctx, machine, k), k.note(machine)) for k in shown]
+        ctx.print_json("infertune.knobs/1", {"knobs": documents})
+    elif wanted:
+        _describe(ctx, shown[0], _readings(ctx, machine, shown[0]), shown[0].note(machine))
+    else:
+        rows = [
+            (knob.id, _now(_readings(ctx, machine, knob)), knob.risk, knob.evidence.label)
+            for knob in shown
+        ]
+        ctx.table(("KNOB", "NOW", "RISK", "EVIDENCE"), rows)
+    return Exit.DONE
+
+
+def _readings(ctx: Context, machine: Machine, knob: Knob) -> dict[str, Reading]:
+    return read_live(ctx.root, targets(ctx.root, machine, knob))
+
+
+def _now(found: dict[str, Reading]) -> str:
+    if not found:
+        return "absent"
+    values = sorted({reading.value or f"unreadable ({reading.error})" for reading in found.values()})
+    return ", ".join(values) + (f" (x{len(found)})" if len(found) > 1 else "")
+
+
+def _describe(ctx: Context, knob: Knob, found: dict[str, Reading], note: str | None) -> None:
+    rows = [
+        ("accepts", knob.value.accepts()),
+        ("takes effect", "at the next boot" if knob.time == "boot" else "at once"),
+        ("risk", knob.risk),
+        ("evidence", f"{knob.evidence.label}: {knob.evidence.text}"),
+        ("source", knob.evidence.source),
+        ("defined in", knob.doc),
+        *(("refused", f"{', '.join(g.values)}: {g.reason} ({g.source})")
+          for g in GUARDS if g.knob == knob.id),
+        *((("note", note),) if note else ()),
+        *((path, _now({path: reading})) for path, reading in found.items()),
+        *((("here", f"absent: {knob.absent}"),) if not found else ()),
+    ]
+    ctx.print(f"{knob.id}: {knob.summary}")
+    width = max(len(label) for label, _ in rows if not label.startswith("/"))
+    for label, text in rows:
+        ctx.print(f"  {label.ljust(width)}  {text}")
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        "knobs",
+        "list the settings a profile can use",
+        _knobs,
+        (argument("id", nargs="?", metavar="KNOB", help="show one knob in full"), JSON),
+        "Prints each knob with its present value on this machine, its risk, and what is known "
+        "about its effect on inference: measured, reported, protective but unmeasured, or no "
+        "effect found.",
+    ),
+)

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this machine is: to read, to paste into a report, to take along as a file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+from infertune.cli.base import JSON, Command, Context, argument
+from infertune.errors import Exit, Failed, UsageError
+from infertune.knobs import KNOBS, read_live, targets
+from infertune.machine import BOOT_STYLES, Cgroup, Cpu, Gpu, Machine, Memory, Ttm, read_machine
+from infertune.root import Root, write_user_file
+from infertune.snapshot import record, redact_cmdline
+from infertune.units import GIB, PAGES_PER_GIB, format_cpulist, format_size
+
+UNKNOWN = "unknown"
+
+
+def show_machine(context: Context) -> Exit:
+    machine = read_machine(context.root)
+    if machine.cmdline:
+        # Made to be pasted somewhere, so the same rule as for a snapshot.
+        machine = replace(machine, cmdline=redact_cmdline(machine.cmdline))
+    if context.args.json:
+        gpu = machine.inference_gpu
+        document = asdict(machine) | {"inference_gpu": gpu.path if gpu else None}
+        context.print_json("infertune.machine/1", document)
+        return Exit.DONE
+    for label, text in _summary(machine):
+        context.print(f"{label:<13}  {text}".rstrip())
+    return Exit.DONE
+
+
+def _summary(machine: Machine) -> list[tuple[str, str]]:
+    """Label and text per line; an empty label continues the one above."""
+    dmi = machine.dmi
+    running = [tuner.name for tuner in machine.tuners if tuner.running]
+    idle = [tuner.name for tuner in machine.tuners if not tuner.running]
+    how = next((style.how for style in BOOT_STYLES if style.id == machine.boot_style), None)
+    return [
+        ("machine", _known(dmi.vendor, dmi.product)),
+        ("board", _known(dmi.board)),
+        ("firmware", _known(dmi.bios_version, dmi.bios_date)),
+        ("system", _known(machine.distro)),
+        ("kernel", _known(machine.kernel)),
+        ("command line", _known(machine.cmdline)),
+        ("boot style", f"{machine.boot_style}: {how}" if machine.boot_style else UNKNOWN),
+        *_cpu(machine.cpu),
+        *_memory(machine.memory),
+        *(line for gpu in machine.gpus for line in _gpu(gpu)),
+        *([] if machine.gpus else [("GPU", "none")]),
+        ("TTM", _ttm(machine.ttm)),
+        ("compute", "KFD (ROCm can run)" if machine.kfd else "no KFD (ROCm cannot run)"),
+        ("NPU", machine.npu or "none, or without a driver"),
+        *_cgroup(machine.cgroup),
+        ("tuners", f"running: {', '.join(running) or 'none'}"),
+        *([("", f"installed, not running: {', '.join(idle)}")] if idle else []),
+    ]
+
+
+def _known(*parts: str | None) -> str:
+    return " ".join(part for part in parts if part) or UNKNOWN
+
+
+def _size(size: int | None) -> str:
+    return UNKNOWN if size is None else format_size(size)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _cpu(cpu: Cpu) -> list[tuple[str, str]]:
+    if not cpu.cores:
+        return [("CPU", _known(cpu.model))]
+    groups = {core.l3 for core in cpu.cores if core.l3 is not None}
+    shape = [_count(len(cpu.cores), "core"), _count(len(cpu.online), "thread")]
+    kinds = [core.kind for core in cpu.cores if core.kind]
+    if kinds:
+        shape.append(" + ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)))
+    lines = [("CPU", _known(cpu.model)), ("", ", ".join(shape))]
+    for group in sorted(groups):
+        cpus = format_cpulist(c for core in cpu.cores if core.l3 == group for c in core.cpus)
+        lines.append(("", f"L3 group: CPUs {cpus}"))
+    status = f", amd_pstate {cpu.amd_pstate}" if cpu.amd_pstate else ""
+    lines.append(("frequency", f"{cpu.scaling_driver or 'no cpufreq driver'}{status}"))
+    return lines
+
+
+def _memory(memory: Memory) -> list[tuple[str, str]]:
+    nodes = UNKNOWN if memory.numa_nodes is None else _count(memory.numa_nodes, "NUMA node")
+    lines = [
+        ("memory", f"{_size(memory.total_bytes)}, {_size(memory.available_bytes)} available"),
+        ("", f"swap {_size(memory.swap_bytes)}, {nodes}"),
+    ]
+    if memory.cma_total_bytes:
+        lines.append(
+            ("", f"CMA {_size(memory.cma_total_bytes)}, {_size(memory.cma_free_bytes)} free")
+        )
+    if memory.gpu_active_bytes is not None:
+        lines.append(("", f"held by the GPU: {_size(memory.gpu_active_bytes)}"))
+    return lines
+
+
+def _gpu(gpu: Gpu) -> list[tuple[str, str]]:
+    kind = {True: "integrated", False: "discrete", None: None}[gpu.integrated]
+    facts = [gpu.pci_id or UNKNOWN, f"driver {gpu.driver or 'none'}", gpu.gfx_target, kind]
+    lines = [
+        ("GPU", gpu.name or "not in the table of names"),
+        ("", ", ".join(fact for fact in facts if fact)),
+    ]
+    if gpu.driver == "amdgpu":
+        memory = "carve-out" if gpu.integrated else "VRAM"
+        lines.append(("", f"{memory} {_size(gpu.vram_bytes)}, GTT limit {_size(gpu.gtt_bytes)}"))
+    if gpu.carveout_options:
+        lines.append(("", f"firmware carve-out: {gpu.carveout or UNKNOWN}"))
+        lines.append(("", f"on offer: {', '.join(gpu.carveout_options)}"))
+    return lines
+
+
+def _ttm(ttm: Ttm | None) -> str:
+    if ttm is None:
+        return "none that amdgpu could hold"
+    pages = ttm.pages_limit
+    limit = (
+        UNKNOWN
+        if pages is None
+        else f"{pages} pages ({format_size(pages * (GIB // PAGES_PER_GIB))})"
+    )
+    doubt = "" if ttm.sure else " (a guess: several are loaded)"
+    return f"{ttm.module}{doubt}, pages_limit {limit}"
+
+
+def _cgroup(cgroup: Cgroup) -> list[tuple[str, str]]:
+    if cgroup.version is None:
+        return [("cgroup", "none mounted")]
+    lines = [("cgroup", f"v{cgroup.version}")]
+    if cgroup.mount:
+        offered = " ".join(cgroup.controllers) or "no controllers"
+        lines.append(("", f"v2 on {cgroup.mount}: {offered}"))
+    return lines
+
+
+def save_snapshot(context: Context) -> Exit:
+    file = context.args.file
+    if file == "-" and context.args.json:
+        raise UsageError("'-' and --json would both print", hint="give a file name with --json")
+    text = record(context.root, _read_everything)
+    if file == "-":
+        context.stdout.write(text)
+        return Exit.DONE
+    data = text.encode()
+    try:
+        write_user_file(file, data, force=context.args.force)
+    except FileExistsError as error:
+        raise UsageError(f"{file}: exists already", hint="use --force to replace it") from error
+    except OSError as error:
+        raise Failed(f"{file}: {error.strerror}") from error
+    entries = sum(text.count(f"\n{key}: ") for key in ("Path", "Directory"))
+    if context.args.json:
+        document = {"file": file, "entries": entries, "bytes": len(data)}
+        context.print_json("infertune.snapshot/1", document)
+    else:
+        context.print(f"{file}: {entries} files and directories, {format_size(len(data))}")
+        context.print("Plain text: review it before you send it to anyone.")
+    return Exit.DONE
+
+
+def _read_everything(root: Root) -> None:
+    """All that any verb may want to know of a recorded machine."""
+    machine = read_machine(root)
+    for knob in KNOBS.values():
+        read_live(root, targets(root, machine, knob))
+    root.get("/proc/sys/kernel/random/boot_id")
+
+
+COMMANDS = (
+    Command(
+        "machine",
+        "show what this machine is",
+        show_machine,
+        (JSON,),
+        "Shows the facts profiles are resolved against: CPU, memory, GPU with carve-out and GTT "
+        "limit, kernel, boot style, cgroups, and the other tuners that run. Needs no privileges. "
+        "What cannot be read is said to be unknown.",
+    ),
+    Command(
+        "snapshot",
+        "record this machine as a text file for --root",
+        save_snapshot,
+        (
+            argument("file", metavar="FILE", help="file to write; '-' prints it"),
+            argument("--force", action="store_true", help="replace an existing file"),
+            JSON,
+        ),
+        "Writes every file that the facts and the knobs read into one reviewable text file, which "
+        "--root replays. Serial numbers, MAC addresses, UUIDs, the host name, and values on the "
+        "kernel command line that are not about hardware or tuning are left out. As root it "
+        "holds more: /dev/cpu_dma_latency can be read by root only.",
+    ),
+)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entry point: parse, run the verb, turn errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from infertune import __version__
+from infertune.cli import engine, knobs, machine
+from infertune.cli.base import Command, Context
+from infertune.errors import Exit, InfertuneError
+from infertune.snapshot import open_root
+
+COMMANDS: tuple[Command, ...] = (
+    *machine.COMMANDS,
+    *knobs.COMMANDS,
+    *engine.COMMANDS,
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; completion and the man page are made from this too."""
+    parser = argparse.ArgumentParser(
+        prog="infertune",
+        description="Tune this machine for local LLM inference, and put everything back.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"infertune {__version__}")
+    _add_common(parser, suppress=False)
+    _add_commands(parser, COMMANDS)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser, *, suppress: bool) -> None:
+    """Options that may stand before or after the verb."""
+    default = argparse.SUPPRESS if suppress else None
+    parser.add_argument(
+        "--root",
+        metavar="PATH",
+        default=default if suppress else "/",
+        help="work on a recorded machine: a directory tree or a snapshot file",
+    )
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        default=default if suppress else False,
+        help="show a traceback when something fails",
+    )
+
+
+def _add_commands(parser: argparse.ArgumentParser, commands: Sequence[Command]) -> None:
+    group = parser.add_subparsers(metavar="VERB", required=True)
+    for command in commands:
+        sub = group.add_parser(
+            command.name,
+            help=command.help,
+            description=command.description or command.help,
+            allow_abbrev=False,
+        )
+        _add_common(sub, suppress=True)
+        for item in command.arguments:
+            sub.add_argument(*item.names, **item.options)
+        if command.subcommands:
+            _add_commands(sub, command.subcommands)
+        else:
+            sub.set_defaults(command=command)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        with open_root(args.root) as root:
+            return int(args.command.run(Context(root, args)))
+    except InfertuneError as error:
+        if args.debug:
+            raise
+        print(f"infertune: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"  {error.hint}", file=sys.stderr)
+        return int(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output went away (`infertune machine | head`): not our failure.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(Exit.DONE)
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs: plan, apply, verify, status, revert, recover.
+
+One applier at a time: a :func:`session` holds the machine's lock, and first
+puts right what a killed predecessor left behind.  Reading verbs need no lock
+and no privilege.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from infertune.errors import Busy, Failed, InfertuneError, NotPermitted
+from infertune.journal import Journal, Journals, Loaded, Record
+from infertune.knobs import KNOBS, Reading, Target, read_live, targets
+from infertune.knobs.live import read_target
+from infertune.machine import Machine, read_machine
+from infertune.plan import Item, Outcome, plan
+from infertune.resolve import Desired, Setting
+from infertune.root import Held, Root
+from infertune.transaction import Done, apply, describe, restore
+
+LOCK = "/run/infertune/lock"
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a verb found or did."""
+
+    profile: str | None
+    backend: str | None
+    items: tuple[Item, ...]
+    notes: tuple[str, ...] = ()
+    """Things that are not about one knob, in sentences."""
+
+    def count(self, *outcomes: Outcome) -> int:
+        return sum(item.outcome in outcomes for item in self.items)
+
+    @property
+    def differs(self) -> bool:
+        """Whether the machine is not what the profile says."""
+        return bool(self.count("set", "restore", "pending-reboot", "rejected"))
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What the journals say, and whether the machine still agrees."""
+
+    state: str
+    """idle, applied, running (a session holds it), interrupted, or degraded."""
+    journal: Journal | None
+    items: tuple[Item, ...]
+    notes: tuple[str, ...]
+    damaged: tuple[str, ...]
+    """Damaged journals that were set aside."""
+
+
+class ApplyFailed(Failed):
+    """A profile could not be applied; the machine is as it was before."""
+
+    def __init__(self, message: str, report: Report, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.report = report
+
+
+def make_plan(
+    root: Root,
+    machine: Machine,
+    desired: Desired,
+    *,
+    without: Iterable[str] = (),
+    may_hold: bool = True,
+) -> Report:
+    """What ``apply`` would do now.  Changes nothing."""
+    loaded = _this_boot(root, Journals(root).runtime.load())
+    items = _plan(root, machine, desired, loaded.journal, without, may_hold)[0]
+    return Report(desired.profile, desired.backend, items)
+
+
+def status(root: Root, machine: Machine) -> Status:
+    """What is applied, by whom, and whether the files still hold it.  Changes nothing."""
+    journals = Journals(root)
+    notes: list[str] = []
+    found = journals.runtime.load()
+    loaded = _this_boot(root, found)
+    if found.journal and not loaded.journal:
+        notes.append("the runtime journal is of an earlier boot and means nothing now")
+    lasting = journals.persistent.load()
+    if lasting.journal and lasting.journal.boot_id != boot_id(root):
+        risky = ", ".join(sorted({record.knob for record in lasting.journal.records}))
+        notes.append(
+            f"an earlier boot ended while '{lasting.journal.profile}' was applied, "
+            f"with settings that can make a machine unstable: {risky}"
+        )
+    damaged = journals.runtime.quarantined() + journals.persistent.quarantined()
+    notes += [f"journal: {sentence}" for sentence in found.damage]
+    notes += [f"{journals.persistent.path}: {sentence}" for sentence in lasting.damage]
+    journal = loaded.journal
+    holder = root.lock_owner(LOCK)
+    items = tuple(_drift(root, record) for record in journal.records) if journal else ()
+    if found.damage or lasting.damage or damaged:
+        state = "degraded"
+    elif journal is None:
+        state = "idle"
+    elif holder is not None:
+        state = "running"
+        notes.append(f"held by {holder}")
+    elif journal.held or not journal.settled:
+        state = "interrupted"
+        notes.append("its process is gone; 'infertune recover' puts the original values back")
+    else:
+        state = "applied"
+    return Status(state, journal, items, tuple(notes), damaged)
+
+
+@contextlib.contextmanager
+def session(root: Root, owner: str) -> Iterator[Session]:
+    """Hold the machine; ``owner`` tells others who does (``run long-context``).
+
+    Raises NotPermitted where the caller may not write, Busy where somebody else
+    holds it; nothing was touched then.  What an interrupted predecessor left is
+    put back first (``Session.recovered``).
+    """
+    if root.live and os.geteuid() != 0:
+        raise NotPermitted(
+            "changing kernel settings needs root; nothing was touched",
+            hint="use sudo, or 'infertune plan' to see what would change",
+        )
+    owner = f"{owner} (pid {os.getpid()})"
+    with contextlib.ExitStack() as stack:
+        try:
+            root.mkdir(LOCK.rpartition("/")[0])
+            holder = stack.enter_context(root.lock(LOCK, owner))
+        except OSError as error:
+            raise _not_writable(error) from error
+        if holder is not None:
+            raise Busy(
+                f"busy: {holder} holds this machine; nothing was touched",
+                hint="wait for it, or stop it: its values are put back when it ends",
+            )
+        one = Session(root, owner)
+        try:
+            one.recover_interrupted()
+            yield one
+        finally:
+            one.release()
+
+
+class Session:
+    """The machine, held."""
+
+    def __init__(self, root: Root, owner: str) -> None:
+        self.root = root
+        self.owner = owner
+        self.machine = read_machine(root)
+        self.recovered: Report | None = None
+        """What was put right before anything else, if a predecessor was interrupted."""
+        self._journals = Journals(root)
+        self._held: list[Held] = []
+
+    def apply(self, desired: Desired, *, hold: bool = False, without: Sequence[str] = ()) -> Report:
+        """Make the machine what ``desired`` says; all of it or nothing.
+
+        ``hold``: the values last as long as this session (``run``).  Raises
+        ApplyFailed; the machine is then as it was before the call.
+        """
+        old = self._load().journal
+        items, touched = _plan(self.root, self.machine, desired, old, without, hold)
+        blocking = [item for item in items if item.blocks]
+        if blocking:
+            first = blocking[0]
+            raise ApplyFailed(
+                f"{first.knob}: {first.outcome}, but {first.source} requires it: {first.reason}; "
+                "nothing was touched",
+                Report(desired.profile, desired.backend, items),
+            )
+        new = Journal(
+            boot_id=boot_id(self.root),
+            profile=desired.profile,
+            backend=desired.backend,
+            owner=self.owner,
+            since=datetime.now(UTC).isoformat(timespec="seconds"),
+            held=hold,
+            records=(),
+        )
+        done = apply(self.root, self._journals, old, new, items, touched)
+        report = Report(desired.profile, desired.backend, done.items)
+        if done.failure:
+            raise _apply_failed(done, report)
+        self.release()
+        self._held = done.held
+        return report
+
+    def revert(self) -> Report:
+        """Put every original back.  Raises Failed where some could not be."""
+        self.release()
+        return self._put_back(self._load())
+
+    def recover(self) -> Report:
+        """``revert`` after a crash: also takes what is left of a damaged journal."""
+        return self.revert()
+
+    def recover_interrupted(self) -> None:
+        """Put back what a predecessor that was killed left changed."""
+        loaded = self._load()
+        journal = loaded.journal
+        if loaded.damage or (journal and (journal.held or not journal.settled)):
+            self.recovered = self._put_back(loaded)
+
+    def release(self) -> None:
+        """Let go of what is held open (PM-QoS)."""
+        for held in self._held:
+            held.close()
+        self._held = []
+
+    def _load(self) -> Loaded:
+        """The runtime journal of this boot; one of an earlier boot is forgotten."""
+        try:
+            return _this_boot(self.root, self._journals.runtime.load())
+        except OSError as error:
+            raise InfertuneError(f"journal: {describe(error)}") from error
+
+    def _put_back(self, loaded: Loaded) -> Report:
+        try:
+            notes = self._set_damage_aside(loaded)
+            journal = loaded.journal
+            if journal is None:
+                self._journals.remove()
+                return Report(None, None, (), notes)
+        except OSError as error:
+            raise Failed(f"journal: {describe(error)}") from error
+        done = restore(self.root, self._journals, journal)
+        report = Report(journal.profile, journal.backend, done.items, notes)
+        if done.failure:
+            raise _revert_failed(done, report)
+        return report
+
+    def _set_damage_aside(self, loaded: Loaded) -> tuple[str, ...]:
+        notes: list[str] = []
+        if loaded.damage:
+            aside = self._journals.runtime.quarantine(loaded.journal)
+            notes.append(f"the journal was damaged ({loaded.damage[0]}); a copy is in {aside}")
+            if loaded.journal is None:
+                notes.append("nothing in it could be trusted, so nothing was put back")
+        lasting = self._journals.persistent.load()
+        if lasting.damage:
+            aside = self._journals.persistent.quarantine(None)
+            notes.append(f"the lasting journal was damaged; a copy is in {aside}")
+        return tuple(notes)
+
+
+def boot_id(root: Root) -> str:
+    """The kernel's id of this boot, or "unknown" (a container may hide it)."""
+    return root.get(BOOT_ID) or "unknown"
+
+
+def _plan(
+    root: Root,
+    machine: Machine,
+    desired: Desired,
+    old: Journal | None,
+    without: Iterable[str],
+    may_hold: bool,
+) -> tuple[tuple[Item, ...], list[Target]]:
+    """The plan, and the files that may change along with what it writes."""
+    left_out = set(without)
+    settings: list[Setting] = [s for s in (*desired.now, *desired.boot) if s.id not in left_out]
+    found = {setting.id: targets(root, machine, KNOBS[setting.id]) for setting in settings}
+    records = old.by_path() if old else {}
+    readings = _readings(root, [t for each in found.values() for t in each], records.values())
+    items = plan(machine, settings, found, readings, records, may_hold=may_hold)
+    moved = {touched for s in settings for touched in KNOBS[s.id].touches}
+    return items, [t for knob in sorted(moved) for t in targets(root, machine, KNOBS[knob])]
+
+
+def _readings(
+    root: Root, wanted: Iterable[Target], records: Iterable[Record]
+) -> dict[str, Reading]:
+    noted = (Target(KNOBS[r.knob], r.path) for r in records if r.knob in KNOBS)
+    return read_live(root, {target.path: target for target in (*wanted, *noted)}.values())
+
+
+def _drift(root: Root, record: Record) -> Item:
+    """Whether a file still holds what infertune left in it."""
+    if record.knob in KNOBS:
+        reading = read_target(root, Target(KNOBS[record.knob], record.path))
+    else:
+        reading = Reading(None, error="this version does not know the knob")
+    outcome: Outcome = "already"
+    reason = None
+    if reading.value is None:
+        outcome, reason = ("absent" if reading.gone else "rejected"), reading.error
+    elif record.settled and reading.value != record.ours:
+        outcome, reason = "conflict", "changed by someone else since"
+    return Item(
+        knob=record.knob,
+        path=record.path,
+        before=reading.value,
+        want=record.want or record.ours,
+        original=record.original,
+        outcome=outcome,
+        reason=reason,
+    )
+
+
+def _this_boot(root: Root, loaded: Loaded) -> Loaded:
+    """A journal of another boot describes values that no longer exist."""
+    if loaded.journal and loaded.journal.boot_id != boot_id(root):
+        return Loaded(None)
+    return loaded
+
+
+def _not_writable(error: OSError) -> InfertuneError:
+    if isinstance(error, PermissionError):
+        return NotPermitted(f"{describe(error)}; nothing was touched")
+    return Failed(f"lock: {describe(error)}; nothing was touched")
+
+
+def _apply_failed(done: Done, report: Report) -> ApplyFailed:
+    assert done.failure is not None
+    knob = done.failure.partition(":")[0]
+    hint = f"'--without {knob}' leaves it out" if knob in KNOBS else None
+    if done.left:
+        return ApplyFailed(
+            f"{done.failure}; {done.left} files could not be rolled back",
+            report,
+            hint="'infertune recover' tries again",
+        )
+    count = report.count("rolled-back")
+    return ApplyFailed(f"{done.failure}; rolled back ({count} of {count})", report, hint=hint)
+
+
+def _revert_failed(done: Done, report: Report) -> ApplyFailed:
+    assert done.failure is not None
+    good = report.count("restored", "already")
+    return ApplyFailed(
+        f"{done.failure}; restored: {good} of {len(report.items)}",
+        report,
+        hint="'infertune recover' tries the rest again" if done.left else None,
+    )

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can go wrong, each with the exit code a script can rely on.
+
+A user sees one line (``message``) and, where there is one, a second that says
+what would be right (``hint``).  Tracebacks are for ``--debug``.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes of the ``infertune`` command (documented in CONTRIBUTING.md)."""
+
+    DONE = 0
+    DIFFERS = 1
+    USAGE = 2
+    FAILED = 3
+    NOT_PERMITTED = 4
+    UNREACHABLE = 5
+
+
+class InfertuneError(Exception):
+    """Base of every error a user may see."""
+
+    exit_code = Exit.FAILED
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(InfertuneError):
+    """The command line asks for something that does not exist or makes no sense."""
+
+    exit_code = Exit.USAGE
+
+
+class ProfileError(InfertuneError):
+    """A profile is not valid.  The message starts with ``file:line:`` where a line is known."""
+
+    exit_code = Exit.USAGE
+
+    def __init__(
+        self, message: str, *, file: str, line: int | None = None, hint: str | None = None
+    ) -> None:
+        where = f"{file}:{line}" if line is not None else file
+        super().__init__(f"{where}: {message}", hint=hint)
+        self.file = file
+        self.line = line
+
+
+class SnapshotError(InfertuneError):
+    """A snapshot file is damaged or not a snapshot.  The message names file and line."""
+
+    exit_code = Exit.USAGE
+
+
+class Failed(InfertuneError):
+    """Something was tried, did not work, and was rolled back."""
+
+    exit_code = Exit.FAILED
+
+
+class Busy(InfertuneError):
+    """Another infertune holds the machine; nothing was touched."""
+
+    exit_code = Exit.FAILED
+
+
+class NotPermitted(InfertuneError):
+    """The caller may not do this; nothing was touched."""
+
+    exit_code = Exit.NOT_PERMITTED

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The journal of original values, which makes every change undoable.
+
+A journal is one small document: a header line, one line per changed file, and
+a closing line with the count and a checksum of the whole.  Every line carries
+its own CRC-32.  The document is replaced atomically (see Root.replace) before
+the first change of a transaction and again after the last, so each state on
+disk is complete; a flipped byte or a missing end is always seen, and the lines
+that are undamaged stay usable.
+
+Two journals for two lifetimes.  Kernel values die with the boot, so theirs
+lives in /run and carries the boot id: values of an earlier boot are never
+restored.  What must be known after an unclean reboot lives in /var/lib.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from infertune.knobs import KNOBS
+from infertune.root import Root
+
+RUNTIME = "/run/infertune/journal"
+PERSISTENT = "/var/lib/infertune/journal"
+FORMAT = 1
+
+MAX_BYTES = 1024 * 1024
+"""A journal of 192 CPUs with every knob set is about 150 KiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One changed file."""
+
+    knob: str
+    path: str
+    original: str
+    """Canonical value to go back to: the last one that was not ours."""
+    ours: str | None
+    """What infertune wrote, as the kernel gave it back; for a touched file what it became."""
+    want: str | None
+    """What the profile asked for; None for a file that only changed along with another."""
+    settled: bool
+    """False while a write is under way: then the file may hold anything of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """Everything infertune has changed in one boot."""
+
+    boot_id: str
+    profile: str
+    backend: str
+    owner: str
+    """Verb that wrote it, with its process id: ``apply (pid 4711)``."""
+    since: str
+    """Time of the first apply, ISO 8601, UTC."""
+    held: bool
+    """True while a process must be alive for it to be in force (``run``)."""
+    records: tuple[Record, ...]
+
+    @property
+    def settled(self) -> bool:
+        return all(record.settled for record in self.records)
+
+    def by_path(self) -> dict[str, Record]:
+        return {record.path: record for record in self.records}
+
+    def with_records(self, records: Iterable[Record]) -> Journal:
+        return replace(self, records=tuple(records))
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What was found on disk."""
+
+    journal: Journal | None
+    """What can be trusted of it; None where there is nothing."""
+    damage: tuple[str, ...] = ()
+    """One sentence per defect; empty for an intact or absent journal."""
+
+
+def dump(journal: Journal) -> bytes:
+    """The document of a journal."""
+    header = {
+        "format": FORMAT,
+        "boot": journal.boot_id,
+        "profile": journal.profile,
+        "backend": journal.backend,
+        "owner": journal.owner,
+        "since": journal.since,
+        "held": journal.held,
+    }
+    # The boot id is in every line: a line must stand on its own when the header is lost.
+    lines = [header, *({"boot": journal.boot_id, **asdict(r)} for r in journal.records)]
+    body = b"".join(map(_line, lines))
+    return body + _line({"end": len(journal.records), "crc": f"{zlib.crc32(body):08x}"})
+
+
+def parse(data: bytes) -> Loaded:
+    """Read a document back; whatever cannot be trusted is left out and said."""
+    damage: list[str] = []
+    header: dict[str, Any] | None = None
+    records: list[Record] = []
+    boots: set[str] = set()
+    ended = False
+    lines = data.split(b"\n")
+    if lines.pop() != b"":
+        damage.append("the last line is cut off")
+    position = 0
+    for number, line in enumerate(lines, start=1):
+        fields = _fields(line)
+        body = data[:position]
+        position += len(line) + 1
+        if fields is None:
+            damage.append(f"line {number} is damaged")
+        elif ended:
+            damage.append(f"line {number} is after the end")
+        elif "end" in fields:
+            ended = True
+            if fields != {"end": number - 2, "crc": f"{zlib.crc32(body):08x}"}:
+                damage.append("the closing line does not fit the rest")
+        elif "format" in fields:
+            header = fields
+            boots.add(str(fields.get("boot")))
+        else:
+            boots.add(str(fields.pop("boot", None)))
+            try:
+                records.append(Record(**fields))
+            except TypeError:
+                damage.append(f"line {number} is not a record of this version")
+    if not ended:
+        damage.append("the closing line is missing")
+    if header is not None and header.get("format") != FORMAT:
+        damage.append(f"format {header.get('format')} is not known to this version")
+        return Loaded(None, tuple(damage))
+    if header is None:
+        damage.append("the header is missing")
+    if len(boots) != 1:
+        if boots:
+            damage.append("lines of different boots are mixed")
+        return Loaded(None, tuple(damage))
+    about = header or {}
+    journal = Journal(
+        boot_id=boots.pop(),
+        profile=str(about.get("profile", "unknown")),
+        backend=str(about.get("backend", "unknown")),
+        owner=str(about.get("owner", "unknown")),
+        since=str(about.get("since", "unknown")),
+        held=bool(about.get("held", False)),
+        records=tuple(records),
+    )
+    return Loaded(journal, tuple(damage))
+
+
+class Store:
+    """One journal file."""
+
+    def __init__(self, root: Root, path: str) -> None:
+        self._root = root
+        self.path = path
+
+    def load(self) -> Loaded:
+        """What is on disk.  Raises OSError only where the file exists and cannot be read."""
+        try:
+            data = self._root.read_bytes(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return Loaded(None)
+        if len(data) > MAX_BYTES:
+            return Loaded(None, ("the file is far larger than any journal",))
+        return parse(data)
+
+    def save(self, journal: Journal) -> None:
+        """Replace the file durably.  Raises OSError; the old content is then still there."""
+        self._root.mkdir(self.path.rpartition("/")[0])
+        self._root.replace(self.path, dump(journal))
+
+    def remove(self) -> None:
+        self._root.unlink(self.path)
+
+    def quarantine(self, usable: Journal | None) -> str:
+        """Keep a copy of a damaged file for a person to look at; returns its path.
+
+        The journal itself then holds what is usable of it, or is gone.
+        """
+        taken = self.quarantined()
+        aside = next(
+            path for n in range(1, 10_000) if (path := f"{self.path}.damaged-{n}") not in taken
+        )
+        self._root.replace(aside, self._root.read_bytes(self.path)[:MAX_BYTES])
+        if usable is None:
+            self.remove()
+        else:
+            self.save(usable)
+        return aside
+
+    def quarantined(self) -> tuple[str, ...]:
+        """Damaged journals set aside earlier and still there."""
+        return tuple(self._root.glob(f"{self.path}.damaged-*"))
+
+
+class Journals:
+    """The two journals as one: what is risky is also noted where a power-off cannot take it."""
+
+    def __init__(self, root: Root) -> None:
+        self.runtime = Store(root, RUNTIME)
+        self.persistent = Store(root, PERSISTENT)
+
+    def save(self, journal: Journal) -> None:
+        """Write both, the lasting one first.  Raises OSError."""
+        risky = [r for r in journal.records if r.knob in KNOBS and KNOBS[r.knob].risk != "safe"]
+        lasting = journal.with_records(replace(r, settled=True) for r in risky)
+        if not risky:
+            self.persistent.remove()
+        elif self.persistent.load().journal != lasting:
+            self.persistent.save(lasting)
+        self.runtime.save(journal)
+
+    def remove(self) -> None:
+        """Forget both; the lasting one first, so that it never outlives the other."""
+        self.persistent.remove()
+        self.runtime.remove()
+
+
+def _line(fields: dict[str, Any]) -> bytes:
+    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=True).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _fields(line: bytes) -> dict[str, Any] | None:
+    checksum, _, text = line.partition(b" ")
+    # Compared as text: "AB" for "ab" would be the same number and still a flipped byte.
+    if checksum != b"%08x" % zlib.crc32(text):
+        return None
+    try:
+        fields = json.loads(text)
+    except ValueError:
+        return None
+    return fields if isinstance(fields, dict) else None

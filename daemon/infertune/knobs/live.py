@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a knob is on this machine, and what it says now."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from infertune.knobs.base import Knob
+from infertune.machine import Machine
+from infertune.root import Root
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One file a knob stands for (a governor has one per cpufreq policy)."""
+
+    knob: Knob
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a target says now."""
+
+    value: str | None
+    """Canonical value; None where it could not be read or understood."""
+    raw: bytes = b""
+    choices: tuple[str, ...] | None = None
+    """Words the kernel offers; None where it does not say."""
+    error: str | None = None
+    """Why there is no value: an errno name, or what was not understood."""
+    gone: bool = False
+    """The file is not there (any more)."""
+
+
+def targets(root: Root, machine: Machine, knob: Knob) -> tuple[Target, ...]:
+    """The knob's files on this machine; empty where it is absent."""
+    gpu = machine.inference_gpu
+    places = {
+        "{gpu}": gpu.path if gpu else None,
+        "{ttm}": f"/sys/module/{machine.ttm.module}" if machine.ttm else None,
+    }
+    for pattern in knob.paths:
+        path: str | None = pattern
+        for name, place in places.items():
+            if path is not None and name in path:
+                path = path.replace(name, place) if place else None
+        if path is None:
+            continue
+        found = root.glob(path) if "*" in path else [path] if root.exists(path) else []
+        if found:
+            return tuple(Target(knob, each) for each in found)
+    return ()
+
+
+def read_live(root: Root, wanted: Iterable[Target]) -> dict[str, Reading]:
+    """Read each target once; keyed by path."""
+    return {target.path: read_target(root, target) for target in wanted}
+
+
+def read_target(root: Root, target: Target) -> Reading:
+    """Read one target.  Never raises: what went wrong is part of the answer."""
+    value = target.knob.value
+    try:
+        raw = root.read_value(target.path, 4096)
+    except OSError as error:
+        # ENODEV, ENXIO: the attribute is there, its device is not (module unloaded, hot-unplug).
+        gone = error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO)
+        return Reading(None, error=errno_name(error), gone=gone)
+    try:
+        canonical = value.decode(raw)
+    except ValueError as error:
+        return Reading(None, raw, error=f"not understood: {error}")
+    choices = value.choices(raw)
+    if target.knob.choices_file:
+        listed = root.get(f"{target.path.rpartition('/')[0]}/{target.knob.choices_file}")
+        choices = tuple(listed.split()) if listed else None
+    return Reading(canonical, raw, choices)
+
+
+def errno_name(error: OSError) -> str:
+    """``EBUSY`` for an OSError, or its text where the number has no name."""
+    return errno.errorcode.get(error.errno or 0, str(error))

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compressed swap cache in memory."""
+
+from infertune.knobs.base import Evidence, Knob
+from infertune.values import Integer, Switch
+
+_ZSWAP = "/sys/module/zswap/parameters"
+_DOC = "Documentation/admin-guide/mm/zswap.rst"
+_ABSENT = "this kernel is built without CONFIG_ZSWAP"
+_EVIDENCE = Evidence(
+    "protective, unmeasured",
+    "Quantised weights do not compress; for the rest of the desktop it saves disk swap.",
+    _DOC,
+)
+
+KNOBS: tuple[Knob, ...] = (
+    Knob(
+        id="zswap.enabled",
+        paths=(f"{_ZSWAP}/enabled",),
+        value=Switch("Y", "N"),
+        summary="Whether pages on their way to swap are compressed into memory first.",
+        evidence=_EVIDENCE,
+        doc=_DOC,
+        absent=_ABSENT,
+    ),
+    Knob(
+        id="zswap.shrinker_enabled",
+        paths=(f"{_ZSWAP}/shrinker_enabled",),
+        value=Switch("Y", "N"),
+        summary="Whether cold compressed pages are written out under pressure (Linux 6.8).",
+        evidence=_EVIDENCE,
+        doc=_DOC,
+        absent=_ABSENT,
+    ),
+    Knob(
+        id="zswap.max_pool_percent",
+        paths=(f"{_ZSWAP}/max_pool_percent",),
+        value=Integer(0, 100, "%"),
+        summary="Share of memory the compressed pool may take.",
+        evidence=_EVIDENCE,
+        doc=_DOC,
+        absent=_ABSENT,
+    ),
+)

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which server program is here, and what it says of itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import site
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from infertune.errors import Failed, UsageError
+from infertune.launch.process import cause, environment
+
+Backend = Literal["rocm", "vulkan", "cpu"]
+BACKENDS: tuple[Backend, ...] = ("rocm", "vulkan", "cpu")
+
+_ANSWER_S = 30.0
+"""Patience with --version, --help and --list-devices; ROCm takes seconds to start."""
+
+_DEVICE = re.compile(r"^\s+([A-Za-z]+)(\d*): ", re.MULTILINE)
+_BACKEND_OF: Mapping[str, Backend] = {"ROCm": "rocm", "HIP": "rocm", "Vulkan": "vulkan"}
+
+INSTALL_HINT = "install llama.cpp, give --server PATH, or: pip install 'infertune[embedded]'"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server program that speaks llama-server's flags, and its own words about itself."""
+
+    program: tuple[str, ...]
+    env: Mapping[str, str]
+    """What the program itself needs, beside the profile's variables."""
+    version: str | None
+    help: str
+    devices: tuple[str, ...]
+    """Names of its GPUs: ``ROCm0``, ``Vulkan0``."""
+    embedded: bool
+
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        """Backends with a device here, in the program's order; ``cpu`` is always there."""
+        names = (re.sub(r"\d+$", "", device) for device in self.devices)
+        found = [_BACKEND_OF[name] for name in names if name in _BACKEND_OF]
+        return (*dict.fromkeys(found), "cpu")
+
+    def devices_of(self, backend: Backend) -> tuple[str, ...]:
+        return tuple(
+            device
+            for device in self.devices
+            if _BACKEND_OF.get(re.sub(r"\d+$", "", device)) == backend
+        )
+
+
+def find_server(path: str | None, search: str | None) -> str | None:
+    """The llama-server to use: ``path`` as given, else the first on ``search`` (PATH), or None."""
+    if path is None:
+        return shutil.which("llama-server", path=search)
+    if not (os.path.isfile(path) and os.access(path, os.X_OK)):
+        raise UsageError(f"--server {path}: not a program", hint="give the path of a llama-server")
+    return os.path.abspath(path)
+
+
+def embedded_is_installed() -> bool:
+    """Whether the server from the extra ``embedded`` can be started."""
+    return importlib.util.find_spec("xllamacpp") is not None
+
+
+def embedded_program() -> tuple[tuple[str, ...], Mapping[str, str]]:
+    """Command and environment of the embedded server (embedded.py), a child like any other."""
+    # -P: modules in the current directory must not get into a root process.
+    program = (sys.executable, "-P", "-m", "infertune.launch.embedded")
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    installed = package in (*site.getsitepackages(), site.getusersitepackages())
+    return program, {} if installed else {"PYTHONPATH": package}
+
+
+def ask_server(
+    program: tuple[str, ...], env: Mapping[str, str], caller: Mapping[str, str], *, embedded: bool
+) -> Server:
+    """Ask a server program what it is and can.
+
+    ``env`` is what the program itself needs.  Raises Failed where it does not
+    run or does not know ``--help``; a missing version or device list is only
+    unknown.
+    """
+    surroundings = environment(env, caller)
+    # The help first: it needs no device, so it tells a broken program from a broken driver.
+    help_text = _ask(program, "--help", surroundings)
+    if help_text is None or "--port" not in help_text:
+        raise Failed(f"{program[0]} --help does not look like llama-server")
+    version = _ask(program, "--version", surroundings)
+    devices = None
+    if "--list-devices" in help_text:
+        devices = _ask(program, "--list-devices", surroundings)
+    return Server(
+        program=program,
+        env=env,
+        version=_version(version),
+        help=help_text,
+        devices=tuple(f"{name}{number}" for name, number in _DEVICE.findall(devices or "")),
+        embedded=embedded,
+    )
+
+
+def _ask(program: tuple[str, ...], flag: str, env: Mapping[str, str]) -> str | None:
+    """What ``program flag`` prints; None where it says no.  Raises Failed where it dies or hangs."""
+    name = os.path.basename(program[-1])
+    try:
+        answer = subprocess.run(
+            [*program, flag],
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=_ANSWER_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise Failed(f"{name} {flag} gave no answer in {_ANSWER_S:.0f} s") from None
+    except OSError as error:
+        raise Failed(f"cannot start {program[0]}: {error.strerror}") from None
+    text = answer.stdout.decode("utf-8", "replace")
+    if answer.returncode < 0 or answer.returncode == 127:
+        raise Failed(f"{name} {flag}: {cause(answer.returncode, text.splitlines())}")
+    return text if answer.returncode == 0 else None
+
+
+def _version(text: str | None) -> str | None:
+    match = re.search(r"^version: *(.+)$", text or "", re.MULTILINE)
+    return match[1].strip() if match else None

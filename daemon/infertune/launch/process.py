@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One child process: started from nothing, never left behind.
+
+The child gets an empty environment plus what it is given, the default signal
+mask, a process group of its own, and SIGTERM when infertune dies, however it
+dies.  It waits before its exec until the caller has placed it (cgroup, CPUs,
+limits), so that its first page is already charged to the right group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+from typing import Any, TextIO
+
+from infertune.errors import UsageError
+
+PASSED_THROUGH = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "TERM",
+    "TMPDIR",
+    "HIP_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "GGML_VK_VISIBLE_DEVICES",
+)
+"""Variables of the caller that reach the child: where things are, and which GPU to use.
+
+Anything else is given by the profile, or in the command: ``-- env HF_HOME=/models vllm ...``.
+"""
+
+GRACE_S = 10.0
+"""Time to stop after SIGINT or SIGTERM before SIGKILL."""
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_TAIL_LINES = 40
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def environment(given: Mapping[str, str], caller: Mapping[str, str]) -> dict[str, str]:
+    """What a child is started with: ``given`` by the profile, before what passes through."""
+    passed = {name: caller[name] for name in PASSED_THROUGH if name in caller}
+    return {"PATH": "/usr/local/bin:/usr/bin:/bin", **passed, **given}
+
+
+def find_program(name: str, path: str | None) -> str:
+    """Where ``name`` is on the search path ``path``.  Raises UsageError."""
+    found = shutil.which(name, path=path)
+    if found is None:
+        raise UsageError(f"no program '{name}'", hint="give its path, or add its directory to PATH")
+    return os.path.abspath(found)
+
+
+class Tail(threading.Thread):
+    """Reads what a child prints: keeps the last lines, and can pass them on."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(daemon=True)
+        self._file = os.fdopen(fd, encoding="utf-8", errors="replace")
+        self.lines: deque[str] = deque(maxlen=_TAIL_LINES)
+        self.echo: TextIO | None = None
+        self.start()
+
+    def run(self) -> None:
+        with self._file:
+            for line in self._file:
+                self.lines.append(line.rstrip("\n"))
+                if self.echo:
+                    with contextlib.suppress(OSError):
+                        self.echo.write(line)
+                        self.echo.flush()
+
+
+class Child:
+    """A started process.  Signals go to its whole process group."""
+
+    def __init__(self, pid: int, tail: Tail | None, owns_terminal: bool) -> None:
+        self.pid = pid
+        self.tail = tail
+        self.status: int | None = None
+        """None while it runs, then its exit code, or minus the signal that ended it."""
+        self._owns_terminal = owns_terminal
+
+    def poll(self) -> int | None:
+        """The status, without waiting."""
+        if self.status is None:
+            self._reap(os.WNOHANG)
+        return self.status
+
+    def wait(self) -> int:
+        """Wait for the end and give the status.  Signal handlers run meanwhile."""
+        while self.status is None:
+            self._reap(os.WUNTRACED)
+        return self.status
+
+    def wait_for(self, seconds: float) -> int | None:
+        """The status if it ends within ``seconds``, else None."""
+        end = time.monotonic() + seconds
+        while self.poll() is None and time.monotonic() < end:
+            time.sleep(0.02)
+        return self.status
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process group; one that is gone is fine."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    def stop(self) -> int:
+        """SIGTERM, GRACE_S of patience, SIGKILL; then whatever is left of the group."""
+        if self.poll() is None:
+            self.signal(signal.SIGTERM)
+            if self.wait_for(GRACE_S) is None:
+                self.signal(signal.SIGKILL)
+        status = self.wait()
+        # A server's own children must not live on with the memory they hold.
+        self.signal(signal.SIGKILL)
+        if self.tail:
+            self.tail.join(1)
+        return status
+
+    def last_lines(self) -> list[str]:
+        """The end of what it printed, once it has ended."""
+        if self.tail is None:
+            return []
+        self.tail.join(1)
+        return list(self.tail.lines)
+
+    def _reap(self, options: int) -> None:
+        pid, status = os.waitpid(self.pid, options)
+        if pid == 0:
+            return
+        if os.WIFSTOPPED(status):
+            self._suspend()
+            return
+        self.status = os.waitstatus_to_exitcode(status)
+        if self._owns_terminal:
+            _give_terminal(os.getpgrp())
+
+    def _suspend(self) -> None:
+        """Ctrl-Z in a command that has the terminal: stop with it, continue with it."""
+        if not self._owns_terminal:
+            return
+        _give_terminal(os.getpgrp())
+        os.kill(os.getpid(), signal.SIGSTOP)
+        _give_terminal(self.pid)
+        self.signal(signal.SIGCONT)
+
+
+def start(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    place: Callable[[int], None],
+    *,
+    capture: bool,
+    stdout: int = 1,
+) -> Child:
+    """Start ``argv`` (its first word an absolute path); ``place(pid)`` runs before its exec.
+
+    With ``capture`` it reads nothing and its output goes to a Tail; without, it
+    has our terminal like a shell's command, and ``stdout`` is its standard output.
+    Raises UsageError where it cannot be executed.
+    """
+    parent = os.getpid()
+    gate_read, gate = os.pipe()
+    error_read, error = os.pipe()
+    output_read, output = os.pipe() if capture else (-1, stdout)
+    pid = os.fork()
+    if pid == 0:
+        _become(argv, env, parent, gate_read, gate, error, output if capture else None, stdout)
+    os.close(gate_read)
+    os.close(error)
+    tail = None
+    if capture:
+        os.close(output)
+        tail = Tail(output_read)
+    with contextlib.suppress(OSError):  # the child does the same; either may be first
+        os.setpgid(pid, pid)
+    owns_terminal = not capture and _has_terminal()
+    try:
+        place(pid)
+        if owns_terminal:
+            _give_terminal(pid)
+        os.write(gate, b"x")
+        failure = os.read(error_read, 16)
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    finally:
+        os.close(gate)
+        os.close(error_read)
+    child = Child(pid, tail, owns_terminal)
+    if failure:
+        child.wait()
+        raise UsageError(f"cannot start {argv[0]}: {os.strerror(int(failure))}")
+    return child
+
+
+def _become(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    parent: int,
+    gate_read: int,
+    gate: int,
+    error: int,
+    output: int | None,
+    stdout: int,
+) -> None:
+    """In the child, up to its exec.  Never returns."""
+    try:
+        os.setpgid(0, 0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python, and inherited
+            signal.signal(number, signal.SIG_DFL)
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        os.close(gate)
+        if os.getppid() != parent or not os.read(gate_read, 1):
+            os._exit(1)
+        if output is None:
+            os.dup2(stdout, 1)
+        else:
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+        os.execve(argv[0], list(argv), dict(env))
+    except OSError as failure:
+        os.write(error, str(failure.errno).encode())
+    finally:
+        os._exit(127)
+
+
+def _has_terminal() -> bool:
+    try:
+        return os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:
+        return False
+
+
+def _give_terminal(group: int) -> None:
+    """Make ``group`` the terminal's foreground group; we may be in the background ourselves."""
+    before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        os.tcsetpgrp(0, group)
+    signal.signal(signal.SIGTTOU, before)
+
+
+class Signals:
+    """While in force, signals to infertune go to its child; a second one ends it.
+
+    Before there is a child a signal is only remembered (``received``), so that
+    a change of the machine is never cut in the middle.
+    """
+
+    _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    _PASSED = (*_ENDING, signal.SIGUSR1, signal.SIGUSR2)
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.child: Child | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        for number in self._PASSED:
+            # A SIGHUP that nohup has us ignore stays ignored, for the child too.
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._pass_on)
+        self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._out_of_patience)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _pass_on(self, number: int, _frame: FrameType | None) -> None:
+        again = self.received is not None and number in self._ENDING
+        if number in self._ENDING:
+            self.received = self.received or number
+        if self.child is None:
+            return
+        self.child.signal(signal.SIGKILL if again else number)
+        if number in (signal.SIGINT, signal.SIGTERM):
+            signal.setitimer(signal.ITIMER_REAL, GRACE_S)
+
+    def _out_of_patience(self, _number: int, _frame: FrameType | None) -> None:
+        if self.child:
+            self.child.signal(signal.SIGKILL)
+
+
+def exit_code(status: int) -> int:
+    """A child's status as a shell would report it: 128+N after signal N."""
+    return 128 - status if status < 0 else status
+
+
+def cause(status: int, lines: Sequence[str] = (), *, out_of_memory: bool = False) -> str:
+    """Why a process ended, in words."""
+    if status >= 0:
+        if any("error while loading shared libraries" in line for line in lines):
+            return (
+                "its libraries were not found (it starts with an empty environment; "
+                "install them where the loader looks, or use '-- env LD_LIBRARY_PATH=... ')"
+            )
+        return f"it ended with exit code {status}"
+    if -status == signal.SIGILL:
+        return "illegal instruction: its CPU backend was built for another CPU"
+    if -status == signal.SIGKILL and out_of_memory:
+        return "killed by the kernel: out of memory"
+    return f"ended by {signal.Signals(-status).name}"
+

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wait until a server answers, show how far it is, and say why when it never will."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from typing import TYPE_CHECKING, TextIO
+
+from infertune.errors import Failed, UsageError
+from infertune.launch.client import healthy
+from infertune.launch.process import Child, Signals, cause
+from infertune.launch.residency import file_size, model_files, resident
+from infertune.units import format_size
+
+if TYPE_CHECKING:
+    from infertune.root import Root
+
+DEFAULT_PORT = 8080
+_PORTS_TRIED = 100
+_POLL_S = 0.1
+_TERMINAL_S = 0.2
+_PLAIN_S = 5.0
+
+
+def choose_port(wanted: int | None) -> int:
+    """``wanted`` if it is free, or without a wish the first free one from 8080 on.
+
+    Raises UsageError where a wanted port is taken.
+    """
+    candidates = [wanted] if wanted else range(DEFAULT_PORT, DEFAULT_PORT + _PORTS_TRIED)
+    for port in candidates:
+        with socket.socket() as probe:
+            # As servers do: a port that only waits out old connections counts as free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                    continue
+                raise
+            return port
+    if wanted:
+        raise UsageError(f"port {wanted} is taken or not allowed", hint="leave --port out")
+    raise UsageError(f"no free port from {DEFAULT_PORT} on", hint="give one with --port")
+
+
+class Progress:
+    """One line that is rewritten on a terminal; elsewhere a line every few seconds."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._terminal = out.isatty()
+        self._next = 0.0
+        self._open = False
+
+    def due(self) -> bool:
+        """Whether it is time for the next line."""
+        return time.monotonic() >= self._next
+
+    def show(self, text: str) -> None:
+        self._next = time.monotonic() + (_TERMINAL_S if self._terminal else _PLAIN_S)
+        self._out.write(f"\r\x1b[K{text}" if self._terminal else f"{text}\n")
+        self._out.flush()
+        self._open = self._terminal
+
+    def done(self) -> None:
+        """Clear the line; what follows starts on an empty one."""
+        if self._open:
+            self._out.write("\r\x1b[K")
+            self._out.flush()
+            self._open = False
+
+
+def oom_kills(root: Root) -> int | None:
+    """Processes this kernel has killed for want of memory since boot."""
+    for line in (root.get("/proc/vmstat") or "").splitlines():
+        name, _, value = line.partition(" ")
+        if name == "oom_kill":
+            return int(value)
+    return None
+
+
+def wait_ready(
+    root: Root, signals: Signals, child: Child, base_url: str, model: str, out: TextIO
+) -> float | None:
+    """Seconds until /health said yes; None where a signal to infertune ended the server first.
+
+    Raises Failed, with the server's last lines, when it ends by itself.
+    """
+    start = time.monotonic()
+    files = model_files(model)
+    total = file_size(files)
+    killed_before = oom_kills(root)
+    progress = Progress(out)
+    try:
+        while (status := child.poll()) is None:
+            if healthy(base_url):
+                return time.monotonic() - start
+            if progress.due():
+                loaded = resident(files)
+                if loaded is None:
+                    loaded = min(_rss(root, child.pid), total)
+                share = f"{format_size(loaded)} of {format_size(total)} resident"
+                seconds = f"{time.monotonic() - start:.0f} s"
+                progress.show(f"loading {os.path.basename(model)}: {share}, {seconds}")
+            time.sleep(_POLL_S)
+    finally:
+        progress.done()
+    if signals.received is not None:
+        return None
+    lines = child.last_lines()
+    starved = killed_before is not None and (oom_kills(root) or 0) > killed_before
+    why = cause(status, lines, out_of_memory=starved)
+    raise Failed(f"the server did not get ready: {why}", hint="\n  ".join(lines[-12:]) or None)
+
+
+def _rss(root: Root, pid: int) -> int:
+    fields = (root.get(f"/proc/{pid}/statm") or "0 0").split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one door to /sys, /proc, /etc, /run and /dev.
+
+Nothing else in infertune opens a file for writing (tests/unit/test_house.py
+checks that).  ``Root("/")`` is this machine; ``Root(directory)`` is a recorded
+one, on which everything runs the same way.  Paths are always given as on the
+machine (``/proc/sys/vm/swappiness``).
+
+Every effect is a named :class:`Step`.  A test hands in a hook that sees each
+step before it happens and may raise an OSError, shorten a write or kill the
+process.  There is deliberately no environment variable for it: a root daemon
+must not have a switch that fakes errors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import stat
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from infertune.recorded import as_the_kernel_would
+
+MAX_READ = 4 * 1024 * 1024
+"""Bound of one read.  /proc/cpuinfo of a 1024-thread machine is about 1.5 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One effect on the machine, before it happens."""
+
+    action: str  # mkdir, create, write, fsync, rename, sync-directory, unlink, lock, hold
+    path: str
+    size: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.path}"
+
+
+Hook = Callable[[Step], int | None]
+"""Called before each effect.  Returns None, or how many bytes of a write may get through."""
+
+
+class ShortWrite(OSError):
+    """The kernel took only a part of a value.  Never retried: for sysfs a rest is a second store."""
+
+    def __init__(self, path: str, taken: int, size: int) -> None:
+        super().__init__(errno.EIO, f"short write, {taken} of {size} bytes", path)
+
+
+@dataclass
+class Held:
+    """A file kept open because its effect lasts as long as the descriptor (PM-QoS)."""
+
+    path: str
+    fd: int | None
+
+    def close(self) -> None:
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
+
+
+class Root:
+    """Files of one machine, real or recorded."""
+
+    def __init__(self, base: str | Path = "/", *, hook: Hook | None = None) -> None:
+        self.base = Path(base)
+        self.live = self.base == Path("/")
+        self._hook = hook
+
+    def at(self, path: str) -> Path:
+        """Where ``path`` of the machine lies on this file system."""
+        if not path.startswith("/") or "\0" in path or ".." in path.split("/"):
+            raise ValueError(f"not an absolute path: {path!r}")
+        return self.base / path.lstrip("/")
+
+    # -- reading -------------------------------------------------------------
+
+    def read_bytes(self, path: str) -> bytes:
+        """The whole file, at most MAX_READ bytes.  Raises OSError as the kernel gave it."""
+        # O_NONBLOCK: a FIFO or a driver that waits must not hang a root process.
+        fd = os.open(self.at(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            parts: list[bytes] = []
+            size = 0
+            while size < MAX_READ and (part := os.read(fd, 65536)):
+                parts.append(part)
+                size += len(part)
+            return b"".join(parts)
+        finally:
+            os.close(fd)
+
+    def read_value(self, path: str, size: int) -> bytes:
+        """At most ``size`` bytes from one single read (character devices such as PM-QoS)."""
+        fd = os.open(self.at(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            return os.read(fd, size)
+        finally:
+            os.close(fd)
+
+    def read(self, path: str) -> str:
+        """The file as text, without surrounding white space.  Raises OSError."""
+        return self.read_bytes(path).decode("utf-8", "replace").strip("\0 \t\r\n")
+
+    def get(self, path: str) -> str | None:
+        """The file as text, or None where it cannot be read (absent, no permission, driver says no)."""
+        try:
+            return self.read(path)
+        except OSError:
+            return None
+
+    def get_int(self, path: str) -> int | None:
+        """The file as an integer, or None where there is none."""
+        text = self.get(path)
+        try:
+            return int(text, 0) if text else None
+        except ValueError:
+            return None
+
+    def exists(self, path: str) -> bool:
+        """Whether there is something; what may not be looked at counts as not there."""
+        try:
+            return self.at(path).exists()
+        except OSError:
+            return False
+
+    def readlink(self, path: str) -> str | None:
+        """Target of a symbolic link as written, or None."""
+        try:
+            return os.readlink(self.at(path))
+        except OSError:
+            return None
+
+    def real(self, path: str) -> str:
+        """``path`` with symbolic links resolved, as a path of the machine."""
+        resolved = self.at(path).resolve()
+        return "/" + str(resolved.relative_to(self.base.resolve()))
+
+    def names(self, path: str) -> list[str]:
+        """Sorted names in a directory; empty where there is none."""
+        try:
+            return sorted(os.listdir(self.at(path)))
+        except OSError:
+            return []
+
+    def glob(self, pattern: str) -> list[str]:
+        """Existing paths that match, in natural order (cpu2 before cpu10)."""
+        self.at(pattern)
+        found = self.base.glob(pattern.lstrip("/"))
+        return sorted(("/" + str(p.relative_to(self.base)) for p in found), key=_natural)
+
+    def writable(self, path: str) -> bool:
+        """Whether this process may open the file for writing."""
+        return os.access(self.at(path), os.W_OK)
+
+    # -- effects -------------------------------------------------------------
+
+    def write_value(self, path: str, text: str) -> None:
+        """Store one value in an existing sysfs or procfs file with one write.
+
+        Raises OSError; a short write is an error (ShortWrite).
+        """
+        data = text.encode()
+        taken = self._step("write", path, len(data))
+        target = self.at(path)
+        flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        if self.live:
+            fd = os.open(target, flags)
+        else:
+            answer = as_the_kernel_would(target.read_bytes(), data[:taken])
+            fd = os.open(target, flags | os.O_TRUNC)
+        try:
+            if self.live:
+                self._write(fd, path, data, taken)
+            else:
+                os.write(fd, answer)
+                if taken is not None and taken < len(data):
+                    raise ShortWrite(path, taken, len(data))
+        finally:
+            os.close(fd)
+
+    def replace(self, path: str, data: bytes, mode: int = 0o644) -> None:
+        """Make the file hold ``data``, all of it or nothing, also across a power cut.
+
+        New file beside it, write, fsync, rename, fsync of the directory.
+        Raises OSError; the old content is then still there.
+        """
+        target = self.at(path)
+        temporary = _successor(target)
+        self._step("create", path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(temporary, flags, mode)
+        try:
+            try:
+                os.fchmod(fd, mode)
+                taken = self._step("write", path, len(data))
+                self._write(fd, path, data, taken)
+                self._step("fsync", path)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            self._step("rename", path)
+            os.rename(temporary, target)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        self._sync_directory(os.path.dirname(path))
+
+    def unlink(self, path: str) -> None:
+        """Remove a file and make that durable; one that is already gone is fine.
+
+        A half-written successor that a killed ``replace`` left goes with it.
+        """
+        there = [file for file in (self.at(path), _successor(self.at(path))) if file.exists()]
+        if not there:
+            return
+        self._step("unlink", path)
+        for file in there:
+            file.unlink(missing_ok=True)
+        self._sync_directory(os.path.dirname(path))
+
+    def mkdir(self, path: str, mode: int = 0o755) -> None:
+        """Make a directory and its parents; an existing one is fine.  Raises OSError."""
+        if self.at(path).is_dir():
+            return
+        self._step("mkdir", path)
+        self.at(path).mkdir(mode=mode, parents=True, exist_ok=True)
+
+    def rmdir(self, path: str) -> None:
+        """Remove an empty directory; one that is already gone is fine.  Raises OSError."""
+        self._step("rmdir", path)
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(self.at(path))
+
+    def hold(self, path: str, data: bytes) -> Held:
+        """Write ``data`` and keep the file open until the result is closed.  Raises OSError."""
+        taken = self._step("hold", path, len(data))
+        if not self.live:
+            # A recorded machine has no driver whose request could end with the descriptor.
+            return Held(path, None)
+        fd = os.open(self.at(path), os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self._write(fd, path, data, taken)
+        except OSError:
+            os.close(fd)
+            raise
+        return Held(path, fd)
+
+    @contextlib.contextmanager
+    def lock(self, path: str, owner: str) -> Iterator[str | None]:
+        """Hold an exclusive lock on ``path``; yields None, or the owner that has it already.
+
+        The lock dies with the process, however it dies.  An open-file-description lock
+        (Linux 3.15) rather than flock: ``lock_owner`` can ask for it without taking it.
+        """
+        self._step("lock", path)
+        fd = os.open(
+            self.at(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644
+        )
+        try:
+            try:
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_WRLCK))
+            except (BlockingIOError, PermissionError):
+                yield _owner(fd)
+                return
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, owner.encode(), 0)
+            try:
+                yield None
+            finally:
+                os.ftruncate(fd, 0)
+        finally:
+            os.close(fd)
+
+    def lock_owner(self, path: str) -> str | None:
+        """Who holds the lock on ``path`` right now, or None.  Does not take it."""
+        try:
+            fd = os.open(self.at(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return None
+        try:
+            answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _whole_file(fcntl.F_WRLCK))
+            kind = struct.unpack_from("h", answer)[0]
+            return None if kind == fcntl.F_UNLCK else _owner(fd)
+        finally:
+            os.close(fd)
+
+    # -- the steps themselves ------------------------------------------------
+
+    def _step(self, action: str, path: str, size: int = 0) -> int | None:
+        return self._hook(Step(action, path, size)) if self._hook else None
+
+    def _sync_directory(self, path: str) -> None:
+        self._step("sync-directory", path)
+        fd = os.open(self.at(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    @staticmethod
+    def _write(fd: int, path: str, data: bytes, taken: int | None) -> None:
+        size = len(data)
+        if taken is not None:
+            data = data[:taken]
+        written = os.write(fd, data)
+        if written != size:
+            raise ShortWrite(path, written, size)
+
+
+def _whole_file(kind: int) -> bytes:
+    """``struct flock`` for a lock of one kind on a whole file."""
+    return struct.pack("hhqqi", kind, os.SEEK_SET, 0, 0, 0)
+
+
+def _owner(fd: int) -> str:
+    return os.pread(fd, 4096, 0).decode("utf-8", "replace").strip() or "another infertune"
+
+
+def _successor(target: Path) -> Path:
+    # A fixed name: a leftover of a killed process is overwritten, not collected.
+    return target.with_name(target.name + ".new")
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+def read_plain_file(path: Path, size: int, *, follow: bool) -> tuple[bytes, os.stat_result]:
+    """At most ``size`` bytes of a regular file and its status, both from one descriptor.
+
+    Raises OSError; ELOOP for a symbolic link unless ``follow``.
+    """
+    # O_NONBLOCK: opening a FIFO must not wait for its writer.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    with os.fdopen(os.open(path, flags | (0 if follow else os.O_NOFOLLOW)), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read(size), status
+
+
+def read_user_file(path: str, limit: int) -> bytes:
+    """At most ``limit`` bytes of a file the user named, on this system.  Raises OSError."""
+    with open(path, "rb") as file:
+        return file.read(limit)
+
+
+def write_user_file(path: str, data: bytes, *, force: bool = False) -> None:
+    """Write a file the user named, on this system and not on a recorded one.
+
+    An existing file is an error (FileExistsError) unless ``force``.  Raises OSError.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if force else os.O_EXCL)
+    with os.fdopen(os.open(path, flags, 0o644), "wb") as file:
+        file.write(data)
+
+
+def lay_out(
+    base: Path,
+    *,
+    directories: Iterable[str] = (),
+    files: Mapping[str, tuple[bytes, int]],
+    links: Mapping[str, str],
+) -> None:
+    """Build a recorded machine in the empty directory ``base``.
+
+    ``files`` maps a path of the machine to content and permission bits, ``links`` to a target.
+    Files come before links, so nothing is ever written through a link.  Raises OSError.
+    """
+    root = Root(base)
+    for path in (*directories, *map(os.path.dirname, (*files, *links))):
+        root.mkdir(path)
+    for path, (data, mode) in files.items():
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with os.fdopen(os.open(root.at(path), flags, 0o600), "wb") as file:
+            file.write(data)
+            os.fchmod(file.fileno(), mode)
+    for path, target in links.items():
+        os.symlink(target, root.at(path))

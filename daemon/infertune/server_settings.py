@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a profile's ``[server]`` may say, and how it becomes flags of one llama-server.
+
+llama.cpp renames and removes flags between builds, and its version text is not
+reliable, so flags are taken from that binary's own ``--help``.  What the help
+does not know is refused with a reason and never passed: an unknown flag stops
+the server, an unknown environment variable is silently ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from infertune.machine import Machine
+from infertune.units import MIB
+from infertune.values import Choice, Integer, Size, Switch, Value
+
+
+@dataclass(frozen=True)
+class IntegerOr(Integer):
+    """A whole number with bounds, or one of some words."""
+
+    words: tuple[str, ...] = ()
+
+    def parse(self, configured: object, machine: Machine | None = None) -> str:
+        if isinstance(configured, str) and configured in self.words:
+            return configured
+        return super().parse(configured, machine)
+
+    def accepts(self) -> str:
+        return f"{super().accepts()}, or {', '.join(self.words)}"
+
+
+Way = str | Mapping[str, tuple[str, ...]]
+"""A flag that is given the value, or for each value the flags (without value) that mean it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSetting:
+    """One setting of llama-server, as a catalogue entry."""
+
+    id: str
+    value: Value
+    summary: str
+    ways: tuple[Way, ...]
+    """Ways to say it, newest first; the first one the binary knows is used."""
+
+
+def _switch(flag: str, off: str | None = None) -> Mapping[str, tuple[str, ...]]:
+    return {"1": (flag,), "0": (off,) if off else ()}
+
+
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+
+_SETTINGS = (
+    ServerSetting(
+        id="ctx_size",
+        value=Integer(0, 2**24, "tokens (0: as the model says)"),
+        summary="context of all slots together",
+        ways=("--ctx-size",),
+    ),
+    ServerSetting(
+        id="batch_size",
+        value=Integer(1, 2**20, "tokens"),
+        summary="most tokens of one logical batch",
+        ways=("--batch-size",),
+    ),
+    ServerSetting(
+        id="ubatch_size",
+        value=Integer(1, 2**20, "tokens"),
+        summary="most tokens of one physical batch; large ones are fast but hold the GPU long",
+        ways=("--ubatch-size",),
+    ),
+    ServerSetting(
+        id="parallel",
+        value=Integer(1, 1024, "slots"),
+        summary="requests answered at the same time",
+        ways=("--parallel",),
+    ),
+    ServerSetting(
+        id="threads",
+        value=Integer(1, 1024, "threads"),
+        summary="CPU threads while generating",
+        ways=("--threads",),
+    ),
+    ServerSetting(
+        id="threads_batch",
+        value=Integer(1, 1024, "threads"),
+        summary="CPU threads while reading the prompt",
+        ways=("--threads-batch",),
+    ),
+    ServerSetting(
+        id="gpu_layers",
+        value=IntegerOr(0, 9999, "layers", words=("auto", "all")),
+        summary="layers kept on the GPU",
+        ways=("--n-gpu-layers", "--gpu-layers"),
+    ),
+    ServerSetting(
+        id="flash_attn",
+        value=Choice(("on", "off", "auto")),
+        summary="flash attention; a quantised V cache needs it",
+        ways=("--flash-attn", {"on": ("--flash-attn",), "off": ()}),
+    ),
+    ServerSetting(
+        id="cache_type_k",
+        value=Choice(CACHE_TYPES),
+        summary="type of the K cache; smaller ones change the output a little",
+        ways=("--cache-type-k",),
+    ),
+    ServerSetting(
+        id="cache_type_v",
+        value=Choice(CACHE_TYPES),
+        summary="type of the V cache; smaller ones change the output a little",
+        ways=("--cache-type-v",),
+    ),
+    ServerSetting(
+        id="load_mode",
+        value=Choice(("auto", "none", "mmap", "mlock", "mmap+mlock", "dio")),
+        summary="how the model file gets into memory; auto avoids mmap on an integrated GPU",
+        ways=(
+            "--load-mode",
+            {
+                "auto": (),
+                "mmap": (),
+                "none": ("--no-mmap",),
+                "mlock": ("--mlock",),
+                "mmap+mlock": ("--mlock",),
+                "dio": ("--direct-io",),
+            },
+        ),
+    ),
+    ServerSetting(
+        id="cache_ram",
+        value=Size(MIB, 0, 2**20 * MIB, "MiB"),
+        summary="memory for prompts kept for reuse; the server's own default is 8 GiB",
+        ways=("--cache-ram",),
+    ),
+    ServerSetting(
+        id="cache_reuse",
+        value=Integer(0, 2**20, "tokens"),
+        summary="shortest piece of an earlier prompt that is shifted and used again",
+        ways=("--cache-reuse",),
+    ),
+    ServerSetting(
+        id="kv_unified",
+        value=Switch(),
+        summary="one KV cache for all slots",
+        ways=(_switch("--kv-unified", "--no-kv-unified"),),
+    ),
+    ServerSetting(
+        id="kv_offload",
+        value=Switch(),
+        summary="KV cache on the GPU",
+        ways=(_switch("--kv-offload", "--no-kv-offload"),),
+    ),
+    ServerSetting(
+        id="cont_batching",
+        value=Switch(),
+        summary="add new requests to a running batch",
+        ways=(_switch("--cont-batching", "--no-cont-batching"),),
+    ),
+    ServerSetting(
+        id="fit",
+        value=Choice(("on", "off")),
+        summary="let the server shrink unset settings until the model fits",
+        ways=("--fit",),
+    ),
+    ServerSetting(
+        id="n_cpu_moe",
+        value=Integer(0, 9999, "layers"),
+        summary="layers whose experts stay on the CPU side",
+        ways=("--n-cpu-moe",),
+    ),
+    ServerSetting(
+        id="prio",
+        value=Integer(-1, 3),
+        summary="thread priority: -1 low, 0 normal, 1 medium, 2 high, 3 real time",
+        ways=("--prio",),
+    ),
+    ServerSetting(
+        id="poll",
+        value=Integer(0, 100, "%"),
+        summary="how much idle threads spin; no effect on builds with OpenMP",
+        ways=("--poll",),
+    ),
+    ServerSetting(
+        id="warmup",
+        value=Switch(),
+        summary="one empty run before the server is ready",
+        ways=(_switch("--warmup", "--no-warmup"),),
+    ),
+    ServerSetting(
+        id="metrics",
+        value=Switch(),
+        summary="serve /metrics",
+        ways=(_switch("--metrics"),),
+    ),
+    ServerSetting(
+        id="slots",
+        value=Switch(),
+        summary="serve /slots",
+        ways=(_switch("--slots", "--no-slots"),),
+    ),
+    ServerSetting(
+        id="jinja",
+        value=Switch(),
+        summary="use the chat template of the model file",
+        ways=(_switch("--jinja", "--no-jinja"),),
+    ),
+    ServerSetting(
+        id="spec_type",
+        value=Choice(
+            ("none", "ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache")
+        ),
+        summary="guess tokens from the text so far; needs no second model",
+        ways=("--spec-type", {"none": ()}),
+    ),
+)
+
+SERVER_SETTINGS: Mapping[str, ServerSetting] = {setting.id: setting for setting in _SETTINGS}
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What ``--help`` says of one flag."""
+
+    argument: str | None
+    """The placeholder of its value as printed (``N``, ``[on|off|auto]``), None if it takes none."""
+    words: tuple[str, ...] | None
+    """The values it lists, None where it lists none."""
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A setting that is not passed to this server, and why."""
+
+    setting: str
+    value: str
+    reason: str
+
+
+_FLAG = re.compile(r"(--?[A-Za-z0-9][\w-]*)(,\s*(?=-))?")
+_LISTED = re.compile(r" [\[{]?([\w.+-]+(?:[|,][\w.+-]+)+)[\]}]?")
+_ALLOWED = re.compile(r"allowed values:\s*((?:[\w.+-]+,\s*)*[\w.+-]+)")
+_BULLET = re.compile(r"^\s+- '?([\w.+-]+)'?(?: \(default\))?:", re.MULTILINE)
+
+
+def parse_help(text: str) -> dict[str, Option]:
+    """The flags of a llama-server ``--help``; flags of one entry share one Option."""
+    options: dict[str, Option] = {}
+    for entry in re.split(r"^(?=-)", text, flags=re.MULTILINE)[1:]:
+        flags, position = [], 0
+        while match := _FLAG.match(entry, position):
+            flags.append(match[1])
+            position = match.end()
+            if not match[2]:
+                break
+        # One space and a word: the value's placeholder.  More, or a new line: the description.
+        argument = re.match(r" (\S+(?: \S+)*)", entry[position:])
+        text = entry[position:]
+        option = Option(argument[1] if argument else None, _listed(text), text)
+        options.update(dict.fromkeys(flags, option))
+    return options
+
+
+def _listed(text: str) -> tuple[str, ...] | None:
+    """The values an entry offers: in its placeholder, as a list in words, or as bullets."""
+    if match := _LISTED.match(text) or _ALLOWED.search(text):
+        return tuple(re.split(r"[|,]\s*", match[1]))
+    return tuple(_BULLET.findall(text)) or None
+
+
+def server_arguments(
+    settings: Mapping[str, str], help_text: str, *, model: str, port: int
+) -> tuple[list[str], list[Refused]]:
+    """Arguments for the llama-server that printed ``help_text``, and what it cannot be given.
+
+    ``settings`` are canonical values by id.  Host and port are always given:
+    the default port differs between builds.
+    """
+    options = parse_help(help_text)
+    arguments = ["--model", model, "--host", "127.0.0.1", "--port", str(port)]
+    refused: list[Refused] = []
+    for name, value in settings.items():
+        reasons: list[str] = []
+        for way in SERVER_SETTINGS[name].ways:
+            flags, reason = _say(way, value, options)
+            if reason is None:
+                arguments += flags
+                break
+            reasons.append(reason)
+        else:
+            refused.append(Refused(name, value, "; ".join(dict.fromkeys(reasons))))
+    return arguments, refused
+
+
+def _say(
+    way: Way, value: str, options: Mapping[str, Option]
+) -> tuple[Sequence[str], str | None]:
+    """The arguments that mean ``value``, or the reason why this way does not work here."""
+    if isinstance(way, str):
+        option = options.get(way)
+        if option is None:
+            return (), f"this build has no {way}"
+        if option.argument is None:
+            return (), f"{way} of this build takes no value"
+        if option.words is not None and not _is_number(value) and value not in option.words:
+            return (), f"{way} of this build offers {', '.join(option.words)}"
+        if option.words is None and not _is_number(value) and not _mentions(option.text, value):
+            return (), f"{way} of this build does not say that it takes '{value}'"
+        return (way, value), None
+    if value not in way:
+        return (), f"this build has no way to say '{value}'"
+    for flag in way[value]:
+        option = options.get(flag)
+        if option is None:
+            return (), f"this build has no {flag}"
+        if option.argument is not None:
+            return (), f"{flag} of this build wants a value"
+    return way[value], None
+
+
+def _is_number(value: str) -> bool:
+    return value.lstrip("-").isdecimal()
+
+
+def _mentions(text: str, word: str) -> bool:
+    return re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text) is not None

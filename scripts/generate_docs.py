@@ -1,0 +1,236 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Write the documents that are made from declarations in the code.
+
+docs/knobs.md from the catalogue, docs/man/infertune.1 and completions/ from the
+table of verbs.  ``--check`` writes nothing and exits 1 where one is out of date
+(tests/unit/test_house.py runs it).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import shtab
+
+from infertune import __version__
+from infertune.cli.base import Argument, Command
+from infertune.cli.main import COMMANDS, build_parser
+from infertune.errors import Exit
+from infertune.knobs import KNOBS
+from infertune.knobs.base import Knob
+from infertune.knobs.guards import GUARDS
+from infertune.profile import SEARCH_PATH
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+EXIT_MEANING = {
+    Exit.DONE: "done",
+    Exit.DIFFERS: "something differs, or there are findings",
+    Exit.USAGE: "wrong usage, or a profile that is not valid; nothing was touched",
+    Exit.FAILED: "failed and rolled back, or another infertune holds the machine",
+    Exit.NOT_PERMITTED: "not permitted; nothing was touched",
+    Exit.UNREACHABLE: "the daemon cannot be reached (planned)",
+}
+
+
+# -- docs/knobs.md -------------------------------------------------------------
+
+
+def knobs_page() -> str:
+    """The catalogue as one table per family, and the guards."""
+    out = [
+        "# Knobs",
+        "",
+        "Made from `daemon/infertune/knobs/` by `scripts/generate_docs.py`; do not edit.",
+        "",
+        "A profile names a knob by its id. *Evidence* is what is known about its effect on",
+        "inference: `measured`, `reported` (by others), `protective, unmeasured` or",
+        "`no effect found`. Risk *power* may change heat, noise or stability under load; *boot*",
+        "takes effect at the next boot and is never written live. A guard refuses a value on",
+        "machines where it has done harm (end of this page).",
+    ]
+    for family in dict.fromkeys(knob.family for knob in KNOBS.values()):
+        out += ["", f"## {family}", ""]
+        for knob in KNOBS.values():
+            if knob.family == family:
+                out += _knob(knob)
+    out += [
+        "",
+        "## Guards",
+        "",
+        "| knob | refused | where | why | source |",
+        "|---|---|---|---|---|",
+    ]
+    for guard in GUARDS:
+        where = [
+            f"product `{guard.product}`" if guard.product else "",
+            f"GPU `{guard.gpu}`" if guard.gpu else "",
+            f"Linux before {'.'.join(map(str, guard.kernel_before))}"
+            if guard.kernel_before
+            else "",
+        ]
+        cells = (
+            f"`{guard.knob}`",
+            ", ".join(f"`{value}`" for value in guard.values),
+            ", ".join(filter(None, where)),
+            guard.reason,
+            guard.source,
+        )
+        out.append(_row(cells))
+    return "\n".join(out) + "\n"
+
+
+def _knob(knob: Knob) -> list[str]:
+    facts = [
+        ("file", ", ".join(f"`{path}`" for path in knob.paths)),
+        ("accepts", knob.value.accepts()),
+        ("evidence", f"{knob.evidence.label}: {knob.evidence.text} ({knob.evidence.source})"),
+        ("where absent", knob.absent),
+        ("defined in", knob.doc),
+    ]
+    if knob.risk != "safe":
+        facts.append(("risk", knob.risk))
+    if knob.held:
+        facts.append(("lasts", "only while a process holds it (`infertune run`)"))
+    for label, ids in (
+        ("set after", knob.after),
+        ("restored after", knob.restore_after),
+        ("may also change", knob.touches),
+    ):
+        if ids:
+            facts.append((label, ", ".join(f"`{each}`" for each in ids)))
+    lines = [f"### {knob.id}", "", knob.summary, ""]
+    return [*lines, *(f"- {label}: {text}" for label, text in facts), ""]
+
+
+def _version(numbers: tuple[int, ...]) -> str:
+    return ".".join(map(str, numbers))
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+# -- docs/man/infertune.1 ------------------------------------------------------
+
+
+def man_page() -> str:
+    """infertune(1) in man(7) macros."""
+    parser = build_parser()
+    out = [
+        f'.TH INFERTUNE 1 "" "infertune {__version__}" "User Commands"',
+        ".SH NAME",
+        "infertune \\- tune a machine for local LLM inference, and put everything back",
+        ".SH SYNOPSIS",
+        ".B infertune",
+        "[\\fB\\-\\-root\\fR \\fIPATH\\fR] [\\fB\\-\\-debug\\fR] \\fIVERB\\fR ...",
+        ".SH DESCRIPTION",
+        _roff(parser.description or ""),
+        ".SH OPTIONS",
+        ".TP",
+        "\\fB\\-\\-root\\fR \\fIPATH\\fR",
+        "Work on a recorded machine: a directory tree or a snapshot file.",
+        ".TP",
+        "\\fB\\-\\-debug\\fR",
+        "Show a traceback when something fails.",
+        ".TP",
+        "\\fB\\-\\-version\\fR",
+        "Show the version and exit.",
+        ".SH VERBS",
+    ]
+    for command in COMMANDS:
+        out += _man_verb(command, ())
+    out += [".SH EXIT STATUS"]
+    for code, meaning in EXIT_MEANING.items():
+        out += [".TP", f".B {int(code)}", _roff(meaning)]
+    out += [
+        ".SH FILES",
+        ".TP",
+        f".I {_roff(', '.join(SEARCH_PATH))}",
+        "Profiles, first match wins; then the ones of the package.",
+        ".TP",
+        ".I /run/infertune/journal",
+        "Values to go back to, of this boot.",
+    ]
+    return "\n".join(out) + "\n"
+
+
+def _man_verb(command: Command, parents: tuple[str, ...]) -> Iterator[str]:
+    words = (*parents, command.name)
+    if command.subcommands:
+        for sub in command.subcommands:
+            yield from _man_verb(sub, words)
+        return
+    usage = " ".join(_usage(argument) for argument in command.arguments)
+    yield f".SS {_roff(' '.join(words))} {usage}".rstrip()
+    yield _roff(command.description or command.help)
+    for argument in command.arguments:
+        yield ".TP"
+        yield _usage(argument, brackets=False)
+        yield _roff(str(argument.options.get("help", "")))
+
+
+def _usage(argument: Argument, *, brackets: bool = True) -> str:
+    """One argument as a reader of a synopsis expects it."""
+    options = argument.options
+    name = argument.names[-1]
+    value = str(options.get("metavar") or name.lstrip("-").upper())
+    if choices := options.get("choices"):
+        value = "|".join(map(str, choices))
+    if not name.startswith("-"):
+        text = f"\\fI{_roff(value)}\\fR"
+        if options.get("nargs") in ("*", "...", "+"):
+            text += " ..."
+        optional = options.get("nargs") in ("?", "*", "...")
+    else:
+        text = ", ".join(f"\\fB{_roff(each)}\\fR" for each in argument.names)
+        if not str(options.get("action", "store")).startswith("store_"):
+            text += f" \\fI{_roff(value)}\\fR"
+        optional = not options.get("required", False)
+    return f"[{text}]" if optional and brackets else text
+
+
+def _roff(text: str) -> str:
+    text = text.replace("\\", "\\e").replace("-", "\\-").replace("\n\n", "\n.PP\n")
+    # A line that starts with a dot or an apostrophe would be a request.
+    return "\n".join(
+        f"\\&{line}" if line[:1] in "'." and line != ".PP" else line for line in text.split("\n")
+    )
+
+
+# -- all of it -----------------------------------------------------------------
+
+
+def documents() -> dict[Path, str]:
+    """Every generated file and what it should hold."""
+    parser = build_parser()
+    made = {
+        Path("docs/knobs.md"): knobs_page(),
+        Path("docs/man/infertune.1"): man_page(),
+    }
+    for shell in ("bash", "zsh", "fish"):
+        text = shtab.complete(parser, shell=shell)
+        made[Path(f"completions/infertune.{shell}")] = text.rstrip("\n") + "\n"
+    return made
+
+
+def main() -> int:
+    stale = []
+    for path, text in documents().items():
+        target = REPOSITORY / path
+        if target.exists() and target.read_text(encoding="utf-8") == text:
+            continue
+        stale.append(str(path))
+        if "--check" not in sys.argv[1:]:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+    if stale:
+        print("out of date:" if "--check" in sys.argv[1:] else "written:", ", ".join(stale))
+    return 1 if stale and "--check" in sys.argv[1:] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=bash
+# Shared by scripts/demo and scripts/test: make or refresh .venv of this checkout.
+#
+# ensure_venv NAME   afterwards .venv/bin/infertune and everything in requirements.lock are there.
+# Safe with two runs at once, idempotent (a stamp), and it repairs a broken .venv.
+
+say() { printf '%s\n' "$*"; }
+fail() {
+    printf '%s: %s\n' "$SCRIPT" "$1" >&2
+    shift
+    for line in "$@"; do printf '  %s\n' "$line" >&2; done
+    exit 1
+}
+
+# A Python that is new enough and can make a virtual environment, or nothing.
+find_python() {
+    local candidate
+    for candidate in python3 python3.14 python3.13 python3.12 python3.11; do
+        # Asked, not believed: a version manager's shim exists but does not run.
+        if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+            >/dev/null 2>&1; then
+            command -v "$candidate"
+            return
+        fi
+    done
+}
+
+install_packages() { # the distribution's names for "a Python >= 3.11 with venv"
+    if command -v apt-get >/dev/null; then
+        export DEBIAN_FRONTEND=noninteractive
+        apt-get update -qq
+        apt-get install -qq -y --no-install-recommends python3 python3-venv ca-certificates
+        # Where the default Python is too old (Ubuntu 22.04) a second one has its own name.
+        [ -n "$(find_python)" ] ||
+            apt-get install -qq -y --no-install-recommends python3.11 python3.11-venv
+    elif command -v dnf >/dev/null; then
+        dnf install -q -y python3
+        [ -n "$(find_python)" ] || dnf install -q -y python3.11
+    elif command -v pacman >/dev/null; then
+        pacman -Sy --noconfirm --needed python
+    else
+        fail "no Python >= 3.11 with venv here, and none of apt-get, dnf, pacman to install it" \
+            "install Python 3.11 or newer with its venv module, then run this again"
+    fi
+}
+
+require_python() { # sets PYTHON
+    PYTHON=$(find_python)
+    if [ -z "$PYTHON" ]; then
+        if [ "$(id -u)" -ne 0 ]; then
+            fail "no Python >= 3.11 with venv here" \
+                "Debian, Ubuntu: apt-get install python3-venv   Fedora: dnf install python3" \
+                "Arch: pacman -S python   (as root; or run this script once as root)"
+        fi
+        say "$SCRIPT: installing Python"
+        local log
+        log=$(mktemp)
+        install_packages >"$log" 2>&1 || { cat "$log" >&2; fail "could not install Python"; }
+        rm -f "$log"
+        PYTHON=$(find_python)
+        [ -n "$PYTHON" ] || fail "this distribution has no Python >= 3.11 with venv"
+    fi
+}
+
+wanted_stamp() {
+    { cat requirements.lock pyproject.toml; echo "$PWD"; "$PYTHON" -VV; } | sha256sum
+}
+
+venv_is_good() {
+    [ "$(cat .venv/stamp 2>/dev/null)" = "$(wanted_stamp)" ] &&
+        .venv/bin/infertune --version >/dev/null 2>&1 &&
+        .venv/bin/python -c 'import pytest' >/dev/null 2>&1
+}
+
+pip_install() { # ARGUMENTS...  (output only when it fails)
+    .venv/bin/python -m pip --disable-pip-version-check install --quiet --no-input "$@"
+}
+
+build_venv() {
+    say "$SCRIPT: preparing .venv with $("$PYTHON" -V) (about 120 MB the first time)"
+    rm -rf .venv
+    "$PYTHON" -m venv .venv
+    local log=.venv/install.log
+    if pip_install --require-hashes --only-binary :all: -r requirements.lock >"$log" 2>&1; then
+        # hatchling is in the lock, so nothing unpinned is fetched to build the package.
+        pip_install --no-deps --no-build-isolation --editable . >"$log" 2>&1 ||
+            { cat "$log" >&2; fail "could not install infertune itself"; }
+    elif grep -q "DO NOT MATCH THE HASHES" "$log"; then
+        cat "$log" >&2
+        fail "a downloaded package is not the one that was locked; nothing of it was installed"
+    else
+        tail -n 3 "$log" >&2
+        say "$SCRIPT: the locked packages do not install here; taking the newest that do"
+        pip_install --editable '.[dev,embedded]' >"$log" 2>&1 ||
+            pip_install --editable '.[dev]' >"$log" 2>&1 ||
+            { tail -n 5 "$log" >&2; fail "pip could not install what is needed (is there a network?)"; }
+    fi
+    wanted_stamp >.venv/stamp
+}
+
+ensure_venv() {
+    require_python
+    # Shared while in use, exclusive while building: a second run waits instead of
+    # pulling the packages away under the first.
+    exec 9>.venv.lock
+    flock -s 9
+    until venv_is_good; do
+        flock -n -x 9 || { say "$SCRIPT: waiting for another run in this checkout"; flock -x 9; }
+        venv_is_good || build_venv
+        flock -s 9
+    done
+}

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules for every test: what needs root is skipped and said, what leaks fails."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HOST = Path(__file__).parent / "host"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("root_only") and os.geteuid() != 0:
+            item.add_marker(pytest.mark.skip(reason="needs root: it writes to this kernel"))
+        if HOST in item.path.parents:
+            # One kernel, so one at a time: all of them in one worker.
+            item.add_marker(pytest.mark.xdist_group("host"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.getreports("skipped")
+    if not skipped:
+        return
+    reasons: dict[str, int] = {}
+    for report in skipped:
+        reason = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else "?"
+        reason = reason.removeprefix("Skipped: ")
+        reasons[reason] = reasons.get(reason, 0) + 1
+    terminalreporter.section("skipped, by reason")
+    for reason, count in sorted(reasons.items(), key=lambda pair: -pair[1]):
+        terminalreporter.line(f"{count:4}  {reason}")
+
+
+def open_files() -> dict[int, str]:
+    """Descriptors of this process and what they lead to."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        # The descriptor of this very listing is gone again.
+        with contextlib.suppress(OSError):
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+    return found
+
+
+def children() -> set[int]:
+    """Child processes of any thread (needs CONFIG_PROC_CHILDREN; else empty)."""
+    found: set[int] = set()
+    for path in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found.update(int(pid) for pid in path.read_text().split())
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """A test that leaves a file open or a process behind fails."""
+    files, processes = open_files(), children()
+    yield
+    if leaked_files(files):
+        gc.collect()  # a cycle may hold the file; what is still open then is a leak
+    assert not leaked_files(files), "files left open"
+    assert not children() - processes, "processes left behind"
+
+
+def leaked_files(before: dict[int, str]) -> dict[int, str]:
+    return {fd: to for fd, to in open_files().items() if before.get(fd) != to}

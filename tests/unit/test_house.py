@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules of the house: linters, types, import arrows, the one door, documents, words."""
+
+from __future__ import annotations
+
+import ast
+import codecs
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infertune.cli.main import COMMANDS
+from infertune.errors import Exit
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGE = REPOSITORY / "daemon" / "infertune"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+IGNORED = {".git", ".venv", ".hypothesis", "__pycache__", "dist"}
+
+
+def files() -> Iterator[Path]:
+    """Every file of the repository, as it lies here: also one that is not committed yet."""
+    for directory, names, found in os.walk(REPOSITORY):
+        names[:] = [name for name in names if name not in IGNORED and not name.endswith("_cache")]
+        yield from (Path(directory, name) for name in found if name != ".venv.lock")
+
+
+def run(*command: str | Path) -> str:
+    """Run a tool of this environment in the repository; fail with what it printed."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    tool = shutil.which(str(command[0]), path=path)
+    if tool is None:
+        # On the machine that decides, a missing tool must not pass for a clean tree.
+        if os.environ.get("CI"):
+            pytest.fail(f"{command[0]} is not installed")
+        pytest.skip(f"{command[0]} is not installed")
+    done = subprocess.run(
+        [tool, *command[1:]],
+        cwd=REPOSITORY,
+        env={**os.environ, "PATH": path, "PYTHONPATH": "daemon", "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+# -- linters ------------------------------------------------------------------
+
+
+def test_ruff_check() -> None:
+    run("ruff", "check", "--no-cache", "--quiet", ".")
+
+
+def test_ruff_format() -> None:
+    run("ruff", "format", "--no-cache", "--check", "--quiet", ".")
+
+
+def test_types(tmp_path: Path) -> None:
+    run("mypy", "--cache-dir", tmp_path, "--no-error-summary")
+
+
+def test_import_arrows() -> None:
+    run("lint-imports", "--no-cache")
+
+
+def test_spelling() -> None:
+    run("codespell")
+
+
+def test_shell() -> None:
+    scripts = [path for path in files() if is_shell(path)]
+    assert REPOSITORY / "scripts" / "test" in scripts
+    run("shellcheck", "-x", *scripts)
+
+
+def is_shell(path: Path) -> bool:
+    if path.parent.name == "completions":
+        return False  # generated
+    with path.open("rb") as file:
+        return path.suffix == ".sh" or file.readline().rstrip() == b"#!/usr/bin/env bash"
+
+
+# -- the one door -------------------------------------------------------------
+
+WRITERS_OF_OS = re.compile(
+    "f?chmod|[fl]?chown|copy_file_range|f?truncate|link|makedirs|mkdir|mkfifo|mknod|pwritev?"
+    "|remove(dirs|xattr)?|renames?|replace|rmdir|sendfile|setxattr|symlink|unlink|utime|writev?"
+)
+WRITERS_OF_PATHS = re.compile(
+    "l?chmod|hardlink_to|mkdir|rename|rmdir|symlink_to|touch|unlink|write_(bytes|text)"
+)
+STARTERS_OF_OS = re.compile("exec[lv]p?e?|fork(pty)?|posix_spawnp?|spawn[lv]p?e?|system|popen")
+HARMLESS = {"shutil.which", "tempfile.TemporaryDirectory"}
+MODULES_THAT_WRITE = {"sqlite3", "dbm", "shelve", "pickle"}
+# ctypes could call anything; launch/ needs it for prctl(2) and mincore(2).
+MODULES_THAT_START = {"subprocess", "multiprocessing", "pty", "ctypes", "mmap"}
+READ_FLAGS = {"RDONLY", "CLOEXEC", "DIRECTORY", "NOFOLLOW", "NONBLOCK", "NOCTTY", "PATH"}
+
+Offence = tuple[int, str]
+
+
+def offences(
+    source: str, *, may_start: bool = False, may_see_environment: bool = False
+) -> list[Offence]:
+    """What a module does that only root.py (writing) or launch/ (starting) may do."""
+    found: list[Offence] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, w) for a in node.names for w in _import(a.name, may_start)]
+        elif isinstance(node, ast.ImportFrom):
+            found += [(node.lineno, what) for what in _import(node.module or "", may_start)]
+            if node.module in ("os", "shutil", "tempfile"):
+                # `from os import rename` would hide the name this test looks for.
+                found.append((node.lineno, f"imports names out of {node.module}"))
+        elif isinstance(node, ast.Attribute) and not may_see_environment:
+            if ast.unparse(node) in ("os.environ", "os.environb", "os.getenv", "os.putenv"):
+                found.append((node.lineno, "looks at the environment"))
+        elif isinstance(node, ast.Call):
+            found += [(node.lineno, what) for what in _call(node, may_start)]
+    return sorted(found)
+
+
+def _import(module: str, may_start: bool) -> Iterator[str]:
+    name = module.partition(".")[0]
+    if name in MODULES_THAT_WRITE or (name in MODULES_THAT_START and not may_start):
+        yield f"imports {name}"
+
+
+def _call(node: ast.Call, may_start: bool) -> Iterator[str]:
+    called = ast.unparse(node.func)
+    owner, _, name = called.rpartition(".")
+    if owner == "os":
+        if name == "open" and not _only_reads(node):
+            yield called
+        elif name == "write" and may_start:
+            pass  # where nothing is opened for writing it can only be a pipe
+        elif WRITERS_OF_OS.fullmatch(name) or (STARTERS_OF_OS.fullmatch(name) and not may_start):
+            yield called
+    elif owner in ("shutil", "tempfile") and called not in HARMLESS:
+        yield called
+    elif name == "open":
+        mode = _mode(node, 1 if owner in ("", "io") else 0)
+        if mode is None or set(mode) & set("wax+"):
+            yield f"{called} for writing"
+    elif WRITERS_OF_PATHS.fullmatch(name) and not owner.endswith("root"):
+        yield called  # the methods of Root have the same names: that is the door
+
+
+def _only_reads(node: ast.Call) -> bool:
+    """Whether an os.open() can write nothing."""
+    if ast.unparse(node.args[0]) == "os.devnull":
+        return True
+    flags = ast.unparse(node.args[1]).split(" | ") if len(node.args) > 1 else [""]
+    return all(flag.removeprefix("os.O_") in READ_FLAGS for flag in flags)
+
+
+def _mode(node: ast.Call, position: int) -> str | None:
+    """The mode of an open(); None where it is not written out."""
+    if any(keyword.arg == "timeout" for keyword in node.keywords):
+        return "r"  # a URL opener: no open() of a file takes one
+    given = [keyword.value for keyword in node.keywords if keyword.arg == "mode"]
+    given += node.args[position : position + 1]
+    if not given:
+        return "r"
+    value = given[0]
+    return value.value if isinstance(value, ast.Constant) and isinstance(value.value, str) else None
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_root_writes_and_only_launch_starts(path: Path) -> None:
+    where = path.relative_to(PACKAGE)
+    if where == Path("root.py"):
+        return
+    found = offences(
+        path.read_text(),
+        may_start=where.parts[0] == "launch",
+        may_see_environment=where.parts[0] in ("launch", "cli"),
+    )
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "open('/x', 'w')",
+        "open('/x', mode='r+b')",
+        "open('/x', mode)",
+        "io.open('/x', 'a')",
+        "path.open('w')",
+        "Path('/x').write_text('y')",
+        "os.open('/x', flags)",
+        "os.open('/x', os.O_RDWR | os.O_CLOEXEC)",
+        "os.write(1, b'x')",
+        "tempfile.mkstemp()",
+        "os.rename('/x', '/y')",
+        "os.replace('/x', '/y')",
+        "target.unlink()",
+        "from os import rename",
+        "from shutil import copy",
+        "shutil.copy(a, b)",
+        "import subprocess",
+        "from multiprocessing import Process",
+        "os.execv('/x', [])",
+        "os.system('x')",
+        "fail = os.environ['INFERTUNE_FAIL']",
+        "os.getenv('INFERTUNE_FAIL')",
+    ],
+)
+def test_the_door_would_be_seen_open(line: str) -> None:
+    assert offences(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "open('/x')",
+        "path.open('rb')",
+        "self._root.unlink('/x')",
+        "root.mkdir('/x')",
+        "shutil.which('x')",
+        "text.replace('a', 'b')",
+        "os.open(os.devnull, os.O_WRONLY)",
+        "os.open('/x', os.O_RDONLY | os.O_CLOEXEC)",
+        "opener.open(request, timeout=5)",
+        "tempfile.TemporaryDirectory()",
+        "os.path.dirname('/x')",
+    ],
+)
+def test_reading_is_no_offence(line: str) -> None:
+    assert not offences(line)
+
+
+# -- documents equal declarations --------------------------------------------------
+
+
+def test_generated_documents_are_current() -> None:
+    run("python", "scripts/generate_docs.py", "--check")
+
+
+def test_exit_codes_are_documented() -> None:
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    table = {int(n): name for n, name in re.findall(r"^\| (\d) \| `(\w+)`", text, re.MULTILINE)}
+    assert table == {int(code): code.name for code in Exit}
+
+
+def test_every_dependency_is_explained() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert project["dependencies"] == []
+    extras = project["optional-dependencies"].values()
+    named = {re.split(r"[^\w-]", entry)[0] for extra in extras for entry in extra}
+    text = (REPOSITORY / "docs" / "dependencies.md").read_text()
+    assert set(re.findall(r"^\| `([\w-]+)`", text, re.MULTILINE)) == named
+    lock = (REPOSITORY / "requirements.lock").read_text()
+    assert named <= set(re.findall(r"^([\w-]+)==", lock, re.MULTILINE))
+
+
+def documents() -> list[Path]:
+    return sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
+def test_documents_name_only_verbs_that_exist(path: Path) -> None:
+    verbs = {command.name for command in COMMANDS}
+    code = re.findall(r"```.*?```|`[^`]+`", path.read_text(), re.DOTALL)
+    used = set(re.findall(r"^(?:[`$ ]*)(?:\S*bin/)?infertune ([a-z]+)\b", "\n".join(code), re.M))
+    assert used <= verbs
+
+
+# -- what lies in the repository -----------------------------------------------------
+
+# In rot13, so that this file does not hold them.  Paths of one machine and hosts of package
+# registries (an installation may use a mirror) do not belong into a repository; neither do
+# remarks on the tools somebody wrote it with.
+WORDS = codecs.decode(
+    "/jbex/|/gzc/i/|/gzc/p/|clcv.bet|clgubaubfgrq|qro.qrovna.bet|ertvfgel.aczwf"
+    "|pynhqr|naguebcvp|pungtcg|tvguho.pbcvybg|pb-nhgurerq-ol",
+    "rot13",
+)
+
+
+def test_words_that_stay_out() -> None:
+    pattern = re.compile(WORDS.replace(".", r"\."), re.IGNORECASE)
+    found = [
+        f"{path.relative_to(REPOSITORY)}: {match[0]}"
+        for path in files()
+        for match in pattern.finditer(path.read_text(errors="replace"))
+    ]
+    assert not found
+
+
+def test_every_source_states_its_licence() -> None:
+    suffixes = {".py", ".sh", ".c", ".h", ".toml", ".yml", ".yaml"}
+    for path in files():
+        where = path.relative_to(REPOSITORY)
+        if where.parts[0] == "completions" or "fixtures" in where.parts or "bad" in where.parts:
+            continue
+        with path.open("rb") as file:
+            head = file.read(400).decode(errors="replace")
+        if head and (path.suffix in suffixes or head.startswith("#!")):
+            licence = re.search(r"SPDX-License-Identifier: (\S+)", head)
+            assert licence, f"{where} has no SPDX line"
+            assert (REPOSITORY / "LICENSES" / f"{licence[1]}.txt").exists(), where
+
+
+def test_wheel_is_complete(tmp_path: Path) -> None:
+    # Built as pip does it, but without a network: hatchling is in the lock.
+    run("hatchling", "build", "-t", "wheel", "-d", str(tmp_path))
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        [metadata] = [name for name in names if name.endswith("/METADATA")]
+        requires = re.findall(r"^Requires-Dist: (.*)", archive.read(metadata).decode(), re.M)
+    profiles = {f"infertune/profiles/{p.name}" for p in (REPOSITORY / "profiles").glob("*.toml")}
+    assert profiles
+    modules = {f"infertune/{path.relative_to(PACKAGE)}" for path in SOURCES}
+    assert profiles | modules <= names
+    assert all("extra ==" in requirement for requirement in requires)

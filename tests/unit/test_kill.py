@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kill -9 at every step of apply, switch, revert and recovery: the originals come back.
+
+SIGKILL proves nothing about power loss (the page cache survives it); what a
+power cut may leave is tested by the journal's own tests and in the guests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from infertune.root import Root
+from support import (
+    LONG,
+    QUIET,
+    At,
+    Counter,
+    apply,
+    build,
+    in_child,
+    kill,
+    recover,
+    reset,
+    revert,
+    values,
+    with_hook,
+)
+
+Verb = Callable[[Root], None]
+
+
+def _nothing(root: Root) -> None:
+    return None
+
+
+def _long(root: Root) -> None:
+    apply(root, "long", LONG)
+
+
+def _quiet(root: Root) -> None:
+    apply(root, "quiet", QUIET)
+
+
+def _interrupted_apply(root: Root) -> None:
+    """A machine on which ``apply`` was killed half way."""
+    base = root.base
+    in_child(lambda: _long(with_hook(base, At(20, kill))))
+
+
+SCENARIOS: dict[str, tuple[Verb, Verb]] = {
+    # name: (what happened before, what is killed)
+    "apply": (_nothing, _long),
+    "switch": (_long, _quiet),
+    "switch back": (_quiet, _long),
+    "revert": (_long, revert),
+    "revert after switch": (lambda root: (_long(root), _quiet(root)) and None, revert),
+    "recover": (_interrupted_apply, recover),
+}
+
+
+def _steps(base: Path, before: Verb, verb: Verb) -> int:
+    reset(base)
+    before(build(base))
+    counter = Counter()
+    verb(with_hook(base, counter))
+    reset(base)
+    return len(counter.steps)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_killed_at_every_step(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, verb = SCENARIOS[name]
+    build(tmp_path)
+    original = values(tmp_path)
+    total = _steps(tmp_path, before, verb)
+    assert total > 5
+    for number in range(1, total + 1):
+        reset(tmp_path)
+        before(build(tmp_path))
+        hook = At(number, kill)
+        status = in_child(lambda hook=hook: verb(with_hook(tmp_path, hook)))  # type: ignore[misc]
+        assert status == 9, f"step {number} did not kill"
+        recover(build_root(tmp_path))
+        assert values(tmp_path) == original, f"killed at step {number}"
+        assert not list((tmp_path / "run/infertune").glob("journal*"))
+        assert not list((tmp_path / "var/lib/infertune").glob("journal*"))
+    with capsys.disabled():
+        print(f"\n  kill -9 during {name}: originals back at {total} of {total} points")
+
+
+def test_killed_again_while_recovering(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every step of a recovery, for every third point at which the apply was killed."""
+    build(tmp_path)
+    original = values(tmp_path)
+    points = 0
+    for first in range(1, _steps(tmp_path, _nothing, _long) + 1, 3):
+        second = 0
+        while True:
+            second += 1
+            reset(tmp_path)
+            in_child(lambda n=first: _long(with_hook(tmp_path, At(n, kill))))  # type: ignore[misc]
+            hook = At(second, kill)
+            status = in_child(lambda hook=hook: recover(with_hook(tmp_path, hook)))  # type: ignore[misc]
+            if status == 0:
+                break
+            assert status == 9
+            recover(build_root(tmp_path))
+            assert values(tmp_path) == original, f"killed at step {first}, then at {second}"
+            points += 1
+    assert points > 30
+    with capsys.disabled():
+        print(f"\n  kill -9 during recovery: originals back at {points} of {points} points")
+
+
+def build_root(base: Path) -> Root:
+    """The machine as it is, without the fault."""
+    return with_hook(base, Counter())
