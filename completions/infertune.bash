@@ -5,14 +5,98 @@
 #    source ~/.local/share/bash_completion/infertune
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
+_shtab_infertune_profile_subparsers=(show check explain)
+_shtab_infertune_subparsers=(machine snapshot knobs profiles profile plan apply verify status revert recover run)
 
-
+_shtab_infertune_machine_option_strings=(-h --help --root --debug --json)
+_shtab_infertune_snapshot_option_strings=(-h --help --root --debug --force --json)
+_shtab_infertune_knobs_option_strings=(-h --help --root --debug --json)
+_shtab_infertune_profiles_option_strings=(-h --help --root --debug --json)
+_shtab_infertune_profile_show_option_strings=(-h --help --root --debug --json)
+_shtab_infertune_profile_check_option_strings=(-h --help --root --debug --json)
+_shtab_infertune_profile_explain_option_strings=(-h --help --root --debug --backend --json)
+_shtab_infertune_profile_option_strings=(-h --help --root --debug)
+_shtab_infertune_plan_option_strings=(-h --help --root --debug --backend --without --json)
+_shtab_infertune_apply_option_strings=(-h --help --root --debug --backend --without --json)
+_shtab_infertune_verify_option_strings=(-h --help --root --debug --backend --without --json)
+_shtab_infertune_status_option_strings=(-h --help --root --debug --json)
+_shtab_infertune_revert_option_strings=(-h --help --root --debug --json)
+_shtab_infertune_recover_option_strings=(-h --help --root --debug --json)
+_shtab_infertune_run_option_strings=(-h --help --root --debug --model --server --backend --port --ask --tokens --without --launch-only --json)
 _shtab_infertune_option_strings=(-h --help --version --root --debug)
 
 
 
+_shtab_infertune_profile_explain___backend_choices=(auto rocm vulkan cpu)
+_shtab_infertune_profile_pos_0_choices=(show check explain)
+_shtab_infertune_plan___backend_choices=(auto rocm vulkan cpu)
+_shtab_infertune_apply___backend_choices=(auto rocm vulkan cpu)
+_shtab_infertune_verify___backend_choices=(auto rocm vulkan cpu)
+_shtab_infertune_run___backend_choices=(auto rocm vulkan cpu)
+_shtab_infertune_pos_0_choices=(machine snapshot knobs profiles profile plan apply verify status revert recover run)
 
-
+_shtab_infertune_machine__h_nargs=0
+_shtab_infertune_machine___help_nargs=0
+_shtab_infertune_machine___debug_nargs=0
+_shtab_infertune_machine___json_nargs=0
+_shtab_infertune_snapshot__h_nargs=0
+_shtab_infertune_snapshot___help_nargs=0
+_shtab_infertune_snapshot___debug_nargs=0
+_shtab_infertune_snapshot___force_nargs=0
+_shtab_infertune_snapshot___json_nargs=0
+_shtab_infertune_knobs__h_nargs=0
+_shtab_infertune_knobs___help_nargs=0
+_shtab_infertune_knobs___debug_nargs=0
+_shtab_infertune_knobs___json_nargs=0
+_shtab_infertune_profiles__h_nargs=0
+_shtab_infertune_profiles___help_nargs=0
+_shtab_infertune_profiles___debug_nargs=0
+_shtab_infertune_profiles___json_nargs=0
+_shtab_infertune_profile_show__h_nargs=0
+_shtab_infertune_profile_show___help_nargs=0
+_shtab_infertune_profile_show___debug_nargs=0
+_shtab_infertune_profile_show___json_nargs=0
+_shtab_infertune_profile_check__h_nargs=0
+_shtab_infertune_profile_check___help_nargs=0
+_shtab_infertune_profile_check___debug_nargs=0
+_shtab_infertune_profile_check___json_nargs=0
+_shtab_infertune_profile_explain__h_nargs=0
+_shtab_infertune_profile_explain___help_nargs=0
+_shtab_infertune_profile_explain___debug_nargs=0
+_shtab_infertune_profile_explain___json_nargs=0
+_shtab_infertune_profile_pos_0_nargs=A...
+_shtab_infertune_profile__h_nargs=0
+_shtab_infertune_profile___help_nargs=0
+_shtab_infertune_profile___debug_nargs=0
+_shtab_infertune_plan__h_nargs=0
+_shtab_infertune_plan___help_nargs=0
+_shtab_infertune_plan___debug_nargs=0
+_shtab_infertune_plan___json_nargs=0
+_shtab_infertune_apply__h_nargs=0
+_shtab_infertune_apply___help_nargs=0
+_shtab_infertune_apply___debug_nargs=0
+_shtab_infertune_apply___json_nargs=0
+_shtab_infertune_verify__h_nargs=0
+_shtab_infertune_verify___help_nargs=0
+_shtab_infertune_verify___debug_nargs=0
+_shtab_infertune_verify___json_nargs=0
+_shtab_infertune_status__h_nargs=0
+_shtab_infertune_status___help_nargs=0
+_shtab_infertune_status___debug_nargs=0
+_shtab_infertune_status___json_nargs=0
+_shtab_infertune_revert__h_nargs=0
+_shtab_infertune_revert___help_nargs=0
+_shtab_infertune_revert___debug_nargs=0
+_shtab_infertune_revert___json_nargs=0
+_shtab_infertune_recover__h_nargs=0
+_shtab_infertune_recover___help_nargs=0
+_shtab_infertune_recover___debug_nargs=0
+_shtab_infertune_recover___json_nargs=0
+_shtab_infertune_run__h_nargs=0
+_shtab_infertune_run___help_nargs=0
+_shtab_infertune_run___debug_nargs=0
+_shtab_infertune_run___launch_only_nargs=0
+_shtab_infertune_run___json_nargs=0
 _shtab_infertune_pos_0_nargs=A...
 _shtab_infertune__h_nargs=0
 _shtab_infertune___help_nargs=0

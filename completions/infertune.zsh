@@ -10,9 +10,29 @@
 
 _shtab_infertune_commands() {
   local _commands=(
-    
+    apply:'Writes the original values to a journal, then changes what differs. If any write fails, everything goes back and the exit code is 3. Another profile may be applied over it: only what differs is touched, and the originals stay those of the untuned machine.'
+    knobs:'Prints each knob with its present value on this machine, its risk, and what is known about its effect on inference: measured, reported, protective but unmeasured, or no effect found.'
+    machine:'Shows the facts profiles are resolved against: CPU, memory, GPU with carve-out and GTT limit, kernel, boot style, cgroups, and the other tuners that run. Needs no privileges. What cannot be read is said to be unknown.'
+    plan:'Compares every knob of the profile with the machine and prints what '"'"'apply'"'"' would do. Needs no privilege.'
+    profile:'show, check or explain one profile'
+    profiles:'Lists every profile of the search path: /etc/infertune/profiles, /run/infertune/profiles, /usr/local/lib/infertune/profiles, /usr/lib/infertune/profiles, and those that come with infertune. The first directory that has a profile wins; a profile may extend the one of its own name in a later directory.'
+    recover:'Like '"'"'revert'"'"', for a machine on which infertune was killed or whose journal is damaged: a damaged journal is kept for inspection, and only lines with a correct checksum are restored.'
+    revert:'Restores the journal'"'"'s originals. A value that someone else has set since is left and reported (exit code 1).'
+    run:'Applies the profile, starts llama-server with the profile'"'"'s settings as flags of that very binary, shows the model getting into memory, and serves in the foreground. When it ends, for whatever reason, every value goes back; after '"'"'kill -9'"'"' the next call of infertune does that. Without a llama-server on PATH the embedded one is used (extra '"'"'embedded'"'"'), without --model a small one. Any other command can stand after the options: '"'"'infertune run PROFILE -- COMMAND...'"'"'; it gets the profile'"'"'s placement and environment. A command starts with an empty environment plus PATH, HOME, LANG, TERM, TMPDIR, HIP_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES, GGML_VK_VISIBLE_DEVICES and what the profile sets; more can be given as '"'"'-- env NAME=VALUE COMMAND'"'"'. Signals go to the command; ten seconds after SIGINT or SIGTERM, or at the second one, it is killed, and so is what it left running in its process group. The exit code is the command'"'"'s, 128+N after signal N.'
+    snapshot:'Writes every file that the facts and the knobs read into one reviewable text file, which --root replays. Serial numbers, MAC addresses, UUIDs, the host name, and values on the kernel command line that are not about hardware or tuning are left out. As root it holds more: /dev/cpu_dma_latency can be read by root only.'
+    status:'Prints the applied profile, the files it changed and whether they still hold it. Exit code 1 when something was interrupted, damaged or changed by someone else.'
+    verify:'Plans again and expects nothing to do. Exit code 1 when something differs, is still waiting for a reboot or cannot be read.'
   )
   _describe 'infertune commands' _commands
+}
+
+_shtab_infertune_profile_commands() {
+  local _commands=(
+    check:'Prints everything that is wrong with a profile and its parents, with file and line. Exit code 0 if it is valid, 2 if not. Reads nothing but profiles and changes nothing.'
+    explain:'Prints for each setting its value on this machine, the file and line that set it, the reason given there, what it overrides, and how well its effect is known.'
+    show:'Prints the profile as one TOML file in which nothing is inherited.'
+  )
+  _describe 'infertune profile commands' _commands
 }
 
 _shtab_infertune_options=(
@@ -20,11 +40,184 @@ _shtab_infertune_options=(
   "(- : *)--version[show program\'s version number and exit]"
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
   "--debug[show a traceback when something fails]"
-  ":VERB:"
 )
 
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_defaults_added=0
+
+_shtab_infertune_apply_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
+  "*--without[leave this knob alone\; may be given more than once]:KNOB:"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":name of a profile (\'infertune profiles\'):"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_apply_defaults_added=0
+
+_shtab_infertune_knobs_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":show one knob in full:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_knobs_defaults_added=0
+
+_shtab_infertune_machine_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--json[print one JSON document (docs\/json.md)]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_machine_defaults_added=0
+
+_shtab_infertune_plan_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
+  "*--without[leave this knob alone\; may be given more than once]:KNOB:"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":name of a profile (\'infertune profiles\'):"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_plan_defaults_added=0
+
+_shtab_infertune_profile_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_profile_defaults_added=0
+
+_shtab_infertune_profile_check_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":name of a profile, or a path with a \'\/\' in it:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_profile_check_defaults_added=0
+
+_shtab_infertune_profile_explain_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":name of a profile (\'infertune profiles\'):"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_profile_explain_defaults_added=0
+
+_shtab_infertune_profile_show_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":name of a profile (\'infertune profiles\'):"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_profile_show_defaults_added=0
+
+_shtab_infertune_profiles_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--json[print one JSON document (docs\/json.md)]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_profiles_defaults_added=0
+
+_shtab_infertune_recover_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--json[print one JSON document (docs\/json.md)]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_recover_defaults_added=0
+
+_shtab_infertune_revert_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--json[print one JSON document (docs\/json.md)]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_revert_defaults_added=0
+
+_shtab_infertune_run_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--model[model to serve (default\: a small one)]:GGUF:"
+  "--server[llama-server to use (default\: from PATH)]:PATH:"
+  "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
+  "--port[port on 127.0.0.1 (default\: 8080 or next)]:N:"
+  "--ask[complete this text, print it, and stop]:PROMPT:"
+  "--tokens[tokens for --ask (64)]:N:"
+  "*--without[leave this knob alone\; may be given more than once]:KNOB:"
+  "--launch-only[leave the kernel\'s settings alone (needs no root)]"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":name of a profile (\'infertune profiles\'):"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_run_defaults_added=0
+
+_shtab_infertune_snapshot_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--force[replace an existing file]"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":file to write\; \'-\' prints it:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_snapshot_defaults_added=0
+
+_shtab_infertune_status_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--json[print one JSON document (docs\/json.md)]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_status_defaults_added=0
+
+_shtab_infertune_verify_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
+  "*--without[leave this knob alone\; may be given more than once]:KNOB:"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":name of a profile (\'infertune profiles\'):"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_verify_defaults_added=0
 
 
 _shtab_infertune() {
@@ -45,7 +238,43 @@ _shtab_infertune() {
       (( CURRENT += 1 ))
       curcontext="${curcontext%:*:*}:_shtab_infertune-$line[1]:"
       case $line[1] in
-        
+        apply) _arguments -C -s $_shtab_infertune_apply_options ;;
+        knobs) _arguments -C -s $_shtab_infertune_knobs_options ;;
+        machine) _arguments -C -s $_shtab_infertune_machine_options ;;
+        plan) _arguments -C -s $_shtab_infertune_plan_options ;;
+        profile) _shtab_infertune_profile ;;
+        profiles) _arguments -C -s $_shtab_infertune_profiles_options ;;
+        recover) _arguments -C -s $_shtab_infertune_recover_options ;;
+        revert) _arguments -C -s $_shtab_infertune_revert_options ;;
+        run) _arguments -C -s $_shtab_infertune_run_options ;;
+        snapshot) _arguments -C -s $_shtab_infertune_snapshot_options ;;
+        status) _arguments -C -s $_shtab_infertune_status_options ;;
+        verify) _arguments -C -s $_shtab_infertune_verify_options ;;
+      esac
+  esac
+}
+
+_shtab_infertune_profile() {
+  local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->profile'
+
+  # Add default positional/remainder specs only if none exist, and only once per session
+  if (( ! _shtab_infertune_profile_defaults_added )); then
+    if (( ${_shtab_infertune_profile_options[(I)${(q)one_or_more}*]} +          ${_shtab_infertune_profile_options[(I)${(q)remainder}*]} +          ${_shtab_infertune_profile_options[(I)${(q)default}]} == 0 )); then
+      _shtab_infertune_profile_options+=(': :_shtab_infertune_profile_commands' '*::: :->profile')
+    fi
+    _shtab_infertune_profile_defaults_added=1
+  fi
+  _arguments -C -s $_shtab_infertune_profile_options
+
+  case $state in
+    profile)
+      words=($line[1] "${words[@]}")
+      (( CURRENT += 1 ))
+      curcontext="${curcontext%:*:*}:_shtab_infertune_profile-$line[1]:"
+      case $line[1] in
+        check) _arguments -C -s $_shtab_infertune_profile_check_options ;;
+        explain) _arguments -C -s $_shtab_infertune_profile_explain_options ;;
+        show) _arguments -C -s $_shtab_infertune_profile_show_options ;;
       esac
   esac
 }

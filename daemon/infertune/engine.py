@@ -160,6 +160,8 @@ class Session:
         self.machine = read_machine(root)
         self.recovered: Report | None = None
         """What was put right before anything else, if a predecessor was interrupted."""
+        self.unrecovered: ApplyFailed | None = None
+        """Set where not all of it could be put back; the machine can be used all the same."""
         self._journals = Journals(root)
         self._held: list[Held] = []
 
@@ -210,7 +212,11 @@ class Session:
         loaded = self._load()
         journal = loaded.journal
         if loaded.damage or (journal and (journal.held or not journal.settled)):
-            self.recovered = self._put_back(loaded)
+            try:
+                self.recovered = self._put_back(loaded)
+            except ApplyFailed as failed:
+                self.recovered = failed.report
+                self.unrecovered = failed
 
     def release(self) -> None:
         """Let go of what is held open (PM-QoS)."""

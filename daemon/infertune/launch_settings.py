@@ -175,7 +175,9 @@ ENVIRONMENT_REJECTED = (
     EnvironmentRule("HSA_TOOLS_*", "it loads a profiling library into the server"),
     EnvironmentRule("OMP_TOOL*", "it loads a profiling library into the server"),
     EnvironmentRule("GGML_BACKEND_PATH", "it loads a backend library into the server"),
-    EnvironmentRule("LLAMA_*", "server settings belong in [server]; old names are silently ignored"),
+    EnvironmentRule(
+        "LLAMA_*", "server settings belong in [server]; old names are silently ignored"
+    ),
 )
 """Looked at first, so that a wider rule below cannot let one of these in."""
 

@@ -39,6 +39,7 @@ import errno
 import os
 import re
 import stat
+import sys
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -284,7 +285,7 @@ def _parse(text: str, file: str) -> tuple[dict[str, Any], dict[toml_lines.Path, 
         return tomllib.loads(text), toml_lines.key_lines(text)
     except RecursionError as error:
         raise ProfileError("is nested too deeply", file=file) from error
-    except ValueError as error:  # TOMLDecodeError, or a number with too many digits
+    except tomllib.TOMLDecodeError as error:
         what, _, where = str(error).partition(" (at ")
         if found := re.match(r"line (\d+), column (\d+)", where):
             line, column = int(found[1]), f" (column {found[2]})"
@@ -293,6 +294,12 @@ def _parse(text: str, file: str) -> tuple[dict[str, Any], dict[toml_lines.Path, 
         if what == "Cannot overwrite a value":
             what = "this key is given twice"
         raise ProfileError(f"not valid TOML: {what}{column}", file=file, line=line) from error
+    except ValueError as error:
+        # int() refuses what is longer than this, and tomllib passes it on without a position.
+        long = sys.get_int_max_str_digits()
+        rows = enumerate(text.split("\n"), 1)
+        longest = next((number for number, row in rows if len(row) > long), None)
+        raise ProfileError("a number has too many digits", file=file, line=longest) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -647,4 +654,8 @@ def _shown(name: object) -> str:
 
 
 def _clip(text: str, length: int = 400) -> str:
-    return text if len(text) <= length else f"{text[: length - 3]}..."
+    """``text`` without its middle where it is too long."""
+    if len(text) <= length:
+        return text
+    tail = length // 3
+    return f"{text[: length - tail - 3]}...{text[-tail:]}"

@@ -21,6 +21,7 @@ import os
 import re
 import stat
 import struct
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -322,7 +323,12 @@ def _whole_file(kind: int) -> bytes:
 
 
 def _owner(fd: int) -> str:
-    return os.pread(fd, 4096, 0).decode("utf-8", "replace").strip() or "another infertune"
+    """What the holder of a lock wrote into its file, a moment after it took the lock."""
+    for _ in range(20):
+        if text := os.pread(fd, 4096, 0).decode("utf-8", "replace").strip():
+            return text
+        time.sleep(0.005)
+    return "another infertune"
 
 
 def _successor(target: Path) -> Path:
@@ -341,11 +347,15 @@ def read_plain_file(path: Path, size: int, *, follow: bool) -> tuple[bytes, os.s
     """
     # O_NONBLOCK: opening a FIFO must not wait for its writer.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-    with os.fdopen(os.open(path, flags | (0 if follow else os.O_NOFOLLOW)), "rb") as file:
-        status = os.fstat(file.fileno())
+    fd = os.open(path, flags | (0 if follow else os.O_NOFOLLOW))
+    try:
+        status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        return file.read(size), status
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            return file.read(size), status
+    finally:
+        os.close(fd)
 
 
 def read_user_file(path: str, limit: int) -> bytes:

@@ -297,9 +297,7 @@ def server_arguments(
     return arguments, refused
 
 
-def _say(
-    way: Way, value: str, options: Mapping[str, Option]
-) -> tuple[Sequence[str], str | None]:
+def _say(way: Way, value: str, options: Mapping[str, Option]) -> tuple[Sequence[str], str | None]:
     """The arguments that mean ``value``, or the reason why this way does not work here."""
     if isinstance(way, str):
         option = options.get(way)

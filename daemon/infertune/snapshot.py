@@ -250,7 +250,9 @@ def record(root: Root, read: Callable[[Root], None]) -> str:
     archive = recorder.archive
     for path in archive.unreadable & archive.files.keys():
         del archive.files[path]
-    kernel = recorder.get("/proc/sys/kernel/osrelease") or "unknown"
+    # As recorded: a self-built kernel may carry the host's name.
+    release, _ = archive.files.get("/proc/sys/kernel/osrelease", (b"unknown", 0))
+    kernel = release.decode("utf-8", "replace").strip()
     how = "Recorded on" if root.live else "Copied from a recorded machine:"
     today = datetime.now(UTC).date().isoformat()
     return render(archive, [f"{how} Linux {kernel}, {today}.", *PRIVACY])
@@ -403,8 +405,8 @@ class _Redaction:
     def __init__(self, root: Root) -> None:
         host = root.get("/proc/sys/kernel/hostname") or root.get("/etc/hostname") or ""
         short = host.partition(".")[0]
-        names = sorted({re.escape(name) for name in (host, short) if len(name) > 1})
-        pattern = rf"(?<![\w-])(?:{'|'.join(reversed(names))})(?![\w-])" if names else r"(?!)"
+        names = "|".join(re.escape(name) for name in (host, short) if len(name) > 1)
+        pattern = rf"(?<![A-Za-z0-9])(?:{names})(?![A-Za-z0-9])" if names else r"(?!)"
         self._host = re.compile(pattern.encode(), re.IGNORECASE)
         self._processes: dict[str, str] = {}
 

@@ -226,18 +226,20 @@ def _restore(root: Root, journals: Journals, journal: Journal) -> Done:
     # Who changed what is decided before the first write: restoring one knob may move another.
     readings = {r.path: read_target(root, Target(KNOBS[r.knob], r.path)) for r in known}
     ours: list[Record] = []
+    foreign: list[Record] = []
     for record in known:
         live = readings[record.path].value
         if live is not None and is_foreign(record, live):
             reason = "changed by someone else since; left as it is"
             items.append(_restored(record, live, "conflict", reason))
+            foreign.append(replace(record, original=live))
         else:
             ours.append(record)
     failure = None
     if any(readings[r.path].value != r.original for r in ours):
         # From here on a crash leaves files that may hold anything of ours.
         try:
-            unsettled = [replace(record, settled=False) for record in ours]
+            unsettled = [replace(record, settled=False) for record in (*ours, *foreign)]
             journals.save(journal.with_records([*keep, *unsettled]))
         except OSError as error:
             # Values matter more than bookkeeping: say it and go on.
@@ -249,6 +251,9 @@ def _restore(root: Root, journals: Journals, journal: Journal) -> Done:
             keep.append(replace(record, settled=False))
             if item.outcome == "rejected":
                 failure = failure or f"{record.knob}: {item.reason}"
+    for record in foreign:
+        # Somebody's value, which one of the writes above may have moved along with itself.
+        put_back(root, Target(KNOBS[record.knob], record.path), record.original)
     try:
         if keep:
             journals.save(journal.with_records(keep))

@@ -26,41 +26,64 @@ find_python() {
     done
 }
 
-install_packages() { # the distribution's names for "a Python >= 3.11 with venv"
+# as_root_install "DEBIAN NAMES" "FEDORA NAMES" "ARCH NAMES": quiet unless it fails.
+as_root_install() {
+    local log
+    log=$(mktemp)
+    if ! install_packages "$@" >"$log" 2>&1; then
+        tail -n 5 "$log" >&2
+        rm -f "$log"
+        return 1
+    fi
+    rm -f "$log"
+}
+
+install_packages() {
+    # The lists are words on purpose.
+    # shellcheck disable=SC2086
     if command -v apt-get >/dev/null; then
-        export DEBIAN_FRONTEND=noninteractive
-        apt-get update -qq
-        apt-get install -qq -y --no-install-recommends python3 python3-venv ca-certificates
-        # Where the default Python is too old (Ubuntu 22.04) a second one has its own name.
-        [ -n "$(find_python)" ] ||
-            apt-get install -qq -y --no-install-recommends python3.11 python3.11-venv
+        apt-get update -qq &&
+            DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $1
     elif command -v dnf >/dev/null; then
-        dnf install -q -y python3
-        [ -n "$(find_python)" ] || dnf install -q -y python3.11
+        dnf install -q -y $2
     elif command -v pacman >/dev/null; then
-        pacman -Sy --noconfirm --needed python
+        pacman -Sy --noconfirm --needed $3
     else
-        fail "no Python >= 3.11 with venv here, and none of apt-get, dnf, pacman to install it" \
-            "install Python 3.11 or newer with its venv module, then run this again"
+        echo "none of apt-get, dnf, pacman is here"
+        return 1
     fi
 }
 
 require_python() { # sets PYTHON
     PYTHON=$(find_python)
-    if [ -z "$PYTHON" ]; then
-        if [ "$(id -u)" -ne 0 ]; then
-            fail "no Python >= 3.11 with venv here" \
-                "Debian, Ubuntu: apt-get install python3-venv   Fedora: dnf install python3" \
-                "Arch: pacman -S python   (as root; or run this script once as root)"
-        fi
-        say "$SCRIPT: installing Python"
-        local log
-        log=$(mktemp)
-        install_packages >"$log" 2>&1 || { cat "$log" >&2; fail "could not install Python"; }
-        rm -f "$log"
-        PYTHON=$(find_python)
-        [ -n "$PYTHON" ] || fail "this distribution has no Python >= 3.11 with venv"
+    [ -z "$PYTHON" ] || return 0
+    if [ "$(id -u)" -ne 0 ]; then
+        fail "no Python >= 3.11 with venv here" \
+            "Debian, Ubuntu: apt-get install python3-venv   Fedora: dnf install python3" \
+            "Arch: pacman -S python   (as root; or run this script once as root)"
     fi
+    say "$SCRIPT: installing Python"
+    as_root_install "python3 python3-venv ca-certificates" python3 python || true
+    PYTHON=$(find_python)
+    [ -z "$PYTHON" ] || return 0
+    # Where the default Python is too old (Ubuntu 22.04, EL 9) a newer one has its own name.
+    as_root_install "python3.11 python3.11-venv" python3.11 python || true
+    PYTHON=$(find_python)
+    [ -n "$PYTHON" ] || fail "could not install a Python >= 3.11 with venv"
+}
+
+embedded_loads() { .venv/bin/python -c 'import xllamacpp' >/dev/null 2>&1; }
+
+# The wheel of llama.cpp brings everything but GCC's OpenMP library.
+require_embedded() {
+    embedded_loads && return
+    if [ "$(id -u)" -eq 0 ]; then
+        say "$SCRIPT: installing GCC's OpenMP library, which the embedded server needs"
+        as_root_install libgomp1 libgomp gcc-libs || true
+        embedded_loads && return
+    fi
+    say "$SCRIPT: out of reach here: the embedded server (it needs libgomp.so.1; as root:" \
+        "apt-get install libgomp1, dnf install libgomp, pacman -S gcc-libs)"
 }
 
 wanted_stamp() {
@@ -78,8 +101,8 @@ pip_install() { # ARGUMENTS...  (output only when it fails)
 }
 
 build_venv() {
-    say "$SCRIPT: preparing .venv with $("$PYTHON" -V) (about 120 MB the first time)"
-    rm -rf .venv
+    say "$SCRIPT: preparing .venv with $("$PYTHON" -V) (300 MB to fetch the first time)"
+    rm -rf .venv || fail "cannot replace .venv: it belongs to someone else"
     "$PYTHON" -m venv .venv
     local log=.venv/install.log
     if pip_install --require-hashes --only-binary :all: -r requirements.lock >"$log" 2>&1; then
@@ -101,13 +124,19 @@ build_venv() {
 
 ensure_venv() {
     require_python
+    if ! [ -w . ]; then
+        venv_is_good && { require_embedded; return; }
+        fail "$PWD is not yours to write, and its .venv is not ready" \
+            "clone the repository again as $(id -un), or run this once as the owner"
+    fi
     # Shared while in use, exclusive while building: a second run waits instead of
     # pulling the packages away under the first.
-    exec 9>.venv.lock
+    exec 9<. # the lock is on the directory itself: no file to leave behind
     flock -s 9
     until venv_is_good; do
         flock -n -x 9 || { say "$SCRIPT: waiting for another run in this checkout"; flock -x 9; }
         venv_is_good || build_venv
         flock -s 9
     done
+    require_embedded
 }

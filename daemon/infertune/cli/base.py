@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from infertune.errors import Exit
 from infertune.root import Root
 
 
@@ -36,9 +35,12 @@ class Context:
     root: Root
     args: argparse.Namespace
     stdout: Any = field(default_factory=lambda: sys.stdout)
+    command: tuple[str, ...] = ()
+    """What stood after ``--``."""
 
     def print(self, text: str = "") -> None:
-        print(text, file=self.stdout)
+        # Flushed: `run` lasts for days, and its output may go to a pipe or a log.
+        print(text, file=self.stdout, flush=True)
 
     def print_json(self, schema: str, document: dict[str, Any]) -> None:
         """Print one document; ``schema`` is its versioned name, e.g. ``infertune.plan/1``."""
@@ -58,8 +60,10 @@ class Command:
 
     name: str
     help: str
-    run: Callable[[Context], Exit] | None = None
+    run: Callable[[Context], int] | None = None
     arguments: tuple[Argument, ...] = ()
     description: str = ""
     """The man page's paragraph on the verb."""
     subcommands: tuple[Command, ...] = ()
+    takes_command: bool = False
+    """Whether ``-- COMMAND...`` may follow; the words are in ``Context.command``."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from infertune.cli.base import JSON, Command, Context, argument
 from infertune.cli.render import print_items, print_report, report_document, status_document
-from infertune.engine import ApplyFailed, Report, make_plan, session, status
+from infertune.engine import ApplyFailed, Report, Session, make_plan, session, status
 from infertune.errors import Exit, UsageError
 from infertune.knobs import KNOBS
 from infertune.machine import Machine, read_machine
@@ -68,7 +68,7 @@ def _apply(ctx: Context) -> Exit:
     left_out = without(ctx)
     wanted = desired(ctx, read_machine(ctx.root))
     with session(ctx.root, f"apply {wanted.profile}") as held:
-        _say_recovered(ctx, held.recovered)
+        _say_recovered(ctx, held)
         try:
             report = held.apply(wanted, without=left_out)
         except ApplyFailed as failed:
@@ -123,6 +123,8 @@ def _recover(ctx: Context) -> Exit:
 def _put_back(ctx: Context, verb: str) -> Exit:
     with session(ctx.root, verb) as held:
         try:
+            if held.unrecovered:
+                raise held.unrecovered
             report = held.recovered or held.revert()
         except ApplyFailed as failed:
             emit(ctx, verb, failed.report, failed=failed.message)
@@ -142,11 +144,15 @@ def _say_restored(ctx: Context, report: Report) -> None:
     ctx.print(f"restored: {good} of {len(report.items)}")
 
 
-def _say_recovered(ctx: Context, report: Report | None) -> None:
-    if report is not None and not ctx.args.json:
-        ctx.print("an earlier run was cut short; its values were put back first:")
-        print_report(ctx, report)
-        _say_restored(ctx, report)
+def _say_recovered(ctx: Context, held: Session) -> None:
+    if held.recovered is None or ctx.args.json:
+        return
+    ctx.print("an earlier run was cut short; its values were put back first:")
+    print_report(ctx, held.recovered)
+    if held.unrecovered:
+        ctx.print(f"note: {held.unrecovered.message}")
+    else:
+        _say_restored(ctx, held.recovered)
 
 
 COMMANDS: tuple[Command, ...] = (

@@ -106,7 +106,7 @@ def _gpu(gpu: Gpu) -> list[tuple[str, str]]:
     kind = {True: "integrated", False: "discrete", None: None}[gpu.integrated]
     facts = [gpu.pci_id or UNKNOWN, f"driver {gpu.driver or 'none'}", gpu.gfx_target, kind]
     lines = [
-        ("GPU", gpu.name or "not in the table of names"),
+        ("GPU", gpu.name or "name unknown"),
         ("", ", ".join(fact for fact in facts if fact)),
     ]
     if gpu.driver == "amdgpu":

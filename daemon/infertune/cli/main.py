@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from infertune import __version__
-from infertune.cli import engine, knobs, machine
+from infertune.cli import engine, knobs, machine, profile, run
 from infertune.cli.base import Command, Context
 from infertune.errors import Exit, InfertuneError
 from infertune.snapshot import open_root
@@ -17,7 +17,9 @@ from infertune.snapshot import open_root
 COMMANDS: tuple[Command, ...] = (
     *machine.COMMANDS,
     *knobs.COMMANDS,
+    *profile.COMMANDS,
     *engine.COMMANDS,
+    *run.COMMANDS,
 )
 
 
@@ -71,10 +73,17 @@ def _add_commands(parser: argparse.ArgumentParser, commands: Sequence[Command]) 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
-    args = build_parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    # argparse cannot tell options after "--" from ours when there are options before it.
+    cut = words.index("--") if "--" in words else len(words)
+    parser = build_parser()
+    args = parser.parse_args(words[:cut])
+    command = tuple(words[cut + 1 :])
+    if cut < len(words) and not (args.command.takes_command and command):
+        parser.error("only 'run' takes '--', and then a command")
     try:
         with open_root(args.root) as root:
-            return int(args.command.run(Context(root, args)))
+            return int(args.command.run(Context(root, args, command=command)))
     except InfertuneError as error:
         if args.debug:
             raise

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from infertune.cli.base import JSON, Command, Context, argument
+from infertune.cli.engine import BACKEND, PROFILE
 from infertune.errors import Exit, ProfileError
 from infertune.knobs import KNOBS
 from infertune.launch_settings import LAUNCH_SETTINGS
@@ -281,14 +282,6 @@ def _explanation(desired: Desired, machine: Machine, why: str) -> dict[str, Any]
 
 # -- the verbs -----------------------------------------------------------------
 
-_PROFILE = argument("profile", metavar="PROFILE", help="name of a profile ('infertune profiles')")
-_BACKEND = argument(
-    "--backend",
-    choices=("auto", *BACKENDS),
-    default="auto",
-    help="variant of the profile (default: what this machine suggests)",
-)
-
 COMMANDS: tuple[Command, ...] = (
     Command(
         "profiles",
@@ -311,7 +304,7 @@ COMMANDS: tuple[Command, ...] = (
                 "show",
                 "print a profile with everything it inherits",
                 _show,
-                arguments=(_PROFILE, JSON),
+                arguments=(PROFILE, JSON),
                 description="Prints the profile as one TOML file in which nothing is inherited.",
             ),
             Command(
@@ -336,7 +329,7 @@ COMMANDS: tuple[Command, ...] = (
                 "explain",
                 "say who sets each value of a profile, and why",
                 _explain,
-                arguments=(_PROFILE, _BACKEND, JSON),
+                arguments=(PROFILE, BACKEND, JSON),
                 description=(
                     "Prints for each setting its value on this machine, the file and line that "
                     "set it, the reason given there, what it overrides, and how well its effect "

@@ -109,7 +109,7 @@ def ask_server(
 
 
 def _ask(program: tuple[str, ...], flag: str, env: Mapping[str, str]) -> str | None:
-    """What ``program flag`` prints; None where it says no.  Raises Failed where it dies or hangs."""
+    """What ``program flag`` prints; None where it says no.  Raises Failed if it dies or hangs."""
     name = os.path.basename(program[-1])
     try:
         answer = subprocess.run(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ask a llama-server on this machine for a completion, and time it.
 
-llama-server's own HTTP interface (tools/server/README.md): /health,
-/apply-template, /completion as server-sent events.
+llama-server's own HTTP interface (tools/server/README.md): /health, and
+/completion as server-sent events.
 """
 
 from __future__ import annotations
@@ -52,21 +52,8 @@ def healthy(base_url: str, timeout_s: float = 2.0) -> bool:
         return False
 
 
-def chat_prompt(base_url: str, question: str) -> str:
-    """``question`` in the model's own chat template; as it is where the server has no template."""
-    body = {"messages": [{"role": "user", "content": question}]}
-    try:
-        with _post(f"{base_url}/apply-template", body, timeout_s=10) as reply:
-            prompt = json.load(reply)["prompt"]
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
-        return question
-    return prompt if isinstance(prompt, str) else question
-
-
-def complete(
-    base_url: str, prompt: str, n_predict: int, *, timeout_s: float = 300.0
-) -> Completion:
-    """Generate up to ``n_predict`` tokens after ``prompt``.
+def complete(base_url: str, prompt: str, n_predict: int, *, timeout_s: float = 300.0) -> Completion:
+    """Generate up to ``n_predict`` tokens after ``prompt``, which is taken as it is.
 
     ``timeout_s`` bounds the wait for each piece, not the whole.  Raises Failed.
     """

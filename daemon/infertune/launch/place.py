@@ -95,8 +95,11 @@ def make_group(root: Root, cgroup: Cgroup, wanted: set[str], child: int) -> Grou
     if cgroup.mount is None or cgroup.version != 2:
         raise Unavailable("cgroup v2 is not what this system uses")
     own = next(
-        (line[3:] for line in (root.get("/proc/self/cgroup") or "").splitlines()
-         if line.startswith("0::")),
+        (
+            line[3:]
+            for line in (root.get("/proc/self/cgroup") or "").splitlines()
+            if line.startswith("0::")
+        ),
         None,
     )
     if own is None:

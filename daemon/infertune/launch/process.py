@@ -94,13 +94,13 @@ class Child:
     def poll(self) -> int | None:
         """The status, without waiting."""
         if self.status is None:
-            self._reap(os.WNOHANG)
+            self._look(os.WNOHANG)
         return self.status
 
     def wait(self) -> int:
         """Wait for the end and give the status.  Signal handlers run meanwhile."""
         while self.status is None:
-            self._reap(os.WUNTRACED)
+            self._look(0)
         return self.status
 
     def wait_for(self, seconds: float) -> int | None:
@@ -112,18 +112,16 @@ class Child:
 
     def signal(self, number: int) -> None:
         """Send a signal to the process group; one that is gone is fine."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, number)
+        if self.status is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
 
     def stop(self) -> int:
-        """SIGTERM, GRACE_S of patience, SIGKILL; then whatever is left of the group."""
-        if self.poll() is None:
-            self.signal(signal.SIGTERM)
-            if self.wait_for(GRACE_S) is None:
-                self.signal(signal.SIGKILL)
+        """SIGTERM, GRACE_S of patience, then SIGKILL.  Gives the status."""
+        self.signal(signal.SIGTERM)
+        if self.wait_for(GRACE_S) is None:
+            self.signal(signal.SIGKILL)
         status = self.wait()
-        # A server's own children must not live on with the memory they hold.
-        self.signal(signal.SIGKILL)
         if self.tail:
             self.tail.join(1)
         return status
@@ -135,13 +133,19 @@ class Child:
         self.tail.join(1)
         return list(self.tail.lines)
 
-    def _reap(self, options: int) -> None:
-        pid, status = os.waitpid(self.pid, options)
-        if pid == 0:
+    def _look(self, options: int) -> None:
+        state = os.WEXITED | os.WSTOPPED | os.WNOWAIT | options
+        found = os.waitid(os.P_PID, self.pid, state)
+        if found is None:
             return
-        if os.WIFSTOPPED(status):
+        if found.si_code == os.CLD_STOPPED:
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG)
             self._suspend()
             return
+        # A server's own children must not live on with the memory they hold.  Before the
+        # process is reaped, as long as the number of its group cannot be anybody else's.
+        self.signal(signal.SIGKILL)
+        _, status = os.waitpid(self.pid, 0)
         self.status = os.waitstatus_to_exitcode(status)
         if self._owns_terminal:
             _give_terminal(os.getpgrp())
@@ -257,17 +261,21 @@ def _give_terminal(group: int) -> None:
 class Signals:
     """While in force, signals to infertune go to its child; a second one ends it.
 
-    Before there is a child a signal is only remembered (``received``), so that
-    a change of the machine is never cut in the middle.
+    Before there is a child a signal is only remembered, so that a change of the
+    machine is never cut in the middle.
     """
 
     _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     _PASSED = (*_ENDING, signal.SIGUSR1, signal.SIGUSR2)
 
     def __init__(self) -> None:
-        self.received: int | None = None
+        self._received: int | None = None
         self.child: Child | None = None
         self._before: dict[int, Any] = {}
+
+    def received(self) -> int | None:
+        """The first signal that asked for the end, if there was one."""
+        return self._received
 
     def __enter__(self) -> Signals:
         for number in self._PASSED:
@@ -283,9 +291,9 @@ class Signals:
             signal.signal(number, handler)
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
-        again = self.received is not None and number in self._ENDING
+        again = self._received is not None and number in self._ENDING
         if number in self._ENDING:
-            self.received = self.received or number
+            self._received = self._received or number
         if self.child is None:
             return
         self.child.signal(signal.SIGKILL if again else number)
@@ -316,4 +324,3 @@ def cause(status: int, lines: Sequence[str] = (), *, out_of_memory: bool = False
     if -status == signal.SIGKILL and out_of_memory:
         return "killed by the kernel: out of memory"
     return f"ended by {signal.Signals(-status).name}"
-

@@ -109,7 +109,7 @@ def wait_ready(
             time.sleep(_POLL_S)
     finally:
         progress.done()
-    if signals.received is not None:
+    if signals.received():
         return None
     lines = child.last_lines()
     starved = killed_before is not None and (oom_kills(root) or 0) > killed_before

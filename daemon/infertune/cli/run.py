@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verb ``run``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from infertune.cli.base import JSON, Command, Context, argument
+from infertune.cli.engine import BACKEND, PROFILE, WITHOUT, without
+from infertune.cli.render import print_report, report_document
+from infertune.engine import Report
+from infertune.errors import InfertuneError, UsageError
+from infertune.launch.client import Completion
+from infertune.launch.place import Placed
+from infertune.launch_settings import LAUNCH_SETTINGS, Limit
+from infertune.run import Request, Result, run
+from infertune.units import format_size
+
+
+class _Printer:
+    """Tells the user what happens, on stderr where a command has stdout."""
+
+    def __init__(self, ctx: Context) -> None:
+        self.ctx = ctx
+
+    def say(self, text: str) -> None:
+        self.ctx.print(text)
+
+    def recovered(self, report: Report) -> None:
+        self.say("an earlier run was cut short; its values were put back first:")
+        self.restored(report)
+
+    def applied(self, report: Report) -> None:
+        print_report(self.ctx, report)
+
+    def placed(self, outcomes: Sequence[Placed]) -> None:
+        if outcomes:
+            rows = [_row(each) for each in outcomes]
+            self.ctx.table(("LAUNCH", "WANTED", "GOT", "OUTCOME", ""), rows)
+
+    def answered(self, completion: Completion) -> None:
+        speed = completion.tokens_per_second
+        self.say(completion.text.strip())
+        self.say(
+            f"{completion.tokens} tokens, TTFT {_ms(completion.ttft_s)}, "
+            f"TPOT {_ms(completion.tpot_s)}, latency {_ms(completion.latency_s)}, "
+            f"{'-' if speed is None else f'{speed:.1f}'} tokens/s"
+        )
+
+    def restored(self, report: Report) -> None:
+        for item in report.items:
+            if item.outcome not in ("restored", "already"):
+                self.say(f"{item.knob} ({item.path}): {item.outcome}: {item.reason}")
+        good = report.count("restored", "already")
+        self.say(f"restored: {good} of {len(report.items)}")
+
+
+class _Silent(_Printer):
+    """For ``--json``: one document at the end, and nothing before it."""
+
+    def say(self, text: str) -> None:
+        del text
+
+    def applied(self, report: Report) -> None:
+        del report
+
+    def placed(self, outcomes: Sequence[Placed]) -> None:
+        del outcomes
+
+
+def _row(each: Placed) -> tuple[str, ...]:
+    remark = "; ".join(filter(None, (each.how, each.why)))
+    return (each.id, _show(each, each.wanted), _show(each, each.got), each.outcome, remark)
+
+
+def _show(each: Placed, value: str | None) -> str:
+    if value is None:
+        return "-"
+    if isinstance(LAUNCH_SETTINGS[each.id].value, Limit) and value.isdecimal():
+        return format_size(int(value))
+    return value
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:.1f} ms"
+
+
+def _run(ctx: Context) -> int:
+    args = ctx.args
+    command = ctx.command
+    if command and any((args.model, args.server, args.port, args.ask)):
+        raise UsageError(
+            "--model, --server, --port and --ask are for llama-server, not for a command after --"
+        )
+    request = Request(
+        profile=args.profile,
+        backend=args.backend,
+        model=args.model,
+        server=args.server,
+        port=args.port,
+        ask=args.ask,
+        tokens=args.tokens,
+        command=command,
+        without=tuple(without(ctx)),
+        launch_only=args.launch_only,
+        stdout=2 if args.json else 1,
+    )
+    result = Result(args.profile)
+    if args.json:
+        printer: _Printer = _Silent(ctx)
+    elif command:
+        printer = _Printer(Context(ctx.root, args, sys.stderr))
+    else:
+        printer = _Printer(ctx)
+    failed = None
+    try:
+        return run(ctx.root, request, result, printer)
+    except InfertuneError as error:
+        failed = error.message
+        raise
+    finally:
+        if args.json:
+            ctx.print_json("infertune.run/1", _document(result, failed))
+
+
+def _document(result: Result, failed: str | None) -> dict[str, Any]:
+    completion = None
+    if result.completion:
+        completion = {
+            **asdict(result.completion),
+            "tokens_per_second": result.completion.tokens_per_second,
+        }
+    return {
+        "profile": result.profile,
+        "backend": result.backend,
+        "argv": list(result.argv),
+        "version": result.version,
+        "embedded": result.embedded,
+        "model": result.model,
+        "url": result.url,
+        "server_settings_refused": [asdict(each) for each in result.refused],
+        "recovered": _report(result.recovered),
+        "applied": _report(result.applied),
+        "launch": [asdict(each) for each in result.placed],
+        "ready_s": result.ready_s,
+        "completion": completion,
+        "restored": _report(result.restored),
+        "status": result.status,
+        "failed": failed,
+    }
+
+
+def _report(report: Report | None) -> dict[str, Any] | None:
+    return report_document(report) if report else None
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 1 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{port} is not a port; 1 to 65535")
+    return port
+
+
+def _tokens(text: str) -> int:
+    count = int(text)
+    if not 1 <= count <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"{count} is out of range; 1 to 1000000")
+    return count
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        "run",
+        "apply a profile, serve under it, put everything back",
+        _run,
+        (
+            PROFILE,
+            argument("--model", metavar="GGUF", help="model to serve (default: a small one)"),
+            argument("--server", metavar="PATH", help="llama-server to use (default: from PATH)"),
+            BACKEND,
+            argument(
+                "--port", type=_port, metavar="N", help="port on 127.0.0.1 (default: 8080 or next)"
+            ),
+            argument("--ask", metavar="PROMPT", help="complete this text, print it, and stop"),
+            argument(
+                "--tokens", type=_tokens, default=64, metavar="N", help="tokens for --ask (64)"
+            ),
+            WITHOUT,
+            argument(
+                "--launch-only",
+                action="store_true",
+                help="leave the kernel's settings alone (needs no root)",
+            ),
+            JSON,
+        ),
+        "Applies the profile, starts llama-server with the profile's settings as flags of that "
+        "very binary, shows the model getting into memory, and serves in the foreground. When "
+        "it ends, for whatever reason, every value goes back; after 'kill -9' the next call of "
+        "infertune does that. Without a llama-server on PATH the embedded one is used (extra "
+        "'embedded'), without --model a small one. Any other command can stand after the options: "
+        "'infertune run PROFILE -- COMMAND...'; it "
+        "gets the profile's placement and environment. A command starts with an empty "
+        "environment plus PATH, HOME, LANG, TERM, TMPDIR, HIP_VISIBLE_DEVICES, "
+        "ROCR_VISIBLE_DEVICES, GGML_VK_VISIBLE_DEVICES and what the profile sets; more can be "
+        "given as '-- env NAME=VALUE COMMAND'. Signals go to the command; ten seconds after "
+        "SIGINT or SIGTERM, or at the second one, it is killed, and so is what it left running "
+        "in its process group. The exit code is the command's, 128+N after signal N.",
+        takes_command=True,
+    ),
+)

@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The foreground session: apply a profile, serve under it, put everything back.
+
+Whatever ends it (the command, its crash, Ctrl-C, SIGTERM), the original values
+return; after ``kill -9`` the child is gone with us, and the next call of
+infertune recovers.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from infertune.engine import ApplyFailed, Report, session
+from infertune.errors import Failed, UsageError
+from infertune.launch.binary import (
+    BACKENDS,
+    INSTALL_HINT,
+    Backend,
+    Server,
+    ask_server,
+    embedded_is_installed,
+    embedded_program,
+    find_server,
+)
+from infertune.launch.client import Completion, complete
+from infertune.launch.embedded import default_model
+from infertune.launch.place import Group, Placed, place
+from infertune.launch.process import (
+    Child,
+    Signals,
+    cause,
+    environment,
+    exit_code,
+    find_program,
+    start,
+)
+from infertune.launch.ready import DEFAULT_PORT, choose_port, wait_ready
+from infertune.machine import Machine, read_machine
+from infertune.profile import load_profile
+from infertune.resolve import Desired, Setting, assume_backend, resolve
+from infertune.root import Root
+from infertune.server_settings import Refused, parse_help, server_arguments
+from infertune.units import parse_cpulist
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the user asked for."""
+
+    profile: str
+    backend: str = "auto"
+    model: str | None = None
+    server: str | None = None
+    port: int | None = None
+    ask: str | None = None
+    tokens: int = 64
+    command: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    launch_only: bool = False
+    stdout: int = 1
+    """Where a command's standard output goes."""
+
+
+@dataclass(slots=True)
+class Result:
+    """What happened, filled in on the way: a run that fails half-way still has its first half."""
+
+    profile: str
+    backend: str | None = None
+    argv: tuple[str, ...] = ()
+    version: str | None = None
+    embedded: bool = False
+    model: str | None = None
+    url: str | None = None
+    refused: tuple[Refused, ...] = ()
+    recovered: Report | None = None
+    applied: Report | None = None
+    placed: tuple[Placed, ...] = ()
+    ready_s: float | None = None
+    completion: Completion | None = None
+    restored: Report | None = None
+    status: int | None = None
+    """Exit code of the command, 128+N after signal N; None if it never ran."""
+
+
+class Audience(Protocol):
+    """Who is told what happens while it happens."""
+
+    def say(self, text: str) -> None: ...
+    def recovered(self, report: Report) -> None: ...
+    def applied(self, report: Report) -> None: ...
+    def placed(self, outcomes: Sequence[Placed]) -> None: ...
+    def answered(self, completion: Completion) -> None: ...
+    def restored(self, report: Report) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What to start."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    model: str | None = None
+    """Model to be loaded; None for a command, which is only started."""
+    url: str = ""
+
+
+@dataclass(slots=True)
+class _Run:
+    root: Root
+    machine: Machine
+    request: Request
+    result: Result
+    audience: Audience
+    group: Group | None = field(default=None)
+
+
+def run(root: Root, request: Request, result: Result, audience: Audience) -> int:
+    """Do all of it and give the exit code of the command.
+
+    Raises the errors of engine.py, Failed where the server does not get ready,
+    and UsageError or ProfileError before anything is touched.
+    """
+    if not root.live:
+        raise UsageError(
+            "run works on this machine only", hint="'infertune plan' works on a recorded one"
+        )
+    machine = read_machine(root)
+    one = _Run(root, machine, request, result, audience)
+    profile = load_profile(root, request.profile)
+    if request.command:
+        backend = request.backend if request.backend != "auto" else assume_backend(machine)[0]
+        desired = resolve(profile, machine, backend)
+        job = _command(request, desired)
+    else:
+        model = _model(one)
+        server = _server(one)
+        backend = request.backend if request.backend != "auto" else server.backends[0]
+        desired = resolve(profile, machine, backend)
+        job = _serving(one, server, model, desired)
+    result.backend = desired.backend
+    result.argv = job.argv
+    for setting in desired.unresolved:
+        audience.say(f"{setting.id} = {setting.configured!r} left out: {setting.reason}")
+    with Signals() as signals:
+        if request.launch_only:
+            audience.say("kernel settings are left alone (--launch-only)")
+            result.status = _serve(one, job, desired, signals)
+        else:
+            _under_profile(one, job, desired, signals)
+    return result.status or 0
+
+
+def _under_profile(one: _Run, job: _Job, desired: Desired, signals: Signals) -> None:
+    with session(one.root, f"run {desired.profile}") as held:
+        if held.recovered:
+            one.result.recovered = held.recovered
+            one.audience.recovered(held.recovered)
+        try:
+            report = held.apply(desired, hold=True, without=one.request.without)
+        except ApplyFailed as failed:
+            one.result.applied = failed.report
+            one.audience.applied(failed.report)
+            raise
+        try:
+            one.result.applied = report
+            one.audience.applied(report)
+            one.result.status = _serve(one, job, desired, signals)
+        finally:
+            one.result.restored = held.revert()
+            one.audience.restored(one.result.restored)
+
+
+def _command(request: Request, desired: Desired) -> _Job:
+    env = environment(_canonical(desired.env), os.environ)
+    program = find_program(request.command[0], env["PATH"])
+    return _Job((program, *request.command[1:]), env)
+
+
+def _model(one: _Run) -> str:
+    """The model to serve, checked to be one."""
+    path = one.request.model
+    if path is None:
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        path = default_model(os.path.join(cache, "infertune"))
+        one.audience.say("no --model: serving Gemma 3 270M (extra 'embedded')")
+    path = os.path.abspath(path)
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise UsageError(f"--model {path}: {error.strerror}") from None
+    if magic != b"GGUF":
+        raise UsageError(f"--model {path}: not a GGUF file", hint="llama-server loads GGUF models")
+    one.result.model = path
+    return path
+
+
+def _server(one: _Run) -> Server:
+    """The server program: --server, llama-server on PATH, or the embedded one."""
+    caller = os.environ
+    path = find_server(one.request.server, caller.get("PATH"))
+    if path:
+        server = ask_server((path,), {}, caller, embedded=False)
+    elif embedded_is_installed():
+        program, env = embedded_program()
+        server = ask_server(program, env, caller, embedded=True)
+    else:
+        raise UsageError("there is no llama-server here", hint=INSTALL_HINT)
+    name = "no llama-server on PATH: embedded llama.cpp" if server.embedded else path
+    devices = ", ".join(server.devices) or "CPU only"
+    one.audience.say(f"{name}, {server.version or 'version unknown'}, {devices}")
+    one.result.version = server.version
+    one.result.embedded = server.embedded
+    return server
+
+
+def _serving(one: _Run, server: Server, model: str, desired: Desired) -> _Job:
+    settings = _canonical(desired.server)
+    cpus = desired.launch.get("cpus")
+    if cpus and "threads" not in settings:
+        # The server counts the machine's cores, not those it may use: more threads than CPUs
+        # wait for each other.
+        settings["threads"] = str(len(_cores(one.machine, cpus)))
+    port = choose_port(one.request.port)
+    if one.request.port is None and port != DEFAULT_PORT:
+        one.audience.say(f"port {DEFAULT_PORT} is taken: using {port}")
+    arguments, refused = server_arguments(settings, server.help, model=model, port=port)
+    for each in refused:
+        wanted = desired.server.get(each.setting)
+        if wanted and wanted.required:
+            raise UsageError(
+                f"{each.setting} = {each.value}: {each.reason}, but {wanted.source} requires it"
+            )
+        one.audience.say(f"{each.setting} = {each.value} left out: {each.reason}")
+    one.result.refused = tuple(refused)
+    one.result.url = f"http://127.0.0.1:{port}"
+    arguments += _device_arguments(one.request, server, desired.backend)
+    env = environment({**_canonical(desired.env), **server.env}, os.environ)
+    return _Job((*server.program, *arguments), env, model, one.result.url)
+
+
+def _device_arguments(request: Request, server: Server, backend: str) -> list[str]:
+    """Hold the server to the backend of the profile, where it would use another one too."""
+    chosen: Backend = next(name for name in BACKENDS if name == backend)
+    gpus = len(server.backends) - 1
+    if gpus < 2 and (request.backend == "auto" or not gpus):
+        return []
+    if "--device" not in parse_help(server.help):
+        return []
+    return ["--device", ",".join(server.devices_of(chosen)) or "none"]
+
+
+def _cores(machine: Machine, cpus: Setting) -> set[int]:
+    allowed = parse_cpulist(cpus.canonical)
+    lead = {cpu: core.cpus[0] for core in machine.cpu.cores for cpu in core.cpus}
+    return {lead.get(cpu, cpu) for cpu in allowed}
+
+
+def _canonical(settings: Mapping[str, Setting]) -> dict[str, str]:
+    return {name: setting.canonical for name, setting in settings.items()}
+
+
+def _serve(one: _Run, job: _Job, desired: Desired, signals: Signals) -> int:
+    """Start the job, stay with it, and give its exit code.  Nothing of it is left afterwards."""
+    if early := signals.received():
+        return 128 + early
+    child = None
+    try:
+        child = start(
+            job.argv,
+            job.env,
+            lambda pid: _place(one, pid, desired),
+            capture=job.model is not None,
+            stdout=one.request.stdout,
+        )
+        signals.child = child
+        if late := signals.received():
+            child.signal(late)
+        one.audience.placed(one.result.placed)
+        return _attend(one, job, child, signals)
+    finally:
+        if child:
+            child.stop()
+        if one.group:
+            one.group.remove()
+
+
+def _place(one: _Run, pid: int, desired: Desired) -> None:
+    outcomes, one.group = place(one.root, one.machine.cgroup, pid, _canonical(desired.launch))
+    one.result.placed = outcomes
+    for each in outcomes:
+        setting = desired.launch[each.id]
+        if setting.required and each.outcome in ("absent", "rejected"):
+            raise Failed(f"{each.id}: {each.why}, but {setting.source} requires it")
+
+
+def _attend(one: _Run, job: _Job, child: Child, signals: Signals) -> int:
+    if job.model is None:
+        return exit_code(child.wait())
+    one.result.ready_s = wait_ready(one.root, signals, child, job.url, job.model, sys.stderr)
+    if one.result.ready_s is None:
+        return exit_code(child.wait())
+    one.audience.say(f"ready after {one.result.ready_s:.1f} s: {job.url}")
+    if one.request.ask is not None:
+        try:
+            one.result.completion = complete(job.url, one.request.ask, one.request.tokens)
+        except Failed:
+            if number := signals.received():
+                return 128 + number
+            raise
+        one.audience.answered(one.result.completion)
+        return 0
+    if child.tail:
+        child.tail.echo = sys.stderr
+    one.audience.say("serving; Ctrl-C ends it and puts everything back")
+    status = child.wait()
+    if status and not signals.received():
+        one.audience.say(f"the server stopped: {cause(status, child.last_lines())}")
+    return exit_code(status)

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A damaged journal is always noticed, and nothing false is ever restored from it."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from infertune.engine import ApplyFailed, session, status
+from infertune.journal import Journal, Record, Store, dump, parse
+from infertune.machine import read_machine
+from infertune.root import Root
+from support import LONG, apply, build, reset, revert, values
+
+BOOT = "11111111-2222-3333-4444-555555555555"
+THP = Record(
+    "transparent_hugepage.enabled",
+    "/sys/kernel/mm/transparent_hugepage/enabled",
+    "madvise",
+    "always",
+    "always",
+    True,
+)
+SWAP = Record("vm.swappiness", "/proc/sys/vm/swappiness", "60", "10", "10", True)
+JOURNAL = Journal(BOOT, "long", "vulkan", "apply (pid 1)", "2026-11-22T00:00:00+00:00", False,
+                  (THP, SWAP))  # fmt: skip
+
+
+def test_round_trip() -> None:
+    loaded = parse(dump(JOURNAL))
+    assert loaded.damage == ()
+    assert loaded.journal == JOURNAL
+
+
+text = st.text(max_size=40)
+
+
+@given(
+    st.builds(
+        Journal,
+        boot_id=text,
+        profile=text,
+        backend=text,
+        owner=text,
+        since=text,
+        held=st.booleans(),
+        records=st.lists(
+            st.builds(Record, text, text, text, st.none() | text, st.none() | text, st.booleans()),
+            max_size=5,
+        ).map(tuple),
+    )
+)
+def test_round_trip_of_anything(journal: Journal) -> None:
+    loaded = parse(dump(journal))
+    assert loaded == type(loaded)(journal)
+
+
+def _check_salvage(damaged: bytes) -> None:
+    loaded = parse(damaged)
+    assert loaded.damage, "the damage was not noticed"
+    if loaded.journal is None:
+        return
+    assert loaded.journal.boot_id == BOOT
+    assert set(loaded.journal.records) <= set(JOURNAL.records)
+    assert loaded.journal.profile in (JOURNAL.profile, "unknown")
+
+
+def test_every_byte_with_every_other_value() -> None:
+    """All single-byte changes of a small journal: position x 255 values."""
+    data = dump(JOURNAL.with_records([SWAP]))
+    for position, byte in enumerate(data):
+        for value in range(256):
+            if value != byte:
+                _check_salvage(data[:position] + bytes([value]) + data[position + 1 :])
+
+
+def test_every_truncation() -> None:
+    data = dump(JOURNAL)
+    for length in range(len(data)):
+        if length == 0:
+            assert parse(b"").damage
+        else:
+            _check_salvage(data[:length])
+
+
+def test_lines_that_are_missing_doubled_or_swapped() -> None:
+    lines = dump(JOURNAL).splitlines(keepends=True)
+    for index in range(len(lines)):
+        _check_salvage(b"".join(lines[:index] + lines[index + 1 :]))
+        _check_salvage(b"".join([*lines[: index + 1], *lines[index:]]))
+    for index in range(len(lines) - 1):
+        swapped = lines.copy()
+        swapped[index], swapped[index + 1] = swapped[index + 1], swapped[index]
+        _check_salvage(b"".join(swapped))
+
+
+def test_lines_of_two_boots_are_not_mixed() -> None:
+    other = dump(replace(JOURNAL, boot_id="another"))
+    lines = dump(JOURNAL).splitlines(keepends=True)
+    lines[1] = other.splitlines(keepends=True)[1]
+    assert parse(b"".join(lines)).journal is None
+
+
+def _damage(root: Root, data: bytes) -> None:
+    (root.base / "run/infertune/journal").write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["flip", "truncate"])
+def test_damaged_start_is_degraded_and_restores_only_what_is_true(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through the engine: every seventh byte, and every seventh length."""
+    root = build(tmp_path)
+    original = values(tmp_path)
+    apply(root, "long", LONG)
+    tuned = values(tmp_path)
+    data = (tmp_path / "run/infertune/journal").read_bytes()
+    points = 0
+    for position in range(0, len(data), 7):
+        reset(tmp_path)
+        apply(root, "long", LONG)
+        flipped = data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+        _damage(root, flipped if kind == "flip" else data[:position])
+        assert status(root, read_machine(root)).state == "degraded"
+        with session(root, "start") as held:
+            report = held.recovered
+        assert report is not None
+        assert "damaged" in report.notes[0]
+        for path, now in values(tmp_path).items():
+            assert now in (original[path], tuned[path])
+        # It stays visible until somebody has looked.
+        after = status(root, read_machine(root))
+        assert after.state == "degraded"
+        assert len(after.damaged) == 1
+        kept = tmp_path / after.damaged[0].lstrip("/")
+        assert kept.read_bytes() == (tmp_path / "run/infertune/journal.damaged-1").read_bytes()
+        # And the machine can be used.  Reverting may leave the energy preference, which the
+        # governor locks: the line with the governor's original is the one that was lost.
+        apply(root, "long", LONG)
+        with contextlib.suppress(ApplyFailed):
+            revert(root)
+        points += 1
+    with capsys.disabled():
+        print(f"\n  damaged journal ({kind}): degraded start, nothing false: {points} points")
+
+
+def test_a_lost_closing_line_loses_no_original(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    original = values(tmp_path)
+    apply(root, "long", LONG)
+    data = (tmp_path / "run/infertune/journal").read_bytes()
+    _damage(root, b"".join(data.splitlines(keepends=True)[:-1]))
+    with session(root, "start"):
+        pass
+    assert values(tmp_path) == original
+
+
+def test_a_journal_of_an_earlier_boot_is_not_restored(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    apply(root, "long", LONG)
+    (tmp_path / "proc/sys/kernel/random/boot_id").write_text("another\n")
+    (tmp_path / "proc/sys/vm/swappiness").write_text("33\n")
+    now = status(root, read_machine(root))
+    assert now.state == "idle"
+    assert any("an earlier boot ended while 'long' was applied" in note for note in now.notes)
+    assert any("platform_profile" in note for note in now.notes)
+    revert(root)
+    assert (tmp_path / "proc/sys/vm/swappiness").read_text() == "33\n"
+
+
+def test_a_giant_journal_is_refused(tmp_path: Path) -> None:
+    store = Store(Root(tmp_path), "/journal")
+    (tmp_path / "journal").write_bytes(b"x" * (2 * 1024 * 1024))
+    assert store.load().journal is None
+    assert store.load().damage

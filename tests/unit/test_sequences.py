@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random sequences of apply, switch, revert, foreign changes and crashes, against a model.
+
+The model is one sentence: the machine holds the applied profile's values where
+they were the last to be written, and what it would hold without infertune
+everywhere else.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from infertune.engine import session, status
+from infertune.journal import RUNTIME, Store
+from infertune.machine import read_machine
+from infertune.root import Step
+from support import At, Counter, FakeKernel, build, desired, with_hook
+
+PATHS = {
+    "vm.swappiness": "/proc/sys/vm/swappiness",
+    "vm.watermark_scale_factor": "/proc/sys/vm/watermark_scale_factor",
+    "kernel.numa_balancing": "/proc/sys/kernel/numa_balancing",
+    "transparent_hugepage.khugepaged.pages_to_scan": "/sys/kernel/mm/transparent_hugepage/"
+    "khugepaged/pages_to_scan",
+}
+
+# What profiles write is even and what others write is odd: who wrote a value is then visible in
+# it.  (Somebody who writes exactly our value cannot be told from us; nothing can.)
+OURS = {
+    "vm.swappiness": [2, 4, 100],
+    "vm.watermark_scale_factor": [20, 40, 200],
+    "kernel.numa_balancing": [0, 2],
+    # The test kernel clamps this one to 5000.
+    "transparent_hugepage.khugepaged.pages_to_scan": [1000, 2000, 8192],
+}
+FOREIGN = {
+    "vm.swappiness": [1, 3, 99],
+    "vm.watermark_scale_factor": [11, 21, 201],
+    "kernel.numa_balancing": [1, 3],
+    "transparent_hugepage.khugepaged.pages_to_scan": [1001, 2001],
+}
+
+profiles = st.fixed_dictionaries(
+    {}, optional={knob: st.sampled_from(values) for knob, values in OURS.items()}
+)
+foreign = st.sampled_from([(knob, value) for knob, values in FOREIGN.items() for value in values])
+
+
+class Killed(BaseException):
+    """Ends the process's work at a step, as kill -9 would: no handler for errors catches it."""
+
+
+def die(step: Step) -> None:
+    raise Killed
+
+
+class Machine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = Path(tempfile.mkdtemp(prefix="infertune-sequences-"))
+        self.root = build(self.base)
+        self.without = {knob: self.live(knob) for knob in PATHS}
+        """What the machine would hold if infertune had never run."""
+        self.tuned: dict[str, str] = {}
+        """What infertune wrote last and nobody changed since."""
+        self.crashed = False
+
+    def teardown(self) -> None:
+        shutil.rmtree(self.base)
+
+    def live(self, knob: str) -> str:
+        return (self.base / PATHS[knob].lstrip("/")).read_text().strip()
+
+    def written(self, wanted: dict[str, int]) -> dict[str, str]:
+        """What the files hold after these writes, where that is not what they hold anyway."""
+        taken = {knob: str(min(value, 5000) if "pages" in knob else value)
+                 for knob, value in wanted.items()}  # fmt: skip
+        return {knob: value for knob, value in taken.items() if value != self.without[knob]}
+
+    @rule(wanted=profiles)
+    def apply(self, wanted: dict[str, int]) -> None:
+        with session(self.root, "apply p") as held:
+            assert (held.recovered is not None) == self.crashed
+            held.apply(desired("p", wanted))
+        self.tuned = self.written(wanted)
+        self.crashed = False
+
+    @rule()
+    def revert(self) -> None:
+        with session(self.root, "revert") as held:
+            held.revert()
+        self.tuned = {}
+        self.crashed = False
+
+    @precondition(lambda self: not self.crashed)
+    @rule(change=foreign)
+    def somebody_changes(self, change: tuple[str, int]) -> None:
+        knob, value = change
+        (self.base / PATHS[knob].lstrip("/")).write_text(f"{value}\n")
+        self.without[knob] = str(value)
+        self.tuned.pop(knob, None)
+
+    @rule(wanted=profiles, at=st.integers(1, 30))
+    def killed_in_apply(self, wanted: dict[str, int], at: int) -> None:
+        hook = At(at, die)
+        try:
+            with session(with_hook(self.base, hook), "apply p") as held:
+                held.apply(desired("p", wanted))
+        except Killed:
+            self.after_a_crash()
+        else:
+            self.tuned = self.written(wanted)
+            self.crashed = False
+
+    @rule(at=st.integers(1, 20))
+    def killed_in_revert(self, at: int) -> None:
+        hook = At(at, die)
+        try:
+            with session(with_hook(self.base, hook), "revert") as held:
+                held.revert()
+        except Killed:
+            self.after_a_crash()
+        else:
+            self.tuned = {}
+            self.crashed = False
+
+    def after_a_crash(self) -> None:
+        """The next call must notice; whether there is anything to do depends on the step."""
+        loaded = Store(self.root, RUNTIME).load()
+        assert not loaded.damage
+        self.crashed = loaded.journal is not None and not loaded.journal.settled
+        if not self.crashed:
+            # Killed before the first or after the last word of the journal.
+            self.tuned = {
+                knob: self.live(knob)
+                for knob in PATHS
+                if self.live(knob) != self.without[knob]
+            }
+
+    @rule()
+    def look(self) -> None:
+        now = status(self.root, read_machine(self.root))
+        assert (now.state == "interrupted") == self.crashed
+        drifted = {item.knob for item in now.items if item.outcome == "conflict"}
+        if not self.crashed:
+            assert not drifted & set(self.tuned)
+
+    @invariant()
+    def machine_is_as_the_model_says(self) -> None:
+        for knob in PATHS:
+            if self.crashed:
+                continue
+            assert self.live(knob) == self.tuned.get(knob, self.without[knob]), knob
+
+    @invariant()
+    def everything_can_go_back(self) -> None:
+        """On a copy: recover now, and it is as if infertune had never run."""
+        copy = Path(tempfile.mkdtemp(prefix="infertune-sequences-"))
+        shutil.copytree(self.base, copy, dirs_exist_ok=True)
+        try:
+            root = FakeKernel(copy, hook=Counter())
+            with session(root, "recover") as held:
+                held.recover()
+            for knob, path in PATHS.items():
+                now = (copy / path.lstrip("/")).read_text().strip()
+                assert now == self.without[knob], knob
+        finally:
+            shutil.rmtree(copy)
+
+
+Machine.TestCase.settings = settings(
+    max_examples=60,
+    stateful_step_count=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+TestSequences = Machine.TestCase
