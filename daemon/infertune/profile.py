@@ -172,7 +172,12 @@ class Place:
     """For people: as on the machine."""
     path: Path
     level: int
-    """Position on the search path; -1 for a file that is not on it."""
+    """Position on the search path, the package last; -1 for a file that is not on it."""
+
+    @property
+    def on_machine(self) -> bool:
+        """Whether it lies in a directory of SEARCH_PATH."""
+        return 0 <= self.level < len(SEARCH_PATH)
 
 
 # -- finding -----------------------------------------------------------------
@@ -221,23 +226,23 @@ def load_profile(root: Root, name: str) -> Profile:
 def check_profile(root: Root, name: str) -> tuple[Profile | None, list[ProfileError]]:
     """The profile, or everything that is wrong with it and its parents, in order of lines.
 
-    ``name`` may also be a path to a file (it holds a ``/``), which is read as if
-    it stood first on the search path.  Raises UsageError if there is no such profile.
+    Raises UsageError if there is none of that name.
     """
     loader = _Loader(root)
-    if "/" in name:
-        place = Place(Path(name).name.removesuffix(".toml"), name, Path(name), -1)
-    elif not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name):
         raise UsageError(f"{_shown(name)} is not a profile name", hint=f"A name is {_NAME_RULE}.")
-    elif name not in loader.places:
+    if name not in loader.places:
         raise UsageError(
             f"there is no profile '{name}'{_did_you_mean(name, loader.places)}",
             hint="'infertune profiles' lists them.",
         )
-    else:
-        place = loader.places[name][0]
-    profile = loader.load(place, ())
-    return (None, loader.problems) if loader.problems else (profile, [])
+    return loader.check(loader.places[name][0])
+
+
+def check_file(root: Root, path: str) -> tuple[Profile | None, list[ProfileError]]:
+    """As ``check_profile``, for a file of the caller's, as if it stood first on the search path."""
+    name = Path(path).name.removesuffix(".toml")
+    return _Loader(root).check(Place(name, path, Path(path), -1))
 
 
 # -- reading -----------------------------------------------------------------
@@ -249,22 +254,21 @@ def _read(root: Root, place: Place) -> str:
     def refuse(what: str, line: int | None = None, hint: str | None = None) -> ProfileError:
         return ProfileError(what, file=place.file, line=line, hint=hint)
 
-    on_machine = 0 <= place.level < len(SEARCH_PATH)
     try:
         # What a package manager installed beside our own code is as trustworthy as that code,
         # and may be a link into its store.
-        data, status = read_plain_file(place.path, MAX_BYTES + 1, follow=not on_machine)
+        data, status = read_plain_file(place.path, MAX_BYTES + 1, follow=not place.on_machine)
         directory = place.path.parent.stat()
     except ValueError as error:  # a NUL in the path
         raise refuse(f"cannot be read: {error}") from error
     except OSError as error:
-        if error.errno == errno.ELOOP and on_machine:
+        if error.errno == errno.ELOOP and place.on_machine:
             raise refuse(
                 "is a symbolic link; a profile is a plain file",
                 hint="Copy it, or write a file that says: extends = ...",
             ) from error
         raise refuse(f"cannot be read: {error.strerror}") from error
-    if on_machine and root.live and os.geteuid() == 0:
+    if place.on_machine and root.live and os.geteuid() == 0:
         for what, found in (("file", status), ("directory", directory)):
             if found.st_uid != 0 or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
                 raise refuse(
@@ -522,6 +526,10 @@ class _Loader:
         self.places = places(root)
         self.problems: list[ProfileError] = []
         self.loaded: dict[Path, Profile | None] = {}
+
+    def check(self, place: Place) -> tuple[Profile | None, list[ProfileError]]:
+        profile = self.load(place, ())
+        return (None, self.problems) if self.problems else (profile, [])
 
     def load(self, place: Place, chain: tuple[Place, ...]) -> Profile | None:
         """The profile, or None with its problems noted.  ``chain``: who extends it."""

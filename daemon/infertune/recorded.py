@@ -7,7 +7,8 @@ import errno
 import os
 import re
 
-_ROW = re.compile(rb"^(\s*(\d+)\s+\w+)(\s*)\*?", re.MULTILINE)
+_ENTRY = re.compile(rb"(?<![\w(])(\d+)(\s+[A-Z0-9_]*[A-Z][A-Z0-9_]*)(\*| |(?=:|\s|$))")
+"""``5 COMPUTE*``: a numbered entry of a table, in rows or in columns."""
 
 
 def as_the_kernel_would(old: bytes, new: bytes) -> bytes:
@@ -24,11 +25,12 @@ def as_the_kernel_would(old: bytes, new: bytes) -> bytes:
         if wanted not in plain:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         return b" ".join(b"[%s]" % word if word == wanted else word for word in plain) + b"\n"
-    rows = [match[2] for match in _ROW.finditer(old)]
-    if len(rows) > 1 and b"*" in old:
-        if wanted not in rows:
+    entries = [match[1] for match in _ENTRY.finditer(old)]
+    if len(entries) > 1 and b"*" in old:
+        if wanted not in entries:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        return _ROW.sub(
-            lambda row: row[1] + (b"*" if row[2] == wanted else b" ") + row[3], old
+        return _ENTRY.sub(
+            lambda entry: entry[1] + entry[2] + (b"*" if entry[1] == wanted else entry[3] and b" "),
+            old,
         )
     return new + b"\n" if old.endswith(b"\n") else new

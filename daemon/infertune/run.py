@@ -52,6 +52,8 @@ class Request:
     """What the user asked for."""
 
     profile: str
+    caller: Mapping[str, str]
+    """The caller's environment: PATH, HOME, and what passes through to the child."""
     backend: str = "auto"
     model: str | None = None
     server: str | None = None
@@ -102,6 +104,7 @@ class Audience(Protocol):
 class _Job:
     """What to start."""
 
+    program: str
     argv: tuple[str, ...]
     env: Mapping[str, str]
     model: str | None = None
@@ -176,16 +179,16 @@ def _under_profile(one: _Run, job: _Job, desired: Desired, signals: Signals) -> 
 
 
 def _command(request: Request, desired: Desired) -> _Job:
-    env = environment(_canonical(desired.env), os.environ)
+    env = environment(_canonical(desired.env), request.caller)
     program = find_program(request.command[0], env["PATH"])
-    return _Job((program, *request.command[1:]), env)
+    return _Job(program, request.command, env)
 
 
 def _model(one: _Run) -> str:
     """The model to serve, checked to be one."""
     path = one.request.model
     if path is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        cache = one.request.caller.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         path = default_model(os.path.join(cache, "infertune"))
         one.audience.say("no --model: serving Gemma 3 270M (extra 'embedded')")
     path = os.path.abspath(path)
@@ -202,7 +205,7 @@ def _model(one: _Run) -> str:
 
 def _server(one: _Run) -> Server:
     """The server program: --server, llama-server on PATH, or the embedded one."""
-    caller = os.environ
+    caller = one.request.caller
     path = find_server(one.request.server, caller.get("PATH"))
     if path:
         server = ask_server((path,), {}, caller, embedded=False)
@@ -240,8 +243,8 @@ def _serving(one: _Run, server: Server, model: str, desired: Desired) -> _Job:
     one.result.refused = tuple(refused)
     one.result.url = f"http://127.0.0.1:{port}"
     arguments += _device_arguments(one.request, server, desired.backend)
-    env = environment({**_canonical(desired.env), **server.env}, os.environ)
-    return _Job((*server.program, *arguments), env, model, one.result.url)
+    env = environment({**_canonical(desired.env), **server.env}, one.request.caller)
+    return _Job(server.program[0], (*server.program, *arguments), env, model, one.result.url)
 
 
 def _device_arguments(request: Request, server: Server, backend: str) -> list[str]:
@@ -276,12 +279,12 @@ def _serve(one: _Run, job: _Job, desired: Desired, signals: Signals) -> int:
             job.env,
             lambda pid: _place(one, pid, desired),
             capture=job.model is not None,
+            program=job.program,
             stdout=one.request.stdout,
         )
         signals.child = child
         if late := signals.received():
             child.signal(late)
-        one.audience.placed(one.result.placed)
         return _attend(one, job, child, signals)
     finally:
         if child:
@@ -293,6 +296,7 @@ def _serve(one: _Run, job: _Job, desired: Desired, signals: Signals) -> int:
 def _place(one: _Run, pid: int, desired: Desired) -> None:
     outcomes, one.group = place(one.root, one.machine.cgroup, pid, _canonical(desired.launch))
     one.result.placed = outcomes
+    one.audience.placed(outcomes)
     for each in outcomes:
         setting = desired.launch[each.id]
         if setting.required and each.outcome in ("absent", "rejected"):

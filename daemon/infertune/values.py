@@ -160,11 +160,15 @@ class Switch(Value):
 
 @dataclass(frozen=True)
 class Table(Value):
-    """One row of a numbered table whose current row carries a star (pp_power_profile_mode)."""
+    """One entry of a numbered table whose current entry carries a star (pp_power_profile_mode).
+
+    Entries stand in rows or in columns, depending on the GPU generation; around
+    them are numbers of other kinds.  So only the known words count.
+    """
 
     words: tuple[str, ...]
-
-    _ROW = re.compile(rb"^\s*(\d+)\s+([A-Za-z0-9_]+)\s*(\*?)", re.MULTILINE)
+    fixed: tuple[str, ...] = ()
+    """Words that may be current but cannot be chosen by their number alone."""
 
     def parse(self, configured: object, machine: Machine | None = None) -> str:
         del machine
@@ -172,23 +176,25 @@ class Table(Value):
             raise ValueError(f"{configured!r} is not one of {', '.join(self.words)}")
         return configured
 
-    def _rows(self, raw: bytes) -> dict[str, tuple[int, bool]]:
-        return {m[2].decode(): (int(m[1]), bool(m[3])) for m in self._ROW.finditer(raw)}
+    def _entries(self, raw: bytes) -> dict[str, tuple[int, bool]]:
+        names = "|".join(map(re.escape, self.words + self.fixed))
+        found = re.finditer(rf"(\d+)\s+({names})\b\s?(\*?)", raw.decode("utf-8", "replace"))
+        return {match[2]: (int(match[1]), bool(match[3])) for match in found}
 
     def decode(self, raw: bytes) -> str:
-        current = [name for name, (_, starred) in self._rows(raw).items() if starred]
+        current = [name for name, (_, starred) in self._entries(raw).items() if starred]
         if len(current) != 1:
-            raise ValueError("the table marks no single row as current")
+            raise ValueError("the table marks no single known entry as current")
         return current[0]
 
     def encode(self, canonical: str, raw: bytes) -> str:
-        rows = self._rows(raw)
-        if canonical not in rows:
-            raise ValueError(f"the table has no row {canonical}")
-        return str(rows[canonical][0])
+        entries = self._entries(raw)
+        if canonical not in entries:
+            raise ValueError(f"the table has no entry {canonical}")
+        return str(entries[canonical][0])
 
     def choices(self, raw: bytes) -> tuple[str, ...] | None:
-        return tuple(self._rows(raw))
+        return tuple(name for name in self._entries(raw) if name not in self.fixed)
 
     def accepts(self) -> str:
         return ", ".join(self.words)

@@ -23,7 +23,6 @@ from support import At, Counter, FakeKernel, build, desired, with_hook
 
 PATHS = {
     "vm.swappiness": "/proc/sys/vm/swappiness",
-    "vm.watermark_scale_factor": "/proc/sys/vm/watermark_scale_factor",
     "kernel.numa_balancing": "/proc/sys/kernel/numa_balancing",
     "transparent_hugepage.khugepaged.pages_to_scan": "/sys/kernel/mm/transparent_hugepage/"
     "khugepaged/pages_to_scan",
@@ -33,14 +32,12 @@ PATHS = {
 # it.  (Somebody who writes exactly our value cannot be told from us; nothing can.)
 OURS = {
     "vm.swappiness": [2, 4, 100],
-    "vm.watermark_scale_factor": [20, 40, 200],
     "kernel.numa_balancing": [0, 2],
     # The test kernel clamps this one to 5000.
     "transparent_hugepage.khugepaged.pages_to_scan": [1000, 2000, 8192],
 }
 FOREIGN = {
     "vm.swappiness": [1, 3, 99],
-    "vm.watermark_scale_factor": [11, 21, 201],
     "kernel.numa_balancing": [1, 3],
     "transparent_hugepage.khugepaged.pages_to_scan": [1001, 2001],
 }
@@ -174,7 +171,7 @@ class Machine(RuleBasedStateMachine):
 
 
 Machine.TestCase.settings = settings(
-    max_examples=60,
+    max_examples=150,
     stateful_step_count=12,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -56,9 +56,21 @@ def emit(ctx: Context, verb: str, report: Report, **more: Any) -> None:
 
 def _plan(ctx: Context) -> Exit:
     machine = read_machine(ctx.root)
-    report = make_plan(ctx.root, machine, desired(ctx, machine), without=without(ctx))
-    emit(ctx, "plan", report)
+    wanted = desired(ctx, machine)
+    report = make_plan(ctx.root, machine, wanted, without=without(ctx))
+    launch = {
+        section: {setting.id: setting.canonical for setting in settings.values()}
+        for section, settings in (
+            ("launch", wanted.launch),
+            ("env", wanted.env),
+            ("server", wanted.server),
+        )
+    }
+    emit(ctx, "plan", report, **launch)
     if not ctx.args.json:
+        for section, title in (("launch", "process"), ("env", "environment"), ("server", "server")):
+            pairs = "  ".join(f"{name}={value}" for name, value in launch[section].items())
+            ctx.print(f"at launch, {title}: {pairs or '-'}")
         count = report.count("set", "restore")
         ctx.print(f"{count} to change, {report.count('already')} already so; nothing was written")
     return Exit.DONE

@@ -12,19 +12,24 @@ from infertune.cli.base import JSON, Command, Context, argument
 from infertune.cli.engine import BACKEND, PROFILE
 from infertune.errors import Exit, ProfileError
 from infertune.knobs import KNOBS
-from infertune.launch_settings import LAUNCH_SETTINGS
+from infertune.launch_settings import LAUNCH_SETTINGS, Limit
 from infertune.machine import Machine, read_machine
 from infertune.profile import (
     BACKENDS,
+    SEARCH_PATH,
     Given,
     Profile,
     Section,
     Source,
+    check_file,
     check_profile,
     load_profile,
     places,
+    value_type,
 )
 from infertune.resolve import Desired, Setting, assume_backend, resolve
+from infertune.units import format_size
+from infertune.values import Size
 
 _TABLES: dict[Section, str] = {
     "now": "now",
@@ -45,7 +50,8 @@ def _list(ctx: Context) -> Exit:
         rows.append(
             {
                 "name": name,
-                "description": profile.description if profile else None,
+                "description": profile.description if profile else "",
+                "from": SEARCH_PATH[found[0].level] if found[0].on_machine else "infertune",
                 "file": found[0].file,
                 "overrides": [place.file for place in found[1:]],
                 "error": problems[0].message if problems else None,
@@ -55,8 +61,15 @@ def _list(ctx: Context) -> Exit:
         ctx.print_json("infertune.profiles/1", {"profiles": rows})
         return Exit.DONE
     ctx.table(
-        ("PROFILE", "WHAT IT IS FOR"),
-        [(row["name"], row["description"] or f"not valid: {row['error']}") for row in rows],
+        ("PROFILE", "FROM", "WHAT IT IS FOR"),
+        [
+            (
+                row["name"],
+                row["from"],
+                f"not valid: {row['error']}" if row["error"] else row["description"],
+            )
+            for row in rows
+        ],
     )
     for row in rows:
         if row["overrides"]:
@@ -146,7 +159,9 @@ def _given(given: Given) -> dict[str, Any]:
 
 
 def _check(ctx: Context) -> Exit:
-    profile, problems = check_profile(ctx.root, ctx.args.profile)
+    name: str = ctx.args.profile
+    check = check_file if "/" in name or name.endswith(".toml") else check_profile
+    profile, problems = check(ctx.root, name)
     if ctx.args.json:
         errors = [
             {"file": problem.file, "line": problem.line, "message": problem.message}
@@ -210,7 +225,7 @@ def _sections(desired: Desired) -> list[tuple[Section, list[Setting]]]:
 
 def _reasons(section: Section, setting: Setting, machine: Machine) -> Iterator[str]:
     configured = _literal(setting.configured)
-    here = f", here {setting.canonical}" if _says_more(setting) else ""
+    here = f", here {_amount(section, setting)}" if _says_more(setting) else ""
     required = ", required" if setting.required else ""
     yield f"{setting.id} = {configured}{here}{required}"
     yield f"    set by {_by(setting.source)}"
@@ -227,6 +242,15 @@ def _reasons(section: Section, setting: Setting, machine: Machine) -> Iterator[s
 def _says_more(setting: Setting) -> bool:
     """Whether the value on this machine is not simply what the profile says."""
     return isinstance(setting.configured, str) and setting.configured != setting.canonical
+
+
+def _amount(section: Section, setting: Setting) -> str:
+    """The value on this machine; of an amount of memory also in units people read."""
+    value = value_type(section, setting.id)
+    if not isinstance(value, Size | Limit) or not setting.canonical.isdecimal():
+        return setting.canonical
+    unit, unit_bytes = (value.unit, value.unit_bytes) if isinstance(value, Size) else ("bytes", 1)
+    return f"{setting.canonical} {unit} ({format_size(int(setting.canonical) * unit_bytes)})"
 
 
 def _by(source: Source) -> str:
@@ -315,7 +339,7 @@ COMMANDS: tuple[Command, ...] = (
                     argument(
                         "profile",
                         metavar="PROFILE|FILE",
-                        help="name of a profile, or a path with a '/' in it",
+                        help="name of a profile, or a .toml file",
                     ),
                     JSON,
                 ),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -98,6 +99,7 @@ def _run(ctx: Context) -> int:
         )
     request = Request(
         profile=args.profile,
+        caller=os.environ,
         backend=args.backend,
         model=args.model,
         server=args.server,

@@ -45,8 +45,9 @@ KNOBS: tuple[Knob, ...] = (
                 "VIDEO",
                 "VR",
                 "COMPUTE",
-                "WINDOW3D",
-            )
+                "WINDOW_3D",
+            ),
+            fixed=("CUSTOM", "CAPPED", "UNCAPPED"),
         ),
         summary="The GPU firmware's heuristics: how fast clocks follow load.",
         evidence=Evidence(
@@ -55,7 +56,7 @@ KNOBS: tuple[Knob, ...] = (
             _DOC,
         ),
         doc=_DOC,
-        absent=_ABSENT,
+        absent=f"{_ABSENT} (the power firmware of Strix Halo has no such profiles)",
         risk="power",
         # Some parts take it only while the level is manual.
         after=("amdgpu.power_dpm_force_performance_level",),

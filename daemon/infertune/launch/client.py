@@ -76,6 +76,8 @@ def complete(base_url: str, prompt: str, n_predict: int, *, timeout_s: float = 3
                     text.append(event.get("content", ""))
                 if event.get("stop"):
                     break
+            else:
+                raise Failed("the server broke off the answer")
     except urllib.error.HTTPError as error:
         detail = error.read(1000).decode("utf-8", "replace").strip()
         raise Failed(f"the server answered {error.code}: {detail}") from error

@@ -197,7 +197,7 @@ def _place_one(
         return _in_group(root, group, entry, wanted)
     if entry.process is None:
         why = why or f"the controller {entry.controller} is not given to this process's group"
-        return Placed(entry.id, wanted, "absent", None, why=f"absent here: {why}")
+        return Placed(entry.id, wanted, "absent", None, why=why)
     try:
         got = _GIVE[entry.process](root, pid, wanted)
     except OSError as error:

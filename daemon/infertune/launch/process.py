@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from infertune.errors import UsageError
 
@@ -166,9 +166,10 @@ def start(
     place: Callable[[int], None],
     *,
     capture: bool,
+    program: str | None = None,
     stdout: int = 1,
 ) -> Child:
-    """Start ``argv`` (its first word an absolute path); ``place(pid)`` runs before its exec.
+    """Start ``program`` (``argv[0]`` if not given); ``place(pid)`` runs before its exec.
 
     With ``capture`` it reads nothing and its output goes to a Tail; without, it
     has our terminal like a shell's command, and ``stdout`` is its standard output.
@@ -177,10 +178,12 @@ def start(
     parent = os.getpid()
     gate_read, gate = os.pipe()
     error_read, error = os.pipe()
-    output_read, output = os.pipe() if capture else (-1, stdout)
+    output_read, output = os.pipe() if capture else (-1, -1)
     pid = os.fork()
     if pid == 0:
-        _become(argv, env, parent, gate_read, gate, error, output if capture else None, stdout)
+        os.close(gate)
+        stdio = (None, output, output) if capture else (0, stdout, 2)
+        _become(program or argv[0], argv, env, parent, gate_read, error, stdio)
     os.close(gate_read)
     os.close(error)
     tail = None
@@ -206,37 +209,38 @@ def start(
     child = Child(pid, tail, owns_terminal)
     if failure:
         child.wait()
-        raise UsageError(f"cannot start {argv[0]}: {os.strerror(int(failure))}")
+        raise UsageError(f"cannot start {program or argv[0]}: {os.strerror(int(failure))}")
     return child
 
 
 def _become(
+    program: str,
     argv: Sequence[str],
     env: Mapping[str, str],
     parent: int,
-    gate_read: int,
     gate: int,
     error: int,
-    output: int | None,
-    stdout: int,
-) -> None:
-    """In the child, up to its exec.  Never returns."""
+    stdio: tuple[int | None, int, int],
+) -> NoReturn:
+    """In the child, up to its exec: wait at ``gate``, or tell ``error`` the errno."""
     try:
         os.setpgid(0, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python, and inherited
             signal.signal(number, signal.SIG_DFL)
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        os.close(gate)
-        if os.getppid() != parent or not os.read(gate_read, 1):
-            os._exit(1)
-        if output is None:
-            os.dup2(stdout, 1)
-        else:
+        if os.getppid() != parent or not os.read(gate, 1):
+            os._exit(1)  # infertune is gone
+        stdin, stdout, stderr = stdio
+        if stdin is None:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os.dup2(output, 1)
-            os.dup2(output, 2)
-        os.execve(argv[0], list(argv), dict(env))
+        os.dup2(stdout, 1)
+        os.dup2(stderr, 2)
+        if stdin is None:
+            # A server has no use for what our caller left open; a command may be meant to have it.
+            os.closerange(3, error)
+            os.closerange(error + 1, os.sysconf("SC_OPEN_MAX"))
+        os.execve(program, list(argv), dict(env))
     except OSError as failure:
         os.write(error, str(failure.errno).encode())
     finally:

