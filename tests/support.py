@@ -219,5 +219,3 @@ def in_child(work: Callable[[], None]) -> int:
         finally:
             os._exit(code)
     return os.waitpid(pid, 0)[1]
-
-

@@ -79,7 +79,7 @@ def make_plan(
     """What ``apply`` would do now.  Changes nothing."""
     loaded = _this_boot(root, Journals(root).runtime.load())
     items = _plan(root, machine, desired, loaded.journal, without, may_hold)[0]
-    return Report(desired.profile, desired.backend, items)
+    return Report(desired.profile, desired.backend, items, _unresolved(desired))
 
 
 def status(root: Root, machine: Machine) -> Status:
@@ -191,7 +191,7 @@ class Session:
             records=(),
         )
         done = apply(self.root, self._journals, old, new, items, touched)
-        report = Report(desired.profile, desired.backend, done.items)
+        report = Report(desired.profile, desired.backend, done.items, _unresolved(desired))
         if done.failure:
             raise _apply_failed(done, report)
         self.release()
@@ -282,6 +282,10 @@ def _plan(
     items = plan(machine, settings, found, readings, records, may_hold=may_hold)
     moved = {touched for s in settings for touched in KNOBS[s.id].touches}
     return items, [t for knob in sorted(moved) for t in targets(root, machine, KNOBS[knob])]
+
+
+def _unresolved(desired: Desired) -> tuple[str, ...]:
+    return tuple(f"{each.id} is left out: {each.reason}" for each in desired.unresolved)
 
 
 def _readings(

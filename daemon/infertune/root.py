@@ -49,7 +49,7 @@ Hook = Callable[[Step], int | None]
 
 
 class ShortWrite(OSError):
-    """The kernel took only a part of a value.  Never retried: for sysfs a rest is a second store."""
+    """The kernel took only a part.  Never retried: for sysfs the rest is a second store."""
 
     def __init__(self, path: str, taken: int, size: int) -> None:
         super().__init__(errno.EIO, f"short write, {taken} of {size} bytes", path)
@@ -73,7 +73,8 @@ class Root:
 
     def __init__(self, base: str | Path = "/", *, hook: Hook | None = None) -> None:
         self.base = Path(base)
-        self.live = self.base == Path("/")
+        # Not by name: "//" and "/proc/1/root" are this machine too, and get no make-believe.
+        self.live = self.base.exists() and self.base.samefile("/")
         self._hook = hook
 
     def at(self, path: str) -> Path:
@@ -111,7 +112,7 @@ class Root:
         return self.read_bytes(path).decode("utf-8", "replace").strip("\0 \t\r\n")
 
     def get(self, path: str) -> str | None:
-        """The file as text, or None where it cannot be read (absent, no permission, driver says no)."""
+        """The file as text, or None where it cannot be read (absent, forbidden, driver says no)."""
         try:
             return self.read(path)
         except OSError:
@@ -263,9 +264,7 @@ class Root:
         (Linux 3.15) rather than flock: ``lock_owner`` can ask for it without taking it.
         """
         self._step("lock", path)
-        fd = os.open(
-            self.at(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644
-        )
+        fd = os.open(self.at(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             try:
                 fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_WRLCK))

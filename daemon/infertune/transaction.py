@@ -181,8 +181,9 @@ def _records(
             records[path] = Record(item.knob, path, item.original, ours, want, settled=False)
         elif item.outcome == "already" and record and item.original != item.before:
             assert item.original is not None
-            records[path] = replace(record, original=item.original, ours=item.before,
-                                    want=item.want, settled=True)
+            records[path] = replace(
+                record, original=item.original, ours=item.before, want=item.want, settled=True
+            )
         elif item.outcome in ("absent", "rejected") and record:
             records[path] = record
     for target in touched:

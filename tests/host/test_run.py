@@ -35,8 +35,6 @@ class Runner:
         self.model.write_bytes(b"GGUF" + bytes(100_000))
         self.report = directory / "report"
         self.started: list[subprocess.Popen[str]] = []
-        profiles = directory / "profiles"
-        profiles.mkdir()
 
     def server(self, *behaviour: str) -> str:
         words = ["--report", str(self.report), *behaviour]
@@ -83,6 +81,8 @@ class Runner:
             if process.poll() is None:
                 process.kill()
             process.communicate()
+        if self.report.with_name("report.done").exists() and alive(self.seen()["pid"]):
+            os.kill(self.seen()["pid"], signal.SIGKILL)  # the test has failed already
 
 
 @pytest.fixture
@@ -170,6 +170,14 @@ def test_illegal_instruction_is_explained_with_the_last_words(runner: Runner) ->
     assert code == 3
     assert "its CPU backend was built for another CPU" in err
     assert "last words of the server" in err
+
+
+def test_json_of_a_failure_says_why(runner: Runner) -> None:
+    code, out, _ = runner.serve("--die", "1", words=("--json",))
+    document = json.loads(out)
+    assert code == 3
+    assert "it ended with exit code 1" in document["failed"]
+    assert document["completion"] is None
 
 
 def test_an_exit_while_loading_fails_at_once(runner: Runner) -> None:
@@ -337,12 +345,12 @@ def test_kill_9_is_recovered_by_the_next_call(runner: Runner) -> None:
     server = runner.server("--load-seconds", "30")
     process = runner.start("long-context", "--server", server, "--model", str(runner.model))
     pid = runner.seen()["pid"]
-    assert state() != before
     process.kill()
     process.wait(10)
-    wait_until(lambda: not alive(pid), seconds=2)
-    assert state() != before
+    left = state()
     code, _, err = runner.run("long-context", "--", "true")
+    assert not alive(pid)
+    assert left != before
     assert code == 0
     assert "an earlier run was cut short" in err
     assert state() == before

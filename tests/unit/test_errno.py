@@ -8,10 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from infertune.engine import ApplyFailed, session
-from infertune.errors import Exit, InfertuneError
-from infertune.knobs import KNOBS
-from infertune.root import Root, Step
 from support import (
     LONG,
     QUIET,
@@ -28,6 +24,11 @@ from support import (
     values,
     with_hook,
 )
+
+from infertune.engine import ApplyFailed, session
+from infertune.errors import Exit, InfertuneError
+from infertune.knobs import KNOBS
+from infertune.root import Root, Step
 
 FAULTS: dict[str, Callable[[Step], int | None]] = {
     name: fail(getattr(errno, name))
@@ -95,7 +96,9 @@ def _check_error(error: InfertuneError, fault: str, step: Step) -> None:
         subject = error.message.partition(":")[0]
         assert subject == "journal" or subject in KNOBS
         if step.path.startswith(("/sys", "/proc")):
-            assert step.path in {file for knob in [KNOBS[subject]] for file in _files(knob.paths, step)}
+            assert step.path in {
+                file for knob in [KNOBS[subject]] for file in _files(knob.paths, step)
+            }
         assert "rolled back" in error.message
 
 
@@ -116,9 +119,8 @@ def test_a_failed_step_does_not_stop_a_revert(fault: str, tmp_path: Path) -> Non
         reset(tmp_path)
         _apply(build_root(tmp_path))
         hook = At(number, FAULTS[fault])
-        try:
-            revert(with_hook(tmp_path, hook))
-        except InfertuneError as error:
+        error = _error_of(lambda hook=hook: revert(with_hook(tmp_path, hook)))  # type: ignore[misc]
+        if error is not None:
             assert error.exit_code in (Exit.FAILED, Exit.NOT_PERMITTED)
             if "nothing was touched" in error.message:
                 recover(build_root(tmp_path))
@@ -127,6 +129,14 @@ def test_a_failed_step_does_not_stop_a_revert(fault: str, tmp_path: Path) -> Non
         assert values(tmp_path) == original, f"{fault} at {step}"
         recover(build_root(tmp_path))
         assert values(tmp_path) == original
+
+
+def _error_of(call: Callable[[], None]) -> InfertuneError | None:
+    try:
+        call()
+    except InfertuneError as error:
+        return error
+    return None
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EBUSY, errno.EPERM])
@@ -180,7 +190,7 @@ def test_required_knob_that_is_absent_stops_everything(tmp_path: Path) -> None:
     root = with_hook(tmp_path, counter)
     with (
         session(root, "apply x") as held,
-        pytest.raises(ApplyFailed, match="cpufreq.boost: absent, but x.toml:2 requires it"),
+        pytest.raises(ApplyFailed, match=r"cpufreq\.boost: absent, but x\.toml:2 requires it"),
     ):
         held.apply(desired("x", {"vm.swappiness": 1, "cpufreq.boost": True}, required=True))
     assert {step.action for step in counter.steps} <= {"mkdir", "lock"}

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from infertune.root import Root
 from support import (
     LONG,
     QUIET,
@@ -28,6 +27,8 @@ from support import (
     with_hook,
 )
 
+from infertune.root import Root
+
 Verb = Callable[[Root], None]
 
 
@@ -43,6 +44,11 @@ def _quiet(root: Root) -> None:
     apply(root, "quiet", QUIET)
 
 
+def _switched(root: Root) -> None:
+    _long(root)
+    _quiet(root)
+
+
 def _interrupted_apply(root: Root) -> None:
     """A machine on which ``apply`` was killed half way."""
     base = root.base
@@ -55,7 +61,7 @@ SCENARIOS: dict[str, tuple[Verb, Verb]] = {
     "switch": (_long, _quiet),
     "switch back": (_quiet, _long),
     "revert": (_long, revert),
-    "revert after switch": (lambda root: (_long(root), _quiet(root)) and None, revert),
+    "revert after switch": (_switched, revert),
     "recover": (_interrupted_apply, recover),
 }
 
@@ -92,9 +98,7 @@ def test_killed_at_every_step(
         print(f"\n  kill -9 during {name}: originals back at {total} of {total} points")
 
 
-def test_killed_again_while_recovering(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_killed_again_while_recovering(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every step of a recovery, for every third point at which the apply was killed."""
     build(tmp_path)
     original = values(tmp_path)

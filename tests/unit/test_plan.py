@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
+from support import CPUFREQ, LONG, QUIET, THP, Values, apply, build, desired, revert, values
+
 from infertune.cli.main import main
 from infertune.engine import make_plan, session
 from infertune.knobs import KNOBS
@@ -15,7 +17,6 @@ from infertune.machine import read_machine
 from infertune.plan import Item, restore_order, set_order
 from infertune.root import Root
 from infertune.snapshot import open_root
-from support import CPUFREQ, LONG, QUIET, THP, Values, apply, build, desired, revert, values
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -90,7 +91,10 @@ def test_a_foreign_value_survives_our_own_side_effects(tmp_path: Path) -> None:
     with session(root, "revert") as held:
         report = held.revert()
     outcomes = {item.knob: item.outcome for item in report.items}
-    assert outcomes == {"transparent_hugepage.enabled": "restored", "vm.min_free_kbytes": "conflict"}
+    assert outcomes == {
+        "transparent_hugepage.enabled": "restored",
+        "vm.min_free_kbytes": "conflict",
+    }
     assert values(tmp_path)["/proc/sys/vm/min_free_kbytes"] == "80000\n"
 
 
@@ -205,7 +209,9 @@ def test_guards_on_recorded_machines(fixture: str, refused: set[str]) -> None:
     with open_root(str(FIXTURES / f"{fixture}.snapshot")) as root:
         machine = read_machine(root)
         report = make_plan(root, machine, desired("p", wanted))
-        guarded = {i.knob for i in report.items if i.outcome == "refused" and "(" in (i.reason or "")}
+        guarded = {
+            i.knob for i in report.items if i.outcome == "refused" and "(" in (i.reason or "")
+        }
         assert guarded == refused
         if fixture == "rog-z13":
             assert machine.inference_gpu is not None
@@ -254,15 +260,19 @@ def test_long_context_on_a_128_gb_strix_halo(
     # The recorded machine is not what the profile says, and verify says so by its exit code.
     assert main(["--root", fixture, "verify", "long-context", "--backend", backend]) == 1
     assert "4 differ" in capsys.readouterr().out
-    assert main(["--root", fixture, "profile", "explain", "long-context", "--backend", backend]) == 0
+    assert (
+        main(["--root", fixture, "profile", "explain", "long-context", "--backend", backend]) == 0
+    )
     explained = capsys.readouterr().out
     assert "long-context.toml:" in explained
     assert "96 GiB" in explained or "96GiB" in explained
 
 
-def test_apply_to_a_recorded_machine_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_apply_to_a_recorded_machine_and_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The whole profile on a 128 GB Strix Halo tree: applied, verified, reverted."""
-    from infertune.snapshot import open_snapshot  # noqa: PLC0415
+    from infertune.snapshot import open_snapshot
 
     with open_snapshot(str(FIXTURES / "strix-halo-128.snapshot")) as root:
         tree = str(root.base)

@@ -283,7 +283,7 @@ def test_check_a_file(machine: Machine, tmp_path: Path, capsys: pytest.CaptureFi
     file = tmp_path / "draft.toml"
     file.write_text("extends = 'quiet'\n[now]\nvm.swappiness = 5\n")
     assert machine.cli("profile", "check", str(file)) == 0
-    assert capsys.readouterr().out == f"{file}: valid, 13 settings\n"
+    assert capsys.readouterr().out == f"{file}: valid, 14 settings\n"
     file.write_text("extends = 'quiet'\n[now]\nvm.swappiness = 500\nx = 1\n")
     assert machine.cli("profile", "check", str(file), "--json") == 2
     document = json.loads(capsys.readouterr().out)

@@ -50,6 +50,7 @@ LONG_CONTEXT = {
     "transparent_hugepage.enabled": "always",
     "transparent_hugepage.defrag": "defer+madvise",
     "vm.swappiness": "10",
+    "kernel.numa_balancing": "0",
     "ksm.run": "0",
     "ttm.pages_limit": "25165824",  # 96 GiB in pages of 4 KiB
     "memory_min": str(4 * GIB),

@@ -42,7 +42,9 @@ def without(ctx: Context) -> list[str]:
     """The knobs to leave alone; raises UsageError for one that does not exist."""
     for knob in ctx.args.without:
         if knob not in KNOBS:
-            raise UsageError(f"--without {knob}: there is no such knob", hint="see 'infertune knobs'")
+            raise UsageError(
+                f"--without {knob}: there is no such knob", hint="see 'infertune knobs'"
+            )
     return list(ctx.args.without)
 
 

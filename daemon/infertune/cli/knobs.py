@@ -69,7 +69,9 @@ def _readings(ctx: Context, machine: Machine, knob: Knob) -> dict[str, Reading]:
 def _now(found: dict[str, Reading]) -> str:
     if not found:
         return "absent"
-    values = sorted({reading.value or f"unreadable ({reading.error})" for reading in found.values()})
+    values = sorted(
+        {reading.value or f"unreadable ({reading.error})" for reading in found.values()}
+    )
     return ", ".join(values) + (f" (x{len(found)})" if len(found) > 1 else "")
 
 
@@ -81,8 +83,11 @@ def _describe(ctx: Context, knob: Knob, found: dict[str, Reading], note: str | N
         ("evidence", f"{knob.evidence.label}: {knob.evidence.text}"),
         ("source", knob.evidence.source),
         ("defined in", knob.doc),
-        *(("refused", f"{', '.join(g.values)}: {g.reason} ({g.source})")
-          for g in GUARDS if g.knob == knob.id),
+        *(
+            ("refused", f"{', '.join(g.values)}: {g.reason} ({g.source})")
+            for g in GUARDS
+            if g.knob == knob.id
+        ),
         *((("note", note),) if note else ()),
         *((path, _now({path: reading})) for path, reading in found.items()),
         *((("here", f"absent: {knob.absent}"),) if not found else ()),

@@ -13,6 +13,7 @@ from infertune.cli import engine, knobs, machine, profile, run
 from infertune.cli.base import Command, Context
 from infertune.errors import Exit, InfertuneError
 from infertune.snapshot import open_root
+from infertune.transaction import describe
 
 COMMANDS: tuple[Command, ...] = (
     *machine.COMMANDS,
@@ -97,3 +98,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(Exit.DONE)
     except KeyboardInterrupt:
         return 130
+    except OSError as error:
+        if args.debug:
+            raise
+        print(f"infertune: {describe(error)}", file=sys.stderr)
+        refused = isinstance(error, PermissionError)
+        return int(Exit.NOT_PERMITTED if refused else Exit.FAILED)
+    except Exception as error:
+        if args.debug:
+            raise
+        print(f"infertune: a bug: {type(error).__name__}: {error}", file=sys.stderr)
+        print("  '--debug' shows where; please report it", file=sys.stderr)
+        return int(Exit.FAILED)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings the kernel reads at its start.  They are compared and explained here, never written live.
+"""Settings the kernel reads at its start: compared and explained here, never written live.
 
 ``ttm.pages_limit`` can be written while the machine runs, but amdgpu took its
 GTT size from it at its own start: only a reboot changes what a model may use.

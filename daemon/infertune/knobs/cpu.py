@@ -35,9 +35,7 @@ KNOBS: tuple[Knob, ...] = (
     Knob(
         id="cpufreq.energy_performance_preference",
         paths=(f"{_CPUFREQ}/policy*/energy_performance_preference",),
-        value=Choice(
-            ("default", "performance", "balance_performance", "balance_power", "power")
-        ),
+        value=Choice(("default", "performance", "balance_performance", "balance_power", "power")),
         choices_file="energy_performance_available_preferences",
         summary="Hint to the processor: speed or power (amd-pstate in active mode, Linux 6.3).",
         evidence=Evidence(

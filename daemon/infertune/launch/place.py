@@ -79,7 +79,9 @@ def _leave(root: Root, parent: str, enabled: tuple[str, ...], waiting_room: str 
         if enabled:
             root.write_value(f"{parent}/cgroup.subtree_control", _signed("-", enabled))
         if waiting_room:
-            root.write_value(f"{parent}/cgroup.procs", str(os.getpid()))
+            us = os.getpid()
+            for pid in (*(_processes(root, waiting_room) - {us}), us):
+                root.write_value(f"{parent}/cgroup.procs", str(pid))
             root.rmdir(waiting_room)
 
 
@@ -136,9 +138,13 @@ def _enable(root: Root, parent: str, controllers: tuple[str, ...], child: int) -
             raise
         waiting_room = f"{parent}/{_PREFIX}self"
         root.mkdir(waiting_room)
-        for pid in sorted(ours):
-            root.write_value(f"{waiting_room}/cgroup.procs", str(pid))
-        root.write_value(control, request)
+        try:
+            for pid in sorted(ours):
+                root.write_value(f"{waiting_room}/cgroup.procs", str(pid))
+            root.write_value(control, request)
+        except OSError:
+            _leave(root, parent, (), waiting_room)
+            raise
         return waiting_room
     return None
 

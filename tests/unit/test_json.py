@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``--json`` prints is what docs/json.md says, field by field and type by type."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import support
+
+from infertune.cli.main import main
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FIXTURES = REPOSITORY / "tests" / "fixtures"
+STRIX_HALO = str(FIXTURES / "strix-halo-128.snapshot")
+
+KINDS = {
+    str: "string", bool: "boolean", int: "integer", float: "number", dict: "object", list: "list",
+    type(None): "null",
+}  # fmt: skip
+
+
+@dataclass
+class Node:
+    """One field of a table, and the fields below it."""
+
+    types: set[str] = field(default_factory=set)
+    below: dict[str, Node] = field(default_factory=dict)
+
+    def add(self, name: str, types: set[str]) -> None:
+        node = self
+        for key in re.findall(r"\[\]|[^.\[\]]+", name):
+            node.types.add("list" if key == "[]" else "object")
+            node = node.below.setdefault(key, Node())
+        node.types |= types
+
+
+def tables() -> dict[str, Node]:
+    """One tree per section of docs/json.md, reports spelled out."""
+    text = (REPOSITORY / "docs" / "json.md").read_text()
+    rows = {
+        title: [
+            (name, set(re.findall(r"\w+", types)) - {"or"})
+            for name, types in re.findall(r"^\| (?:`(\S+)` )?\| (\w[^|]*) \|", body, re.MULTILINE)
+            if types != "type"
+        ]
+        for title, body in re.findall(
+            r"^## (\S+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL
+        )
+    }
+    report = rows.pop("report")
+    trees = {}
+    for title, fields in rows.items():
+        tree = trees[title] = Node()
+        tree.add("schema", {"string"})
+        for name, types in fields:
+            tree.add(name, types - {"report"})
+            for below, kinds in report if "report" in types else ():
+                tree.add(f"{name}.{below}", kinds)
+    for name, types in report:
+        if name.startswith("items[]"):
+            trees["infertune.status/1"].add(name, types)
+    return trees
+
+
+def problems(value: Any, node: Node, where: str = "") -> Iterator[str]:
+    """What a document says that its table does not, and the other way round."""
+    kind = KINDS[type(value)]
+    if kind not in node.types:
+        yield f"{where} is {kind}, not {' or '.join(sorted(node.types)) or 'documented'}"
+    elif kind == "list":
+        for each in value:
+            yield from problems(each, node.below["[]"], f"{where}[]")
+    elif kind == "object":
+        for key, each in value.items():
+            below = node.below.get(key) or node.below.get("*") or Node()
+            yield from problems(each, below, f"{where}.{key}")
+        for key in node.below.keys() - value.keys() - {"*"}:
+            yield f"{where}.{key} is missing"
+
+
+TABLES = tables()
+READING = [
+    ["machine"],
+    ["knobs"],
+    ["knobs", "vm.swappiness"],
+    ["profiles"],
+    ["profile", "show", "long-context"],
+    ["profile", "check", "long-context"],
+    ["profile", "explain", "long-context"],
+    ["profile", "explain", "desktop-share"],  # leaves out its CPUs on a small machine
+    ["plan", "long-context"],
+    ["plan", "low-latency", "--backend", "rocm"],
+    ["verify", "big-moe"],
+    ["status"],
+]
+
+
+def ask(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Run a verb with --json, check what it prints, and return its schema."""
+    main([*argv, "--json"])
+    document = json.loads(capsys.readouterr().out)
+    schema = str(document["schema"])
+    assert not list(problems(document, TABLES[schema]))
+    return schema
+
+
+@pytest.mark.parametrize("machine", ["strix-halo-128", "recorded-vm"])
+@pytest.mark.parametrize("argv", READING, ids=" ".join)
+def test_reading_verbs(machine: str, argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    ask(capsys, "--root", str(FIXTURES / f"{machine}.snapshot"), *argv)
+
+
+def test_changing_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    support.build(tmp_path)
+    root = ["--root", str(tmp_path)]
+    seen = [ask(capsys, *root, *argv) for argv in (
+        ["apply", "long-context"], ["status"], ["apply", "quiet"], ["revert"], ["recover"],
+    )]  # fmt: skip
+    assert [schema.partition(".")[2] for schema in seen] == [
+        "apply/1", "status/1", "apply/1", "revert/1", "recover/1",
+    ]  # fmt: skip
+
+
+def test_snapshot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask(capsys, "--root", STRIX_HALO, "snapshot", str(tmp_path / "file"))
+
+
+def test_refused_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = tmp_path / "bad.toml"
+    bad.write_text("[now]\nvm.swapiness = 10\n")
+    assert ask(capsys, "profile", "check", str(bad)) == "infertune.profile-check/1"
+
+
+def test_run(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["run", "--launch-only", "--json", "base", "--", "true"]
+    main(argv)
+    document = json.loads(capsys.readouterr().out)
+    assert not list(problems(document, TABLES["infertune.run/1"]))
+    assert document["status"] == 0
+
+
+def test_a_field_that_is_not_documented_is_seen() -> None:
+    tree = TABLES["infertune.snapshot/1"]
+    good = {"schema": "infertune.snapshot/1", "file": "f", "entries": 1, "bytes": 2}
+    assert not list(problems(good, tree))
+    assert list(problems({**good, "more": 1}, tree))
+    assert list(problems({**good, "bytes": None}, tree))
+    assert list(problems({key: good[key] for key in ("schema", "file")}, tree))
