@@ -106,7 +106,7 @@ _shtab_infertune_profile_check_options=(
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
   "--debug[show a traceback when something fails]"
   "--json[print one JSON document (docs\/json.md)]"
-  ":name of a profile, or a path with a \'\/\' in it:"
+  ":name of a profile, or a .toml file:"
 )
 
 # guard to ensure default positional specs are added only once per session

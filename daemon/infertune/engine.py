@@ -165,6 +165,11 @@ class Session:
         self._journals = Journals(root)
         self._held: list[Held] = []
 
+    @property
+    def applied(self) -> Journal | None:
+        """What is applied now by an earlier call; None where nothing is."""
+        return self._load().journal
+
     def apply(self, desired: Desired, *, hold: bool = False, without: Sequence[str] = ()) -> Report:
         """Make the machine what ``desired`` says; all of it or nothing.
 

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from infertune.engine import ApplyFailed, Report, session
+from infertune.engine import ApplyFailed, Report, Session, session
+from infertune.journal import Journal
 from infertune.errors import Failed, UsageError
 from infertune.launch.binary import (
     BACKENDS,
@@ -163,6 +164,7 @@ def _under_profile(one: _Run, job: _Job, desired: Desired, signals: Signals) -> 
         if held.recovered:
             one.result.recovered = held.recovered
             one.audience.recovered(held.recovered)
+        before = held.applied
         try:
             report = held.apply(desired, hold=True, without=one.request.without)
         except ApplyFailed as failed:
@@ -176,6 +178,15 @@ def _under_profile(one: _Run, job: _Job, desired: Desired, signals: Signals) -> 
         finally:
             one.result.restored = held.revert()
             one.audience.restored(one.result.restored)
+            if before:
+                _apply_again(one, held, before)
+
+
+def _apply_again(one: _Run, held: Session, before: Journal) -> None:
+    """What was applied before the run is applied after it."""
+    profile = load_profile(one.root, before.profile)
+    held.apply(resolve(profile, one.machine, before.backend))
+    one.audience.say(f"applied again: {before.profile}, as before the run")
 
 
 def _command(request: Request, desired: Desired) -> _Job:

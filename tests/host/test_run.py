@@ -45,8 +45,11 @@ class Runner:
         return str(path)
 
     def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
+        return self.infertune_process("run", *words, **options)
+
+    def infertune_process(self, *words: str, **options: Any) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-B", "-m", "infertune", "run", *words],
+            [sys.executable, "-B", "-m", "infertune", *words],
             env={**os.environ, "PYTHONPATH": str(REPOSITORY / "daemon")},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -58,7 +61,10 @@ class Runner:
         return process
 
     def run(self, *words: str) -> tuple[int, str, str]:
-        process = self.start(*words)
+        return self.infertune("run", *words)
+
+    def infertune(self, *words: str) -> tuple[int, str, str]:
+        process = self.infertune_process(*words)
         out, err = process.communicate(timeout=60)
         return process.returncode, out, err
 
@@ -309,6 +315,20 @@ def test_values_last_as_long_as_the_command(runner: Runner) -> None:
     assert code == 0, err
     assert out.split() == ["[always]", "madvise", "never", "10"]
     assert "restored: " in err
+    assert state() == before
+
+
+@pytest.mark.root_only
+def test_what_was_applied_before_is_applied_after(runner: Runner) -> None:
+    before = state()
+    assert runner.infertune("apply", "throughput")[0] == 0
+    applied = state()
+    code, out, err = runner.run("long-context", "--", "cat", str(THP))
+    assert code == 0, err
+    assert "[always]" in out
+    assert "applied again: throughput" in err
+    assert state() == applied != before
+    assert runner.infertune("revert")[0] == 0
     assert state() == before
 
 

@@ -8,11 +8,11 @@ import os
 from pathlib import Path
 
 import pytest
-from support import FakeKernel, Values, apply, build, desired, revert, values
 
 from infertune.engine import session, status
 from infertune.errors import Busy
 from infertune.machine import read_machine
+from support import FakeKernel, Values, apply, build, desired, revert, values
 
 APPLIERS = 8
 ROUNDS = 200

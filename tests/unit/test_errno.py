@@ -8,6 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from infertune.engine import ApplyFailed, session
+from infertune.errors import Exit, InfertuneError
+from infertune.knobs import KNOBS
+from infertune.root import Root, Step
 from support import (
     LONG,
     QUIET,
@@ -24,11 +29,6 @@ from support import (
     values,
     with_hook,
 )
-
-from infertune.engine import ApplyFailed, session
-from infertune.errors import Exit, InfertuneError
-from infertune.knobs import KNOBS
-from infertune.root import Root, Step
 
 FAULTS: dict[str, Callable[[Step], int | None]] = {
     name: fail(getattr(errno, name))

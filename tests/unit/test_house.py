@@ -30,7 +30,7 @@ def files() -> Iterator[Path]:
     """Every file of the repository, as it lies here: also one that is not committed yet."""
     for directory, names, found in os.walk(REPOSITORY):
         names[:] = [name for name in names if name not in IGNORED and not name.endswith("_cache")]
-        yield from (Path(directory, name) for name in found)
+        yield from (Path(directory, name) for name in found if not name.startswith(".coverage"))
 
 
 def run(*command: str | Path) -> str:

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import LONG, apply, build, reset, revert, values
 
 from infertune.engine import ApplyFailed, session, status
 from infertune.journal import Journal, Record, Store, dump, parse
 from infertune.machine import read_machine
 from infertune.root import Root
+from support import LONG, apply, build, reset, revert, values
 
 BOOT = "11111111-2222-3333-4444-555555555555"
 THP = Record(

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import support
 
+import support
 from infertune.cli.main import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]

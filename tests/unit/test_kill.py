@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from infertune.root import Root
 from support import (
     LONG,
     QUIET,
@@ -26,8 +28,6 @@ from support import (
     values,
     with_hook,
 )
-
-from infertune.root import Root
 
 Verb = Callable[[Root], None]
 

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-from support import CPUFREQ, LONG, QUIET, THP, Values, apply, build, desired, revert, values
 
 from infertune.cli.main import main
 from infertune.engine import make_plan, session
@@ -17,6 +16,7 @@ from infertune.machine import read_machine
 from infertune.plan import Item, restore_order, set_order
 from infertune.root import Root
 from infertune.snapshot import open_root
+from support import CPUFREQ, LONG, QUIET, THP, Values, apply, build, desired, revert, values
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 

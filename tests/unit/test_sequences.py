@@ -15,12 +15,12 @@ from pathlib import Path
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from support import At, Counter, FakeKernel, build, desired, with_hook
 
 from infertune.engine import session, status
 from infertune.journal import RUNTIME, Store
 from infertune.machine import read_machine
 from infertune.root import Step
+from support import At, Counter, FakeKernel, build, desired, with_hook
 
 PATHS = {
     "vm.swappiness": "/proc/sys/vm/swappiness",
