@@ -3,12 +3,17 @@
 """Write the documents that are made from declarations in the code.
 
 docs/knobs.md from the catalogue, docs/man/infertune.1 and completions/ from the
-table of verbs.  ``--check`` writes nothing and exits 1 where one is out of date
+table of verbs, and the output of commands shown in README.md from the commands
+themselves.  ``--check`` writes nothing and exits 1 where one is out of date
 (tests/unit/test_house.py runs it).
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +23,7 @@ import shtab
 from infertune import __version__
 from infertune.cli.base import Argument, Command
 from infertune.cli.main import COMMANDS, build_parser
+from infertune.cli.main import main as infertune
 from infertune.errors import Exit
 from infertune.knobs import KNOBS
 from infertune.knobs.base import Knob
@@ -201,6 +207,23 @@ def _roff(text: str) -> str:
     )
 
 
+# -- README.md -----------------------------------------------------------------
+
+
+def readme() -> str:
+    """README.md with the output of each ``$ infertune ...`` block as it is today."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    return re.sub(
+        r"(?<=^```console\n)\$ infertune (.*)\n(?:(?!```).*\n)*", _console, text, flags=re.M
+    )
+
+
+def _console(block: re.Match[str]) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        infertune(block[1].split())
+    return f"$ infertune {block[1]}\n{output.getvalue()}"
+
+
 # -- all of it -----------------------------------------------------------------
 
 
@@ -210,6 +233,7 @@ def documents() -> dict[Path, str]:
     made = {
         Path("docs/knobs.md"): knobs_page(),
         Path("docs/man/infertune.1"): man_page(),
+        Path("README.md"): readme(),
     }
     for shell in ("bash", "zsh", "fish"):
         text = shtab.complete(parser, shell=shell)
@@ -219,6 +243,7 @@ def documents() -> dict[Path, str]:
 
 def main() -> int:
     stale = []
+    os.chdir(REPOSITORY)  # README's commands name files as seen from there
     for path, text in documents().items():
         target = REPOSITORY / path
         if target.exists() and target.read_text(encoding="utf-8") == text:

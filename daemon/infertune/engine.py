@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from infertune.errors import Busy, Failed, InfertuneError, NotPermitted
@@ -118,6 +118,17 @@ def status(root: Root, machine: Machine) -> Status:
     return Status(state, journal, items, tuple(notes), damaged)
 
 
+def after_unclean_shutdown(root: Root) -> str | None:
+    """The profile with risky settings that was applied when an earlier boot ended, or None.
+
+    A clean end reverts and leaves no lasting journal.
+    """
+    lasting = Journals(root).persistent.load().journal
+    if lasting is None or lasting.boot_id == boot_id(root):
+        return None
+    return lasting.profile
+
+
 @contextlib.contextmanager
 def session(root: Root, owner: str) -> Iterator[Session]:
     """Hold the machine; ``owner`` tells others who does (``run long-context``).
@@ -170,14 +181,25 @@ class Session:
         """What is applied now by an earlier call; None where nothing is."""
         return self._load().journal
 
-    def apply(self, desired: Desired, *, hold: bool = False, without: Sequence[str] = ()) -> Report:
+    def apply(
+        self,
+        desired: Desired,
+        *,
+        without: Sequence[str] = (),
+        hold: bool = False,
+        stays: bool = False,
+        confirm_by: float | None = None,
+    ) -> Report:
         """Make the machine what ``desired`` says; all of it or nothing.
 
-        ``hold``: the values last as long as this session (``run``).  Raises
-        ApplyFailed; the machine is then as it was before the call.
+        ``hold``: the values last as long as this session (``run``).  ``stays``:
+        this process outlives the session and takes over what must be held open
+        (``take_held``).  ``confirm_by``: see Journal.  Raises ApplyFailed; the
+        machine is then as it was before the call.
         """
         old = self._load().journal
-        items, touched = _plan(self.root, self.machine, desired, old, without, hold)
+        may_hold = hold or stays
+        items, touched = _plan(self.root, self.machine, desired, old, without, may_hold)
         blocking = [item for item in items if item.blocks]
         if blocking:
             first = blocking[0]
@@ -193,6 +215,7 @@ class Session:
             owner=self.owner,
             since=datetime.now(UTC).isoformat(timespec="seconds"),
             held=hold,
+            confirm_by=confirm_by,
             records=(),
         )
         done = apply(self.root, self._journals, old, new, items, touched)
@@ -202,6 +225,22 @@ class Session:
         self.release()
         self._held = done.held
         return report
+
+    def confirm(self) -> bool:
+        """Keep what is applied; False where nothing waits for a confirmation.  Raises Failed."""
+        journal = self._load().journal
+        if journal is None or journal.confirm_by is None:
+            return False
+        try:
+            self._journals.save(replace(journal, confirm_by=None))
+        except OSError as error:
+            raise Failed(f"journal: {describe(error)}") from error
+        return True
+
+    def take_held(self) -> list[Held]:
+        """What is held open, now the caller's to close."""
+        held, self._held = self._held, []
+        return held
 
     def revert(self) -> Report:
         """Put every original back.  Raises Failed where some could not be."""

@@ -61,6 +61,8 @@ class Journal:
     """Time of the first apply, ISO 8601, UTC."""
     held: bool
     """True while a process must be alive for it to be in force (``run``)."""
+    confirm_by: float | None
+    """CLOCK_BOOTTIME in seconds at which it goes back unless confirmed; None for never."""
     records: tuple[Record, ...]
 
     @property
@@ -94,6 +96,7 @@ def dump(journal: Journal) -> bytes:
         "owner": journal.owner,
         "since": journal.since,
         "held": journal.held,
+        "confirm_by": journal.confirm_by,
     }
     # The boot id is in every line: a line must stand on its own when the header is lost.
     lines = [header, *({"boot": journal.boot_id, **asdict(r)} for r in journal.records)]
@@ -152,6 +155,7 @@ def parse(data: bytes) -> Loaded:
         owner=str(about.get("owner", "unknown")),
         since=str(about.get("since", "unknown")),
         held=bool(about.get("held", False)),
+        confirm_by=about.get("confirm_by"),
         records=tuple(records),
     )
     return Loaded(journal, tuple(damage))

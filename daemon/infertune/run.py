@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from infertune.engine import ApplyFailed, Report, Session, session
-from infertune.journal import Journal
 from infertune.errors import Failed, UsageError
+from infertune.journal import Journal
 from infertune.launch.binary import (
     BACKENDS,
     INSTALL_HINT,

@@ -122,6 +122,12 @@ build_venv() {
     wanted_stamp >.venv/stamp
 }
 
+take_lock() { # -s or -x, on descriptor 9
+    flock -n "$1" 9 && return
+    say "$SCRIPT: waiting for another run in this checkout"
+    flock "$1" 9
+}
+
 ensure_venv() {
     require_python
     if ! [ -w . ]; then
@@ -132,11 +138,11 @@ ensure_venv() {
     # Shared while in use, exclusive while building: a second run waits instead of
     # pulling the packages away under the first.
     exec 9<. # the lock is on the directory itself: no file to leave behind
-    flock -s 9
+    take_lock -s
     until venv_is_good; do
-        flock -n -x 9 || { say "$SCRIPT: waiting for another run in this checkout"; flock -x 9; }
+        take_lock -x
         venv_is_good || build_venv
-        flock -s 9
+        take_lock -s
     done
     require_embedded
 }

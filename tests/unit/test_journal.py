@@ -28,7 +28,7 @@ THP = Record(
 )
 SWAP = Record("vm.swappiness", "/proc/sys/vm/swappiness", "60", "10", "10", True)
 JOURNAL = Journal(BOOT, "long", "vulkan", "apply (pid 1)", "2026-11-22T00:00:00+00:00", False,
-                  (THP, SWAP))  # fmt: skip
+                  None, (THP, SWAP))  # fmt: skip
 
 
 def test_round_trip() -> None:
@@ -49,6 +49,7 @@ text = st.text(max_size=40)
         owner=text,
         since=text,
         held=st.booleans(),
+        confirm_by=st.none() | st.floats(allow_nan=False),
         records=st.lists(
             st.builds(Record, text, text, text, st.none() | text, st.none() | text, st.booleans()),
             max_size=5,

@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 from infertune.cli.base import JSON, Command, Context, argument
-from infertune.cli.render import print_items, print_report, report_document, status_document
+from infertune.cli.render import print_items, print_report
+from infertune.documents import report_document, status_document
 from infertune.engine import ApplyFailed, Report, Session, make_plan, session, status
 from infertune.errors import Exit, UsageError
 from infertune.knobs import KNOBS

@@ -4,50 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import groupby
-from typing import Any
 
 from infertune.cli.base import Context
-from infertune.engine import Report, Status
+from infertune.engine import Report
 from infertune.knobs import KNOBS
 from infertune.plan import Item
 from infertune.units import format_size
 from infertune.values import Size
-
-
-def report_document(report: Report) -> dict[str, Any]:
-    """The JSON form of a report (schema in docs/json.md)."""
-    outcomes = sorted({item.outcome for item in report.items})
-    return {
-        "profile": report.profile,
-        "backend": report.backend,
-        "differs": report.differs,
-        "counts": {outcome: report.count(outcome) for outcome in outcomes},
-        "notes": list(report.notes),
-        "items": [asdict(item) for item in report.items],
-    }
-
-
-def status_document(status: Status) -> dict[str, Any]:
-    """The JSON form of a status (schema in docs/json.md)."""
-    journal = status.journal
-    about = None
-    if journal:
-        about = {
-            "profile": journal.profile,
-            "backend": journal.backend,
-            "owner": journal.owner,
-            "since": journal.since,
-            "held": journal.held,
-        }
-    return {
-        "state": status.state,
-        "applied": about,
-        "notes": list(status.notes),
-        "damaged_journals": list(status.damaged),
-        "items": [asdict(item) for item in status.items],
-    }
 
 
 def print_report(ctx: Context, report: Report) -> None:

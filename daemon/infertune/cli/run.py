@@ -12,7 +12,8 @@ from typing import Any
 
 from infertune.cli.base import JSON, Command, Context, argument
 from infertune.cli.engine import BACKEND, PROFILE, WITHOUT, without
-from infertune.cli.render import print_report, report_document
+from infertune.cli.render import print_report
+from infertune.documents import report_document
 from infertune.engine import Report
 from infertune.errors import InfertuneError, UsageError
 from infertune.launch.client import Completion

@@ -151,7 +151,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.version:
         print(f"version: xllamacpp {version('xllamacpp')}")
         return 0
-    library = importlib.import_module("xllamacpp")
+    try:
+        library = importlib.import_module("xllamacpp")
+    except ImportError as error:
+        # A shared library of the distribution that the wheel does not bring (libgomp.so.1).
+        sys.exit(f"xllamacpp cannot be loaded: {error}; install libgomp1 (libgomp on Fedora, Arch)")
     if args.list_devices:
         for device in library.get_device_info():
             if device["name"] != "CPU":

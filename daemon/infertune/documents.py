@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engine values as plain data: what ``--json`` prints and what crosses the bus (docs/json.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+from infertune.engine import Report, Status
+from infertune.plan import Item
+
+
+def report_document(report: Report) -> dict[str, Any]:
+    """A report; the inverse of :func:`report_from`."""
+    outcomes = sorted({item.outcome for item in report.items})
+    return {
+        "profile": report.profile,
+        "backend": report.backend,
+        "differs": report.differs,
+        "counts": {outcome: report.count(outcome) for outcome in outcomes},
+        "notes": list(report.notes),
+        "items": [asdict(item) for item in report.items],
+    }
+
+
+def report_from(document: Mapping[str, Any]) -> Report:
+    """The report a document was made from; fields that are missing are unknown (None)."""
+    return Report(
+        document.get("profile"),
+        document.get("backend"),
+        tuple(map(_item, document.get("items", ()))),
+        tuple(document.get("notes", ())),
+    )
+
+
+def status_document(status: Status) -> dict[str, Any]:
+    """What is applied, by whom, and whether the files still hold it."""
+    journal = status.journal
+    about = None
+    if journal:
+        about = {
+            "profile": journal.profile,
+            "backend": journal.backend,
+            "owner": journal.owner,
+            "since": journal.since,
+            "held": journal.held,
+            "confirm_by_s": journal.confirm_by,
+        }
+    return {
+        "state": status.state,
+        "applied": about,
+        "notes": list(status.notes),
+        "damaged_journals": list(status.damaged),
+        "items": [asdict(item) for item in status.items],
+    }
+
+
+def _item(document: Mapping[str, Any]) -> Item:
+    return Item(**{field.name: document.get(field.name) for field in fields(Item)})  # type: ignore[arg-type]

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The object on the bus.  Its introspection is checked in as systemd/org.infertune.Infertune1.xml.
+
+Callers hand in names, knob ids and numbers; never a path, a command or an
+environment.  Each method first asks who is calling, then what they ask for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Annotated, Any
+
+from dbus_fast import DBusError, Message, MessageFlag, MessageType, PropertyAccess
+from dbus_fast.annotations import DBusSignature
+from dbus_fast.service import ServiceInterface, dbus_method, dbus_property
+
+from infertune import __version__
+from infertune.documents import report_document
+from infertune.engine import ApplyFailed
+from infertune.errors import Busy, InfertuneError, NotPermitted, ProfileError, UsageError
+from infertune.knobs import KNOBS
+from infertune.profile import BACKENDS
+from infertune.service.authority import Authority
+from infertune.service.keeper import Choice, Keeper
+from infertune.service.names import ACTION_APPLY, ACTION_READ, ERROR, INTERFACE, NAME
+from infertune.service.wire import to_bus
+
+MAX_CONFIRM_S = 24 * 3600
+MAX_REASON = 200
+
+_caller: ContextVar[Message] = ContextVar("caller")
+
+S = Annotated[str, DBusSignature("s")]
+AS = Annotated[list[str], DBusSignature("as")]
+U = Annotated[int, DBusSignature("u")]
+B = Annotated[bool, DBusSignature("b")]
+Document = Annotated[dict[str, Any], DBusSignature("a{sv}")]
+Numbers = Annotated[list[float], DBusSignature("ad")]
+
+
+def remember_caller(message: Message) -> None:
+    """A message handler of the bus: dbus-fast does not tell a method who calls it."""
+    if message.message_type is MessageType.METHOD_CALL:
+        _caller.set(message)
+
+
+def sender() -> str:
+    """Unique bus name of whoever made the call that is being answered."""
+    name = _caller.get().sender
+    if not name:
+        raise NotPermitted("the caller has no name on the bus")
+    return name
+
+
+class Manager(ServiceInterface):
+    """org.infertune.Infertune1"""
+
+    def __init__(self, keeper: Keeper, authority: Authority, changed: Callable[[], None]) -> None:
+        super().__init__(INTERFACE)
+        self._keeper = keeper
+        self._authority = authority
+        self._changed = changed
+
+    @dbus_method()
+    async def Plan(self, profile: S, backend: S, without: AS) -> Document:
+        """What applying a profile would change."""
+        with _errors():
+            await self._may(ACTION_READ)
+            return to_bus(self._keeper.plan(_choice(profile, backend, without)))
+
+    @dbus_method()
+    async def Verify(self, profile: S, backend: S, without: AS) -> Document:
+        """Whether the machine is what a profile says."""
+        with _errors():
+            await self._may(ACTION_READ)
+            return to_bus(self._keeper.verify(_choice(profile, backend, without)))
+
+    @dbus_method()
+    async def Status(self) -> Document:
+        """What is applied, by whom, and whether the files still hold it."""
+        with _errors():
+            await self._may(ACTION_READ)
+            return to_bus(self._keeper.status())
+
+    @dbus_method()
+    async def Apply(
+        self, profile: S, backend: S, without: AS, confirm_within_s: U
+    ) -> Document:
+        """Make the machine what a profile says; reverted after so many seconds if not 0.
+
+        A failed apply answers too, with ``failed`` in its document: everything was rolled back.
+        """
+        with _errors():
+            await self._may(ACTION_APPLY)
+            if confirm_within_s > MAX_CONFIRM_S:
+                raise UsageError(f"a confirmation may take {MAX_CONFIRM_S} s at the most")
+            choice = _choice(profile, backend, without)
+            return self._changing(
+                lambda: self._keeper.apply(choice, confirm_within_s=confirm_within_s or None)
+            )
+
+    @dbus_method()
+    async def Revert(self) -> Document:
+        """Put every original value back."""
+        with _errors():
+            await self._may(ACTION_APPLY)
+            return self._changing(self._keeper.revert)
+
+    @dbus_method()
+    async def Confirm(self) -> B:
+        """Keep what was applied with a time limit; false where nothing waits for it."""
+        with _errors():
+            await self._may(ACTION_APPLY)
+            confirmed = self._keeper.confirm()
+            self.tell()
+            return confirmed
+
+    @dbus_method()
+    async def Hold(self, profile: S, backend: S, reason: S) -> S:
+        """Apply a profile for as long as the caller stays on the bus; returns a cookie."""
+        with _errors():
+            await self._may(ACTION_APPLY)
+            if len(reason) > MAX_REASON or not reason.isprintable():
+                raise UsageError(f"a reason is at most {MAX_REASON} printable characters")
+            try:
+                return self._keeper.hold(sender(), _choice(profile, backend, []), reason)
+            finally:
+                self.tell()
+
+    @dbus_method()
+    async def Release(self, cookie: S) -> None:
+        """End a hold of the caller."""
+        with _errors():
+            await self._may(ACTION_APPLY)
+            try:
+                self._keeper.release(sender(), cookie)
+            finally:
+                self.tell()
+
+    @dbus_property(access=PropertyAccess.READ)
+    def Version(self) -> S:
+        return __version__
+
+    @dbus_property(access=PropertyAccess.READ)
+    def State(self) -> S:
+        return str(self._keeper.state)
+
+    @dbus_property(access=PropertyAccess.READ)
+    def Profile(self) -> S:
+        choice = self._keeper.choice
+        return choice.profile if choice else ""
+
+    @dbus_property(access=PropertyAccess.READ)
+    def Backend(self) -> S:
+        choice = self._keeper.choice
+        return choice.backend if choice else ""
+
+    @dbus_property(access=PropertyAccess.READ)
+    def ConfirmBy(self) -> Numbers:
+        """CLOCK_BOOTTIME in seconds; empty where nothing waits for a confirmation."""
+        deadline = self._keeper.deadline
+        return [] if deadline is None else [deadline]
+
+    def tell(self) -> None:
+        """Let everybody know the properties as they are now, and the daemon that they changed."""
+        self._changed()
+        self.emit_properties_changed(
+            {
+                "State": self._keeper.state,
+                "Profile": self._keeper.choice.profile if self._keeper.choice else "",
+                "Backend": self._keeper.choice.backend if self._keeper.choice else "",
+                "ConfirmBy": [] if self._keeper.deadline is None else [self._keeper.deadline],
+            }
+        )
+
+    async def _may(self, action: str) -> None:
+        message = _caller.get()
+        interactive = bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION)
+        await self._authority.check(sender(), action, interactive=interactive)
+
+    def _changing(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        try:
+            return to_bus(work())
+        except ApplyFailed as failed:
+            return to_bus(
+                {**report_document(failed.report), "failed": failed.message, "hint": failed.hint}
+            )
+        finally:
+            self.tell()
+
+
+def _choice(profile: str, backend: str, without: list[str]) -> Choice:
+    """What the caller asks for, if it is made of names that exist."""
+    if not NAME.fullmatch(profile):
+        raise UsageError("not a profile name", hint=f"a name matches {NAME.pattern}")
+    if backend not in ("auto", *BACKENDS):
+        raise UsageError("not a backend", hint=f"one of auto, {', '.join(BACKENDS)}")
+    if len(without) > len(KNOBS) or any(knob not in KNOBS for knob in without):
+        raise UsageError("there is no such knob to leave out")
+    return Choice(profile, backend, tuple(without))
+
+
+ERRORS: dict[str, type[InfertuneError]] = {
+    f"{ERROR}.NotAuthorized": NotPermitted,
+    f"{ERROR}.Busy": Busy,
+    f"{ERROR}.InvalidProfile": ProfileError,
+    f"{ERROR}.InvalidArgument": UsageError,
+    f"{ERROR}.Failed": InfertuneError,
+}
+"""Domain errors by their name on the bus; the first that fits is used."""
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """Errors as the bus names them, in one line; never a traceback."""
+    try:
+        yield
+    except InfertuneError as error:
+        name = next(name for name, kind in ERRORS.items() if isinstance(error, kind))
+        text = f"{error.message}\n{error.hint}" if error.hint else error.message
+        raise DBusError(name, text) from None
+    except OSError as error:
+        raise DBusError(f"{ERROR}.Failed", f"{error.strerror}") from None
+    except DBusError:
+        raise
+    except Exception as bug:
+        raise DBusError(f"{ERROR}.Failed", f"a bug: {type(bug).__name__}") from bug

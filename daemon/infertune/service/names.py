@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names on the bus and in polkit.  The 1 is the version of the interface: within it, only additions."""
+
+from __future__ import annotations
+
+import re
+
+BUS_NAME = "org.infertune.Infertune1"
+OBJECT_PATH = "/org/infertune/Infertune1"
+INTERFACE = "org.infertune.Infertune1"
+ERROR = "org.infertune.Infertune1.Error"
+
+ACTION_READ = "org.infertune.read"
+ACTION_APPLY = "org.infertune.apply"
+ACTION_SERVE = "org.infertune.serve"
+ACTION_BOOT = "org.infertune.boot"
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+"""What a profile or a server may be called, and so the only text a caller can hand in."""
