@@ -74,3 +74,9 @@ class NotPermitted(InfertuneError):
     """The caller may not do this; nothing was touched."""
 
     exit_code = Exit.NOT_PERMITTED
+
+
+class Unreachable(InfertuneError):
+    """infertuned is not running, or not on this bus."""
+
+    exit_code = Exit.UNREACHABLE

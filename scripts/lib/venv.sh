@@ -115,8 +115,8 @@ build_venv() {
     else
         tail -n 3 "$log" >&2
         say "$SCRIPT: the locked packages do not install here; taking the newest that do"
-        pip_install --editable '.[dev,embedded]' >"$log" 2>&1 ||
-            pip_install --editable '.[dev]' >"$log" 2>&1 ||
+        pip_install --editable '.[dev,daemon,embedded]' >"$log" 2>&1 ||
+            pip_install --editable '.[dev,daemon]' >"$log" 2>&1 ||
             { tail -n 5 "$log" >&2; fail "pip could not install what is needed (is there a network?)"; }
     fi
     wanted_stamp >.venv/stamp

@@ -19,12 +19,12 @@ from dbus_fast.service import ServiceInterface, dbus_method, dbus_property
 from infertune import __version__
 from infertune.documents import report_document
 from infertune.engine import ApplyFailed
-from infertune.errors import Busy, InfertuneError, NotPermitted, ProfileError, UsageError
+from infertune.errors import InfertuneError, NotPermitted, UsageError
 from infertune.knobs import KNOBS
 from infertune.profile import BACKENDS
 from infertune.service.authority import Authority
 from infertune.service.keeper import Choice, Keeper
-from infertune.service.names import ACTION_APPLY, ACTION_READ, ERROR, INTERFACE, NAME
+from infertune.service.names import ACTION_APPLY, ACTION_READ, ERROR, ERRORS, INTERFACE, NAME
 from infertune.service.wire import to_bus
 
 MAX_CONFIRM_S = 24 * 3600
@@ -37,6 +37,7 @@ AS = Annotated[list[str], DBusSignature("as")]
 U = Annotated[int, DBusSignature("u")]
 B = Annotated[bool, DBusSignature("b")]
 Document = Annotated[dict[str, Any], DBusSignature("a{sv}")]
+Nothing = Annotated[None, DBusSignature("")]
 Numbers = Annotated[list[float], DBusSignature("ad")]
 
 
@@ -85,9 +86,7 @@ class Manager(ServiceInterface):
             return to_bus(self._keeper.status())
 
     @dbus_method()
-    async def Apply(
-        self, profile: S, backend: S, without: AS, confirm_within_s: U
-    ) -> Document:
+    async def Apply(self, profile: S, backend: S, without: AS, confirm_within_s: U) -> Document:
         """Make the machine what a profile says; reverted after so many seconds if not 0.
 
         A failed apply answers too, with ``failed`` in its document: everything was rolled back.
@@ -130,7 +129,7 @@ class Manager(ServiceInterface):
                 self.tell()
 
     @dbus_method()
-    async def Release(self, cookie: S) -> None:
+    async def Release(self, cookie: S) -> Nothing:
         """End a hold of the caller."""
         with _errors():
             await self._may(ACTION_APPLY)
@@ -202,16 +201,6 @@ def _choice(profile: str, backend: str, without: list[str]) -> Choice:
     return Choice(profile, backend, tuple(without))
 
 
-ERRORS: dict[str, type[InfertuneError]] = {
-    f"{ERROR}.NotAuthorized": NotPermitted,
-    f"{ERROR}.Busy": Busy,
-    f"{ERROR}.InvalidProfile": ProfileError,
-    f"{ERROR}.InvalidArgument": UsageError,
-    f"{ERROR}.Failed": InfertuneError,
-}
-"""Domain errors by their name on the bus; the first that fits is used."""
-
-
 @contextlib.contextmanager
 def _errors() -> Iterator[None]:
     """Errors as the bus names them, in one line; never a traceback."""
@@ -220,7 +209,7 @@ def _errors() -> Iterator[None]:
     except InfertuneError as error:
         name = next(name for name, kind in ERRORS.items() if isinstance(error, kind))
         text = f"{error.message}\n{error.hint}" if error.hint else error.message
-        raise DBusError(name, text) from None
+        raise DBusError(f"{ERROR}.{name}", text) from None
     except OSError as error:
         raise DBusError(f"{ERROR}.Failed", f"{error.strerror}") from None
     except DBusError:

@@ -100,6 +100,12 @@ class Keeper:
         self._holds.clear()
         self.revert()
 
+    def leave(self) -> None:
+        """Let go of the lock and of what is held open; the machine stays as it is."""
+        self._session = None
+        self._kept.close()
+        self._release_open()
+
     # -- verbs ---------------------------------------------------------------
 
     def plan(self, choice: Choice) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names on the bus and in polkit.  The 1 is the version of the interface: within it, only additions."""
+"""Names on the bus and in polkit; the 1 is the version, within which things are only added."""
 
 from __future__ import annotations
 
 import re
+
+from infertune.errors import Busy, InfertuneError, NotPermitted, ProfileError, UsageError
 
 BUS_NAME = "org.infertune.Infertune1"
 OBJECT_PATH = "/org/infertune/Infertune1"
@@ -17,3 +19,12 @@ ACTION_BOOT = "org.infertune.boot"
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 """What a profile or a server may be called, and so the only text a caller can hand in."""
+
+ERRORS: dict[str, type[InfertuneError]] = {
+    "NotAuthorized": NotPermitted,
+    "Busy": Busy,
+    "InvalidProfile": ProfileError,
+    "InvalidArgument": UsageError,
+    "Failed": InfertuneError,
+}
+"""Domain errors by the last part of their name on the bus; the first that fits is used."""

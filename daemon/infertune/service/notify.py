@@ -21,7 +21,7 @@ class Notifier:
         """How often systemd wants to hear from us at the least; None without a watchdog."""
 
     def send(self, **states: str | int) -> None:
-        """``send(READY=1, STATUS="idle")``.  What cannot be sent is lost, as the protocol allows."""
+        """``send(READY=1, STATUS="idle")``; what cannot be sent is lost, as is usual."""
         if not self._address:
             return
         text = "\n".join(f"{name}={value}" for name, value in states.items())

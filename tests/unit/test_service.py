@@ -1,0 +1,570 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon on a private bus, on a recorded machine: who may, what it answers, what it keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from infertune import __version__
+from infertune.root import Root
+from support import LONG, build, values
+
+dbus_fast = pytest.importorskip("dbus_fast", reason="extra 'daemon' is not installed")
+if shutil.which("dbus-daemon") is None:
+    pytest.skip("dbus-daemon is not installed", allow_module_level=True)
+
+from dbus_fast import BusType, Message, MessageType, Variant  # noqa: E402
+from dbus_fast.aio import MessageBus  # noqa: E402
+from dbus_fast.service import ServiceInterface, dbus_method  # noqa: E402
+
+from infertune.service.daemon import Daemon  # noqa: E402
+from infertune.service.keeper import boottime  # noqa: E402
+from infertune.service.names import BUS_NAME, ERROR, INTERFACE, OBJECT_PATH  # noqa: E402
+from infertune.service.wire import from_bus  # noqa: E402
+
+REPOSITORY = Path(__file__).parents[2]
+
+CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN" "">
+<busconfig>
+  <type>system</type>
+  <listen>unix:path={directory}/bus</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow user="*"/><allow own="*"/><allow send_type="method_call"/>
+    <allow send_destination="*"/><allow receive_sender="*"/>
+  </policy>
+</busconfig>
+"""
+
+PROFILE = 'description = "test"\n[now]\n' + "".join(
+    f'"{knob}" = {value!r}\n'.replace("'", '"') for knob, value in LONG.items()
+)
+"""LONG of support.py as a file."""
+
+
+@pytest.fixture
+def bus_address(tmp_path: Path) -> Iterator[str]:
+    directory = tmp_path / "bus"
+    directory.mkdir(mode=0o755)
+    for parent in (tmp_path, *list(tmp_path.parents)[:2]):
+        parent.chmod(0o755)  # another user must reach the socket
+    (directory / "config").write_text(CONFIG.format(directory=directory))
+    process = subprocess.Popen(
+        ["dbus-daemon", f"--config-file={directory}/config", "--print-address", "--nofork"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    with process.stdout:
+        yield process.stdout.readline().strip()
+        process.terminate()
+        process.wait(10)
+
+
+class World:
+    """A machine, its bus, its daemon, and somebody who calls."""
+
+    def __init__(self, base: Path, address: str) -> None:
+        self.base = base
+        self.root: Root = build(base)
+        profiles = base / "etc/infertune/profiles"
+        profiles.mkdir(parents=True)
+        (profiles / "long.toml").write_text(PROFILE)
+        (profiles / "low.toml").write_text('description = "test"\n[now]\nvm.swappiness = 1\n')
+        self.address = address
+        self.notified: list[str] = []
+        self.task: asyncio.Task[bool] | None = None
+        self.daemon: Daemon | None = None
+
+    async def start(self) -> None:
+        receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        path = f"{self.base}/notify"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        receiver.bind(path)
+        receiver.setblocking(False)
+        environment = {"DBUS_SYSTEM_BUS_ADDRESS": self.address, "NOTIFY_SOCKET": path}
+        self.daemon = Daemon(self.root, environment)
+        self.task = asyncio.create_task(self.daemon.run())
+        loop = asyncio.get_running_loop()
+        try:
+            while not any("READY=1" in text for text in self.notified):
+                reading = asyncio.create_task(loop.sock_recv(receiver, 4096))
+                done, _ = await asyncio.wait({reading, self.task}, return_when="FIRST_COMPLETED")
+                if self.task in done:
+                    reading.cancel()
+                    self.task.result()
+                    raise AssertionError("the daemon ended before it was ready")
+                self.notified.append(reading.result().decode())
+        finally:
+            receiver.close()
+
+    async def stop(self) -> None:
+        assert self.daemon is not None
+        assert self.task is not None
+        self.daemon.stop()
+        await asyncio.wait_for(self.task, 10)
+
+    async def die(self) -> None:
+        """As kill -9 would: no word to anybody, nothing put back."""
+        assert self.daemon is not None
+        assert self.task is not None
+        self.task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.task
+        await self.daemon.leave()
+
+    async def client(self) -> MessageBus:
+        return await MessageBus(bus_address=self.address, bus_type=BusType.SYSTEM).connect()
+
+
+async def close(bus: MessageBus) -> None:
+    bus.disconnect()
+    await bus.wait_for_disconnect()
+
+
+async def ask(bus: MessageBus, member: str, signature: str = "", *arguments: Any) -> Any:
+    reply = await bus.call(
+        Message(
+            destination=BUS_NAME,
+            path=OBJECT_PATH,
+            interface=INTERFACE,
+            member=member,
+            signature=signature,
+            body=list(arguments),
+        )
+    )
+    assert reply is not None
+    if reply.message_type is MessageType.ERROR:
+        raise RuntimeError(f"{reply.error_name}: {reply.body[0]}")
+    return from_bus(reply.body[0]) if reply.body else None
+
+
+async def properties(bus: MessageBus) -> dict[str, Any]:
+    reply = await bus.call(
+        Message(
+            destination=BUS_NAME,
+            path=OBJECT_PATH,
+            interface="org.freedesktop.DBus.Properties",
+            member="GetAll",
+            signature="s",
+            body=[INTERFACE],
+        )
+    )
+    assert reply is not None
+    found: dict[str, Any] = from_bus(reply.body[0])
+    return found
+
+
+@contextlib.asynccontextmanager
+async def running(base: Path, address: str) -> AsyncIterator[tuple[World, MessageBus]]:
+    world = World(base, address)
+    await world.start()
+    bus = await world.client()
+    try:
+        yield world, bus
+    finally:
+        await close(bus)
+        if world.task and not world.task.done():
+            await world.stop()
+
+
+def scenario(
+    work: Callable[[World, MessageBus], Awaitable[None]], tmp_path: Path, address: str
+) -> None:
+    async def play() -> None:
+        async with running(tmp_path / "machine", address) as (world, bus):
+            await asyncio.wait_for(work(world, bus), 30)
+
+    (tmp_path / "machine").mkdir()
+    asyncio.run(play())
+
+
+def test_apply_verify_status_revert(tmp_path: Path, bus_address: str) -> None:
+    async def work(world: World, bus: MessageBus) -> None:
+        original = values(world.base)
+        plan = await ask(bus, "Plan", "ssas", "long", "cpu", [])
+        assert plan["counts"] == {"set": 5}
+        assert values(world.base) == original
+        report = await ask(bus, "Apply", "ssasu", "long", "cpu", [], 0)
+        assert "failed" not in report
+        assert {item["outcome"] for item in report["items"]} == {"applied"}
+        assert values(world.base)["/proc/sys/vm/swappiness"] == "10\n"
+        assert not (await ask(bus, "Verify", "ssas", "long", "cpu", []))["differs"]
+        assert (await ask(bus, "Status"))["state"] == "applied"
+        now = await properties(bus)
+        assert now == {
+            "Version": __version__,
+            "State": "applied",
+            "Profile": "long",
+            "Backend": "cpu",
+            "ConfirmBy": [],
+        }
+        report = await ask(bus, "Revert")
+        assert {item["outcome"] for item in report["items"]} == {"restored"}
+        assert values(world.base) == original
+
+    scenario(work, tmp_path, bus_address)
+
+
+def test_ready_comes_after_the_name(tmp_path: Path, bus_address: str) -> None:
+    async def work(world: World, bus: MessageBus) -> None:
+        told = "\n".join(world.notified).splitlines()
+        assert told.index("STATUS=taking its name on the bus") < told.index("READY=1")
+        # And the name is there: a second daemon cannot have it.
+        second = Daemon(world.root, {"DBUS_SYSTEM_BUS_ADDRESS": world.address})
+        with pytest.raises(Exception, match="another infertuned is running"):
+            await second.run()
+        await second.leave()
+
+    scenario(work, tmp_path, bus_address)
+
+
+def test_stop_puts_back_and_death_does_not(tmp_path: Path, bus_address: str) -> None:
+    async def work(world: World, bus: MessageBus) -> None:
+        original = values(world.base)
+        await ask(bus, "Apply", "ssasu", "long", "cpu", [], 0)
+        tuned = values(world.base)
+        await world.die()
+        assert values(world.base) == tuned
+        world.notified.clear()
+        await world.start()
+        # Settled values are kept by the next daemon, which knows what is applied.
+        assert values(world.base) == tuned
+        assert (await properties(bus))["Profile"] == "long"
+        await world.stop()
+        assert values(world.base) == original
+
+    scenario(work, tmp_path, bus_address)
+
+
+def test_confirm_within(tmp_path: Path, bus_address: str) -> None:
+    async def work(world: World, bus: MessageBus) -> None:
+        original = values(world.base)
+        begin = boottime()
+        await ask(bus, "Apply", "ssasu", "long", "cpu", [], 1)
+        now = await properties(bus)
+        assert now["State"] == "unconfirmed"
+        assert 0.9 < now["ConfirmBy"][0] - begin < 1.2
+        while (await properties(bus))["State"] != "idle":
+            await asyncio.sleep(0.02)
+        assert 0.9 < boottime() - begin < 2
+        assert values(world.base) == original
+
+        await ask(bus, "Apply", "ssasu", "long", "cpu", [], 1)
+        assert await ask(bus, "Confirm")
+        assert not await ask(bus, "Confirm")
+        await asyncio.sleep(1.3)
+        assert values(world.base)["/proc/sys/vm/swappiness"] == "10\n"
+
+    scenario(work, tmp_path, bus_address)
+
+
+def test_a_deadline_survives_the_daemon(tmp_path: Path, bus_address: str) -> None:
+    async def work(world: World, bus: MessageBus) -> None:
+        original = values(world.base)
+        await ask(bus, "Apply", "ssasu", "long", "cpu", [], 1)
+        await world.die()
+        await asyncio.sleep(1.2)
+        assert values(world.base) != original
+        world.notified.clear()
+        await world.start()
+        assert values(world.base) == original
+
+    scenario(work, tmp_path, bus_address)
+
+
+def test_holds_end_with_their_owner(tmp_path: Path, bus_address: str) -> None:
+    async def work(world: World, bus: MessageBus) -> None:
+        original = values(world.base)
+        await ask(bus, "Apply", "ssasu", "low", "cpu", [], 0)
+        low = values(world.base)
+        other = await world.client()
+        cookie = await ask(other, "Hold", "sss", "long", "cpu", "a benchmark")
+        assert len(cookie) == 32
+        assert (await properties(bus))["State"] == "held"
+        assert "a benchmark" in str((await ask(bus, "Status"))["notes"])
+        with pytest.raises(RuntimeError, match="no such hold of yours"):
+            await ask(bus, "Release", "s", cookie)
+        with pytest.raises(RuntimeError, match="is held by"):
+            await ask(bus, "Apply", "ssasu", "low", "cpu", [], 0)
+        await close(other)
+        while (await properties(bus))["State"] == "held":
+            await asyncio.sleep(0.02)
+        assert values(world.base) == low
+        # By hand, and to the untuned machine.
+        await ask(bus, "Revert")
+        cookie = await ask(bus, "Hold", "sss", "long", "cpu", "again")
+        assert values(world.base) != original
+        await ask(bus, "Release", "s", cookie)
+        assert values(world.base) == original
+
+    scenario(work, tmp_path, bus_address)
+
+
+def test_holds_are_limited_and_do_not_survive_the_daemon(tmp_path: Path, bus_address: str) -> None:
+    async def work(world: World, bus: MessageBus) -> None:
+        original = values(world.base)
+        for _ in range(16):
+            await ask(bus, "Hold", "sss", "low", "cpu", "x")
+        with pytest.raises(RuntimeError, match="16 holds already"):
+            await ask(bus, "Hold", "sss", "low", "cpu", "x")
+        await world.die()
+        world.notified.clear()
+        await world.start()
+        assert values(world.base) == original
+
+    scenario(work, tmp_path, bus_address)
+
+
+BAD_NAMES = [
+    "../long",
+    "long\n",
+    "\x1b[2J",
+    "LONG",
+    "",
+    "a" * 65,
+    "x" * 1_000_000,
+    "lo ng",
+    "/etc/passwd",
+]
+
+
+def test_names_that_are_none(tmp_path: Path, bus_address: str) -> None:
+    async def work(world: World, bus: MessageBus) -> None:
+        original = values(world.base)
+        for name in BAD_NAMES:
+            with pytest.raises(
+                RuntimeError, match=rf"{ERROR}\.InvalidArgument: not a profile name"
+            ):
+                await ask(bus, "Apply", "ssasu", name, "cpu", [], 0)
+        with pytest.raises(RuntimeError, match="InvalidArgument: there is no profile"):
+            await ask(bus, "Apply", "ssasu", "nothing-of-the-kind", "cpu", [], 0)
+        with pytest.raises(RuntimeError, match="not a backend"):
+            await ask(bus, "Apply", "ssasu", "long", "cuda", [], 0)
+        with pytest.raises(RuntimeError, match="no such knob"):
+            await ask(bus, "Apply", "ssasu", "long", "cpu", ["../x"], 0)
+        with pytest.raises(RuntimeError, match="at the most"):
+            await ask(bus, "Apply", "ssasu", "long", "cpu", [], 2**32 - 1)
+        with pytest.raises(RuntimeError, match="printable"):
+            await ask(bus, "Hold", "sss", "long", "cpu", "a\nb")
+        assert values(world.base) == original
+
+    scenario(work, tmp_path, bus_address)
+
+
+def test_a_failed_apply_says_what_was_rolled_back(tmp_path: Path, bus_address: str) -> None:
+    async def work(world: World, bus: MessageBus) -> None:
+        original = values(world.base)
+        (world.base / "etc/infertune/profiles/long.toml").write_text(
+            'description = "x"\n[now]\nvm.swappiness = 7\n'
+            "ksm.run = { value = 0, required = true }\n"
+        )
+        report = await ask(bus, "Apply", "ssasu", "long", "cpu", [], 0)
+        assert report["failed"].startswith("ksm.run: absent, but")
+        assert values(world.base) == original
+        assert (await properties(bus))["State"] == "idle"
+
+    scenario(work, tmp_path, bus_address)
+
+
+def test_introspection_is_what_is_documented(tmp_path: Path, bus_address: str) -> None:
+    async def work(world: World, bus: MessageBus) -> None:
+        found = await bus.introspect(BUS_NAME, OBJECT_PATH)
+        node = found.to_xml()
+        ours = next(each for each in node if each.get("name") == INTERFACE)
+        written = ElementTree.parse(REPOSITORY / "systemd" / f"{INTERFACE}.xml").getroot()
+        expected = next(each for each in written if each.get("name") == INTERFACE)
+        assert _shape(ours) == _shape(expected)
+
+    scenario(work, tmp_path, bus_address)
+
+
+def _shape(element: ElementTree.Element) -> Any:
+    attributes = {k: v for k, v in element.attrib.items() if k != "name" or element.tag != "arg"}
+    return (element.tag, attributes, sorted((_shape(each) for each in element), key=str))
+
+
+CALLS: list[tuple[str, str, list[Any]]] = [
+    ("Status", "", []),
+    ("Plan", "ssas", ["long", "cpu", []]),
+    ("Apply", "ssasu", ["long", "cpu", [], 0]),
+    ("Revert", "", []),
+    ("Confirm", "", []),
+    ("Hold", "sss", ["long", "cpu", "x"]),
+    ("Release", "s", ["x"]),
+]
+
+
+async def _call_all(address: str) -> str:
+    bus = await MessageBus(bus_address=address, bus_type=BusType.SYSTEM).connect()
+    lines = []
+    for member, signature, arguments in CALLS:
+        try:
+            await ask(bus, member, signature, *arguments)
+            lines.append(f"{member} ok")
+        except RuntimeError as error:
+            lines.append(f"{member} {str(error).partition(':')[0]}")
+    return "\n".join(lines)
+
+
+class FakePolkit(ServiceInterface):
+    """Answers what the test wants, and remembers the questions."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__("org.freedesktop.PolicyKit1.Authority")
+        self.answer = answer
+        self.asked: list[tuple[str, str]] = []
+
+    @dbus_method()
+    def CheckAuthorization(
+        self,
+        subject: "(sa{sv})",
+        action: s,
+        details: "a{ss}",
+        flags: u,
+        cancel: "s",  # noqa: F821, UP037
+    ) -> "(bba{ss})":  # noqa: F722
+        kind, fields = subject
+        assert kind == "system-bus-name"
+        self.asked.append((fields["name"].value, action))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return (self.answer(action), False, {})
+
+
+async def _as_nobody(world: World) -> dict[str, str]:
+    """All calls from a process of another user: what each was answered."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            os.write(writing, asyncio.run(_call_all(world.address)).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answers:
+        text = await asyncio.get_running_loop().run_in_executor(None, answers.read)
+    os.waitpid(pid, 0)
+    return dict(line.split(" ", 1) for line in text.splitlines())
+
+
+WRITING = ("Apply", "Revert", "Confirm", "Hold", "Release")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+@pytest.mark.parametrize("polkit", ["absent", "no", "broken", "read only", "yes"])
+def test_who_may(polkit: str, tmp_path: Path, bus_address: str) -> None:
+    async def work(world: World, bus: MessageBus) -> None:
+        original = values(world.base)
+        answers: dict[str, Any] = {
+            "no": lambda action: False,
+            "broken": ValueError("no"),
+            "read only": lambda action: action == "org.infertune.read",
+            "yes": lambda action: True,
+        }
+        helper = None
+        fake = None
+        if polkit in answers:
+            fake = FakePolkit(answers[polkit])
+            helper = await world.client()
+            helper.export("/org/freedesktop/PolicyKit1/Authority", fake)
+            await helper.request_name("org.freedesktop.PolicyKit1")
+        found = await _as_nobody(world)
+        assert len(found) == len(CALLS)
+        denied = f"{ERROR}.NotAuthorized"
+        for member, answer in found.items():
+            if polkit == "yes":
+                assert answer != denied, member
+            elif polkit == "read only" and member not in WRITING:
+                assert answer == "ok", member
+            else:
+                assert answer == denied, member
+        if polkit != "yes":
+            assert values(world.base) == original
+        if fake and helper:
+            assert all(name.startswith(":") for name, _ in fake.asked)
+            await close(helper)
+
+    scenario(work, tmp_path, bus_address)
+
+
+def test_not_applied_again_after_an_unclean_shutdown(tmp_path: Path, bus_address: str) -> None:
+    async def work(world: World, bus: MessageBus) -> None:
+        original = values(world.base)
+        (world.base / "etc/infertune/infertuned.toml").write_text('profile = "long"\n')
+        await ask(bus, "Apply", "ssasu", "long", "cpu", [], 0)
+        await world.die()
+        # The machine goes off and comes up again: another boot, fresh values, an empty /run.
+        from support import FILES
+
+        for path, text in FILES.items():
+            (world.base / path.lstrip("/")).write_text(text)
+        (world.base / "proc/sys/kernel/random/boot_id").write_text("another\n")
+        shutil.rmtree(world.base / "run/infertune")
+        world.notified.clear()
+        await world.start()
+        now = values(world.base)
+        now["/proc/sys/kernel/random/boot_id"] = original["/proc/sys/kernel/random/boot_id"]
+        assert now == original
+        assert (await properties(bus))["State"] == "idle"
+        assert "stopped without warning while 'long'" in str((await ask(bus, "Status"))["notes"])
+        # By hand it may be applied, and after a clean stop it is applied at start.
+        await ask(bus, "Apply", "ssasu", "long", "cpu", [], 0)
+        await world.stop()
+        world.notified.clear()
+        await world.start()
+        assert (await properties(bus))["Profile"] == "long"
+
+    scenario(work, tmp_path, bus_address)
+
+
+def test_many_calls_leave_nothing_behind(tmp_path: Path, bus_address: str) -> None:
+    async def work(world: World, bus: MessageBus) -> None:
+        async def some() -> None:
+            for number in range(200):
+                await ask(bus, "Status")
+                with contextlib.suppress(RuntimeError):
+                    await ask(bus, "Apply", "ssasu", BAD_NAMES[number % 6], "cpu", [], 0)
+                await ask(bus, "Apply", "ssasu", ("low", "long")[number % 2], "cpu", [], 0)
+
+        await some()
+        files, tasks = len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks())
+        await some()
+        assert len(os.listdir("/proc/self/fd")) == files
+        assert len(asyncio.all_tasks()) == tasks
+
+    scenario(work, tmp_path, bus_address)
+
+
+def test_variants_round_trip() -> None:
+    from infertune.service.wire import to_bus
+
+    document = {
+        "a": 1,
+        "b": [],
+        "c": ["x"],
+        "d": [{"e": 1.5, "f": None}],
+        "g": True,
+        "h": {"i": "j"},
+    }
+    assert from_bus({k: Variant(v.signature, v.value) for k, v in to_bus(document).items()}) == {
+        "a": 1, "b": [], "c": ["x"], "d": [{"e": 1.5}], "g": True, "h": {"i": "j"},
+    }  # fmt: skip
+    with pytest.raises(TypeError, match="no form on the bus"):
+        to_bus({"x": object()})

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The image the guests start from, built once and kept, and what it takes on this host.
+
+The image is a Debian system with two kernels (tests/vm/image).  It is kept in
+``$XDG_CACHE_HOME/infertune-lab`` under a hash of everything it is made from, so an edit
+there builds a new one; ``rm -r`` of that directory is always fine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
+RECIPE = (HERE / "image", HERE / "modules")
+
+KERNELS = ("6.12", "7.x")
+PYTHON = "3.13"
+"""Version of the guest's Python, for which wheels are fetched."""
+
+UNUSED_DAYS = 14
+
+TO_RUN = ("qemu-system-x86_64", "qemu-img", "ssh", "setpriv")
+TO_BUILD = ("mmdebstrap", "apt-get", "apt-config", "dpkg-deb", "mke2fs", "ssh-keygen", "xz")
+
+
+class Unavailable(Exception):
+    """The lab cannot be had on this machine, and why."""
+
+
+def check() -> None:
+    """Raise Unavailable unless guests can be started here."""
+    if platform.machine() != "x86_64":
+        raise Unavailable(f"the guests are x86_64, this machine is {platform.machine()}")
+    tools = TO_RUN if image_path().exists() else TO_RUN + TO_BUILD
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    missing = [tool for tool in tools if shutil.which(tool, path=path) is None]
+    if missing:
+        raise Unavailable(f"not installed: {', '.join(missing)}")
+    if not image_path().exists() and os.geteuid() != 0:
+        raise Unavailable("the image of the guests is not built yet, which needs root once")
+
+
+def cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "infertune-lab"
+
+
+def image_path() -> Path:
+    """Where the image of this recipe is, or will be."""
+    digest = hashlib.sha256()
+    for path in sorted(file for directory in RECIPE for file in directory.iterdir()):
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
+    return cache() / f"image-{digest.hexdigest()[:16]}"
+
+
+def image() -> Path:
+    """Directory of the image, built now if it is not there yet.  Raises Unavailable."""
+    check()
+    path = image_path()
+    with _locked(cache() / "lock"):
+        if not path.exists():
+            _remove_unused()
+            _build(path)
+        os.utime(path)
+    return path
+
+
+def _build(path: Path) -> None:
+    """Build in a directory beside it, so that half an image is never taken for one."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=cache(), prefix="build-") as scratch:
+        target = Path(scratch) / "image"
+        target.mkdir()
+        log = cache() / "build.log"
+        with log.open("wb") as output:
+            done = subprocess.run(
+                [HERE / "image" / "build", target],
+                env={**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        if done.returncode:
+            end = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
+            raise Unavailable(f"the image could not be built ({log}):\n{end}")
+        target.rename(path)
+    print(f"guest image built in {time.monotonic() - began:.0f} s: {path}", file=sys.stderr)
+
+
+def _remove_unused() -> None:
+    for old in cache().glob("image-*"):
+        if old.stat().st_mtime < time.time() - UNUSED_DAYS * 86400:
+            shutil.rmtree(old)
+
+
+def wheels(directory: Path, extras: tuple[str, ...] = ("daemon",)) -> None:
+    """Put a fresh wheel of infertune and of all it needs in the guest into ``directory``."""
+    _python("hatchling", "build", "-t", "wheel", "-d", str(directory))
+    [wheel] = directory.glob("infertune-*.whl")
+    # The versions that are locked; their hashes are those of other platforms' files too.
+    lock = (REPOSITORY / "requirements.lock").read_text().splitlines()
+    pins = directory / "constraints"
+    pins.write_text("\n".join(line.rstrip(" \\") for line in lock if line[:1].isalnum()))
+    target = ["--only-binary", ":all:", "--python-version", PYTHON]
+    target += [f"--platform=manylinux_2_{glibc}_x86_64" for glibc in (17, 28, 34)]
+    wanted = f"{wheel}[{','.join(extras)}]"
+    _python("pip", "download", "-q", *target, "-c", str(pins), "-d", str(directory), wanted)
+
+
+def _python(module: str, *arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=REPOSITORY,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock file: two test processes want one image."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
