@@ -26,6 +26,7 @@ TIMEOUT_S = 1200
 """Of one test: the first also builds the image and boots."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE not in item.path.parents:

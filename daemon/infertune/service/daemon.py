@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -30,9 +29,9 @@ from infertune.service.authority import Authority
 from infertune.service.keeper import Choice, Keeper
 from infertune.service.names import BUS_NAME, NAME, OBJECT_PATH
 from infertune.service.notify import Notifier
+from infertune.service.timer import Deadline
 
 CONFIG = "/etc/infertune/infertuned.toml"
-_TFD_TIMER_ABSTIME = 1  # linux/timerfd.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,30 +66,6 @@ def read_config(root: Root) -> Config:
     return config
 
 
-class Deadline:
-    """A kernel timer on CLOCK_BOOTTIME: it runs through suspend, and no clock setting moves it."""
-
-    def __init__(self) -> None:
-        # os.timerfd_create came with Python 3.13.
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        flags = os.O_CLOEXEC | os.O_NONBLOCK
-        self.fd: int = self._libc.timerfd_create(7, flags)  # CLOCK_BOOTTIME of linux/time.h
-        if self.fd < 0:
-            raise OSError(ctypes.get_errno(), "timerfd_create")
-
-    def set(self, at_s: float | None) -> None:
-        """Make ``fd`` readable at ``at_s`` on CLOCK_BOOTTIME; never for None."""
-        # struct itimerspec: interval (s, ns), value (s, ns); all zero disarms.
-        whole = int(at_s or 0)
-        nanoseconds = int(((at_s or 0) - whole) * 1e9)
-        spec = (ctypes.c_long * 4)(0, 0, whole, nanoseconds)
-        if self._libc.timerfd_settime(self.fd, _TFD_TIMER_ABSTIME, spec, None) < 0:
-            raise OSError(ctypes.get_errno(), "timerfd_settime")
-
-    def close(self) -> None:
-        os.close(self.fd)
-
-
 class Daemon:
     """One run of infertuned."""
 
@@ -115,7 +90,7 @@ class Daemon:
         self._keeper.leave()
         if self._bus:
             self._bus.disconnect()
-            await self._bus.wait_for_disconnect()
+            await self._bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
         asyncio.get_running_loop().remove_reader(self._deadline.fd)
         self._deadline.close()
 
