@@ -6,7 +6,7 @@
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
 _shtab_infertune_profile_subparsers=(show check explain)
-_shtab_infertune_subparsers=(machine snapshot knobs profiles profile plan apply verify status revert recover run)
+_shtab_infertune_subparsers=(machine snapshot knobs profiles profile plan apply confirm verify status revert recover run setup)
 
 _shtab_infertune_machine_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_snapshot_option_strings=(-h --help --root --debug --force --json)
@@ -17,12 +17,14 @@ _shtab_infertune_profile_check_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_profile_explain_option_strings=(-h --help --root --debug --backend --json)
 _shtab_infertune_profile_option_strings=(-h --help --root --debug)
 _shtab_infertune_plan_option_strings=(-h --help --root --debug --backend --without --json)
-_shtab_infertune_apply_option_strings=(-h --help --root --debug --backend --without --json)
+_shtab_infertune_apply_option_strings=(-h --help --root --debug --backend --without --confirm-within --json)
+_shtab_infertune_confirm_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_verify_option_strings=(-h --help --root --debug --backend --without --json)
 _shtab_infertune_status_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_revert_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_recover_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_run_option_strings=(-h --help --root --debug --model --server --backend --port --ask --tokens --without --launch-only --json)
+_shtab_infertune_setup_option_strings=(-h --help --root --debug --remove --json)
 _shtab_infertune_option_strings=(-h --help --version --root --debug)
 
 
@@ -33,7 +35,7 @@ _shtab_infertune_plan___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_apply___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_verify___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_run___backend_choices=(auto rocm vulkan cpu)
-_shtab_infertune_pos_0_choices=(machine snapshot knobs profiles profile plan apply verify status revert recover run)
+_shtab_infertune_pos_0_choices=(machine snapshot knobs profiles profile plan apply confirm verify status revert recover run setup)
 
 _shtab_infertune_machine__h_nargs=0
 _shtab_infertune_machine___help_nargs=0
@@ -76,6 +78,10 @@ _shtab_infertune_apply__h_nargs=0
 _shtab_infertune_apply___help_nargs=0
 _shtab_infertune_apply___debug_nargs=0
 _shtab_infertune_apply___json_nargs=0
+_shtab_infertune_confirm__h_nargs=0
+_shtab_infertune_confirm___help_nargs=0
+_shtab_infertune_confirm___debug_nargs=0
+_shtab_infertune_confirm___json_nargs=0
 _shtab_infertune_verify__h_nargs=0
 _shtab_infertune_verify___help_nargs=0
 _shtab_infertune_verify___debug_nargs=0
@@ -97,6 +103,11 @@ _shtab_infertune_run___help_nargs=0
 _shtab_infertune_run___debug_nargs=0
 _shtab_infertune_run___launch_only_nargs=0
 _shtab_infertune_run___json_nargs=0
+_shtab_infertune_setup__h_nargs=0
+_shtab_infertune_setup___help_nargs=0
+_shtab_infertune_setup___debug_nargs=0
+_shtab_infertune_setup___remove_nargs=0
+_shtab_infertune_setup___json_nargs=0
 _shtab_infertune_pos_0_nargs=A...
 _shtab_infertune__h_nargs=0
 _shtab_infertune___help_nargs=0

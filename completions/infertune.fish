@@ -50,8 +50,8 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands machine snapshot knobs profiles profile 'profile show' 'profile check' 'profile explain' plan apply verify status revert recover run
-set -g _shtab_infertune_opts_with_value --ask --backend --model --port --root --server --tokens --without
+set -g _shtab_infertune_commands machine snapshot knobs profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run setup
+set -g _shtab_infertune_opts_with_value --ask --backend --confirm-within --model --port --root --server --tokens --without
 
 complete -c infertune -e
 complete -c infertune -f
@@ -114,7 +114,13 @@ complete -c infertune -n '_shtab_infertune_using apply' -l root -x -d 'work on a
 complete -c infertune -n '_shtab_infertune_using apply' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using apply' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
 complete -c infertune -n '_shtab_infertune_using apply' -l without -x -d 'leave this knob alone; may be given more than once'
+complete -c infertune -n '_shtab_infertune_using apply' -l confirm-within -x -d 'put everything back after TIME (60s, 5min) unless '"'"'infertune confirm'"'"' is run'
 complete -c infertune -n '_shtab_infertune_using apply' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a confirm -d 'Ends the time limit of '"'"'apply --confirm-within'"'"'. Exit code 1 when nothing waits for it.'
+complete -c infertune -n '_shtab_infertune_using confirm' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using confirm' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using confirm' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using confirm' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a verify -d 'Plans again and expects nothing to do. Exit code 1 when something differs, is still waiting for a reboot or cannot be read.'
 complete -c infertune -n '_shtab_infertune_using verify' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using verify' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
@@ -150,3 +156,9 @@ complete -c infertune -n '_shtab_infertune_using run' -l tokens -x -d 'tokens fo
 complete -c infertune -n '_shtab_infertune_using run' -l without -x -d 'leave this knob alone; may be given more than once'
 complete -c infertune -n '_shtab_infertune_using run' -l launch-only -d 'leave the kernel'"'"'s settings alone (needs no root)'
 complete -c infertune -n '_shtab_infertune_using run' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a setup -d 'Writes the unit, the bus policy, the polkit actions and the system user'"'"'s entry; a second run changes nothing. '"'"'--remove'"'"' takes away exactly these files.'
+complete -c infertune -n '_shtab_infertune_using setup' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using setup' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using setup' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using setup' -l remove -d 'remove what setup installs'
+complete -c infertune -n '_shtab_infertune_using setup' -l json -d 'print one JSON document (docs/json.md)'

@@ -29,7 +29,7 @@ def report_from(document: Mapping[str, Any]) -> Report:
     return Report(
         document.get("profile"),
         document.get("backend"),
-        tuple(map(_item, document.get("items", ()))),
+        items_from(document),
         tuple(document.get("notes", ())),
     )
 
@@ -54,6 +54,11 @@ def status_document(status: Status) -> dict[str, Any]:
         "damaged_journals": list(status.damaged),
         "items": [asdict(item) for item in status.items],
     }
+
+
+def items_from(document: Mapping[str, Any]) -> tuple[Item, ...]:
+    """The items of a report's or a status' document."""
+    return tuple(map(_item, document.get("items", ())))
 
 
 def _item(document: Mapping[str, Any]) -> Item:

@@ -25,6 +25,8 @@ from infertune.root import Held, Root
 from infertune.transaction import Done, apply, describe, restore
 
 LOCK = "/run/infertune/lock"
+DAEMON_LOCK = "/run/infertune/daemon"
+"""Held by infertuned for as long as it lives: whether it runs is asked without a bus."""
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 

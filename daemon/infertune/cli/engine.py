@@ -3,13 +3,24 @@
 
 from __future__ import annotations
 
+import argparse
+import math
+import re
 from typing import Any
 
 from infertune.cli.base import JSON, Command, Context, argument
 from infertune.cli.render import print_items, print_report
-from infertune.documents import report_document, status_document
-from infertune.engine import ApplyFailed, Report, Session, make_plan, session, status
-from infertune.errors import Exit, UsageError
+from infertune.documents import items_from, report_document, report_from, status_document
+from infertune.engine import (
+    DAEMON_LOCK,
+    ApplyFailed,
+    Report,
+    Session,
+    make_plan,
+    session,
+    status,
+)
+from infertune.errors import Exit, Unreachable, UsageError
 from infertune.knobs import KNOBS
 from infertune.machine import Machine, read_machine
 from infertune.profile import BACKENDS, load_profile
@@ -28,6 +39,21 @@ WITHOUT = argument(
     default=[],
     metavar="KNOB",
     help="leave this knob alone; may be given more than once",
+)
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"([0-9]{1,6})(s|min|h)?", text)
+    if not match or not int(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time; write 60s, 5min or 1h")
+    return int(match[1]) * {"s": 1, "min": 60, "h": 3600}[match[2] or "s"]
+
+
+CONFIRM_WITHIN = argument(
+    "--confirm-within",
+    type=_seconds,
+    metavar="TIME",
+    help="put everything back after TIME (60s, 5min) unless 'infertune confirm' is run",
 )
 
 
@@ -82,24 +108,70 @@ def _plan(ctx: Context) -> Exit:
 def _apply(ctx: Context) -> Exit:
     left_out = without(ctx)
     wanted = desired(ctx, read_machine(ctx.root))
-    with session(ctx.root, f"apply {wanted.profile}") as held:
-        _say_recovered(ctx, held)
-        try:
-            report = held.apply(wanted, without=left_out)
-        except ApplyFailed as failed:
-            emit(ctx, "apply", failed.report, failed=failed.message)
-            raise
+    limit = ctx.args.confirm_within
+    if daemon_runs(ctx):
+        backend = ctx.args.backend
+        report = _ask_daemon(
+            ctx, "apply", "ssasu", wanted.profile, backend, left_out, math.ceil(limit or 0)
+        )
+    elif limit is not None:
+        raise Unreachable(
+            "--confirm-within needs infertuned, which reverts when nobody confirms; "
+            "nothing was touched",
+            hint="systemctl start infertune",
+        )
+    else:
+        with session(ctx.root, f"apply {wanted.profile}") as held:
+            _say_recovered(ctx, held)
+            try:
+                report = held.apply(wanted, without=left_out)
+            except ApplyFailed as failed:
+                emit(ctx, "apply", failed.report, failed=failed.message)
+                raise
     emit(ctx, "apply", report, failed=None)
     if not ctx.args.json:
         done = report.count("applied", "clamped", "restored")
         ctx.print(f"{done} changed, {report.count('already')} already so")
+        if limit is not None:
+            ctx.print(f"goes back in {limit:g} s unless you run 'infertune confirm'")
     return Exit.DONE
+
+
+def _confirm(ctx: Context) -> Exit:
+    if not daemon_runs(ctx):
+        raise Unreachable("infertuned is not running, so nothing waits for a confirmation")
+    from infertune.service.client import call
+
+    confirmed = bool(call("Confirm"))
+    if ctx.args.json:
+        ctx.print_json("infertune.confirm/1", {"confirmed": confirmed})
+    else:
+        ctx.print("confirmed" if confirmed else "nothing waits for a confirmation")
+    return Exit.DONE if confirmed else Exit.DIFFERS
+
+
+def daemon_runs(ctx: Context) -> bool:
+    """Whether infertuned is there to do it."""
+    return ctx.root.live and ctx.root.lock_owner(DAEMON_LOCK) is not None
+
+
+def _ask_daemon(ctx: Context, verb: str, signature: str = "", *arguments: Any) -> Report:
+    """Let infertuned do it; raises what it answers, as the engine here would."""
+    # Imported here: dbus-fast is an extra, and takes longer to load than all the rest.
+    from infertune.service.client import call
+
+    document = call(verb.capitalize(), signature, arguments)
+    report = report_from(document)
+    if failure := document.get("failed"):
+        emit(ctx, verb, report, failed=failure)
+        raise ApplyFailed(failure, report, hint=document.get("hint"))
+    return report
 
 
 def _verify(ctx: Context) -> Exit:
     machine = read_machine(ctx.root)
     report = make_plan(
-        ctx.root, machine, desired(ctx, machine), without=without(ctx), may_hold=False
+        ctx.root, machine, desired(ctx, machine), without=without(ctx), may_hold=daemon_runs(ctx)
     )
     emit(ctx, "verify", report)
     if not ctx.args.json:
@@ -109,21 +181,24 @@ def _verify(ctx: Context) -> Exit:
 
 
 def _status(ctx: Context) -> Exit:
-    now = status(ctx.root, read_machine(ctx.root))
-    if ctx.args.json:
-        ctx.print_json("infertune.status/1", status_document(now))
+    if daemon_runs(ctx):
+        from infertune.service.client import call
+
+        document = call("Status")
     else:
-        journal = now.journal
-        about = f": {journal.profile} ({journal.backend}) since {journal.since}" if journal else ""
-        ctx.print(f"{now.state}{about}")
-        print_items(ctx, now.items)
-        for note in now.notes:
+        document = status_document(status(ctx.root, read_machine(ctx.root)))
+    state, about, items = document["state"], document.get("applied"), items_from(document)
+    if ctx.args.json:
+        ctx.print_json("infertune.status/1", document)
+    else:
+        what = f": {about['profile']} ({about['backend']}) since {about['since']}" if about else ""
+        ctx.print(f"{state}{what}")
+        print_items(ctx, items)
+        for note in document["notes"]:
             ctx.print(f"note: {note}")
-        for path in now.damaged:
+        for path in document["damaged_journals"]:
             ctx.print(f"note: a damaged journal is kept in {path}; remove it when you have seen it")
-    fine = now.state in ("idle", "applied", "running") and not any(
-        item.outcome != "already" for item in now.items
-    )
+    fine = state in ("idle", "applied", "running") and all(i.outcome == "already" for i in items)
     return Exit.DONE if fine else Exit.DIFFERS
 
 
@@ -136,14 +211,17 @@ def _recover(ctx: Context) -> Exit:
 
 
 def _put_back(ctx: Context, verb: str) -> Exit:
-    with session(ctx.root, verb) as held:
-        try:
-            if held.unrecovered:
-                raise held.unrecovered
-            report = held.recovered or held.revert()
-        except ApplyFailed as failed:
-            emit(ctx, verb, failed.report, failed=failed.message)
-            raise
+    if daemon_runs(ctx):
+        report = _ask_daemon(ctx, "revert")
+    else:
+        with session(ctx.root, verb) as held:
+            try:
+                if held.unrecovered:
+                    raise held.unrecovered
+                report = held.recovered or held.revert()
+            except ApplyFailed as failed:
+                emit(ctx, verb, failed.report, failed=failed.message)
+                raise
     emit(ctx, verb, report, failed=None)
     if not ctx.args.json:
         _say_restored(ctx, report)
@@ -183,11 +261,18 @@ COMMANDS: tuple[Command, ...] = (
         "apply",
         "make the machine what a profile says",
         _apply,
-        (PROFILE, BACKEND, WITHOUT, JSON),
+        (PROFILE, BACKEND, WITHOUT, CONFIRM_WITHIN, JSON),
         "Writes the original values to a journal, then changes what differs. If any write "
         "fails, everything goes back and the exit code is 3. Another profile may be applied "
         "over it: only what differs is touched, and the originals stay those of the untuned "
         "machine.",
+    ),
+    Command(
+        "confirm",
+        "keep what was applied with --confirm-within",
+        _confirm,
+        (JSON,),
+        "Ends the time limit of 'apply --confirm-within'. Exit code 1 when nothing waits for it.",
     ),
     Command(
         "verify",

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from infertune import __version__
-from infertune.cli import engine, knobs, machine, profile, run
+from infertune.cli import engine, knobs, machine, profile, run, setup
 from infertune.cli.base import Command, Context
 from infertune.errors import Exit, InfertuneError
 from infertune.snapshot import open_root
@@ -21,6 +21,7 @@ COMMANDS: tuple[Command, ...] = (
     *profile.COMMANDS,
     *engine.COMMANDS,
     *run.COMMANDS,
+    *setup.COMMANDS,
 )
 
 

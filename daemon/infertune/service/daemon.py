@@ -22,6 +22,7 @@ from dbus_fast import BusType, Message, MessageType, NameFlag, RequestNameReply
 from dbus_fast.aio import MessageBus
 
 from infertune import __version__
+from infertune.engine import DAEMON_LOCK
 from infertune.errors import Exit, InfertuneError, UsageError
 from infertune.root import Root
 from infertune.service.api import Manager, remember_caller
@@ -76,6 +77,7 @@ class Daemon:
         self._keeper = Keeper(root)
         self._deadline = Deadline()
         self._over = asyncio.Event()
+        self._life = contextlib.ExitStack()
         self._again = False
         """Asked to re-execute (SIGHUP): a new version takes over, nothing is touched."""
         self._manager: Manager | None = None
@@ -93,6 +95,7 @@ class Daemon:
             await self._bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
         asyncio.get_running_loop().remove_reader(self._deadline.fd)
         self._deadline.close()
+        self._life.close()
 
     async def run(self) -> bool:
         """Serve until told to stop; True to be executed again."""
@@ -101,6 +104,10 @@ class Daemon:
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self._execute_again)
 
+        self._root.mkdir(DAEMON_LOCK.rpartition("/")[0])
+        lock = self._life.enter_context(self._root.lock(DAEMON_LOCK, f"pid {os.getpid()}"))
+        if lock is not None:
+            raise UsageError(f"another infertuned is running ({lock})")
         self._notify.send(STATUS="putting right what an earlier run left")
         config = read_config(self._root)
         default = Choice(config.profile, config.backend) if config.profile else None

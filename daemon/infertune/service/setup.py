@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts the daemon's files where systemd, the bus and polkit look for them, and takes them away."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from infertune.errors import Failed, NotPermitted, UsageError
+from infertune.root import Root
+
+FILES: tuple[tuple[str, str], ...] = (
+    ("infertune.service", "/etc/systemd/system/infertune.service"),
+    ("infertune.slice", "/etc/systemd/system/infertune.slice"),
+    ("infertune.sysusers", "/etc/sysusers.d/infertune.conf"),
+    (
+        "org.infertune.Infertune1.conf",
+        "/etc/dbus-1/system.d/org.infertune.Infertune1.conf",
+    ),
+    # polkit reads actions below /usr/share only.
+    ("org.infertune.policy", "/usr/share/polkit-1/actions/org.infertune.policy"),
+)
+"""Every file of ours outside the package: where it comes from, and where it goes."""
+
+RUNNING = "/run/systemd/system"
+"""There where systemd is PID 1 (sd_booted(3))."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """What became of one file."""
+
+    path: str
+    outcome: str
+    """written, same, removed or absent."""
+
+
+def install(root: Root) -> tuple[Placed, ...]:
+    """Write what is missing or differs.  Raises NotPermitted, UsageError or Failed."""
+    if root.live:
+        _need_root()
+        _refuse_a_writable_program()
+    placed = tuple(_write(root, target, _content(source)) for source, target in FILES)
+    if root.live and root.exists(RUNNING):
+        _tell_the_system(sysusers=True)
+    return placed
+
+
+def remove(root: Root) -> tuple[Placed, ...]:
+    """Take away exactly what ``install`` writes.  Raises NotPermitted, UsageError or Failed."""
+    if root.live:
+        _need_root()
+        if root.exists(RUNNING) and _run("systemctl", "is-active", "-q", "infertune.service"):
+            raise UsageError(
+                "infertune.service is running; nothing was removed",
+                hint="systemctl disable --now infertune",
+            )
+    placed = []
+    for _, target in FILES:
+        there = root.exists(target)
+        try:
+            root.unlink(target)
+        except OSError as error:
+            raise Failed(f"{target}: {error.strerror}") from error
+        placed.append(Placed(target, "removed" if there else "absent"))
+    if root.live and root.exists(RUNNING):
+        _tell_the_system(sysusers=False)
+    return tuple(placed)
+
+
+def _write(root: Root, target: str, content: bytes) -> Placed:
+    try:
+        if root.exists(target) and root.read_bytes(target) == content:
+            return Placed(target, "same")
+        root.mkdir(os.path.dirname(target))
+        root.replace(target, content)
+    except OSError as error:
+        raise Failed(f"{target}: {error.strerror}") from error
+    return Placed(target, "written")
+
+
+def _content(name: str) -> bytes:
+    text = (_directory() / name).read_text(encoding="utf-8")
+    return text.replace("@PYTHON@", sys.executable).encode()
+
+
+def _directory() -> Path:
+    """Our files: package data, or the checkout's ``systemd/``."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "systemd"
+    return installed if installed.is_dir() else package.parents[1] / "systemd"
+
+
+def _need_root() -> None:
+    if os.geteuid() != 0:
+        raise NotPermitted("setup writes to /etc and needs root; nothing was touched")
+
+
+def _refuse_a_writable_program() -> None:
+    """The service runs this very program as root: nobody else may be able to change it."""
+    for place in _up_to_the_top(Path(sys.executable), Path(__file__)):
+        state = place.stat()
+        if state.st_uid != 0 or state.st_mode & 0o022 and not state.st_mode & 0o1000:
+            raise UsageError(
+                f"{place} can be changed by others than root, and the service would run it",
+                hint="install for the system: python3 -m venv /opt/infertune && "
+                "/opt/infertune/bin/pip install 'infertune[daemon]'",
+            )
+
+
+def _up_to_the_top(*paths: Path) -> Iterable[Path]:
+    for path in paths:
+        resolved = path.resolve()
+        yield resolved
+        yield from resolved.parents
+        yield from path.absolute().parents
+
+
+def _tell_the_system(*, sysusers: bool) -> None:
+    if sysusers:
+        _run("systemd-sysusers", "/etc/sysusers.d/infertune.conf")
+    _run("systemctl", "daemon-reload")
+    _run("systemctl", "reload", "dbus.service")
+
+
+def _run(*command: str) -> bool:
+    """Whether a command of the system succeeds; one that is missing does not."""
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
