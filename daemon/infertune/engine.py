@@ -46,7 +46,8 @@ class Report:
     @property
     def differs(self) -> bool:
         """Whether the machine is not what the profile says."""
-        return bool(self.count("set", "restore", "pending-reboot", "rejected"))
+        waiting = self.count("set", "restore", "pending-reboot", "rejected")
+        return bool(waiting) or any(item.blocks for item in self.items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +218,7 @@ class Session:
             owner=self.owner,
             since=datetime.now(UTC).isoformat(timespec="seconds"),
             held=hold,
+            without=tuple(without),
             confirm_by=confirm_by,
             records=(),
         )
@@ -351,7 +353,9 @@ def _drift(root: Root, record: Record) -> Item:
     reason = None
     if reading.value is None:
         outcome, reason = ("absent" if reading.gone else "rejected"), reading.error
-    elif record.settled and reading.value != record.ours:
+    elif not record.settled:
+        outcome, reason = "restore", "was being written when its process died"
+    elif reading.value != record.ours:
         outcome, reason = "conflict", "changed by someone else since"
     return Item(
         knob=record.knob,
@@ -387,8 +391,8 @@ def _apply_failed(done: Done, report: Report) -> ApplyFailed:
             report,
             hint="'infertune recover' tries again",
         )
-    count = report.count("rolled-back")
-    return ApplyFailed(f"{done.failure}; rolled back ({count} of {count})", report, hint=hint)
+    undone = f"{done.undone} of {done.undone}" if done.undone else "nothing had been written"
+    return ApplyFailed(f"{done.failure}; rolled back ({undone})", report, hint=hint)
 
 
 def _revert_failed(done: Done, report: Report) -> ApplyFailed:

@@ -15,7 +15,9 @@ restored.  What must be known after an unclean reboot lives in /var/lib.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +30,7 @@ RUNTIME = "/run/infertune/journal"
 PERSISTENT = "/var/lib/infertune/journal"
 FORMAT = 1
 
-MAX_BYTES = 1024 * 1024
+MAX_BYTES = 16 * 1024 * 1024
 """A journal of 192 CPUs with every knob set is about 150 KiB."""
 
 
@@ -61,6 +63,8 @@ class Journal:
     """Time of the first apply, ISO 8601, UTC."""
     held: bool
     """True while a process must be alive for it to be in force (``run``)."""
+    without: tuple[str, ...]
+    """Knobs that were left out of the profile."""
     confirm_by: float | None
     """CLOCK_BOOTTIME in seconds at which it goes back unless confirmed; None for never."""
     records: tuple[Record, ...]
@@ -96,6 +100,7 @@ def dump(journal: Journal) -> bytes:
         "owner": journal.owner,
         "since": journal.since,
         "held": journal.held,
+        "without": journal.without,
         "confirm_by": journal.confirm_by,
     }
     # The boot id is in every line: a line must stand on its own when the header is lost.
@@ -132,10 +137,11 @@ def parse(data: bytes) -> Loaded:
             boots.add(str(fields.get("boot")))
         else:
             boots.add(str(fields.pop("boot", None)))
-            try:
-                records.append(Record(**fields))
-            except TypeError:
+            record = _record(fields)
+            if record is None:
                 damage.append(f"line {number} is not a record of this version")
+            else:
+                records.append(record)
     if not ended:
         damage.append("the closing line is missing")
     if header is not None and header.get("format") != FORMAT:
@@ -155,7 +161,8 @@ def parse(data: bytes) -> Loaded:
         owner=str(about.get("owner", "unknown")),
         since=str(about.get("since", "unknown")),
         held=bool(about.get("held", False)),
-        confirm_by=about.get("confirm_by"),
+        without=tuple(map(str, about.get("without") or ())),
+        confirm_by=_number(about.get("confirm_by")),
         records=tuple(records),
     )
     return Loaded(journal, tuple(damage))
@@ -180,8 +187,11 @@ class Store:
 
     def save(self, journal: Journal) -> None:
         """Replace the file durably.  Raises OSError; the old content is then still there."""
+        data = dump(journal)
+        if len(data) > MAX_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), self.path)
         self._root.mkdir(self.path.rpartition("/")[0])
-        self._root.replace(self.path, dump(journal))
+        self._root.replace(self.path, data)
 
     def remove(self) -> None:
         self._root.unlink(self.path)
@@ -228,6 +238,28 @@ class Journals:
         """Forget both; the lasting one first, so that it never outlives the other."""
         self.persistent.remove()
         self.runtime.remove()
+
+
+def _record(fields: dict[str, Any]) -> Record | None:
+    """The record that a line's fields make, if they make one."""
+    try:
+        record = Record(**fields)
+    except TypeError:
+        return None
+    texts = (record.knob, record.path, record.original)
+    unsure = (record.ours, record.want)
+    sound = (
+        all(isinstance(text, str) for text in texts)
+        and all(text is None or isinstance(text, str) for text in unsure)
+        and isinstance(record.settled, bool)
+        and record.path.startswith("/")
+        and ".." not in record.path.split("/")
+    )
+    return record if sound else None
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _line(fields: dict[str, Any]) -> bytes:

@@ -496,7 +496,7 @@ def _read_cgroup(root: Root) -> Cgroup:
     mount, legacy = None, False
     for line in (root.get("/proc/self/mounts") or "").splitlines():
         _, where, kind, *_ = [*line.split(), "", "", ""]
-        if kind == "cgroup2":
+        if kind == "cgroup2" and where.startswith("/") and ".." not in where.split("/"):
             mount = mount or where
         legacy = legacy or kind == "cgroup"
     controllers = root.get(f"{mount}/cgroup.controllers") if mount else None

@@ -15,6 +15,7 @@ from typing import Literal
 from infertune.journal import Record
 from infertune.knobs import KNOBS, Knob, Reading, Target
 from infertune.knobs.guards import refusal
+from infertune.knobs.live import is_file_of
 from infertune.machine import Machine
 from infertune.resolve import Setting
 
@@ -82,6 +83,7 @@ def plan(
     keyed by path.  Records of knobs the settings no longer name are restored.
     ``may_hold``: whether a process stays that can keep a file open.
     """
+    locks = _locks(settings, readings, targets)
     wanted: list[Item] = []
     for setting in settings:
         knob = KNOBS[setting.id]
@@ -90,22 +92,72 @@ def plan(
             wanted.append(_item(knob, setting, machine, None, None, "absent", knob.absent))
         for target in found:
             reading, record = readings[target.path], records.get(target.path)
-            wanted.append(_plan_file(machine, setting, target, reading, record, may_hold))
+            item = _plan_file(machine, setting, target, reading, record, may_hold, locks)
+            wanted.append(item)
 
-    # A refused knob keeps nothing of an earlier profile either, and what a named knob changes
-    # along with itself goes back when that knob does.
-    named = {item.knob for item in wanted} - {i.knob for i in wanted if i.outcome == "refused"}
-    named |= {touched for knob in named for touched in KNOBS[knob].touches}
     leaving = [
         _plan_restore(record, readings.get(record.path, Reading(None, gone=True)))
-        for record in records.values()
-        if record.knob not in named
+        for record in _leaving(settings, wanted, records.values(), locks)
     ]
-    # What leaves goes first: it may free what comes (a governor that locks the preference).
+    # What leaves goes first, but for what a wanted knob may still lock.
+    named = {setting.id for setting in settings}
+    late = [item for item in leaving if _locker(item.knob) in named]
+    early = [item for item in leaving if item not in late]
+    last = [*late, *wanted]
     return (
-        *_in_order(leaving, restore_order(item.knob for item in leaving)),
-        *_in_order(wanted, set_order(item.knob for item in wanted)),
+        *_in_order(early, restore_order(item.knob for item in early)),
+        *_in_order(last, set_order(item.knob for item in last)),
     )
+
+
+def _locker(knob: str) -> str | None:
+    lock = KNOBS[knob].locked_by if knob in KNOBS else None
+    return lock[0] if lock else None
+
+
+def _locks(
+    settings: Sequence[Setting],
+    readings: Mapping[str, Reading],
+    targets: Mapping[str, Sequence[Target]],
+) -> frozenset[str]:
+    """Knobs that another one will lock when the plan is done."""
+    wanted = {setting.id: setting.canonical for setting in settings if targets.get(setting.id)}
+    locked = set()
+    for knob in KNOBS.values():
+        if knob.locked_by is None:
+            continue
+        other, value = knob.locked_by
+        live = {r.value for path, r in readings.items() if is_file_of(KNOBS[other], path)}
+        if wanted.get(other) == value or (other not in wanted and value in live):
+            locked.add(knob.id)
+    return frozenset(locked)
+
+
+def _leaving(
+    settings: Sequence[Setting],
+    wanted: Sequence[Item],
+    records: Iterable[Record],
+    locks: frozenset[str],
+) -> list[Record]:
+    """Records whose files the plan gives back.
+
+    A file that the settings want stays, and so does one that is not there at
+    the moment.  A refused file keeps nothing of an earlier profile.  A file
+    that only moves along with a wanted knob goes back when that knob does, and
+    so does one that the wanted knobs lock.
+    """
+    named = {setting.id for setting in settings}
+    along = {touched for knob in named for touched in KNOBS[knob].touches}
+    refused = {item.path for item in wanted if item.outcome == "refused"}
+    return [
+        record
+        for record in records
+        if record.path in refused
+        or (
+            record.knob not in named
+            and not (record.knob in along and (record.want is None or record.knob in locks))
+        )
+    ]
 
 
 def _plan_file(
@@ -115,12 +167,15 @@ def _plan_file(
     reading: Reading,
     record: Record | None,
     may_hold: bool,
+    locks: frozenset[str],
 ) -> Item:
     knob, want, live = target.knob, setting.canonical, reading.value
 
     def item(outcome: Outcome, reason: str | None = None, original: str | None = None) -> Item:
         return _item(knob, setting, machine, target.path, reading, outcome, reason, original)
 
+    if knob.held and not may_hold:
+        return item("refused", "lasts only as long as a process holds it: use 'infertune run'")
     if live is None:
         if reading.gone:
             return item("absent", knob.absent)
@@ -135,8 +190,8 @@ def _plan_file(
     guard = refusal(knob.id, want, machine)
     if guard:
         return item("refused", f"{guard.reason} ({guard.source})")
-    if knob.held and not may_hold:
-        return item("refused", "lasts only as long as a process holds it: use 'infertune run'")
+    if knob.id in locks and knob.locked_by and want != knob.locked_by[1]:
+        return item("refused", f"{' '.join(knob.locked_by)} locks it")
     if reading.choices is not None:
         if want not in reading.choices:
             return item("refused", f"this kernel offers only {', '.join(reading.choices)}")

@@ -39,7 +39,6 @@ import errno
 import os
 import re
 import stat
-import sys
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -64,6 +63,8 @@ SEARCH_PATH = (
 """Directories of the machine, the first one wins; the package's own profiles come last."""
 
 MAX_BYTES = 256 * 1024
+MAX_LINE = 1000
+"""Characters of a line: a key of very many parts takes a TOML parser minutes."""
 MAX_DEPTH = 8
 """Levels of ``extends``, the profile itself included."""
 
@@ -285,6 +286,9 @@ def _read(root: Root, place: Place) -> str:
 
 
 def _parse(text: str, file: str) -> tuple[dict[str, Any], dict[toml_lines.Path, int]]:
+    for number, row in enumerate(text.split("\n"), 1):
+        if len(row) > MAX_LINE:
+            raise ProfileError(f"is longer than {MAX_LINE} characters", file=file, line=number)
     try:
         return tomllib.loads(text), toml_lines.key_lines(text)
     except RecursionError as error:
@@ -298,12 +302,6 @@ def _parse(text: str, file: str) -> tuple[dict[str, Any], dict[toml_lines.Path, 
         if what == "Cannot overwrite a value":
             what = "this key is given twice"
         raise ProfileError(f"not valid TOML: {what}{column}", file=file, line=line) from error
-    except ValueError as error:
-        # int() refuses what is longer than this, and tomllib passes it on without a position.
-        long = sys.get_int_max_str_digits()
-        rows = enumerate(text.split("\n"), 1)
-        longest = next((number for number, row in rows if len(row) > long), None)
-        raise ProfileError("a number has too many digits", file=file, line=longest) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,8 +87,7 @@ class Root:
 
     def read_bytes(self, path: str) -> bytes:
         """The whole file, at most MAX_READ bytes.  Raises OSError as the kernel gave it."""
-        # O_NONBLOCK: a FIFO or a driver that waits must not hang a root process.
-        fd = os.open(self.at(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = _open(self.at(path), os.O_RDONLY)
         try:
             parts: list[bytes] = []
             size = 0
@@ -96,12 +95,15 @@ class Root:
                 parts.append(part)
                 size += len(part)
             return b"".join(parts)
+        except OSError as error:
+            error.filename = path  # read(2) does not know the name
+            raise
         finally:
             os.close(fd)
 
     def read_value(self, path: str, size: int) -> bytes:
         """At most ``size`` bytes from one single read (character devices such as PM-QoS)."""
-        fd = os.open(self.at(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = _open(self.at(path), os.O_RDONLY)
         try:
             return os.read(fd, size)
         finally:
@@ -171,13 +173,13 @@ class Root:
         """
         data = text.encode()
         taken = self._step("write", path, len(data))
-        target = self.at(path)
-        flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        target = self._inside(path)
+        flags = os.O_WRONLY | os.O_NOFOLLOW
         if self.live:
-            fd = os.open(target, flags)
+            fd = _open(target, flags)
         else:
-            answer = as_the_kernel_would(target.read_bytes(), data[:taken])
-            fd = os.open(target, flags | os.O_TRUNC)
+            answer = as_the_kernel_would(self.read_bytes(path), data[:taken])
+            fd = _open(target, flags | os.O_TRUNC)
         try:
             if self.live:
                 self._write(fd, path, data, taken)
@@ -194,11 +196,10 @@ class Root:
         New file beside it, write, fsync, rename, fsync of the directory.
         Raises OSError; the old content is then still there.
         """
-        target = self.at(path)
+        target = self._inside(path)
         temporary = _successor(target)
         self._step("create", path)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(temporary, flags, mode)
+        fd = _open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
         try:
             try:
                 os.fchmod(fd, mode)
@@ -221,7 +222,8 @@ class Root:
 
         A half-written successor that a killed ``replace`` left goes with it.
         """
-        there = [file for file in (self.at(path), _successor(self.at(path))) if file.exists()]
+        target = self._inside(path)
+        there = [file for file in (target, _successor(target)) if file.exists()]
         if not there:
             return
         self._step("unlink", path)
@@ -234,7 +236,10 @@ class Root:
         if self.at(path).is_dir():
             return
         self._step("mkdir", path)
-        self.at(path).mkdir(mode=mode, parents=True, exist_ok=True)
+        target = self._inside(path)
+        target.mkdir(parents=True, exist_ok=True)
+        # Whatever the caller's umask: reading verbs need no privilege.
+        target.chmod(mode)
 
     def rmdir(self, path: str) -> None:
         """Remove an empty directory; one that is already gone is fine.  Raises OSError."""
@@ -248,7 +253,7 @@ class Root:
         if not self.live:
             # A recorded machine has no driver whose request could end with the descriptor.
             return Held(path, None)
-        fd = os.open(self.at(path), os.O_RDWR | os.O_CLOEXEC)
+        fd = _open(self.at(path), os.O_RDWR)
         try:
             self._write(fd, path, data, taken)
         except OSError:
@@ -264,15 +269,19 @@ class Root:
         (Linux 3.15) rather than flock: ``lock_owner`` can ask for it without taking it.
         """
         self._step("lock", path)
-        fd = os.open(self.at(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        fd = _open(self._inside(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             try:
                 fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_WRLCK))
             except (BlockingIOError, PermissionError):
                 yield _owner(fd)
                 return
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, owner.encode(), 0)
+            # The name is for people.  On a full /run the lock is held without it: what was
+            # changed must be able to go back.
+            with contextlib.suppress(OSError):
+                os.fchmod(fd, 0o644)
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, owner.encode(), 0)
             try:
                 yield None
             finally:
@@ -283,7 +292,7 @@ class Root:
     def lock_owner(self, path: str) -> str | None:
         """Who holds the lock on ``path`` right now, or None.  Does not take it."""
         try:
-            fd = os.open(self.at(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = _open(self.at(path), os.O_RDONLY | os.O_NOFOLLOW)
         except OSError:
             return None
         try:
@@ -297,6 +306,17 @@ class Root:
 
     def _step(self, action: str, path: str, size: int = 0) -> int | None:
         return self._hook(Step(action, path, size)) if self._hook else None
+
+    def _inside(self, path: str) -> Path:
+        """Where an effect on ``path`` lands: in a recorded tree never outside of it, and never on
+        a file system that is mounted into it (/proc and /sys of a chroot are this kernel's)."""
+        target = self.at(path)
+        if not self.live:
+            base = self.base.resolve()
+            real = next(each for each in target.parents if each.exists()).resolve()
+            if not real.is_relative_to(base) or real.stat().st_dev != base.stat().st_dev:
+                raise OSError(errno.EXDEV, "outside the recorded tree", path)
+        return target
 
     def _sync_directory(self, path: str) -> None:
         self._step("sync-directory", path)
@@ -314,6 +334,11 @@ class Root:
         written = os.write(fd, data)
         if written != size:
             raise ShortWrite(path, written, size)
+
+
+def _open(path: Path, flags: int, mode: int = 0o644) -> int:
+    # O_NONBLOCK: a FIFO, or a driver that waits, must not hang a root process.
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, mode)
 
 
 def _whole_file(kind: int) -> bytes:
@@ -336,7 +361,9 @@ def _successor(target: Path) -> Path:
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+    return [
+        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)
+    ]
 
 
 def read_plain_file(path: Path, size: int, *, follow: bool) -> tuple[bytes, os.stat_result]:
@@ -368,8 +395,8 @@ def write_user_file(path: str, data: bytes, *, force: bool = False) -> None:
 
     An existing file is an error (FileExistsError) unless ``force``.  Raises OSError.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if force else os.O_EXCL)
-    with os.fdopen(os.open(path, flags, 0o644), "wb") as file:
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if force else os.O_EXCL)
+    with os.fdopen(_open(Path(path), flags), "wb") as file:
         file.write(data)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from infertune.engine import ApplyFailed, Report, Session, session
-from infertune.errors import Failed, UsageError
+from infertune.errors import Failed, InfertuneError, UsageError
 from infertune.journal import Journal
 from infertune.launch.binary import (
     BACKENDS,
@@ -184,9 +184,13 @@ def _under_profile(one: _Run, job: _Job, desired: Desired, signals: Signals) -> 
 
 def _apply_again(one: _Run, held: Session, before: Journal) -> None:
     """What was applied before the run is applied after it."""
-    profile = load_profile(one.root, before.profile)
-    held.apply(resolve(profile, one.machine, before.backend))
-    one.audience.say(f"applied again: {before.profile}, as before the run")
+    try:
+        profile = load_profile(one.root, before.profile)
+        held.apply(resolve(profile, one.machine, before.backend), without=before.without)
+    except InfertuneError as error:
+        one.audience.say(f"not applied again: {before.profile}: {error.message}")
+    else:
+        one.audience.say(f"applied again: {before.profile}, as before the run")
 
 
 def _command(request: Request, desired: Desired) -> _Job:

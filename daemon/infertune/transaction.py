@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from infertune.journal import Journal, Journals, Record
 from infertune.knobs import KNOBS, Reading, Target
-from infertune.knobs.live import errno_name, read_target
+from infertune.knobs.live import errno_name, is_file_of, read_target
 from infertune.plan import Item, Outcome, is_foreign, restore_order
 from infertune.root import Held, Root
 from infertune.values import HeldMicroseconds
@@ -29,6 +29,8 @@ class Done:
     held: list[Held] = field(default_factory=list)
     failure: str | None = None
     """What failed, in one line; None when everything that was planned was done."""
+    undone: int = 0
+    """Files that a failed apply had written and put back."""
     left: int = 0
     """Files that could not be put back (their records stay in the journal)."""
 
@@ -113,20 +115,24 @@ class _Apply:
         return replace(item, outcome="applied", got=got)
 
     def _settle(self) -> None:
-        """Note what the files hold now; files back at their original need no record."""
-        restored = {item.path for item in self._items if item.outcome == "restored"}
+        """Note what the files hold now; a file back at its original needs no record."""
         settled: dict[str, Record] = {}
         for path, record in self._records.items():
-            if path in restored:
-                continue
-            if record.settled:
+            if record.settled or record.knob not in KNOBS:
                 settled[path] = record
                 continue
             live = read_target(self._root, Target(KNOBS[record.knob], path)).value
-            if record.want is not None or live not in (None, record.original):
-                settled[path] = replace(record, ours=live or record.want, settled=True)
+            if record.want is None and live == record.original and not self._may_move(record):
+                continue
+            ours = live or record.want or record.original
+            settled[path] = replace(record, ours=ours, settled=True)
         self._records = settled
         self._save()
+
+    def _may_move(self, record: Record) -> bool:
+        """Whether a file that nobody asked for may yet move, when what it goes along with does."""
+        staying = {each.knob for each in self._records.values() if each.want is not None}
+        return any(record.knob in KNOBS[knob].touches for knob in staying if knob in KNOBS)
 
     def _roll_back(self, failure: str, doing: str) -> Done:
         for held in self._held:
@@ -155,7 +161,8 @@ class _Apply:
                 else:
                     self._journals.save(self._old)
         items = tuple(_undone(item, doing, failure, stuck) for item in self._items)
-        return Done(items, failure=failure, left=len(stuck))
+        undone = len(self._written) - len(stuck)
+        return Done(items, failure=failure, undone=undone, left=len(stuck))
 
 
 def _records(
@@ -170,7 +177,7 @@ def _records(
     writing = False
     for item in items:
         path = item.path
-        if path is None or KNOBS[item.knob].held:
+        if path is None or (item.knob in KNOBS and KNOBS[item.knob].held):
             continue
         record = earlier.get(path)
         if item.pending:
@@ -187,7 +194,7 @@ def _records(
         elif item.outcome in ("absent", "rejected") and record:
             records[path] = record
     for target in touched:
-        if target.path in records or not writing:
+        if not writing or (target.path in records and records[target.path].want is not None):
             continue
         value = before[target.path][1]
         record = earlier.get(target.path)
@@ -195,9 +202,10 @@ def _records(
             records[target.path] = replace(record, want=None, settled=False)
         elif value is not None:
             records[target.path] = Record(target.knob.id, target.path, value, None, None, False)
-    # Files that went along with a knob which stays as it is.
+    # A record leaves the journal only with its file: restored, or taken over by somebody else.
+    covered = {item.path for item in items}
     for path, record in earlier.items():
-        if path not in records and path in before and not writing:
+        if path not in records and path not in covered:
             records[path] = record
     return records
 
@@ -216,13 +224,11 @@ def restore(root: Root, journals: Journals, journal: Journal) -> Done:
 def _restore(root: Root, journals: Journals, journal: Journal) -> Done:
     order = restore_order(record.knob for record in journal.records)
     records = sorted(journal.records, key=lambda record: order.index(record.knob))
-    known = [record for record in records if record.knob in KNOBS]
-    items: list[Item] = [
-        _restored(record, None, "rejected", "this version does not know the knob")
-        for record in records
-        if record.knob not in KNOBS
-    ]
-    keep = [record for record in records if record.knob not in KNOBS]
+    known = [r for r in records if r.knob in KNOBS and is_file_of(KNOBS[r.knob], r.path)]
+    keep = [record for record in records if record not in known]
+    reason = "this version knows no such knob with this file"
+    items: list[Item] = [_restored(record, None, "rejected", reason) for record in keep]
+    failure = f"{keep[0].knob}: {reason}" if keep else None
 
     # Who changed what is decided before the first write: restoring one knob may move another.
     readings = {r.path: read_target(root, Target(KNOBS[r.knob], r.path)) for r in known}
@@ -236,7 +242,7 @@ def _restore(root: Root, journals: Journals, journal: Journal) -> Done:
             foreign.append(replace(record, original=live))
         else:
             ours.append(record)
-    failure = None
+    bookkeeping = None
     if any(readings[r.path].value != r.original for r in ours):
         # From here on a crash leaves files that may hold anything of ours.
         try:
@@ -244,7 +250,7 @@ def _restore(root: Root, journals: Journals, journal: Journal) -> Done:
             journals.save(journal.with_records([*keep, *unsettled]))
         except OSError as error:
             # Values matter more than bookkeeping: say it and go on.
-            failure = f"journal: {describe(error)}"
+            bookkeeping = f"journal: {describe(error)}"
     for record in ours:
         item = _restore_one(root, record, readings[record.path])
         items.append(item)
@@ -259,10 +265,12 @@ def _restore(root: Root, journals: Journals, journal: Journal) -> Done:
         if keep:
             journals.save(journal.with_records(keep))
         else:
+            # With nothing left to undo it no longer matters what could not be written before.
             journals.remove()
+            bookkeeping = None
     except OSError as error:
-        failure = failure or f"journal: {describe(error)}"
-    return Done(tuple(items), failure=failure, left=len(keep))
+        bookkeeping = f"journal: {describe(error)}"
+    return Done(tuple(items), failure=failure or bookkeeping, left=len(keep))
 
 
 def _restore_one(root: Root, record: Record, reading: Reading) -> Item:
@@ -329,8 +337,10 @@ def _undone(item: Item, doing: str, failure: str, stuck: Mapping[str, str]) -> I
         return replace(item, outcome="rejected", reason=f"not put back: {stuck[item.path]}")
     if item.knob == doing and item.pending:
         return replace(item, outcome="rejected", reason=failure.partition(": ")[2])
-    if item.pending or item.got is not None:
+    if item.got is not None:
         return replace(item, outcome="rolled-back", got=None)
+    if item.pending:
+        return replace(item, reason="not reached")
     return item
 
 

@@ -28,7 +28,7 @@ THP = Record(
 )
 SWAP = Record("vm.swappiness", "/proc/sys/vm/swappiness", "60", "10", "10", True)
 JOURNAL = Journal(BOOT, "long", "vulkan", "apply (pid 1)", "2026-11-22T00:00:00+00:00", False,
-                  None, (THP, SWAP))  # fmt: skip
+                  ("ksm.run",), None, (THP, SWAP))  # fmt: skip
 
 
 def test_round_trip() -> None:
@@ -38,6 +38,7 @@ def test_round_trip() -> None:
 
 
 text = st.text(max_size=40)
+paths = st.text(max_size=40).filter(lambda text: ".." not in text).map(lambda text: f"/{text}")
 
 
 @given(
@@ -49,9 +50,10 @@ text = st.text(max_size=40)
         owner=text,
         since=text,
         held=st.booleans(),
+        without=st.lists(text, max_size=3).map(tuple),
         confirm_by=st.none() | st.floats(allow_nan=False),
         records=st.lists(
-            st.builds(Record, text, text, text, st.none() | text, st.none() | text, st.booleans()),
+            st.builds(Record, text, paths, text, st.none() | text, st.none() | text, st.booleans()),
             max_size=5,
         ).map(tuple),
     )

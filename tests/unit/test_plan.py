@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from infertune.cli.main import main
 from infertune.engine import make_plan, session
+from infertune.journal import RUNTIME, Store
 from infertune.knobs import KNOBS
 from infertune.knobs.guards import GUARDS, STRIX_HALO
 from infertune.machine import read_machine
@@ -169,6 +171,100 @@ def test_refused_knob_keeps_nothing_of_an_earlier_profile(tmp_path: Path) -> Non
     assert values(tmp_path) == original
 
 
+def test_a_file_that_is_away_for_a_while_keeps_its_original(tmp_path: Path) -> None:
+    """A CPU that is offline during a second apply: its policy directory is gone, then back."""
+    root = build(tmp_path)
+    original = values(tmp_path)
+    apply(root, "a", {GOVERNOR: "performance"})
+    policy, aside = tmp_path / f"{CPUFREQ}/policy1".lstrip("/"), tmp_path / "aside"
+    policy.rename(aside)
+    apply(root, "a", {GOVERNOR: "performance"})
+    apply(root, "b", {"vm.swappiness": 1})
+    aside.rename(policy)
+    revert(root)
+    assert values(tmp_path) == original
+
+
+def test_a_knob_that_is_refused_on_one_file_only(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    offered = tmp_path / f"{CPUFREQ}/policy0/scaling_available_governors".lstrip("/")
+    offered.write_text("performance powersave schedutil\n")
+    before = values(tmp_path)
+    apply(root, "a", {GOVERNOR: "performance"})
+    apply(root, "b", {GOVERNOR: "schedutil"})
+    now = values(tmp_path)
+    assert now[f"{CPUFREQ}/policy0/scaling_governor"] == "schedutil\n"
+    assert now[f"{CPUFREQ}/policy1/scaling_governor"] == "powersave\n"
+    revert(root)
+    assert values(tmp_path) == before
+
+
+def test_what_moves_only_on_the_way_back_is_put_back_too(tmp_path: Path) -> None:
+    """Switching THP on leaves the reserve where it is; switching it off again moves it."""
+    root = build(tmp_path)
+    reserve = tmp_path / "proc/sys/vm/min_free_kbytes"
+    reserve.write_text("90112\n")
+    apply(root, "p", {"transparent_hugepage.enabled": "always"})
+    assert reserve.read_text() == "90112\n"
+    revert(root)
+    assert reserve.read_text() == "90112\n"
+
+
+def test_a_knob_of_the_old_profile_that_the_new_one_only_moves(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    original = values(tmp_path)
+    thp: Values = {"transparent_hugepage.enabled": "always"}
+    apply(root, "a", {**thp, "vm.min_free_kbytes": "128MiB"})
+    apply(root, "b", thp)
+    assert values(tmp_path)["/proc/sys/vm/min_free_kbytes"] == "67584\n"
+    revert(root)
+    assert values(tmp_path) == original
+
+
+def test_a_locked_preference_is_refused_and_later_goes_back(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    original = values(tmp_path)
+    both: Values = {GOVERNOR: "performance", EPP: "power"}
+    item = _items(root, both)[f"{CPUFREQ}/policy0/energy_performance_preference"]
+    assert (item.outcome, item.reason) == (
+        "refused",
+        "cpufreq.scaling_governor performance locks it",
+    )
+    apply(root, "a", {GOVERNOR: "powersave", EPP: "power"})
+    apply(root, "b", {GOVERNOR: "performance", EPP: "performance"})
+    apply(root, "c", {GOVERNOR: "performance"})
+    apply(root, "d", {GOVERNOR: "powersave"})
+    assert values(tmp_path) == original
+    revert(root)
+    assert values(tmp_path) == original
+
+
+def test_a_knob_of_another_version_stays_in_the_journal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = build(tmp_path)
+    apply(root, "a", {"vm.swappiness": 10})
+    store = Store(root, RUNTIME)
+    journal = store.load().journal
+    assert journal is not None
+    strange = replace(journal.records[0], knob="vm.gone", path="/proc/sys/vm/gone")
+    elsewhere = replace(journal.records[0], path="/home/somebody/file")
+    store.save(journal.with_records([*journal.records, strange, elsewhere]))
+    (tmp_path / "home/somebody").mkdir(parents=True)
+    (tmp_path / "home/somebody/file").write_text("mine\n")
+    apply(root, "b", {"vm.swappiness": 20})
+    assert main(["--root", str(tmp_path), "revert"]) == 3
+    assert "restored: 1 of 3" in capsys.readouterr().err
+    assert values(tmp_path)["/proc/sys/vm/swappiness"] == "60\n"
+    assert (tmp_path / "home/somebody/file").read_text() == "mine\n"
+
+
+def test_verify_differs_where_something_required_is_missing(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    wanted = desired("p", {"ksm.run": 0}, required=True)
+    assert make_plan(root, read_machine(root), wanted).differs
+
+
 def test_latency_needs_somebody_who_holds_it(tmp_path: Path) -> None:
     root = build(tmp_path)
     device = tmp_path / "dev/cpu_dma_latency"
@@ -283,6 +379,6 @@ def test_apply_to_a_recorded_machine_and_back(
         assert main(["--root", tree, "status", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["state"] == "applied"
         assert main(["--root", tree, "revert"]) == 0
-        assert "restored: 3 of 3" in capsys.readouterr().out
+        assert "restored: 4 of 4" in capsys.readouterr().out
         after = {p: p.read_bytes() for p in before}
         assert after == before

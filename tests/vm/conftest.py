@@ -26,20 +26,12 @@ TIMEOUT_S = 1200
 """Of one test: the first also builds the image and boots."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if HERE not in item.path.parents:
-            continue
-        item.add_marker(pytest.mark.vm)
-        if not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(TIMEOUT_S))
-        # One process per kernel: each boots one guest, and two cores are both used.
-        names = getattr(item, "fixturenames", ())
-        called = getattr(item, "callspec", None)
-        kernel = called.params.get("guest") if called else None
-        kernel = kernel or ("7.x" if "guest_7x" in names else "6.12")
-        item.add_marker(pytest.mark.xdist_group(f"vm-{kernel}"))
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.vm)
+            if not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(TIMEOUT_S))
 
 
 @pytest.fixture(scope="session")
@@ -58,12 +50,16 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="session")
+# The parameters put the kernel into a test's id, by which tests/conftest.py sends all tests
+# of one guest to one process: with two of them both guests run, and both cores work.
+
+
+@pytest.fixture(scope="session", params=["6.12"])
 def guest_612(image: Path, wheels: Path) -> Iterator[Guest]:
     yield from _booted(image, wheels, "6.12")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", params=["7.x"])
 def guest_7x(image: Path, wheels: Path) -> Iterator[Guest]:
     yield from _booted(image, wheels, "7.x")
 

@@ -25,6 +25,18 @@ def argument(*names: str, **options: Any) -> Argument:
     return Argument(names, options)
 
 
+def printable(text: str, *, lines: bool = True) -> str:
+    """Text that cannot drive a terminal: control characters are shown as ``\\x1b``.
+
+    Names and values may come from somebody else's machine or profile.
+    """
+    harmless = "\n\t" if lines else ""
+    return "".join(
+        each if each.isprintable() or each in harmless else each.encode("unicode_escape").decode()
+        for each in text
+    )
+
+
 JSON = argument("--json", action="store_true", help="print one JSON document (docs/json.md)")
 
 
@@ -37,19 +49,30 @@ class Context:
     stdout: Any = field(default_factory=lambda: sys.stdout)
     command: tuple[str, ...] = ()
     """What stood after ``--``."""
+    unheard: OSError | None = None
+    """Why output could not be written.  What a verb does to the machine does not depend on it."""
 
     def print(self, text: str = "") -> None:
-        # Flushed: `run` lasts for days, and its output may go to a pipe or a log.
-        print(text, file=self.stdout, flush=True)
+        self._write(printable(text))
 
     def print_json(self, schema: str, document: dict[str, Any]) -> None:
         """Print one document; ``schema`` is its versioned name, e.g. ``infertune.plan/1``."""
-        print(json.dumps({"schema": schema, **document}, indent=2), file=self.stdout)
+        self._write(json.dumps({"schema": schema, **document}, indent=2))
+
+    def _write(self, text: str) -> None:
+        if self.stdout is None or self.unheard:
+            return
+        try:
+            # Flushed: `run` lasts for days, and its output may go to a pipe or a log.
+            print(text, file=self.stdout, flush=True)
+        except OSError as error:
+            self.unheard = error
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Left-aligned columns; the last one runs free."""
-        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        for row in (header, *rows):
+        rows = [[printable(cell, lines=False) for cell in row] for row in (header, *rows)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
             cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
             self.print("  ".join(cells).rstrip())
 

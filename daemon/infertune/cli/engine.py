@@ -38,7 +38,7 @@ WITHOUT = argument(
     action="append",
     default=[],
     metavar="KNOB",
-    help="leave this knob alone; may be given more than once",
+    help="apply the profile as if it did not name this knob; may be given more than once",
 )
 
 
@@ -86,7 +86,7 @@ def emit(ctx: Context, verb: str, report: Report, **more: Any) -> None:
 def _plan(ctx: Context) -> Exit:
     machine = read_machine(ctx.root)
     wanted = desired(ctx, machine)
-    report = make_plan(ctx.root, machine, wanted, without=without(ctx))
+    report = make_plan(ctx.root, machine, wanted, without=without(ctx), may_hold=daemon_runs(ctx))
     launch = {
         section: {setting.id: setting.canonical for setting in settings.values()}
         for section, settings in (
@@ -102,6 +102,9 @@ def _plan(ctx: Context) -> Exit:
             ctx.print(f"at launch, {title}: {pairs or '-'}")
         count = report.count("set", "restore")
         ctx.print(f"{count} to change, {report.count('already')} already so; nothing was written")
+        for item in report.items:
+            if item.blocks:
+                ctx.print(f"'apply' will refuse: {item.source} requires {item.knob}")
     return Exit.DONE
 
 
@@ -176,6 +179,7 @@ def _verify(ctx: Context) -> Exit:
     emit(ctx, "verify", report)
     if not ctx.args.json:
         count = report.count("set", "restore", "pending-reboot", "rejected")
+        count += sum(item.blocks for item in report.items)
         ctx.print(f"{count} differ" if count else "this machine is what the profile says")
     return Exit.DIFFERS if report.differs else Exit.DONE
 

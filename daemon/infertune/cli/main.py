@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 from infertune import __version__
 from infertune.cli import engine, knobs, machine, profile, run, setup
-from infertune.cli.base import Command, Context
+from infertune.cli.base import Command, Context, printable
 from infertune.errors import Exit, InfertuneError
 from infertune.snapshot import open_root
 from infertune.transaction import describe
@@ -83,31 +85,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = tuple(words[cut + 1 :])
     if cut < len(words) and not (args.command.takes_command and command):
         parser.error("only 'run' takes '--', and then a command")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # "µ" on an ASCII terminal
     try:
         with open_root(args.root) as root:
-            return int(args.command.run(Context(root, args, command=command)))
+            context = Context(root, args, command=command)
+            code = int(args.command.run(context))
+            if context.unheard:
+                _not_heard(context.unheard)
+            return code
     except InfertuneError as error:
         if args.debug:
             raise
-        print(f"infertune: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"  {error.hint}", file=sys.stderr)
+        _complain(error.message, error.hint)
         return int(error.exit_code)
-    except BrokenPipeError:
-        # The reader of our output went away (`infertune machine | head`): not our failure.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return int(Exit.DONE)
     except KeyboardInterrupt:
         return 130
     except OSError as error:
         if args.debug:
             raise
-        print(f"infertune: {describe(error)}", file=sys.stderr)
+        _complain(describe(error))
         refused = isinstance(error, PermissionError)
         return int(Exit.NOT_PERMITTED if refused else Exit.FAILED)
     except Exception as error:
         if args.debug:
             raise
-        print(f"infertune: a bug: {type(error).__name__}: {error}", file=sys.stderr)
-        print("  '--debug' shows where; please report it", file=sys.stderr)
+        _complain(f"a bug: {type(error).__name__}: {error}", "'--debug' shows where; please report")
         return int(Exit.FAILED)
+
+
+def _complain(message: str, hint: str | None = None) -> None:
+    """One line, and a second that says what would be right."""
+    with contextlib.suppress(OSError, AttributeError):  # standard error may be full or closed
+        print(f"infertune: {printable(message)}", file=sys.stderr)
+        if hint:
+            print(f"  {printable(hint)}", file=sys.stderr)
+
+
+def _not_heard(error: OSError) -> None:
+    """The verb did its work, but its output is lost; its exit code says how the work went."""
+    # A reader that goes away (`infertune machine | head`) has seen what it wanted.
+    if not isinstance(error, BrokenPipeError):
+        _complain(f"the output could not be written: {describe(error)}")
+    # What is still buffered must not fail once more when the interpreter ends.
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -50,7 +50,7 @@ def _list(ctx: Context) -> Exit:
         rows.append(
             {
                 "name": name,
-                "description": profile.description if profile else "",
+                "description": profile.description if profile else None,
                 "from": SEARCH_PATH[found[0].level] if found[0].on_machine else "infertune",
                 "file": found[0].file,
                 "overrides": [place.file for place in found[1:]],

@@ -51,6 +51,8 @@ class Knob:
     """Knobs that must be restored before this one, where the reverse order would fail."""
     touches: tuple[str, ...] = ()
     """Knobs whose value the kernel may change when this one is written; restored with it."""
+    locked_by: tuple[str, str] | None = None
+    """A knob and a value: while that one has this value, this knob takes only the same word."""
     note: Callable[[Machine], str | None] = lambda _: None
     """Something to say out loud about this knob on this machine."""
 

@@ -50,6 +50,7 @@ KNOBS: tuple[Knob, ...] = (
         # Under the governor performance the driver answers EBUSY to any other preference, so the
         # governor has to leave first on the way back too.
         restore_after=("cpufreq.scaling_governor",),
+        locked_by=("cpufreq.scaling_governor", "performance"),
     ),
     Knob(
         id="cpufreq.boost",

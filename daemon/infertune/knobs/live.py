@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from infertune.knobs.base import Knob
 from infertune.machine import Machine
@@ -53,6 +54,18 @@ def targets(root: Root, machine: Machine, knob: Knob) -> tuple[Target, ...]:
         if found:
             return tuple(Target(knob, each) for each in found)
     return ()
+
+
+def is_file_of(knob: Knob, path: str) -> bool:
+    """Whether ``path`` is one the knob may stand for: a journal is not trusted with paths."""
+    places = {"{gpu}": "/sys/class/drm/card*/device", "{ttm}": "/sys/module/*"}
+    for pattern in knob.paths:
+        for name, place in places.items():
+            pattern = pattern.replace(name, place)
+        parts, wanted = path.split("/"), pattern.split("/")
+        if len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted)):
+            return ".." not in parts
+    return False
 
 
 def read_live(root: Root, wanted: Iterable[Target]) -> dict[str, Reading]:

@@ -80,7 +80,7 @@ class Keeper:
             recovered = held.recovered
             applied = held.applied
         if applied:
-            self._base = Choice(applied.profile, applied.backend)
+            self._base = Choice(applied.profile, applied.backend, applied.without)
             self._deadline = applied.confirm_by
             self.expire()
         elif default and unclean == default.profile:

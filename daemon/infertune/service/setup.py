@@ -104,7 +104,7 @@ def _refuse_a_writable_program() -> None:
     """The service runs this very program as root: nobody else may be able to change it."""
     for place in _up_to_the_top(Path(sys.executable), Path(__file__)):
         state = place.stat()
-        if state.st_uid != 0 or state.st_mode & 0o022 and not state.st_mode & 0o1000:
+        if state.st_uid != 0 or (state.st_mode & 0o022 and not state.st_mode & 0o1000):
             raise UsageError(
                 f"{place} can be changed by others than root, and the service would run it",
                 hint="install for the system: python3 -m venv /opt/infertune && "
