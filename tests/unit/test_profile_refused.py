@@ -143,9 +143,9 @@ def test_symbolic_link(admin: Path, target: str) -> None:
 
 
 def test_too_large(admin: Path) -> None:
-    (admin / "bad.toml").write_text("#" * MAX_BYTES)
+    (admin / "bad.toml").write_text("#\n" * (MAX_BYTES // 2))
     assert check_profile(Root(admin.parents[2]), "bad")[0]
-    (admin / "bad.toml").write_text("#" * (MAX_BYTES + 1))
+    (admin / "bad.toml").write_text("#\n" * (MAX_BYTES // 2) + "#")
     assert "is larger than 256 KiB" in refusal(admin)
 
 

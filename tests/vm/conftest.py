@@ -11,6 +11,7 @@ A test puts back what it changes: the next one is given the same guest.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -50,25 +51,51 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def booted(image: Path, wheels: Path) -> Iterator[Callable[[str], Guest]]:
+    """The guest of a kernel: booted when it is asked for first, and kept to the end."""
+    guests: dict[str, Guest] = {}
+
+    def get(kernel: str) -> Guest:
+        if kernel not in guests:
+            guests[kernel] = Guest(image, kernel)
+            _boot(guests[kernel], wheels)
+        return guests[kernel]
+
+    yield get
+    for each in guests.values():
+        each.stop()
+
+
+def _boot(guest: Guest, wheels: Path) -> None:
+    times = [time.monotonic()]
+    guest.start()
+    times.append(time.monotonic())
+    guest.install(wheels)
+    times.append(time.monotonic())
+    release = guest.read("/proc/sys/kernel/osrelease")
+    boot, installation = (b - a for a, b in itertools.pairwise(times))
+    text = f"guest {release}: boot {boot:.0f} s, installation {installation:.0f} s"
+    print(text, file=sys.__stderr__)
+
+
 # The parameters put the kernel into a test's id, by which tests/conftest.py sends all tests
 # of one guest to one process: with two of them both guests run, and both cores work.
 
 
+@pytest.fixture(scope="session", params=lab.KERNELS)
+def guest(request: pytest.FixtureRequest, booted: Callable[[str], Guest]) -> Guest:
+    return booted(request.param)
+
+
 @pytest.fixture(scope="session", params=["6.12"])
-def guest_612(image: Path, wheels: Path) -> Iterator[Guest]:
-    yield from _booted(image, wheels, "6.12")
+def guest_612(request: pytest.FixtureRequest, booted: Callable[[str], Guest]) -> Guest:
+    return booted(request.param)
 
 
 @pytest.fixture(scope="session", params=["7.x"])
-def guest_7x(image: Path, wheels: Path) -> Iterator[Guest]:
-    yield from _booted(image, wheels, "7.x")
-
-
-@pytest.fixture(scope="session", params=lab.KERNELS)
-def guest(request: pytest.FixtureRequest) -> Guest:
-    name = {"6.12": "guest_612", "7.x": "guest_7x"}[request.param]
-    found: Guest = request.getfixturevalue(name)
-    return found
+def guest_7x(request: pytest.FixtureRequest, booted: Callable[[str], Guest]) -> Guest:
+    return booted(request.param)
 
 
 @pytest.fixture
@@ -84,21 +111,3 @@ def new_guest(image: Path) -> Iterator[Callable[[str], Guest]]:
     yield start
     for each in guests:
         each.stop()
-
-
-def _booted(image: Path, wheels: Path, kernel: str) -> Iterator[Guest]:
-    one = Guest(image, kernel)
-    try:
-        began = time.monotonic()
-        one.start()
-        booted = time.monotonic()
-        one.install(wheels)
-        installed = time.monotonic()
-        print(
-            f"guest {one.read('/proc/sys/kernel/osrelease')}: boot {booted - began:.0f} s, "
-            f"installation {installed - booted:.0f} s",
-            file=sys.__stderr__,
-        )
-        yield one
-    finally:
-        one.stop()

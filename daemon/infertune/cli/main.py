@@ -88,13 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # "µ" on an ASCII terminal
+    context = None
     try:
         with open_root(args.root) as root:
             context = Context(root, args, command=command)
-            code = int(args.command.run(context))
-            if context.unheard:
-                _not_heard(context.unheard)
-            return code
+            return int(args.command.run(context))
     except InfertuneError as error:
         if args.debug:
             raise
@@ -113,6 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _complain(f"a bug: {type(error).__name__}: {error}", "'--debug' shows where; please report")
         return int(Exit.FAILED)
+    finally:
+        if context and context.unheard:
+            _not_heard(context.unheard)
 
 
 def _complain(message: str, hint: str | None = None) -> None:

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exit codes and output of the command line when nobody listens, or the input means harm."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infertune.cli.base import printable
+from infertune.cli.main import main
+from support import build, values
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def infertune(*words: str, **options: object) -> subprocess.CompletedProcess[bytes]:
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY / "daemon")}
+    environment |= options.pop("more", {})  # type: ignore[arg-type]
+    command = [sys.executable, "-B", "-m", "infertune", *words]
+    return subprocess.run(command, env=environment, check=False, timeout=60, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def profile(base: Path, text: str, name: str = "mine") -> None:
+    directory = base / "etc/infertune/profiles"
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / f"{name}.toml").write_text(f'description = "x"\n{text}')
+
+
+@pytest.mark.parametrize("output", ["closed pipe", "/dev/full", "closed"])
+def test_what_is_done_does_not_depend_on_who_listens(output: str, tmp_path: Path) -> None:
+    """A verb does its work, and its exit code is about the machine, whatever stdout is."""
+    build(tmp_path)
+    profile(tmp_path, "[now]\nvm.swappiness = 7\n")
+    tree = str(tmp_path)
+
+    def run(*words: str) -> int:
+        if output == "closed":
+            return infertune("--root", tree, *words, preexec_fn=lambda: os.close(1)).returncode
+        if output == "/dev/full":
+            with open("/dev/full", "wb") as full:
+                done = infertune("--root", tree, *words, stdout=full, stderr=subprocess.PIPE)
+            assert b"could not be written: ENOSPC" in done.stderr
+            return done.returncode
+        reading, writing = os.pipe()
+        os.close(reading)
+        with os.fdopen(writing, "wb") as pipe:
+            return infertune("--root", tree, *words, stdout=pipe).returncode
+
+    assert run("verify", "mine") == 1
+    assert run("apply", "mine") == 0
+    assert values(tmp_path)["/proc/sys/vm/swappiness"] == "7\n"
+    assert run("verify", "mine") == 0
+    profile(tmp_path, "[now]\nksm.run = { value = 0, required = true }\n")
+    assert run("apply", "mine") == 3
+    assert run("revert") == 0
+    assert values(tmp_path)["/proc/sys/vm/swappiness"] == "60\n"
+
+
+def test_an_ascii_terminal(tmp_path: Path) -> None:
+    build(tmp_path)
+    done = infertune(
+        "--root", str(tmp_path), "knobs", "cpu_dma_latency",
+        more={"PYTHONIOENCODING": "ascii"}, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert b"2000000000 \\xb5s" in done.stdout
+
+
+def test_control_characters_reach_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(tmp_path)
+    (tmp_path / "etc").mkdir(exist_ok=True)
+    (tmp_path / "etc/os-release").write_text('NAME="\x1b[2J"\nPRETTY_NAME="\x1b]0;x\x07"\n')
+    profile(tmp_path, '[now]\nvm.min_free_kbytes = "\x1b[31m"\n'.replace("\x1b", "\\u001b"))
+    assert main(["--root", str(tmp_path), "machine"]) == 0
+    assert main(["--root", str(tmp_path), "profile", "check", "mine"]) == 2
+    assert main(["--root", str(tmp_path), "knobs", "\x1b[31mx"]) == 2
+    assert main(["--root", str(tmp_path), "apply", "mine", "--without", "\x1b[31mx"]) == 2
+    out, err = capsys.readouterr()
+    assert "\x1b" not in out + err
+    assert "\\x1b" in out + err
+
+
+def test_printable() -> None:
+    assert printable("a\x1b[2Jb\nc\u202e") == "a\\x1b[2Jb\nc\\u202e"
+    assert printable("a\nb", lines=False) == "a\\nb"
+    assert printable("µ → 96 GiB") == "µ → 96 GiB"
+
+
+def test_a_tree_that_leads_out_of_itself_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside, outside = tmp_path / "tree", tmp_path / "outside"
+    build(inside)
+    build(outside)
+    profile(inside, "[now]\nvm.swappiness = 7\n")
+    (inside / "proc/sys/vm").rename(inside / "proc/sys/vm.aside")
+    (inside / "proc/sys/vm").symlink_to(outside / "proc/sys/vm")
+    before = values(outside)
+    assert main(["--root", str(inside), "apply", "mine"]) == 3
+    assert "outside the recorded tree" in capsys.readouterr().err
+    assert values(outside) == before
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o000])
+def test_what_readers_need_can_be_read_whatever_the_umask(umask: int, tmp_path: Path) -> None:
+    build(tmp_path)
+    profile(tmp_path, '[now]\nplatform_profile = "performance"\n')
+    before = os.umask(umask)
+    try:
+        assert main(["--root", str(tmp_path), "apply", "mine"]) == 0
+    finally:
+        os.umask(before)
+    for directory in ("run/infertune", "var/lib/infertune"):
+        assert (tmp_path / directory).stat().st_mode & 0o777 == 0o755
+        assert (tmp_path / directory / "journal").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("name", ["lock", "journal", "journal.new"])
+def test_a_fifo_in_our_place_does_not_hang(name: str, tmp_path: Path) -> None:
+    build(tmp_path)
+    profile(tmp_path, "[now]\nvm.swappiness = 7\n")
+    (tmp_path / "run/infertune").mkdir()
+    os.mkfifo(tmp_path / "run/infertune" / name)
+    for words in (["status"], ["apply", "mine"], ["revert"]):
+        assert infertune("--root", str(tmp_path), *words, capture_output=True).returncode in (
+            0,
+            1,
+            3,
+        )
