@@ -6,7 +6,7 @@
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
 _shtab_infertune_profile_subparsers=(show check explain)
-_shtab_infertune_subparsers=(machine snapshot knobs profiles profile plan apply confirm verify status revert recover run setup)
+_shtab_infertune_subparsers=(machine snapshot knobs profiles profile plan apply confirm verify status revert recover run serve servers stop logs setup)
 
 _shtab_infertune_machine_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_snapshot_option_strings=(-h --help --root --debug --force --json)
@@ -24,6 +24,10 @@ _shtab_infertune_status_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_revert_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_recover_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_run_option_strings=(-h --help --root --debug --model --server --backend --port --ask --tokens --without --launch-only --json)
+_shtab_infertune_serve_option_strings=(-h --help --root --debug --model --name --port --backend --set --print --json)
+_shtab_infertune_servers_option_strings=(-h --help --root --debug --json)
+_shtab_infertune_stop_option_strings=(-h --help --root --debug --json)
+_shtab_infertune_logs_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_setup_option_strings=(-h --help --root --debug --remove --json)
 _shtab_infertune_option_strings=(-h --help --version --root --debug)
 
@@ -35,7 +39,8 @@ _shtab_infertune_plan___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_apply___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_verify___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_run___backend_choices=(auto rocm vulkan cpu)
-_shtab_infertune_pos_0_choices=(machine snapshot knobs profiles profile plan apply confirm verify status revert recover run setup)
+_shtab_infertune_serve___backend_choices=(auto rocm vulkan cpu)
+_shtab_infertune_pos_0_choices=(machine snapshot knobs profiles profile plan apply confirm verify status revert recover run serve servers stop logs setup)
 
 _shtab_infertune_machine__h_nargs=0
 _shtab_infertune_machine___help_nargs=0
@@ -103,6 +108,23 @@ _shtab_infertune_run___help_nargs=0
 _shtab_infertune_run___debug_nargs=0
 _shtab_infertune_run___launch_only_nargs=0
 _shtab_infertune_run___json_nargs=0
+_shtab_infertune_serve__h_nargs=0
+_shtab_infertune_serve___help_nargs=0
+_shtab_infertune_serve___debug_nargs=0
+_shtab_infertune_serve___print_nargs=0
+_shtab_infertune_serve___json_nargs=0
+_shtab_infertune_servers__h_nargs=0
+_shtab_infertune_servers___help_nargs=0
+_shtab_infertune_servers___debug_nargs=0
+_shtab_infertune_servers___json_nargs=0
+_shtab_infertune_stop__h_nargs=0
+_shtab_infertune_stop___help_nargs=0
+_shtab_infertune_stop___debug_nargs=0
+_shtab_infertune_stop___json_nargs=0
+_shtab_infertune_logs__h_nargs=0
+_shtab_infertune_logs___help_nargs=0
+_shtab_infertune_logs___debug_nargs=0
+_shtab_infertune_logs___json_nargs=0
 _shtab_infertune_setup__h_nargs=0
 _shtab_infertune_setup___help_nargs=0
 _shtab_infertune_setup___debug_nargs=0

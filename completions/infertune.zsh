@@ -13,6 +13,7 @@ _shtab_infertune_commands() {
     apply:'Writes the original values to a journal, then changes what differs. If any write fails, everything goes back and the exit code is 3. Another profile may be applied over it: only what differs is touched, and the originals stay those of the untuned machine.'
     confirm:'Ends the time limit of '"'"'apply --confirm-within'"'"'. Exit code 1 when nothing waits for it.'
     knobs:'Prints each knob with its present value on this machine, its risk, and what is known about its effect on inference: measured, reported, protective but unmeasured, or no effect found.'
+    logs:'The unit'"'"'s lines of the system journal; as JSON one entry per line, as journalctl prints.'
     machine:'Shows the facts profiles are resolved against: CPU, memory, GPU with carve-out and GTT limit, kernel, boot style, cgroups, and the other tuners that run. Needs no privileges. What cannot be read is said to be unknown.'
     plan:'Compares every knob of the profile with the machine and prints what '"'"'apply'"'"' would do. Needs no privilege.'
     profile:'show, check or explain one profile'
@@ -20,9 +21,12 @@ _shtab_infertune_commands() {
     recover:'Like '"'"'revert'"'"', for a machine on which infertune was killed or whose journal is damaged: a damaged journal is kept for inspection, and only lines with a correct checksum are restored.'
     revert:'Restores the journal'"'"'s originals. A value that someone else has set since is left and reported (exit code 1).'
     run:'Applies the profile, starts llama-server with the profile'"'"'s settings as flags of that very binary, shows the model getting into memory, and serves in the foreground. When it ends, for whatever reason, every value goes back; after '"'"'kill -9'"'"' the next call of infertune does that. Without a llama-server on PATH the embedded one is used (extra '"'"'embedded'"'"'), without --model a small one. Any other command can stand after the options: '"'"'infertune run PROFILE -- COMMAND...'"'"'; it gets the profile'"'"'s placement and environment. A command starts with an empty environment plus PATH, HOME, LANG, TERM, TMPDIR, HIP_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES, GGML_VK_VISIBLE_DEVICES and what the profile sets; more can be given as '"'"'-- env NAME=VALUE COMMAND'"'"'. Signals go to the command; ten seconds after SIGINT or SIGTERM, or at the second one, it is killed, and so is what it left running in its process group. The exit code is the command'"'"'s, 128+N after signal N.'
+    serve:'Declares the server for this boot and asks infertuned to start it: an unprivileged unit in infertune.slice with the profile'"'"'s memory protection, CPUs and limits. It outlives the daemon. With nothing applied, the profile is applied first.'
+    servers:'Declared and running servers.'
     setup:'Writes the unit, the bus policy, the polkit actions and the system user'"'"'s entry; a second run changes nothing. '"'"'--remove'"'"' takes away exactly these files.'
     snapshot:'Writes every file that the facts and the knobs read into one reviewable text file, which --root replays. Serial numbers, MAC addresses, UUIDs, the host name, and values on the kernel command line that are not about hardware or tuning are left out. As root it holds more: /dev/cpu_dma_latency can be read by root only.'
     status:'Prints the applied profile, the files it changed and whether they still hold it. Exit code 1 when something was interrupted, damaged or changed by someone else.'
+    stop:'Stops the unit and forgets it.'
     verify:'Plans again and expects nothing to do. Exit code 1 when something differs, is still waiting for a reboot or cannot be read.'
   )
   _describe 'infertune commands' _commands
@@ -81,6 +85,17 @@ _shtab_infertune_knobs_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_knobs_defaults_added=0
+
+_shtab_infertune_logs_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":name of the server (\'infertune servers\'):"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_logs_defaults_added=0
 
 _shtab_infertune_machine_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -197,6 +212,33 @@ _shtab_infertune_run_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_run_defaults_added=0
 
+_shtab_infertune_serve_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--model[model to serve (default\: the embedded one)]:GGUF:"
+  "--name[name of the server (default\: the profile\'s)]:NAME:"
+  "--port[default\: the first free from 8080]:PORT:"
+  "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
+  "*--set[a server setting over the profile\'s\; may be given more than once]:SETTING=VALUE:"
+  "--print[print the equivalent systemd-run command instead]"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":name of a profile (\'infertune profiles\'):"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_serve_defaults_added=0
+
+_shtab_infertune_servers_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--json[print one JSON document (docs\/json.md)]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_servers_defaults_added=0
+
 _shtab_infertune_setup_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
@@ -229,6 +271,17 @@ _shtab_infertune_status_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_status_defaults_added=0
+
+_shtab_infertune_stop_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":name of the server (\'infertune servers\'):"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_stop_defaults_added=0
 
 _shtab_infertune_verify_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -265,6 +318,7 @@ _shtab_infertune() {
         apply) _arguments -C -s $_shtab_infertune_apply_options ;;
         confirm) _arguments -C -s $_shtab_infertune_confirm_options ;;
         knobs) _arguments -C -s $_shtab_infertune_knobs_options ;;
+        logs) _arguments -C -s $_shtab_infertune_logs_options ;;
         machine) _arguments -C -s $_shtab_infertune_machine_options ;;
         plan) _arguments -C -s $_shtab_infertune_plan_options ;;
         profile) _shtab_infertune_profile ;;
@@ -272,9 +326,12 @@ _shtab_infertune() {
         recover) _arguments -C -s $_shtab_infertune_recover_options ;;
         revert) _arguments -C -s $_shtab_infertune_revert_options ;;
         run) _arguments -C -s $_shtab_infertune_run_options ;;
+        serve) _arguments -C -s $_shtab_infertune_serve_options ;;
+        servers) _arguments -C -s $_shtab_infertune_servers_options ;;
         setup) _arguments -C -s $_shtab_infertune_setup_options ;;
         snapshot) _arguments -C -s $_shtab_infertune_snapshot_options ;;
         status) _arguments -C -s $_shtab_infertune_status_options ;;
+        stop) _arguments -C -s $_shtab_infertune_stop_options ;;
         verify) _arguments -C -s $_shtab_infertune_verify_options ;;
       esac
   esac

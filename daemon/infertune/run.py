@@ -64,6 +64,8 @@ class Request:
     command: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     launch_only: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Server settings (canonical) over the profile's."""
     stdout: int = 1
     """Where a command's standard output goes."""
 
@@ -102,7 +104,7 @@ class Audience(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class Job:
     """What to start."""
 
     program: str
@@ -114,7 +116,7 @@ class _Job:
 
 
 @dataclass(slots=True)
-class _Run:
+class Run:
     root: Root
     machine: Machine
     request: Request
@@ -133,9 +135,21 @@ def run(root: Root, request: Request, result: Result, audience: Audience) -> int
         raise UsageError(
             "run works on this machine only", hint="'infertune plan' works on a recorded one"
         )
-    machine = read_machine(root)
-    one = _Run(root, machine, request, result, audience)
-    profile = load_profile(root, request.profile)
+    one = Run(root, read_machine(root), request, result, audience)
+    desired, job = prepare(one)
+    with Signals() as signals:
+        if request.launch_only:
+            audience.say("kernel settings are left alone (--launch-only)")
+            result.status = _serve(one, job, desired, signals)
+        else:
+            _under_profile(one, job, desired, signals)
+    return result.status or 0
+
+
+def prepare(one: Run) -> tuple[Desired, Job]:
+    """What the profile comes to for this server, and how to start it.  Changes nothing."""
+    request, machine = one.request, one.machine
+    profile = load_profile(one.root, request.profile)
     if request.command:
         backend = request.backend if request.backend != "auto" else assume_backend(machine)[0]
         desired = resolve(profile, machine, backend)
@@ -146,20 +160,14 @@ def run(root: Root, request: Request, result: Result, audience: Audience) -> int
         backend = request.backend if request.backend != "auto" else server.backends[0]
         desired = resolve(profile, machine, backend)
         job = _serving(one, server, model, desired)
-    result.backend = desired.backend
-    result.argv = job.argv
+    one.result.backend = desired.backend
+    one.result.argv = job.argv
     for setting in desired.unresolved:
-        audience.say(f"{setting.id} = {setting.configured!r} left out: {setting.reason}")
-    with Signals() as signals:
-        if request.launch_only:
-            audience.say("kernel settings are left alone (--launch-only)")
-            result.status = _serve(one, job, desired, signals)
-        else:
-            _under_profile(one, job, desired, signals)
-    return result.status or 0
+        one.audience.say(f"{setting.id} = {setting.configured!r} left out: {setting.reason}")
+    return desired, job
 
 
-def _under_profile(one: _Run, job: _Job, desired: Desired, signals: Signals) -> None:
+def _under_profile(one: Run, job: Job, desired: Desired, signals: Signals) -> None:
     with session(one.root, f"run {desired.profile}") as held:
         if held.recovered:
             one.result.recovered = held.recovered
@@ -182,7 +190,7 @@ def _under_profile(one: _Run, job: _Job, desired: Desired, signals: Signals) -> 
                 _apply_again(one, held, before)
 
 
-def _apply_again(one: _Run, held: Session, before: Journal) -> None:
+def _apply_again(one: Run, held: Session, before: Journal) -> None:
     """What was applied before the run is applied after it."""
     try:
         profile = load_profile(one.root, before.profile)
@@ -193,13 +201,13 @@ def _apply_again(one: _Run, held: Session, before: Journal) -> None:
         one.audience.say(f"applied again: {before.profile}, as before the run")
 
 
-def _command(request: Request, desired: Desired) -> _Job:
+def _command(request: Request, desired: Desired) -> Job:
     env = environment(_canonical(desired.env), request.caller)
     program = find_program(request.command[0], env["PATH"])
-    return _Job(program, request.command, env)
+    return Job(program, request.command, env)
 
 
-def _model(one: _Run) -> str:
+def _model(one: Run) -> str:
     """The model to serve, checked to be one."""
     path = one.request.model
     if path is None:
@@ -218,7 +226,7 @@ def _model(one: _Run) -> str:
     return path
 
 
-def _server(one: _Run) -> Server:
+def _server(one: Run) -> Server:
     """The server program: --server, llama-server on PATH, or the embedded one."""
     caller = one.request.caller
     path = find_server(one.request.server, caller.get("PATH"))
@@ -237,8 +245,8 @@ def _server(one: _Run) -> Server:
     return server
 
 
-def _serving(one: _Run, server: Server, model: str, desired: Desired) -> _Job:
-    settings = _canonical(desired.server)
+def _serving(one: Run, server: Server, model: str, desired: Desired) -> Job:
+    settings = {**_canonical(desired.server), **one.request.settings}
     cpus = desired.launch.get("cpus")
     if cpus and "threads" not in settings:
         # The server counts the machine's cores, not those it may use: more threads than CPUs
@@ -259,7 +267,7 @@ def _serving(one: _Run, server: Server, model: str, desired: Desired) -> _Job:
     one.result.url = f"http://127.0.0.1:{port}"
     arguments += _device_arguments(one.request, server, desired.backend)
     env = environment({**_canonical(desired.env), **server.env}, one.request.caller)
-    return _Job(server.program[0], (*server.program, *arguments), env, model, one.result.url)
+    return Job(server.program[0], (*server.program, *arguments), env, model, one.result.url)
 
 
 def _device_arguments(request: Request, server: Server, backend: str) -> list[str]:
@@ -283,7 +291,7 @@ def _canonical(settings: Mapping[str, Setting]) -> dict[str, str]:
     return {name: setting.canonical for name, setting in settings.items()}
 
 
-def _serve(one: _Run, job: _Job, desired: Desired, signals: Signals) -> int:
+def _serve(one: Run, job: Job, desired: Desired, signals: Signals) -> int:
     """Start the job, stay with it, and give its exit code.  Nothing of it is left afterwards."""
     if early := signals.received():
         return 128 + early
@@ -308,7 +316,7 @@ def _serve(one: _Run, job: _Job, desired: Desired, signals: Signals) -> int:
             one.group.remove()
 
 
-def _place(one: _Run, pid: int, desired: Desired) -> None:
+def _place(one: Run, pid: int, desired: Desired) -> None:
     outcomes, one.group = place(one.root, one.machine.cgroup, pid, _canonical(desired.launch))
     one.result.placed = outcomes
     one.audience.placed(outcomes)
@@ -318,7 +326,7 @@ def _place(one: _Run, pid: int, desired: Desired) -> None:
             raise Failed(f"{each.id}: {each.why}, but {setting.source} requires it")
 
 
-def _attend(one: _Run, job: _Job, child: Child, signals: Signals) -> int:
+def _attend(one: Run, job: Job, child: Child, signals: Signals) -> int:
     if job.model is None:
         return exit_code(child.wait())
     one.result.ready_s = wait_ready(one.root, signals, child, job.url, job.model, sys.stderr)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from infertune import __version__
-from infertune.cli import engine, knobs, machine, profile, run, setup
+from infertune.cli import engine, knobs, machine, profile, run, serve, setup
 from infertune.cli.base import Command, Context, printable
 from infertune.errors import Exit, InfertuneError
 from infertune.snapshot import open_root
@@ -23,6 +23,7 @@ COMMANDS: tuple[Command, ...] = (
     *profile.COMMANDS,
     *engine.COMMANDS,
     *run.COMMANDS,
+    *serve.COMMANDS,
     *setup.COMMANDS,
 )
 

@@ -23,7 +23,7 @@ from infertune.run import Request, Result, run
 from infertune.units import format_size
 
 
-class _Printer:
+class Printer:
     """Tells the user what happens, on stderr where a command has stdout."""
 
     def __init__(self, ctx: Context) -> None:
@@ -61,7 +61,7 @@ class _Printer:
         self.say(f"restored: {good} of {len(report.items)}")
 
 
-class _Silent(_Printer):
+class Silent(Printer):
     """For ``--json``: one document at the end, and nothing before it."""
 
     def say(self, text: str) -> None:
@@ -114,11 +114,11 @@ def _run(ctx: Context) -> int:
     )
     result = Result(args.profile)
     if args.json:
-        printer: _Printer = _Silent(ctx)
+        printer: Printer = Silent(ctx)
     elif command:
-        printer = _Printer(Context(ctx.root, args, sys.stderr))
+        printer = Printer(Context(ctx.root, args, sys.stderr))
     else:
-        printer = _Printer(ctx)
+        printer = Printer(ctx)
     failed = None
     try:
         return run(ctx.root, request, result, printer)

@@ -24,7 +24,16 @@ from infertune.knobs import KNOBS
 from infertune.profile import BACKENDS
 from infertune.service.authority import Authority
 from infertune.service.keeper import Choice, Keeper
-from infertune.service.names import ACTION_APPLY, ACTION_READ, ERROR, ERRORS, INTERFACE, NAME
+from infertune.service.names import (
+    ACTION_APPLY,
+    ACTION_READ,
+    ACTION_SERVE,
+    ERROR,
+    ERRORS,
+    INTERFACE,
+    NAME,
+)
+from infertune.service.serving import Serving
 from infertune.service.wire import to_bus
 
 MAX_CONFIRM_S = 24 * 3600
@@ -37,6 +46,7 @@ AS = Annotated[list[str], DBusSignature("as")]
 U = Annotated[int, DBusSignature("u")]
 B = Annotated[bool, DBusSignature("b")]
 Document = Annotated[dict[str, Any], DBusSignature("a{sv}")]
+Documents = Annotated[list[dict[str, Any]], DBusSignature("aa{sv}")]
 Nothing = Annotated[None, DBusSignature("")]
 Numbers = Annotated[list[float], DBusSignature("ad")]
 
@@ -58,9 +68,16 @@ def sender() -> str:
 class Manager(ServiceInterface):
     """org.infertune.Infertune1"""
 
-    def __init__(self, keeper: Keeper, authority: Authority, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        keeper: Keeper,
+        serving: Serving,
+        authority: Authority,
+        changed: Callable[[], None],
+    ) -> None:
         super().__init__(INTERFACE)
         self._keeper = keeper
+        self._serving = serving
         self._authority = authority
         self._changed = changed
 
@@ -138,6 +155,32 @@ class Manager(ServiceInterface):
             finally:
                 self.tell()
 
+    @dbus_method()
+    async def Serve(self, name: S) -> S:
+        """Start a declared server under its profile; returns its unit."""
+        with _errors():
+            await self._may(ACTION_SERVE)
+            _server_name(name)
+            declared = self._serving.declared(name)
+            if self._keeper.choice is None:
+                self._changing(lambda: self._keeper.apply(Choice(declared.profile, "auto")))
+            return await self._serving.serve(name)
+
+    @dbus_method()
+    async def Stop(self, name: S) -> Nothing:
+        """Stop a server and forget what was written for it."""
+        with _errors():
+            await self._may(ACTION_SERVE)
+            _server_name(name)
+            await self._serving.stop(name)
+
+    @dbus_method()
+    async def Servers(self) -> Documents:
+        """Every declared or running server."""
+        with _errors():
+            await self._may(ACTION_READ)
+            return [to_bus(each) for each in await self._serving.servers()]
+
     @dbus_property(access=PropertyAccess.READ)
     def Version(self) -> S:
         return __version__
@@ -188,6 +231,11 @@ class Manager(ServiceInterface):
             )
         finally:
             self.tell()
+
+
+def _server_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise UsageError("not a server name", hint=f"a name matches {NAME.pattern}")
 
 
 def _choice(profile: str, backend: str, without: list[str]) -> Choice:

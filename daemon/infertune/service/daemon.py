@@ -27,9 +27,13 @@ from infertune.errors import Exit, InfertuneError, UsageError
 from infertune.root import Root
 from infertune.service.api import Manager, remember_caller
 from infertune.service.authority import Authority
+from infertune.service.declared import declared_names
 from infertune.service.keeper import Choice, Keeper
 from infertune.service.names import BUS_NAME, NAME, OBJECT_PATH
 from infertune.service.notify import Notifier
+from infertune.service.servers import DECLARED
+from infertune.service.serving import Serving
+from infertune.service.systemd import Systemd
 from infertune.service.timer import Deadline
 
 CONFIG = "/etc/infertune/infertuned.toml"
@@ -81,6 +85,7 @@ class Daemon:
         self._again = False
         """Asked to re-execute (SIGHUP): a new version takes over, nothing is touched."""
         self._manager: Manager | None = None
+        self._serving: Serving
         self._bus: MessageBus | None = None
 
     def stop(self) -> None:
@@ -119,6 +124,9 @@ class Daemon:
         watchdog = loop.create_task(self._feed_watchdog()) if self._notify.watchdog_s else None
         self._notify.send(READY=1)
         self._say_state()
+        if declared_names(self._root, DECLARED):
+            for problem in await self._serving.start_declared():
+                log(3, problem)
 
         await self._over.wait()
         if watchdog:
@@ -132,7 +140,8 @@ class Daemon:
     async def _take_the_bus(self) -> None:
         address = self._environment.get("DBUS_SYSTEM_BUS_ADDRESS")
         self._bus = await MessageBus(bus_address=address, bus_type=BusType.SYSTEM).connect()
-        self._manager = Manager(self._keeper, Authority(self._bus), self._say_state)
+        self._serving = Serving(self._root, Systemd(self._bus))
+        self._manager = Manager(self._keeper, self._serving, Authority(self._bus), self._say_state)
         self._bus.add_message_handler(remember_caller)
         self._bus.add_message_handler(self._hear)
         self._bus.export(OBJECT_PATH, self._manager)

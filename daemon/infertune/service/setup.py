@@ -16,6 +16,7 @@ from infertune.root import Root
 FILES: tuple[tuple[str, str], ...] = (
     ("infertune.service", "/etc/systemd/system/infertune.service"),
     ("infertune.slice", "/etc/systemd/system/infertune.slice"),
+    ("infertune-server@.service", "/etc/systemd/system/infertune-server@.service"),
     ("infertune.sysusers", "/etc/sysusers.d/infertune.conf"),
     (
         "org.infertune.Infertune1.conf",

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding, writing and removing declarations of servers."""
+
+from __future__ import annotations
+
+from infertune.errors import Failed, ProfileError
+from infertune.root import Root, read_plain_file
+from infertune.service.names import NAME
+from infertune.service.servers import (
+    DECLARED,
+    TRANSIENT,
+    Declaration,
+    declaration_text,
+    parse_declaration,
+)
+
+_MAX_BYTES = 64 * 1024
+
+
+def find_declaration(root: Root, name: str) -> Declaration | None:
+    """The declaration of a server; /etc is what the admin says, and counts first.
+
+    Raises ProfileError where there is one that is not valid.
+    """
+    if not NAME.fullmatch(name):
+        return None
+    for directory in (DECLARED, TRANSIENT):
+        path = f"{directory}/{name}.toml"
+        if not root.exists(path):
+            continue
+        try:
+            data, status = read_plain_file(root.at(path), _MAX_BYTES, follow=False)
+        except OSError as error:
+            raise ProfileError(f"cannot be read: {error.strerror}", file=path) from error
+        if root.live and (status.st_uid != 0 or status.st_mode & 0o022):
+            raise ProfileError("others than root may change this file", file=path)
+        return parse_declaration(name, data.decode("utf-8", "replace"), path)
+    return None
+
+
+def declared_names(root: Root, directory: str) -> list[str]:
+    """Names of the servers that a directory declares."""
+    files = (name for name in root.names(directory) if name.endswith(".toml"))
+    return [name for file in files if NAME.fullmatch(name := file.removesuffix(".toml"))]
+
+
+def write_declaration(root: Root, declaration: Declaration) -> None:
+    """Declare a server for this boot.  Raises Failed."""
+    path = f"{TRANSIENT}/{declaration.name}.toml"
+    try:
+        root.mkdir(TRANSIENT)
+        root.replace(path, declaration_text(declaration).encode())
+    except OSError as error:
+        raise Failed(f"{path}: {error.strerror}") from error
+
+
+def remove_declaration(root: Root, name: str) -> None:
+    """Forget a server of this boot; one that is declared in /etc stays.  Raises Failed."""
+    path = f"{TRANSIENT}/{name}.toml"
+    try:
+        root.unlink(path)
+    except OSError as error:
+        raise Failed(f"{path}: {error.strerror}") from error

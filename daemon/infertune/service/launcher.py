@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Becomes the server of one declaration.  Runs in its unit, as its user, under its limits.
+
+The daemon never runs a server program, not even to ask for its help.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from infertune.engine import Report
+from infertune.errors import Exit, InfertuneError, UsageError
+from infertune.launch.client import Completion
+from infertune.launch.place import Placed
+from infertune.machine import read_machine
+from infertune.root import Root
+from infertune.run import Request, Result, Run, prepare
+from infertune.server_settings import SERVER_SETTINGS
+from infertune.service.declared import find_declaration
+
+
+class _Log:
+    """Tells the journal; a unit has no other audience."""
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+    def recovered(self, report: Report) -> None: ...
+    def applied(self, report: Report) -> None: ...
+    def placed(self, outcomes: Sequence[Placed]) -> None: ...
+    def answered(self, completion: Completion) -> None: ...
+    def restored(self, report: Report) -> None: ...
+
+
+def main() -> int:
+    """``launcher NAME``: exec the server that is declared under this name."""
+    if len(sys.argv) != 2:
+        print("launcher: takes the name of a declared server", file=sys.stderr)
+        return int(Exit.USAGE)
+    root = Root("/")
+    try:
+        declared = find_declaration(root, sys.argv[1])
+        if declared is None:
+            raise UsageError(f"no server '{sys.argv[1]}' is declared")
+        settings = {
+            name: SERVER_SETTINGS[name].value.parse(value)
+            for name, value in (declared.settings or {}).items()
+        }
+        request = Request(
+            profile=declared.profile,
+            caller=dict(os.environ),
+            backend=declared.backend,
+            model=declared.model,
+            port=declared.port,
+            settings=settings,
+        )
+        result = Result(profile=declared.profile)
+        _, job = prepare(Run(root, read_machine(root), request, result, _Log()))
+    except InfertuneError as error:
+        print(f"<3>{error.message}" + (f"; {error.hint}" if error.hint else ""), file=sys.stderr)
+        return int(error.exit_code)
+    print(f"starting {' '.join(job.argv)}", flush=True)
+    return os.execve(job.program, list(job.argv), dict(job.env))  # noqa: S606
+
+
+if __name__ == "__main__":
+    sys.exit(main())

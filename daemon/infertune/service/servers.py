@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Declared servers, and the systemd directives that hold one under its profile.  Pure.
+
+A declaration is a small file that only root can write.  The unit is a template
+(systemd/infertune-server@.service); what the profile asks for is a drop-in of
+it, so ``systemctl cat`` shows all of it.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from infertune.errors import ProfileError
+from infertune.resolve import Desired
+from infertune.server_settings import SERVER_SETTINGS
+from infertune.service.names import NAME
+
+DECLARED = "/etc/infertune/servers.d"
+"""Servers that start with the daemon."""
+TRANSIENT = "/run/infertune/servers.d"
+"""Servers of this boot: ``infertune serve``."""
+
+SLICE = "infertune.slice"
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """One server: what it serves, under which profile, where."""
+
+    name: str
+    profile: str
+    model: str | None
+    """Path of a GGUF file; None for the small model of the extra ``embedded``."""
+    port: int
+    backend: str = "auto"
+    settings: Mapping[str, str | int | bool] | None = None
+    """Server settings of its own, over the profile's: canonical names of server_settings.py."""
+
+    @property
+    def unit(self) -> str:
+        return f"infertune-server@{self.name}.service"
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "profile": str,
+    "model": str,
+    "port": int,
+    "backend": str,
+    "settings": dict,
+}
+
+
+def parse_declaration(name: str, text: str, file: str) -> Declaration:
+    """Read a declaration.  Raises ProfileError with the file."""
+
+    def wrong(what: str) -> ProfileError:
+        return ProfileError(what, file=file)
+
+    if not NAME.fullmatch(name):
+        raise wrong(f"'{name}' is not a server name")
+    try:
+        found = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise wrong(f"not valid TOML: {error}") from None
+    for key, value in found.items():
+        if key not in _KINDS:
+            raise wrong(f"unknown key '{key}'; known: {', '.join(_KINDS)}")
+        if not isinstance(value, _KINDS[key]) or isinstance(value, bool):
+            raise wrong(f"{key} is not a {_KINDS[key]}")
+    for key in ("profile", "port"):
+        if key not in found:
+            raise wrong(f"{key} is missing")
+    if not NAME.fullmatch(found["profile"]):
+        raise wrong("profile is not a profile name")
+    if not 1024 <= found["port"] <= 65535:
+        raise wrong("port must be 1024 to 65535")
+    model = found.get("model")
+    if model is not None and (not model.startswith("/") or not model.isprintable()):
+        raise wrong("model must be an absolute path")
+    settings = found.get("settings", {})
+    for key, value in settings.items():
+        if key not in SERVER_SETTINGS:
+            raise wrong(f"unknown server setting '{key}'")
+        try:
+            SERVER_SETTINGS[key].value.parse(value)
+        except ValueError as error:
+            raise wrong(f"{key}: {error}") from None
+    return Declaration(
+        name, found["profile"], model, found["port"], found.get("backend", "auto"), settings
+    )
+
+
+def declaration_text(declaration: Declaration) -> str:
+    """The file that ``parse_declaration`` reads back."""
+    lines = [f"profile = {json.dumps(declaration.profile)}", f"port = {declaration.port}"]
+    if declaration.model is not None:
+        lines.append(f"model = {json.dumps(declaration.model)}")
+    lines.append(f"backend = {json.dumps(declaration.backend)}")
+    if declaration.settings:
+        lines.append("[settings]")
+        lines += [f"{name} = {json.dumps(value)}" for name, value in declaration.settings.items()]
+    return "\n".join(lines) + "\n"
+
+
+def directives(desired: Desired) -> dict[str, str]:
+    """[Service] directives for the profile's launch settings (systemd.resource-control(5))."""
+    wanted = {name: setting.canonical for name, setting in desired.launch.items()}
+    found: dict[str, str] = {}
+    for name, directive in _DIRECTIVES.items():
+        if name in wanted:
+            value = wanted[name]
+            found[directive] = _WORDS.get((directive, value), value)
+    if "OOMScoreAdjust" in found and int(found["OOMScoreAdjust"]) < 0:
+        # systemd-oomd has its own idea of whom to end, and does not read oom_score_adj.
+        found["ManagedOOMPreference"] = "avoid"
+    return found
+
+
+_DIRECTIVES = {
+    "memory_min": "MemoryMin",
+    "memory_swap_max": "MemorySwapMax",
+    "cpus": "AllowedCPUs",
+    "cpu_weight": "CPUWeight",
+    "memlock": "LimitMEMLOCK",
+    "oom_score_adj": "OOMScoreAdjust",
+    "nice": "Nice",
+}
+
+_WORDS = {
+    ("LimitMEMLOCK", "unlimited"): "infinity",
+    ("MemorySwapMax", "max"): "infinity",
+}
+
+
+def drop_in(declaration: Declaration, desired: Desired) -> str:
+    """The drop-in of the server's unit."""
+    lines = [f"# Written by infertuned: profile {desired.profile}, backend {desired.backend}."]
+    lines += ["[Unit]", f"Description=Model server {declaration.name} (infertune)", "[Service]"]
+    lines += [f"{name}={value}" for name, value in directives(desired).items()]
+    return "\n".join(lines) + "\n"
+
+
+def slice_drop_in(minima: Iterable[int]) -> str:
+    """The drop-in of the slice: it must be granted what its servers are promised together."""
+    return f"# Written by infertuned: the sum of its servers.\n[Slice]\nMemoryMin={sum(minima)}\n"
+
+
+def memory_min(desired: Desired) -> int:
+    """Bytes of protected memory the profile asks for."""
+    setting = desired.launch.get("memory_min")
+    return int(setting.canonical) if setting else 0
+
+
+def systemd_run_line(
+    declaration: Declaration, desired: Desired, argv: Iterable[str], env: Mapping[str, str]
+) -> str:
+    """The same server as one ``systemd-run`` command, for people who want to see or keep it."""
+    words = ["systemd-run", f"--unit=infertune-server-{declaration.name}", f"--slice={SLICE}"]
+    words += ["--uid=infertune"]
+    words += [f"--property={name}={value}" for name, value in directives(desired).items()]
+    words += [f"--setenv={name}={value}" for name, value in sorted(env.items())]
+    return shlex.join([*words, "--", *argv])

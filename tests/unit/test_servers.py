@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Declared servers: what may be declared, and what systemd is told about it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from infertune.errors import ProfileError
+from infertune.machine import read_machine
+from infertune.profile import load_profile
+from infertune.resolve import Desired, resolve
+from infertune.root import Root
+from infertune.service.declared import (
+    declared_names,
+    find_declaration,
+    remove_declaration,
+    write_declaration,
+)
+from infertune.service.servers import (
+    DECLARED,
+    Declaration,
+    declaration_text,
+    directives,
+    drop_in,
+    parse_declaration,
+    slice_drop_in,
+    systemd_run_line,
+)
+from infertune.service.setup import FILES, install, remove
+from infertune.snapshot import open_root
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "strix-halo-128.snapshot"
+CHAT = Declaration("chat", "low-latency", "/models/a b.gguf", 8081, "rocm", {"ctx_size": 4096})
+
+
+def desired(profile: str, backend: str = "rocm") -> Desired:
+    with open_root(str(FIXTURE)) as root:
+        return resolve(load_profile(root, profile), read_machine(root), backend)
+
+
+def test_round_trip() -> None:
+    assert parse_declaration("chat", declaration_text(CHAT), "x") == CHAT
+    plain = Declaration("x", "quiet", None, 8080, "auto", {})
+    assert parse_declaration("x", declaration_text(plain), "x") == plain
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("profile = 1\nport = 8080", "profile is not"),
+        ('profile = "../x"\nport = 8080', "not a profile name"),
+        ('profile = "quiet"', "port is missing"),
+        ("port = 8080", "profile is missing"),
+        ('profile = "quiet"\nport = 80', "1024 to 65535"),
+        ('profile = "quiet"\nport = true', "port is not"),
+        ('profile = "quiet"\nport = 8080\nmodel = "a.gguf"', "absolute path"),
+        ('profile = "quiet"\nport = 8080\nmodel = "/a\\nb"', "absolute path"),
+        ('profile = "quiet"\nport = 8080\nexec = "/bin/sh"', "unknown key 'exec'"),
+        ('profile = "quiet"\nport = 8080\n[settings]\nshell = 1', "unknown server setting"),
+        ('profile = "quiet"\nport = 8080\n[settings]\nctx_size = "big"', "ctx_size"),
+        ("profile = ", "not valid TOML"),
+    ],
+)
+def test_declarations_that_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ProfileError, match=message):
+        parse_declaration("x", text, "x.toml")
+
+
+def test_directives_say_what_the_profile_says() -> None:
+    assert directives(desired("low-latency")) == {
+        "MemoryMin": str(4 * 2**30),
+        "MemorySwapMax": "0",
+        "AllowedCPUs": "1-7",
+        "OOMScoreAdjust": "-500",
+        "ManagedOOMPreference": "avoid",
+        "Nice": "-10",
+    }
+    assert "MemoryMin=4294967296\n" in drop_in(CHAT, desired("low-latency"))
+    assert slice_drop_in([1, 2]).endswith("[Slice]\nMemoryMin=3\n")
+
+
+def test_the_equivalent_command_can_be_pasted() -> None:
+    line = systemd_run_line(CHAT, desired("low-latency"), ["/bin/x", "a b"], {"A": "b c"})
+    words = shlex.split(line)
+    assert words[0] == "systemd-run"
+    assert "--property=AllowedCPUs=1-7" in words
+    assert "--setenv=A=b c" in words
+    assert words[-3:] == ["--", "/bin/x", "a b"]
+
+
+def test_etc_counts_before_run(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    write_declaration(root, CHAT)
+    assert find_declaration(root, "chat") == CHAT
+    etc = tmp_path / DECLARED.lstrip("/")
+    etc.mkdir(parents=True)
+    (etc / "chat.toml").write_text('profile = "quiet"\nport = 9000\n')
+    (etc / "Not A Name.toml").write_text("")
+    found = find_declaration(root, "chat")
+    assert found is not None
+    assert found.profile == "quiet"
+    assert declared_names(root, DECLARED) == ["chat"]
+    remove_declaration(root, "chat")
+    assert (etc / "chat.toml").exists()
+    assert find_declaration(root, "../chat") is None
+
+
+def test_setup_writes_exactly_its_files_and_takes_them_away(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    assert {each.outcome for each in install(root)} == {"written"}
+    assert {each.outcome for each in install(root)} == {"same"}
+    files = {f"/{p.relative_to(tmp_path)}" for p in tmp_path.rglob("*") if p.is_file()}
+    assert files == {target for _, target in FILES}
+    for path in files:
+        assert "@PYTHON@" not in (tmp_path / path.lstrip("/")).read_text()
+    assert {each.outcome for each in remove(root)} == {"removed"}
+    assert {each.outcome for each in remove(root)} == {"absent"}
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
