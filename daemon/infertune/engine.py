@@ -326,7 +326,10 @@ def _plan(
     settings: list[Setting] = [s for s in (*desired.now, *desired.boot) if s.id not in left_out]
     found = {setting.id: targets(root, machine, KNOBS[setting.id]) for setting in settings}
     records = old.by_path() if old else {}
-    readings = _readings(root, [t for each in found.values() for t in each], records.values())
+    lockers = {lock[0] for setting in settings if (lock := KNOBS[setting.id].locked_by)}
+    read = [t for each in found.values() for t in each]
+    read += [t for knob in sorted(lockers) for t in targets(root, machine, KNOBS[knob])]
+    readings = _readings(root, read, records.values())
     items = plan(machine, settings, found, readings, records, may_hold=may_hold)
     moved = {touched for s in settings for touched in KNOBS[s.id].touches}
     return items, [t for knob in sorted(moved) for t in targets(root, machine, KNOBS[knob])]

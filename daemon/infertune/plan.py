@@ -83,7 +83,7 @@ def plan(
     keyed by path.  Records of knobs the settings no longer name are restored.
     ``may_hold``: whether a process stays that can keep a file open.
     """
-    locks = _locks(settings, readings, targets)
+    locks = _locks(settings, readings, targets, records)
     wanted: list[Item] = []
     for setting in settings:
         knob = KNOBS[setting.id]
@@ -119,6 +119,7 @@ def _locks(
     settings: Sequence[Setting],
     readings: Mapping[str, Reading],
     targets: Mapping[str, Sequence[Target]],
+    records: Mapping[str, Record],
 ) -> frozenset[str]:
     """Knobs that another one will lock when the plan is done."""
     wanted = {setting.id: setting.canonical for setting in settings if targets.get(setting.id)}
@@ -127,10 +128,22 @@ def _locks(
         if knob.locked_by is None:
             continue
         other, value = knob.locked_by
-        live = {r.value for path, r in readings.items() if is_file_of(KNOBS[other], path)}
-        if wanted.get(other) == value or (other not in wanted and value in live):
+        left = {
+            _left_at(records.get(path), reading)
+            for path, reading in readings.items()
+            if is_file_of(KNOBS[other], path)
+        }
+        if wanted.get(other) == value or (other not in wanted and value in left):
             locked.add(knob.id)
     return frozenset(locked)
+
+
+def _left_at(record: Record | None, reading: Reading) -> str | None:
+    """What a file that the settings do not name holds when the plan is done."""
+    if record is None:
+        return reading.value
+    item = _plan_restore(record, reading)
+    return item.want if item.outcome == "restore" else reading.value
 
 
 def _leaving(

@@ -239,6 +239,27 @@ def test_a_locked_preference_is_refused_and_later_goes_back(tmp_path: Path) -> N
     assert values(tmp_path) == original
 
 
+def test_a_lock_that_goes_with_the_old_profile_holds_nothing_back(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    original = values(tmp_path)
+    apply(root, "a", {EPP: "power"})
+    apply(root, "b", {GOVERNOR: "performance"})
+    apply(root, "c", {EPP: "power"})
+    now = values(tmp_path)
+    assert now[f"{CPUFREQ}/policy0/scaling_governor"] == "powersave\n"
+    assert now[f"{CPUFREQ}/policy0/energy_performance_preference"] == "power\n"
+    revert(root)
+    assert values(tmp_path) == original
+
+
+def test_a_governor_that_somebody_else_set_locks_too(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    for policy in (0, 1):
+        root.write_value(f"{CPUFREQ}/policy{policy}/scaling_governor", "performance")
+    items = _items(root, {EPP: "power"})
+    assert {item.outcome for item in items.values()} == {"refused"}
+
+
 def test_a_knob_of_another_version_stays_in_the_journal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -93,9 +93,10 @@ def _build(path: Path) -> None:
                 stderr=subprocess.STDOUT,
                 check=False,
             )
-        if done.returncode:
-            end = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
-            raise Unavailable(f"the image could not be built ({log}):\n{end}")
+        end = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
+        if done.returncode == os.EX_TEMPFAIL:
+            raise Unavailable(f"the packages of the guest cannot be fetched ({log}): {end}")
+        assert done.returncode == 0, f"the image could not be built ({log}):\n{end}"
         target.rename(path)
     print(f"guest image built in {time.monotonic() - began:.0f} s: {path}", file=sys.stderr)
 
@@ -139,3 +140,11 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+if __name__ == "__main__":
+    # For scripts/test: nothing if guests can be started here, else the reason.
+    try:
+        check()
+    except Unavailable as unavailable:
+        sys.exit(str(unavailable))

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""infertuned under systemd on stock kernels: from set-up to removal, with nothing of ours left."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from vm.guest import Guest
+
+OURS = (
+    "find /etc /run /usr/share /var/lib -xdev -iname '*infertune*' -not -path '/etc/infertune*' "
+    "-not -path '/run/systemd/*' | sort"
+)
+
+
+@pytest.fixture
+def service(guest: Guest) -> Iterator[Guest]:
+    """The guest with the service set up and running; afterwards without it, and as it was."""
+    settings, files = guest.settings(), guest.sh(OURS)
+    guest.infertune("setup")
+    guest.sh("systemctl enable -q --now infertune.service")
+    yield guest
+    guest.run("infertune revert")
+    guest.sh("systemctl disable -q --now infertune.service")
+    guest.infertune("setup --remove")
+    guest.sh("rm -rf /etc/infertune/infertuned.toml /run/infertune /var/lib/infertune")
+    assert guest.settings() == settings
+    assert guest.sh(OURS) == files
+
+
+def status(guest: Guest) -> dict[str, object]:
+    found: dict[str, object] = json.loads(guest.infertune("status --json", codes=(0, 1)).out)
+    return found
+
+
+def show(guest: Guest, name: str) -> str:
+    return guest.sh(f"systemctl show -P {name} infertune.service").strip()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.3)
+
+
+def test_apply_goes_through_the_daemon_and_stop_puts_back(service: Guest) -> None:
+    before = service.settings()
+    assert show(service, "StatusText") == "idle"
+    service.infertune("apply long-context")
+    now = status(service)
+    assert now["state"] == "applied"
+    assert "infertuned" in now["applied"]["owner"]  # type: ignore[index]
+    assert show(service, "StatusText") == "applied: long-context (auto)"
+    service.infertune("verify long-context")
+    assert service.settings() != before
+    service.sh("systemctl stop infertune.service")
+    assert service.settings() == before
+    service.sh("systemctl start infertune.service")
+    assert status(service)["state"] == "idle"
+
+
+def test_the_unit_is_what_it_says(service: Guest) -> None:
+    verify = service.run("systemd-analyze verify --man=no infertune.service infertune.slice")
+    assert (verify.code, verify.out, verify.err) == (0, "", "")
+    score = service.run(
+        "systemd-analyze security --threshold=20 --no-pager infertune.service | tail -n 1"
+    )
+    assert "2.0" in score.out or "1." in score.out, score.out
+    # kernel.numa_balancing needs the one capability the unit has.
+    service.infertune("apply base")
+    report = json.loads(service.infertune("verify base --json").out)
+    assert not report["differs"]
+
+
+def test_kill_9_changes_nothing_and_the_next_one_knows(service: Guest) -> None:
+    before = service.settings()
+    service.infertune("apply long-context")
+    tuned = service.settings()
+    pid = show(service, "MainPID")
+    service.sh(f"kill -9 {pid}")
+    wait_until(lambda: show(service, "MainPID") not in ("0", pid))
+    wait_until(lambda: show(service, "ActiveState") == "active")
+    assert service.settings() == tuned
+    assert status(service)["state"] == "applied"
+    service.infertune("revert")
+    assert service.settings() == before
+
+
+def test_reload_is_a_new_process_image_on_an_untouched_machine(service: Guest) -> None:
+    service.infertune("apply long-context")
+    tuned, pid = service.settings(), show(service, "MainPID")
+    service.sh("systemctl reload infertune.service")
+    wait_until(lambda: "applied" in show(service, "StatusText"))
+    assert show(service, "MainPID") == pid
+    assert service.settings() == tuned
+    assert status(service)["state"] == "applied"
+
+
+def test_without_confirmation_it_goes_back(service: Guest) -> None:
+    before = service.settings()
+    service.infertune("apply long-context --confirm-within 15s")
+    assert status(service)["state"] == "applied"
+    assert show(service, "StatusText").startswith("unconfirmed")
+    # The command line is gone, the daemon dies: the deadline stays.
+    service.sh("systemctl kill -s KILL infertune.service")
+    wait_until(lambda: service.settings() == before)
+    service.infertune("apply long-context --confirm-within 15s")
+    service.infertune("confirm")
+    time.sleep(16)
+    assert status(service)["state"] == "applied"
+    service.infertune("confirm", codes=(1,))
+
+
+def test_who_may(service: Guest) -> None:
+    before = service.settings()
+
+    def denied(command: str) -> None:
+        done = service.run(command, user="user")
+        assert done.code == 4, done
+        assert "not authorized" in done.err
+        assert service.settings() == before
+
+    assert service.run("infertune status", user="user").code == 0
+    for polkit in ("start", "stop"):
+        service.sh(f"systemctl {polkit} polkit.service")
+        if polkit == "stop":
+            service.sh("systemctl mask -q --runtime polkit.service")
+        denied("infertune apply long-context")
+        denied("infertune revert")
+        denied("infertune confirm")
+    service.sh("systemctl unmask -q --runtime polkit.service")
+
+
+def test_nobody_else_can_be_the_daemon(service: Guest) -> None:
+    service.sh("systemctl stop infertune.service")
+    done = service.run(
+        "busctl --system call org.freedesktop.DBus / org.freedesktop.DBus RequestName su "
+        "org.infertune.Infertune1 4",
+        user="user",
+    )
+    assert done.code != 0
+    service.sh("systemctl start infertune.service")
+
+
+def test_idle_means_asleep(service: Guest) -> None:
+    """No wake-up of its own: the watchdog once a minute is the only one."""
+    pid = show(service, "MainPID")
+    time.sleep(2)
+
+    def switches() -> int:
+        text = service.read(f"/proc/{pid}/status")
+        lines = (line for line in text.splitlines() if line.startswith("voluntary_ctxt"))
+        return int(next(lines).split()[1])
+
+    first = switches()
+    time.sleep(20)
+    assert switches() - first <= 2
+
+
+def test_default_profile_is_applied_at_start_and_not_after_a_power_cut(
+    new_guest: Callable[[str], Guest],
+) -> None:
+    guest = new_guest("7.x")
+    guest.sh("modprobe mock_cpufreq epp=1 && echo mock_cpufreq >/etc/modules-load.d/mock.conf")
+    guest.sh("echo options mock_cpufreq epp=1 >/etc/modprobe.d/mock.conf")
+    guest.infertune("setup")
+    guest.sh("mkdir -p /etc/infertune && echo 'profile = \"throughput\"' "
+             ">/etc/infertune/infertuned.toml")  # fmt: skip
+    guest.sh("systemctl enable -q --now infertune.service && sync")
+    assert status(guest)["state"] == "applied"
+    guest.power_cut()
+    wait_until(lambda: show(guest, "ActiveState") == "active")
+    now = status(guest)
+    assert now["state"] == "idle"
+    assert "stopped without warning while 'throughput'" in str(now["notes"])
+    assert "scaling_governor" in str(now["notes"])
+    # Applied by hand, then stopped in order: the next start applies it again.
+    guest.infertune("apply throughput")
+    guest.sh("systemctl stop infertune.service && systemctl start infertune.service")
+    assert status(guest)["state"] == "applied"
