@@ -64,6 +64,20 @@ def test_what_a_child_is_started_with() -> None:
     assert seen["nice"] == 7  # placed before its first instruction
 
 
+def test_a_server_inherits_no_file_of_our_caller() -> None:
+    reading, writing = os.pipe()
+    os.set_inheritable(reading, True)
+    try:
+        child = shell("ls /proc/$$/fd")
+        child.wait()
+        names = set(child.last_lines())
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert {"0", "1", "2"} <= names
+    assert str(reading) not in names
+
+
 def test_what_python_ignores_is_not_ignored_in_the_child() -> None:
     assert signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN
     child = begin("/bin/cat", "/proc/self/status")
@@ -165,6 +179,20 @@ def test_the_second_ctrl_c_kills() -> None:
         assert child.wait_for(0.3) is None
         os.kill(os.getpid(), signal.SIGINT)
         assert child.wait() == -signal.SIGKILL
+
+
+def test_a_command_that_ignores_the_signal_is_killed_when_patience_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("infertune.launch.process.GRACE_S", 0.3)
+    child = shell("trap '' TERM; echo ready; while :; do sleep 0.1; done")
+    while not (child.tail and child.tail.lines):
+        time.sleep(0.02)
+    with Signals() as signals:
+        signals.child = child
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert child.wait() == -signal.SIGKILL
+    assert signals.received() == signal.SIGTERM
 
 
 def test_handlers_are_put_back() -> None:

@@ -35,6 +35,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.timeout(TIMEOUT_S))
 
 
+@pytest.fixture(autouse=True)
+def no_leaks() -> None:
+    """Not the rule of the other tests: a guest outlives a test, also if that restarts it."""
+
+
 @pytest.fixture(scope="session")
 def image() -> Path:
     try:

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The door: what it asks of the kernel, and in which order."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from infertune.root import Root, ShortWrite, Step
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the calls that make a file durable, in order, with what they are about."""
+    seen: list[str] = []
+
+    def watch(name: str) -> None:
+        original = getattr(os, name)
+
+        def call(first: int | str | Path, *rest: object) -> object:
+            about = os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else str(first)
+            seen.append(f"{name} {os.path.basename(about)}")
+            return original(first, *rest)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("write", "fsync", "rename"):
+        watch(name)
+    return seen
+
+
+def test_replace_is_durable_before_and_after_it_is_visible(
+    tmp_path: Path, calls: list[str]
+) -> None:
+    """Data on disk before the name points at it, the name on disk before anybody relies on it."""
+    directory = tmp_path / "run"
+    directory.mkdir()
+    Root(tmp_path).replace("/run/journal", b"x")
+    assert calls == [
+        "write journal.new",
+        "fsync journal.new",
+        "rename journal.new",
+        "fsync run",
+    ]
+    assert (directory / "journal").read_bytes() == b"x"
+
+
+def test_unlink_is_durable(tmp_path: Path, calls: list[str]) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    Root(tmp_path).unlink("/file")
+    assert calls == [f"fsync {tmp_path.name}"]
+
+
+def test_every_effect_is_a_step_that_can_be_stopped(tmp_path: Path) -> None:
+    """A hook that refuses everything leaves nothing changed."""
+    (tmp_path / "file").write_text("1\n")
+    (tmp_path / "empty").mkdir()
+
+    def refuse(step: Step) -> int | None:
+        raise OSError(errno.EPERM, "no", step.path)
+
+    root = Root(tmp_path, hook=refuse)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(OSError, match="no"):
+        root.write_value("/file", "2")
+    with pytest.raises(OSError, match="no"):
+        root.replace("/file", b"2")
+    with pytest.raises(OSError, match="no"):
+        root.unlink("/file")
+    with pytest.raises(OSError, match="no"):
+        root.mkdir("/new")
+    with pytest.raises(OSError, match="no"):
+        root.rmdir("/empty")
+    with pytest.raises(OSError, match="no"):
+        root.hold("/file", b"2")
+    with pytest.raises(OSError, match="no"), root.lock("/lock", "me"):
+        pass
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "file").read_text() == "1\n"
+
+
+def test_a_short_write_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("60\n")
+    root = Root(tmp_path, hook=lambda step: 1 if step.action == "write" else None)
+    with pytest.raises(ShortWrite, match="1 of 2"):
+        root.write_value("/file", "10")
+    with pytest.raises(ShortWrite):
+        root.replace("/file", b"long")
+    assert not (tmp_path / "file.new").exists()
+
+
+@pytest.mark.parametrize("path", ["relative", "/a/../b", "/a\0b", ""])
+def test_paths_that_are_none(path: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not an absolute path"):
+        Root(tmp_path).at(path)
+
+
+def test_this_machine_by_any_name() -> None:
+    assert Root("/").live
+    assert Root("//").live
+    assert Root("/proc/self/root").live
+    assert not Root("/tmp").live
+
+
+def test_natural_order(tmp_path: Path) -> None:
+    for name in ("cpu10", "cpu2", "cpu1", "cpu1²"):
+        (tmp_path / name).mkdir()
+    assert Root(tmp_path).glob("/cpu[0-9]*") == ["/cpu1", "/cpu1²", "/cpu2", "/cpu10"]
+
+
+def test_a_held_file_is_open_until_it_is_closed(tmp_path: Path) -> None:
+    held = Root(tmp_path).hold("/dev/null", b"x")
+    assert held.fd is None  # a recorded machine has no driver behind its files
+    held.close()
+    held = Root("/").hold("/dev/null", b"1234")
+    assert held.fd is not None
+    number = held.fd
+    held.close()
+    held.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
