@@ -178,6 +178,8 @@ class Session:
         """Set where not all of it could be put back; the machine can be used all the same."""
         self._journals = Journals(root)
         self._held: list[Held] = []
+        self._held_here = False
+        """Whether this session wrote a held journal, and will see to what was applied before."""
 
     @property
     def applied(self) -> Journal | None:
@@ -219,6 +221,7 @@ class Session:
             since=datetime.now(UTC).isoformat(timespec="seconds"),
             held=hold,
             without=tuple(without),
+            earlier=(old.earlier if old.held else old.profile) if hold and old else None,
             confirm_by=confirm_by,
             records=(),
         )
@@ -228,6 +231,7 @@ class Session:
             raise _apply_failed(done, report)
         self.release()
         self._held = done.held
+        self._held_here = hold
         return report
 
     def confirm(self) -> bool:
@@ -288,6 +292,8 @@ class Session:
                 return Report(None, None, (), notes)
         except OSError as error:
             raise Failed(f"journal: {describe(error)}") from error
+        if loaded.journal and loaded.journal.held and journal.earlier and not self._held_here:
+            notes += (f"'{journal.earlier}' was applied before it and is not any more",)
         done = restore(self.root, self._journals, journal)
         report = Report(journal.profile, journal.backend, done.items, notes)
         if done.failure:

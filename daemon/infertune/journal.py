@@ -65,6 +65,8 @@ class Journal:
     """True while a process must be alive for it to be in force (``run``)."""
     without: tuple[str, ...]
     """Knobs that were left out of the profile."""
+    earlier: str | None
+    """Profile that was applied before one that is held, and is again when that ends."""
     confirm_by: float | None
     """CLOCK_BOOTTIME in seconds at which it goes back unless confirmed; None for never."""
     records: tuple[Record, ...]
@@ -101,6 +103,7 @@ def dump(journal: Journal) -> bytes:
         "since": journal.since,
         "held": journal.held,
         "without": journal.without,
+        "earlier": journal.earlier,
         "confirm_by": journal.confirm_by,
     }
     # The boot id is in every line: a line must stand on its own when the header is lost.
@@ -162,6 +165,7 @@ def parse(data: bytes) -> Loaded:
         since=str(about.get("since", "unknown")),
         held=bool(about.get("held", False)),
         without=tuple(map(str, about.get("without") or ())),
+        earlier=str(about["earlier"]) if about.get("earlier") else None,
         confirm_by=_number(about.get("confirm_by")),
         records=tuple(records),
     )

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from infertune.engine import ApplyFailed, Report, Session, session
@@ -43,7 +44,7 @@ from infertune.launch.ready import DEFAULT_PORT, choose_port, wait_ready
 from infertune.machine import Machine, read_machine
 from infertune.profile import load_profile
 from infertune.resolve import Desired, Setting, assume_backend, resolve
-from infertune.root import Root
+from infertune.root import Root, read_plain_file
 from infertune.server_settings import Refused, parse_help, server_arguments
 from infertune.units import parse_cpulist
 
@@ -216,8 +217,7 @@ def _model(one: Run) -> str:
         one.audience.say("no --model: serving Gemma 3 270M (extra 'embedded')")
     path = os.path.abspath(path)
     try:
-        with open(path, "rb") as file:
-            magic = file.read(4)
+        magic = read_plain_file(Path(path), 4, follow=True)[0]
     except OSError as error:
         raise UsageError(f"--model {path}: {error.strerror}") from None
     if magic != b"GGUF":
@@ -331,7 +331,8 @@ def _attend(one: Run, job: Job, child: Child, signals: Signals) -> int:
         return exit_code(child.wait())
     one.result.ready_s = wait_ready(one.root, signals, child, job.url, job.model, sys.stderr)
     if one.result.ready_s is None:
-        return exit_code(child.wait())
+        status = child.wait()
+        return 128 + number if (number := signals.received()) else exit_code(status)
     one.audience.say(f"ready after {one.result.ready_s:.1f} s: {job.url}")
     if one.request.ask is not None:
         try:

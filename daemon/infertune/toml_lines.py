@@ -15,14 +15,15 @@ import tomllib
 Path = tuple[str | int, ...]
 """Keys from the top; an index for each item of an array: ``("backend", "rocm", "list", 0)``."""
 
-_BLANK = re.compile(r"(?:[ \t\n]+|#[^\n]*)*+")
+# No possessive quantifiers: in Python 3.11.0 to 3.11.4 they miss matches around a look-ahead.
+_BLANK = re.compile(r"(?:[ \t\n]|#[^\n]*)*")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_QUOTED_KEY = re.compile(r""""(?:[^"\\]|\\.)*+"|'[^']*'""")
+_QUOTED_KEY = re.compile(r""""(?:[^"\\]|\\.)*"|'[^']*'""")
 # Up to two quotes may stand at the end of a multi-line string, before its own three.
 _STRING = re.compile(
-    r'"""(?:[^"\\]|\\.|"{1,2}(?!"))*+"{3,5}'
-    r"|'''(?:[^']|'{1,2}(?!'))*+'{3,5}"
-    r"""|"(?:[^"\\]|\\.)*+"|'[^']*'""",
+    r'"""(?:[^"\\]|\\.|"{1,2}(?!"))*"{3,5}'
+    r"|'''(?:[^']|'{1,2}(?!'))*'{3,5}"
+    r"""|"(?:[^"\\]|\\.)*"|'[^']*'""",
     re.DOTALL,
 )
 _PLAIN = re.compile(r"[^,\]}#\n]+")

@@ -97,7 +97,7 @@ venv_is_good() {
 }
 
 pip_install() { # ARGUMENTS...  (output only when it fails)
-    .venv/bin/python -m pip --disable-pip-version-check install --quiet --no-input "$@"
+    .venv/bin/python -m pip --disable-pip-version-check --retries 2 install --quiet --no-input "$@"
 }
 
 build_venv() {

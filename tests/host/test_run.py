@@ -269,7 +269,8 @@ def test_a_signal_while_loading(runner: Runner) -> None:
     )
     pid = runner.seen()["pid"]
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 0
+    # The fake server ends with 0, but nothing was served: the signal is the outcome.
+    assert process.wait(10) == 128 + signal.SIGTERM
     assert not alive(pid)
 
 
@@ -374,6 +375,48 @@ def test_kill_9_is_recovered_by_the_next_call(runner: Runner) -> None:
     assert code == 0
     assert "an earlier run was cut short" in err
     assert state() == before
+
+
+@pytest.mark.root_only
+def test_after_kill_9_the_earlier_profile_is_not_forgotten(runner: Runner) -> None:
+    before = state()
+    assert runner.infertune("apply", "throughput")[0] == 0
+    applied = state()
+    process = runner.start("long-context", "--", "sleep", "300")
+    wait_until(lambda: state() != applied)
+    process.kill()
+    process.wait(10)
+    code, out, _ = runner.infertune("recover")
+    assert code == 1
+    assert "'throughput' was applied before it and is not any more" in out
+    assert state() == before
+
+
+@pytest.mark.root_only
+def test_sigquit_restores_too(runner: Runner) -> None:
+    before = state()
+    process = runner.start("long-context", "--", "sleep", "300")
+    wait_until(lambda: state() != before)
+    process.send_signal(signal.SIGQUIT)
+    process.communicate(timeout=15)
+    assert process.returncode == 128 + signal.SIGQUIT
+    assert state() == before
+
+
+def test_standard_error_that_is_full_or_closed_does_not_end_the_server(runner: Runner) -> None:
+    for redirection in ("2>/dev/full", "2>&-"):
+        server = runner.server("--load-seconds", "0.3")
+        words = ["long-context", "--launch-only", "--server", server, "--model",
+                 str(runner.model), "--ask", "x"]  # fmt: skip
+        command = f'exec "$0" -B -m infertune run "$@" {redirection}'
+        done = subprocess.run(
+            ["/bin/sh", "-c", command, sys.executable, *words],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY / "daemon")},
+            stdout=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, redirection
 
 
 def test_the_client_alone() -> None:

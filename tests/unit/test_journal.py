@@ -28,7 +28,7 @@ THP = Record(
 )
 SWAP = Record("vm.swappiness", "/proc/sys/vm/swappiness", "60", "10", "10", True)
 JOURNAL = Journal(BOOT, "long", "vulkan", "apply (pid 1)", "2026-11-22T00:00:00+00:00", False,
-                  ("ksm.run",), None, (THP, SWAP))  # fmt: skip
+                  ("ksm.run",), None, None, (THP, SWAP))  # fmt: skip
 
 
 def test_round_trip() -> None:
@@ -51,6 +51,7 @@ paths = st.text(max_size=40).filter(lambda text: ".." not in text).map(lambda te
         since=text,
         held=st.booleans(),
         without=st.lists(text, max_size=3).map(tuple),
+        earlier=st.none() | st.text(min_size=1, max_size=40),
         confirm_by=st.none() | st.floats(allow_nan=False),
         records=st.lists(
             st.builds(Record, text, paths, text, st.none() | text, st.none() | text, st.booleans()),

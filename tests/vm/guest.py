@@ -98,7 +98,8 @@ class Guest:
         """Start from a fresh copy of the image and wait for the login.  Raises TimeoutError."""
         self._disk.unlink(missing_ok=True)
         base = self.image / "disk.ext4"
-        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, self._disk]
+        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw"]
+        command += ["-b", str(base), str(self._disk)]
         subprocess.run(command, check=True)
         self._power_on()
 
@@ -229,13 +230,16 @@ class Guest:
         found: dict[str, str | None] = json.loads(answer.out)
         return found
 
-    def install(self, wheels: Path) -> None:
-        """Install infertune from a directory of wheels, as an administrator would."""
+    def install(self, wheels: Path, extras: str = "daemon") -> None:
+        """Install infertune from a directory of wheels, as an administrator would.
+
+        ``extras`` must be what the wheels were fetched for (``lab.wheels``).
+        """
         self.put(wheels, "/root")
         venv, source = "/usr/lib/infertune", f"/root/{wheels.name}"
         self.sh(
             f"python3 -m venv --without-pip {venv} && pip -q --python {venv}/bin/python install"
-            f" --root-user-action=ignore --no-index --find-links {source} 'infertune[daemon]'"
+            f" --root-user-action=ignore --no-index --find-links {source} 'infertune[{extras}]'"
             f" && ln -s {venv}/bin/infertune {venv}/bin/infertuned /usr/local/bin/"
             f" && rm -r {source} && sync",
             timeout=BOOT_S,

@@ -107,8 +107,8 @@ def _remove_unused() -> None:
             shutil.rmtree(old)
 
 
-def wheels(directory: Path, extras: tuple[str, ...] = ("daemon",)) -> None:
-    """Put a fresh wheel of infertune and of all it needs in the guest into ``directory``."""
+def wheels(directory: Path, extras: str = "daemon") -> None:
+    """Put a fresh wheel of infertune, and what these extras need in the guest, in ``directory``."""
     _python("hatchling", "build", "-t", "wheel", "-d", str(directory))
     [wheel] = directory.glob("infertune-*.whl")
     # The versions that are locked; their hashes are those of other platforms' files too.
@@ -117,7 +117,7 @@ def wheels(directory: Path, extras: tuple[str, ...] = ("daemon",)) -> None:
     pins.write_text("\n".join(line.rstrip(" \\") for line in lock if line[:1].isalnum()))
     target = ["--only-binary", ":all:", "--python-version", PYTHON]
     target += [f"--platform=manylinux_2_{glibc}_x86_64" for glibc in (17, 28, 34)]
-    wanted = f"{wheel}[{','.join(extras)}]"
+    wanted = f"{wheel}[{extras}]"
     _python("pip", "download", "-q", *target, "-c", str(pins), "-d", str(directory), wanted)
 
 

@@ -2,7 +2,7 @@
 """One child process: started from nothing, never left behind.
 
 The child gets an empty environment plus what it is given, the default signal
-mask, a process group of its own, and SIGTERM when infertune dies, however it
+mask, a process group of its own, and SIGKILL when infertune dies, however it
 dies.  It waits before its exec until the caller has placed it (cgroup, CPUs,
 limits), so that its first page is already charged to the right group.
 """
@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
-from infertune.errors import UsageError
+from infertune.errors import Failed, UsageError
 
 PASSED_THROUGH = (
     "PATH",
@@ -173,7 +173,7 @@ def start(
 
     With ``capture`` it reads nothing and its output goes to a Tail; without, it
     has our terminal like a shell's command, and ``stdout`` is its standard output.
-    Raises UsageError where it cannot be executed.
+    Raises Failed where it cannot be executed.
     """
     parent = os.getpid()
     gate_read, gate = os.pipe()
@@ -209,7 +209,7 @@ def start(
     child = Child(pid, tail, owns_terminal)
     if failure:
         child.wait()
-        raise UsageError(f"cannot start {program or argv[0]}: {os.strerror(int(failure))}")
+        raise Failed(f"cannot start {program or argv[0]}: {os.strerror(int(failure))}")
     return child
 
 
@@ -228,7 +228,8 @@ def _become(
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python, and inherited
             signal.signal(number, signal.SIG_DFL)
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        # SIGKILL: nobody is left who could be patient with a server that ignores anything less.
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent or not os.read(gate, 1):
             os._exit(1)  # infertune is gone
         stdin, stdout, stderr = stdio
@@ -269,7 +270,8 @@ class Signals:
     machine is never cut in the middle.
     """
 
-    _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    _INSISTING = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
+    _ENDING = (*_INSISTING, signal.SIGHUP)
     _PASSED = (*_ENDING, signal.SIGUSR1, signal.SIGUSR2)
 
     def __init__(self) -> None:
@@ -295,13 +297,13 @@ class Signals:
             signal.signal(number, handler)
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
-        again = self._received is not None and number in self._ENDING
+        again = self._received is not None and number in self._INSISTING
         if number in self._ENDING:
             self._received = self._received or number
         if self.child is None:
             return
         self.child.signal(signal.SIGKILL if again else number)
-        if number in (signal.SIGINT, signal.SIGTERM):
+        if number in self._ENDING and not again:
             signal.setitimer(signal.ITIMER_REAL, GRACE_S)
 
     def _out_of_patience(self, _number: int, _frame: FrameType | None) -> None:

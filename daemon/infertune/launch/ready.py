@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -50,9 +51,9 @@ def choose_port(wanted: int | None) -> int:
 class Progress:
     """One line that is rewritten on a terminal; elsewhere a line every few seconds."""
 
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, out: TextIO | None) -> None:
         self._out = out
-        self._terminal = out.isatty()
+        self._terminal = out is not None and out.isatty()
         self._next = 0.0
         self._open = False
 
@@ -62,16 +63,21 @@ class Progress:
 
     def show(self, text: str) -> None:
         self._next = time.monotonic() + (_TERMINAL_S if self._terminal else _PLAIN_S)
-        self._out.write(f"\r\x1b[K{text}" if self._terminal else f"{text}\n")
-        self._out.flush()
+        self._write(f"\r\x1b[K{text}" if self._terminal else f"{text}\n")
         self._open = self._terminal
 
     def done(self) -> None:
         """Clear the line; what follows starts on an empty one."""
         if self._open:
-            self._out.write("\r\x1b[K")
-            self._out.flush()
+            self._write("\r\x1b[K")
             self._open = False
+
+    def _write(self, text: str) -> None:
+        # A full disk behind the log, or a reader that left, must not end the server.
+        if self._out is not None:
+            with contextlib.suppress(OSError):
+                self._out.write(text)
+                self._out.flush()
 
 
 def oom_kills(root: Root) -> int | None:
@@ -84,7 +90,7 @@ def oom_kills(root: Root) -> int | None:
 
 
 def wait_ready(
-    root: Root, signals: Signals, child: Child, base_url: str, model: str, out: TextIO
+    root: Root, signals: Signals, child: Child, base_url: str, model: str, out: TextIO | None
 ) -> float | None:
     """Seconds until /health said yes; None where a signal to infertune ended the server first.
 
