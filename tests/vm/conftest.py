@@ -107,13 +107,13 @@ def guest_7x(request: pytest.FixtureRequest, booted: Callable[[str], Guest]) -> 
 
 
 @pytest.fixture
-def new_guest(image: Path) -> Iterator[Callable[[str], Guest]]:
-    """Start a clean guest of a kernel: nothing of infertune is in it (see ``install``)."""
+def new_guest(image: Path, wheels: Path) -> Iterator[Callable[[str], Guest]]:
+    """Start another guest of a kernel, in which infertune is installed and was never used."""
     guests: list[Guest] = []
 
     def start(kernel: str) -> Guest:
         guests.append(Guest(image, kernel))
-        guests[-1].start()
+        _boot(guests[-1], wheels)
         return guests[-1]
 
     yield start
