@@ -55,6 +55,7 @@ def read(path):
 print(json.dumps({path: read(path) for each in patterns for path in glob.glob(each)}))
 """
 
+SSH_FAILED = 255
 BOOT_S = 600
 """Longest time to a login.  On two quiet cores it takes 20 s, on busy ones minutes."""
 
@@ -115,8 +116,10 @@ class Guest:
         self._power_on()
 
     def stop(self) -> None:
-        """End it and remove all of it.  Never raises for what is gone already."""
+        """End it and remove all of it but its console.  Never raises for what is gone already."""
         self._power_off()
+        if self.log.exists():
+            shutil.copy(self.log, self.image.parent / f"console-{self.kernel}")
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _power_on(self) -> None:
@@ -183,13 +186,16 @@ class Guest:
     def _wait_for(self, condition: Any, seconds: float, what: str) -> None:
         end = time.monotonic() + seconds
         while not condition():
-            log = self.log.read_text(errors="replace") if self.log.exists() else ""
+            log = self._console()
             assert self._qemu is not None
             if self._qemu.poll() is not None:
                 raise AssertionError(f"QEMU ended: {(self.directory / 'qemu.err').read_text()}")
             if "Kernel panic" in log or time.monotonic() > end:
-                raise TimeoutError(f"{self.kernel}: no {what} within {seconds} s\n{log[-3000:]}")
+                raise TimeoutError(f"{self.kernel}: no {what} within {seconds} s\n{log}")
             time.sleep(0.2)
+
+    def _console(self) -> str:
+        return self.log.read_text(errors="replace")[-3000:] if self.log.exists() else ""
 
     # -- talking to it --------------------------------------------------------------
 
@@ -263,7 +269,10 @@ class Guest:
             timeout=timeout,
             check=False,
         )
-        return Done(done.returncode, done.stdout.decode(), done.stderr.decode(errors="replace"))
+        errors = done.stderr.decode(errors="replace")
+        if done.returncode == SSH_FAILED:
+            errors += f"\nThe end of the guest's console:\n{self._console()}"
+        return Done(done.returncode, done.stdout.decode(), errors)
 
     def _ssh_to(self, user: str, *words: str) -> list[str]:
         options = {
@@ -309,4 +318,6 @@ def _accelerator() -> str:
     virtualises = flags and {"svm", "vmx"} & set(flags[1].split())
     if virtualises and os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "accel kvm"
-    return "accel tcg,thread=multi,tb-size=512"
+    # One thread for both processors.  With one for each, QEMU 7.2 may run code that another
+    # processor has just patched (a static key), and the guest dies of a stray int3.
+    return "accel tcg,thread=single,tb-size=512"
