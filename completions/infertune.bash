@@ -6,7 +6,7 @@
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
 _shtab_infertune_profile_subparsers=(show check explain)
-_shtab_infertune_subparsers=(machine snapshot knobs profiles profile plan apply confirm verify status revert recover run serve servers stop logs setup)
+_shtab_infertune_subparsers=(machine snapshot knobs profiles profile plan apply confirm verify status revert recover run serve start servers stop logs setup)
 
 _shtab_infertune_machine_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_snapshot_option_strings=(-h --help --root --debug --force --json)
@@ -24,10 +24,11 @@ _shtab_infertune_status_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_revert_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_recover_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_run_option_strings=(-h --help --root --debug --model --server --backend --port --ask --tokens --without --launch-only --json)
-_shtab_infertune_serve_option_strings=(-h --help --root --debug --model --name --port --backend --set --print --json)
+_shtab_infertune_serve_option_strings=(-h --help --root --debug --model --name --port --backend --print --json)
+_shtab_infertune_start_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_servers_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_stop_option_strings=(-h --help --root --debug --json)
-_shtab_infertune_logs_option_strings=(-h --help --root --debug --json)
+_shtab_infertune_logs_option_strings=(-h --help --root --debug --follow --json)
 _shtab_infertune_setup_option_strings=(-h --help --root --debug --remove --json)
 _shtab_infertune_option_strings=(-h --help --version --root --debug)
 
@@ -40,7 +41,7 @@ _shtab_infertune_apply___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_verify___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_run___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_serve___backend_choices=(auto rocm vulkan cpu)
-_shtab_infertune_pos_0_choices=(machine snapshot knobs profiles profile plan apply confirm verify status revert recover run serve servers stop logs setup)
+_shtab_infertune_pos_0_choices=(machine snapshot knobs profiles profile plan apply confirm verify status revert recover run serve start servers stop logs setup)
 
 _shtab_infertune_machine__h_nargs=0
 _shtab_infertune_machine___help_nargs=0
@@ -113,6 +114,10 @@ _shtab_infertune_serve___help_nargs=0
 _shtab_infertune_serve___debug_nargs=0
 _shtab_infertune_serve___print_nargs=0
 _shtab_infertune_serve___json_nargs=0
+_shtab_infertune_start__h_nargs=0
+_shtab_infertune_start___help_nargs=0
+_shtab_infertune_start___debug_nargs=0
+_shtab_infertune_start___json_nargs=0
 _shtab_infertune_servers__h_nargs=0
 _shtab_infertune_servers___help_nargs=0
 _shtab_infertune_servers___debug_nargs=0
@@ -124,6 +129,7 @@ _shtab_infertune_stop___json_nargs=0
 _shtab_infertune_logs__h_nargs=0
 _shtab_infertune_logs___help_nargs=0
 _shtab_infertune_logs___debug_nargs=0
+_shtab_infertune_logs___follow_nargs=0
 _shtab_infertune_logs___json_nargs=0
 _shtab_infertune_setup__h_nargs=0
 _shtab_infertune_setup___help_nargs=0

@@ -50,8 +50,8 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands machine snapshot knobs profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve servers stop logs setup
-set -g _shtab_infertune_opts_with_value --ask --backend --confirm-within --model --name --port --root --server --set --tokens --without
+set -g _shtab_infertune_commands machine snapshot knobs profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs setup
+set -g _shtab_infertune_opts_with_value --ask --backend --confirm-within --model --name --port --root --server --tokens --without
 
 complete -c infertune -e
 complete -c infertune -f
@@ -156,7 +156,7 @@ complete -c infertune -n '_shtab_infertune_using run' -l tokens -x -d 'tokens fo
 complete -c infertune -n '_shtab_infertune_using run' -l without -x -d 'apply the profile as if it did not name this knob; may be given more than once'
 complete -c infertune -n '_shtab_infertune_using run' -l launch-only -d 'leave the kernel'"'"'s settings alone (needs no root)'
 complete -c infertune -n '_shtab_infertune_using run' -l json -d 'print one JSON document (docs/json.md)'
-complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a serve -d 'Declares the server for this boot and asks infertuned to start it: an unprivileged unit in infertune.slice with the profile'"'"'s memory protection, CPUs and limits. It outlives the daemon. With nothing applied, the profile is applied first.'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a serve -d 'Declares the server for this boot and asks infertuned to start it: an unprivileged unit in infertune.slice with the profile'"'"'s memory protection, CPUs and limits. It outlives the daemon. With nothing applied, the profile is applied first. Server settings over the profile'"'"'s may follow after \-\-, as SETTING=VALUE (ctx_size=8192).'
 complete -c infertune -n '_shtab_infertune_using serve' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using serve' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using serve' -l debug -d 'show a traceback when something fails'
@@ -164,9 +164,13 @@ complete -c infertune -n '_shtab_infertune_using serve' -l model -x -d 'model to
 complete -c infertune -n '_shtab_infertune_using serve' -l name -x -d 'name of the server (default: the profile'"'"'s)'
 complete -c infertune -n '_shtab_infertune_using serve' -l port -x -d 'default: the first free from 8080'
 complete -c infertune -n '_shtab_infertune_using serve' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
-complete -c infertune -n '_shtab_infertune_using serve' -l set -x -d 'a server setting over the profile'"'"'s; may be given more than once'
 complete -c infertune -n '_shtab_infertune_using serve' -l print -d 'print the equivalent systemd-run command instead'
 complete -c infertune -n '_shtab_infertune_using serve' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a start -d 'Starts a server of /etc/infertune/servers.d by hand; they start with the daemon.'
+complete -c infertune -n '_shtab_infertune_using start' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using start' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using start' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using start' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a servers -d 'Declared and running servers.'
 complete -c infertune -n '_shtab_infertune_using servers' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using servers' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
@@ -181,6 +185,7 @@ complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npo
 complete -c infertune -n '_shtab_infertune_using logs' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using logs' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using logs' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using logs' -l follow -d 'go on until Ctrl-C'
 complete -c infertune -n '_shtab_infertune_using logs' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a setup -d 'Writes the unit, the bus policy, the polkit actions and the system user'"'"'s entry; a second run changes nothing. '"'"'--remove'"'"' takes away exactly these files.'
 complete -c infertune -n '_shtab_infertune_using setup' -s h -l help -d 'show this help message and exit'

@@ -21,10 +21,11 @@ _shtab_infertune_commands() {
     recover:'Like '"'"'revert'"'"', for a machine on which infertune was killed or whose journal is damaged: a damaged journal is kept for inspection, and only lines with a correct checksum are restored.'
     revert:'Restores the journal'"'"'s originals. A value that someone else has set since is left and reported (exit code 1).'
     run:'Applies the profile, starts llama-server with the profile'"'"'s settings as flags of that very binary, shows the model getting into memory, and serves in the foreground. When it ends, for whatever reason, every value goes back; after '"'"'kill -9'"'"' the next call of infertune does that. Without a llama-server on PATH the embedded one is used (extra '"'"'embedded'"'"'), without --model a small one. Any other command can stand after the options: '"'"'infertune run PROFILE -- COMMAND...'"'"'; it gets the profile'"'"'s placement and environment. A command starts with an empty environment plus PATH, HOME, LANG, TERM, TMPDIR, HIP_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES, GGML_VK_VISIBLE_DEVICES and what the profile sets; more can be given as '"'"'-- env NAME=VALUE COMMAND'"'"'. Signals go to the command; ten seconds after SIGINT or SIGTERM, or at the second one, it is killed, and so is what it left running in its process group. The exit code is the command'"'"'s, 128+N after signal N.'
-    serve:'Declares the server for this boot and asks infertuned to start it: an unprivileged unit in infertune.slice with the profile'"'"'s memory protection, CPUs and limits. It outlives the daemon. With nothing applied, the profile is applied first.'
+    serve:'Declares the server for this boot and asks infertuned to start it: an unprivileged unit in infertune.slice with the profile'"'"'s memory protection, CPUs and limits. It outlives the daemon. With nothing applied, the profile is applied first. Server settings over the profile'"'"'s may follow after \-\-, as SETTING=VALUE (ctx_size=8192).'
     servers:'Declared and running servers.'
     setup:'Writes the unit, the bus policy, the polkit actions and the system user'"'"'s entry; a second run changes nothing. '"'"'--remove'"'"' takes away exactly these files.'
     snapshot:'Writes every file that the facts and the knobs read into one reviewable text file, which --root replays. Serial numbers, MAC addresses, UUIDs, the host name, and values on the kernel command line that are not about hardware or tuning are left out. As root it holds more: /dev/cpu_dma_latency can be read by root only.'
+    start:'Starts a server of /etc/infertune/servers.d by hand; they start with the daemon.'
     status:'Prints the applied profile, the files it changed and whether they still hold it. Exit code 1 when something was interrupted, damaged or changed by someone else.'
     stop:'Stops the unit and forgets it.'
     verify:'Plans again and expects nothing to do. Exit code 1 when something differs, is still waiting for a reboot or cannot be read.'
@@ -90,6 +91,7 @@ _shtab_infertune_logs_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
   "--debug[show a traceback when something fails]"
+  "--follow[go on until Ctrl-C]"
   "--json[print one JSON document (docs\/json.md)]"
   ":name of the server (\'infertune servers\'):"
 )
@@ -220,7 +222,6 @@ _shtab_infertune_serve_options=(
   "--name[name of the server (default\: the profile\'s)]:NAME:"
   "--port[default\: the first free from 8080]:PORT:"
   "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
-  "*--set[a server setting over the profile\'s\; may be given more than once]:SETTING=VALUE:"
   "--print[print the equivalent systemd-run command instead]"
   "--json[print one JSON document (docs\/json.md)]"
   ":name of a profile (\'infertune profiles\'):"
@@ -261,6 +262,17 @@ _shtab_infertune_snapshot_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_snapshot_defaults_added=0
+
+_shtab_infertune_start_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":name of the server (\'infertune servers\'):"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_start_defaults_added=0
 
 _shtab_infertune_status_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -330,6 +342,7 @@ _shtab_infertune() {
         servers) _arguments -C -s $_shtab_infertune_servers_options ;;
         setup) _arguments -C -s $_shtab_infertune_setup_options ;;
         snapshot) _arguments -C -s $_shtab_infertune_snapshot_options ;;
+        start) _arguments -C -s $_shtab_infertune_start_options ;;
         status) _arguments -C -s $_shtab_infertune_status_options ;;
         stop) _arguments -C -s $_shtab_infertune_stop_options ;;
         verify) _arguments -C -s $_shtab_infertune_verify_options ;;

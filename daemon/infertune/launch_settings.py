@@ -16,7 +16,7 @@ from infertune.cpuset import CpuSet
 from infertune.knobs.base import Evidence
 from infertune.machine import Machine
 from infertune.units import GIB, parse_size
-from infertune.values import Integer, Value
+from infertune.values import Choice, Integer, Value
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,14 @@ class Limit(Value):
         return f"{sizes}, or '{self.word}'" if self.word else sizes
 
 
+@dataclass(frozen=True)
+class Partition(Choice):
+    """``cpuset.cpus.partition``; the kernel says ``isolated invalid (why)`` where it cannot be."""
+
+    def decode(self, raw: bytes) -> str:
+        return raw.decode("ascii", "replace").strip()
+
+
 @dataclass(frozen=True, kw_only=True)
 class LaunchSetting:
     """One property of the server process, as a catalogue entry."""
@@ -61,7 +69,9 @@ class LaunchSetting:
     evidence: Evidence
     cgroup_file: str | None = None
     """File of the process's own cgroup v2 group; its first word is the controller."""
-    process: Literal["affinity", "memlock", "oom_score_adj", "nice"] | None = None
+    process: Literal["affinity", "memlock", "oom_score_adj", "nice", "scheduling_policy"] | None = (
+        None
+    )
     """How the process itself is given it, where the group cannot be (or there is no file)."""
 
     @property
@@ -83,6 +93,18 @@ _SETTINGS = (
         ),
         cgroup_file="cpuset.cpus",
         process="affinity",
+    ),
+    LaunchSetting(
+        id="cpus_partition",
+        value=Partition(("member", "root", "isolated")),
+        summary="whether others may use the server's CPUs too: member yes, root no; isolated: "
+        "nor does the kernel balance load among them, so threads must be pinned",
+        evidence=Evidence(
+            "protective, unmeasured",
+            "the run-time substitute for isolcpus=, without nohz_full and rcu_nocbs (Linux 6.1)",
+            _CGROUP_DOC,
+        ),
+        cgroup_file="cpuset.cpus.partition",
     ),
     LaunchSetting(
         id="memory_min",
@@ -139,6 +161,17 @@ _SETTINGS = (
             "Gemma 3 270M, llama.cpp b11669, two Zen 4 cores, 3 to 12 runs each",
         ),
         process="nice",
+    ),
+    LaunchSetting(
+        id="scheduling_policy",
+        value=Choice(("other", "batch", "idle", "rr", "fifo")),
+        summary="scheduling policy of the server; rr and fifo are real time, at lowest priority",
+        evidence=Evidence(
+            "protective, unmeasured",
+            "real-time threads that spin (poll above 0) starve everything else on their CPUs",
+            "sched(7)",
+        ),
+        process="scheduling_policy",
     ),
     LaunchSetting(
         id="cpu_weight",

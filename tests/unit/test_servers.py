@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from infertune.errors import ProfileError
+from infertune.launch_settings import LAUNCH_SETTINGS
 from infertune.machine import read_machine
 from infertune.profile import load_profile
 from infertune.resolve import Desired, resolve
@@ -19,8 +21,11 @@ from infertune.service.declared import (
     remove_declaration,
     write_declaration,
 )
+from infertune.service.partition import make_partition
 from infertune.service.servers import (
+    _DIRECTIVES,
     DECLARED,
+    NOT_DIRECTIVES,
     Declaration,
     declaration_text,
     directives,
@@ -29,7 +34,7 @@ from infertune.service.servers import (
     slice_drop_in,
     systemd_run_line,
 )
-from infertune.service.setup import FILES, install, remove
+from infertune.service.setup import FILES, install, remove, template
 from infertune.snapshot import open_root
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "strix-halo-128.snapshot"
@@ -54,6 +59,7 @@ def test_round_trip() -> None:
         ('profile = "../x"\nport = 8080', "not a profile name"),
         ('profile = "quiet"', "port is missing"),
         ("port = 8080", "profile is missing"),
+        ('profile = "quiet"\nport = 8080\nbackend = "cuda"', "backend is one of auto"),
         ('profile = "quiet"\nport = 80', "1024 to 65535"),
         ('profile = "quiet"\nport = true', "port is not"),
         ('profile = "quiet"\nport = 8080\nmodel = "a.gguf"', "absolute path"),
@@ -78,17 +84,92 @@ def test_directives_say_what_the_profile_says() -> None:
         "ManagedOOMPreference": "avoid",
         "Nice": "-10",
     }
-    assert "MemoryMin=4294967296\n" in drop_in(CHAT, desired("low-latency"))
-    assert slice_drop_in([1, 2]).endswith("[Slice]\nMemoryMin=3\n")
+    assert "MemoryMin=4294967296\n" in text_of(CHAT, "low-latency")
+    twice = slice_drop_in([desired("low-latency")] * 2)
+    assert twice.endswith(f"[Slice]\nMemoryMin={8 * 2**30}\n")
+
+
+def text_of(declaration: Declaration, profile: str) -> str:
+    return drop_in(declaration, desired(profile), python="/usr/bin/python3", groups=["render"])
+
+
+def test_a_model_in_a_home_is_let_in_and_nothing_else_of_it() -> None:
+    home = replace(CHAT, model='/home/me/my "big": models 100%/a.gguf')
+    assert 'BindReadOnlyPaths="/home/me/my \\"big\\"\\: models 100%%"\n' in text_of(home, "quiet")
+    assert "BindReadOnlyPaths" not in text_of(CHAT, "quiet")
+    assert "SupplementaryGroups=render\n" in text_of(CHAT, "quiet")
+
+
+def test_cpus_for_the_server_alone() -> None:
+    wanted = desired("low-latency")
+    setting = wanted.launch["nice"]
+    alone = replace(
+        wanted,
+        launch={
+            **wanted.launch,
+            "cpus_partition": replace(setting, id="cpus_partition", canonical="isolated"),
+            "scheduling_policy": replace(setting, id="scheduling_policy", canonical="rr"),
+        },
+    )
+    text = drop_in(CHAT, alone, python="/py")
+    assert text.endswith("ExecStartPre=+/py -I -m infertune.service.partition isolated\n")
+    assert {"CPUSchedulingPolicy=rr", "CPUSchedulingPriority=1"} <= set(text.splitlines())
+    # Only whoever wants to be alone narrows the slice, in which others live too.
+    assert "AllowedCPUs=1-7\n" in slice_drop_in([wanted, alone])
+    assert "AllowedCPUs" not in slice_drop_in([wanted])
+
+
+def test_a_partition_that_the_kernel_refuses_is_taken_back(tmp_path: Path) -> None:
+    class Kernel(Root):
+        def write_value(self, path: str, text: str) -> None:
+            said = "isolated invalid (Cpu list in cpuset.cpus not exclusive)"
+            super().write_value(path, said if text == "isolated" else text)
+
+    root = Kernel(tmp_path)
+    file = tmp_path / "group/infertune.slice/cpuset.cpus.partition"
+    file.parent.mkdir(parents=True)
+    file.write_text("member\n")
+    assert make_partition(root, "/group", "root") is None
+    assert file.read_text().strip() == "root"
+    why = make_partition(root, "/group", "isolated")
+    assert why is not None
+    assert "not exclusive" in why
+    assert file.read_text().strip() == "member"
+    file.unlink()
+    file.parent.rmdir()
+    assert "No such file" in str(make_partition(root, "/group", "root"))
+
+
+def test_every_launch_setting_reaches_a_unit() -> None:
+    assert {*_DIRECTIVES, *NOT_DIRECTIVES} == set(LAUNCH_SETTINGS)
 
 
 def test_the_equivalent_command_can_be_pasted() -> None:
-    line = systemd_run_line(CHAT, desired("low-latency"), ["/bin/x", "a b"], {"A": "b c"})
+    line = systemd_run_line(
+        CHAT, desired("low-latency"), ["/bin/x", "a b"], {"A": "b c"}, template(), ["render"]
+    )
     words = shlex.split(line)
     assert words[0] == "systemd-run"
     assert "--property=AllowedCPUs=1-7" in words
+    assert "--property=DynamicUser=yes" in words
+    assert "--property=CapabilityBoundingSet=" in words
+    assert "--property=StateDirectory=infertune/servers/chat" in words
+    assert "--property=SupplementaryGroups=render" in words
+    assert not [word for word in words if "%" in word or "ExecStart" in word]
     assert "--setenv=A=b c" in words
     assert words[-3:] == ["--", "/bin/x", "a b"]
+
+
+def test_without_a_profile_it_has_the_daemon_s(tmp_path: Path) -> None:
+    etc = tmp_path / DECLARED.lstrip("/")
+    etc.mkdir(parents=True)
+    (etc / "chat.toml").write_text("port = 9000\n")
+    with pytest.raises(ProfileError, match="profile is missing"):
+        find_declaration(Root(tmp_path), "chat")
+    (tmp_path / "etc/infertune/infertuned.toml").write_text('profile = "quiet"\n')
+    found = find_declaration(Root(tmp_path), "chat")
+    assert found is not None
+    assert found.profile == "quiet"
 
 
 def test_etc_counts_before_run(tmp_path: Path) -> None:

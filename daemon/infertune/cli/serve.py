@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import json
 import os
+import stat
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from infertune.cli.base import JSON, Command, Context, argument
@@ -13,15 +16,19 @@ from infertune.cli.engine import BACKEND, PROFILE, daemon_runs
 from infertune.cli.run import Silent
 from infertune.errors import Exit, Failed, NotPermitted, Unreachable, UsageError
 from infertune.launch.client import healthy
-from infertune.launch.ready import choose_port
+from infertune.launch.ready import Progress, choose_port
 from infertune.launch.system import show_log
 from infertune.machine import read_machine
+from infertune.profile import load_profile
+from infertune.root import read_plain_file
 from infertune.run import Request, Result, Run, prepare
 from infertune.server_settings import SERVER_SETTINGS
-from infertune.service.declared import write_declaration
+from infertune.service.declared import gpu_groups, write_declaration
 from infertune.service.names import NAME
-from infertune.service.servers import Declaration, systemd_run_line
+from infertune.service.servers import DECLARED, Declaration, systemd_run_line
+from infertune.service.setup import template
 
+_ASK_S = 3.0
 _READY_S = 600.0
 """Patience with a model that loads: 120 GiB at 200 MB/s."""
 
@@ -49,11 +56,12 @@ def _serve(ctx: Context) -> Exit:
     declaration = Declaration(
         name=name,
         profile=args.profile,
-        model=os.path.abspath(args.model) if args.model else None,
+        model=_model(args.model) if args.model else None,
         port=choose_port(args.port),
         backend=args.backend,
-        settings=dict(_setting(text) for text in args.set),
+        settings=dict(_setting(text) for text in ctx.command),
     )
+    load_profile(ctx.root, declaration.profile)
     if args.print:
         ctx.print(_as_systemd_run(ctx, declaration))
         return Exit.DONE
@@ -63,24 +71,63 @@ def _serve(ctx: Context) -> Exit:
             "declaring a server needs root; nothing was touched",
             hint="a server that is declared in /etc/infertune/servers.d starts with the daemon",
         )
-    write_declaration(ctx.root, declaration)
-    unit = _call("Serve", "s", name)
-    url = f"http://127.0.0.1:{declaration.port}"
-    ready_s = _wait(name, url)
-    if args.json:
-        ctx.print_json(
-            "infertune.serve/1", {"name": name, "unit": unit, "url": url, "ready_s": ready_s}
+    if ctx.root.exists(f"{DECLARED}/{name}.toml"):
+        raise UsageError(
+            f"'{name}' is declared in {DECLARED}, which counts; nothing was touched",
+            hint=f"infertune start {name}, or another --name",
         )
+    if (state := _state(name)) not in ("inactive", "failed"):
+        raise UsageError(
+            f"server '{name}' is {state} already; nothing was touched",
+            hint=f"infertune stop {name}, or another --name",
+        )
+    write_declaration(ctx.root, declaration)
+    return _start_and_wait(ctx, name, declaration.port)
+
+
+def _start(ctx: Context) -> Exit:
+    _need_daemon(ctx)
+    about = next((each for each in _call("Servers") if each["name"] == ctx.args.name), None)
+    if about is None or "port" not in about:
+        why = about.get("error") if about else None
+        raise UsageError(why or f"no server '{ctx.args.name}' is declared", hint=DECLARED)
+    return _start_and_wait(ctx, ctx.args.name, about["port"])
+
+
+def _start_and_wait(ctx: Context, name: str, port: int) -> Exit:
+    unit = _call("Serve", "s", name)
+    url = f"http://127.0.0.1:{port}"
+    ready_s = _wait(name, url)
+    if ctx.args.json:
+        document = {"name": name, "unit": unit, "url": url, "ready_s": ready_s}
+        ctx.print_json("infertune.serve/1", document)
     else:
         ctx.print(f"{name}: ready after {ready_s:.1f} s at {url}; unit {unit}")
     return Exit.DONE
+
+
+def _model(path: str) -> str:
+    """The model's absolute path, checked to be one that a unit's user can read."""
+    path = os.path.realpath(path)
+    try:
+        data, status = read_plain_file(Path(path), 4, follow=False)
+    except OSError as error:
+        raise UsageError(f"--model {path}: {error.strerror}") from None
+    if data[:4] != b"GGUF":
+        raise UsageError(f"--model {path}: not a GGUF file", hint="llama-server loads GGUF models")
+    if not status.st_mode & stat.S_IROTH:
+        raise UsageError(
+            f"--model {path}: the server runs as a user of its own, who may not read it",
+            hint=f"chmod o+r {path}",
+        )
+    return path
 
 
 def _setting(text: str) -> tuple[str, str | int | bool]:
     """``ctx_size=4096`` as a profile would say it.  Raises UsageError."""
     name, _, value = text.partition("=")
     if name not in SERVER_SETTINGS:
-        raise UsageError(f"--set {text}: there is no server setting '{name}'")
+        raise UsageError(f"{text}: there is no server setting '{name}'")
     try:
         configured = json.loads(value)
     except ValueError:
@@ -88,35 +135,57 @@ def _setting(text: str) -> tuple[str, str | int | bool]:
     try:
         SERVER_SETTINGS[name].value.parse(configured)
     except ValueError as error:
-        raise UsageError(f"--set {name}: {error}") from None
+        raise UsageError(f"{name}: {error}") from None
     return name, configured
 
 
 def _as_systemd_run(ctx: Context, declaration: Declaration) -> str:
+    if declaration.model is None:
+        raise UsageError("--print needs --model: the embedded one is unpacked at the first start")
+    settings = {
+        name: SERVER_SETTINGS[name].value.parse(value)
+        for name, value in (declaration.settings or {}).items()
+    }
     request = Request(
         profile=declaration.profile,
         caller=dict(os.environ),
         backend=declaration.backend,
         model=declaration.model,
         port=declaration.port,
+        settings=settings,
     )
     result = Result(profile=declaration.profile)
     one = Run(ctx.root, read_machine(ctx.root), request, result, Silent(ctx))
     desired, job = prepare(one)
     env = {name: setting.canonical for name, setting in desired.env.items()}
-    return systemd_run_line(declaration, desired, job.argv, env)
+    groups = gpu_groups(ctx.root)
+    return systemd_run_line(declaration, desired, job.argv, env, template(), groups)
+
+
+def _state(name: str) -> str:
+    """ActiveState of a server; "inactive" for one that nobody knows."""
+    return str(next((s["state"] for s in _call("Servers") if s["name"] == name), "inactive"))
 
 
 def _wait(name: str, url: str) -> float:
     """Seconds until the server answers.  Raises Failed where its unit ends first."""
     begin = time.monotonic()
-    while time.monotonic() - begin < _READY_S:
-        if healthy(url):
-            return time.monotonic() - begin
-        state = next((s["state"] for s in _call("Servers") if s["name"] == name), "gone")
-        if state in ("failed", "inactive", "gone"):
-            raise Failed(f"{name}: its unit is {state}", hint=f"infertune logs {name}")
-        time.sleep(0.3)
+    ask_again = begin
+    progress = Progress(sys.stderr)
+    try:
+        while (waited := time.monotonic() - begin) < _READY_S:
+            if healthy(url):
+                return waited
+            # A call over the bus costs more than the question whether the server answers.
+            if time.monotonic() >= ask_again:
+                if (state := _state(name)) not in ("active", "activating"):
+                    raise Failed(f"{name}: its unit is {state}", hint=f"infertune logs {name}")
+                ask_again = time.monotonic() + _ASK_S
+            if progress.due():
+                progress.show(f"{name}: loading, {waited:.0f} s")
+            time.sleep(0.3)
+    finally:
+        progress.done()
     raise Failed(f"{name}: no answer in {_READY_S:.0f} s", hint=f"infertune logs {name}")
 
 
@@ -159,7 +228,8 @@ def _stop(ctx: Context) -> Exit:
 def _logs(ctx: Context) -> Exit:
     if not NAME.fullmatch(ctx.args.name):
         raise UsageError("not a server name", hint=f"a name matches {NAME.pattern}")
-    code = show_log(f"infertune-server@{ctx.args.name}.service", as_json=ctx.args.json)
+    unit = f"infertune-server@{ctx.args.name}.service"
+    code = show_log(unit, as_json=ctx.args.json, follow=ctx.args.follow)
     return Exit.DONE if code == 0 else Exit.FAILED
 
 
@@ -175,13 +245,6 @@ COMMANDS: tuple[Command, ...] = (
             argument("--port", type=int, metavar="PORT", help="default: the first free from 8080"),
             BACKEND,
             argument(
-                "--set",
-                action="append",
-                default=[],
-                metavar="SETTING=VALUE",
-                help="a server setting over the profile's; may be given more than once",
-            ),
-            argument(
                 "--print",
                 action="store_true",
                 help="print the equivalent systemd-run command instead",
@@ -190,7 +253,16 @@ COMMANDS: tuple[Command, ...] = (
         ),
         "Declares the server for this boot and asks infertuned to start it: an unprivileged unit "
         "in infertune.slice with the profile's memory protection, CPUs and limits. It outlives the "
-        "daemon. With nothing applied, the profile is applied first.",
+        "daemon. With nothing applied, the profile is applied first. Server settings over the "
+        "profile's may follow after \\-\\-, as SETTING=VALUE (ctx_size=8192).",
+        takes_command=True,
+    ),
+    Command(
+        "start",
+        "start a declared server that was stopped",
+        _start,
+        (NAMED, JSON),
+        "Starts a server of /etc/infertune/servers.d by hand; they start with the daemon.",
     ),
     Command("servers", "list model servers", _servers, (JSON,), "Declared and running servers."),
     Command("stop", "stop a model server", _stop, (NAMED, JSON), "Stops the unit and forgets it."),
@@ -198,7 +270,7 @@ COMMANDS: tuple[Command, ...] = (
         "logs",
         "show what a model server printed",
         _logs,
-        (NAMED, JSON),
+        (NAMED, argument("--follow", action="store_true", help="go on until Ctrl-C"), JSON),
         "The unit's lines of the system journal; as JSON one entry per line, as journalctl prints.",
     ),
 )

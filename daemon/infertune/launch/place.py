@@ -176,6 +176,8 @@ def place(
     is first touched.  The group, where there is one, is the caller's to remove.
     """
     entries = [(LAUNCH_SETTINGS[name], wanted) for name, wanted in settings.items()]
+    # A partition is made of CPUs that the group has been given before.
+    entries.sort(key=lambda pair: pair[0].id == "cpus_partition")
     controllers = {entry.controller for entry, _ in entries if entry.controller}
     group, why = None, ""
     if controllers:
@@ -279,9 +281,26 @@ def _nice(_root: Root, pid: int, wanted: str) -> str:
     return str(os.getpriority(os.PRIO_PROCESS, pid))
 
 
+def _scheduling_policy(_root: Root, pid: int, wanted: str) -> str:
+    policy = POLICIES[wanted]
+    priority = os.sched_get_priority_min(policy)
+    os.sched_setscheduler(pid, policy, os.sched_param(priority))
+    got = os.sched_getscheduler(pid)
+    return next((name for name, number in POLICIES.items() if number == got), str(got))
+
+
+POLICIES: Mapping[str, int] = {
+    "other": os.SCHED_OTHER,
+    "batch": os.SCHED_BATCH,
+    "idle": os.SCHED_IDLE,
+    "rr": os.SCHED_RR,
+    "fifo": os.SCHED_FIFO,
+}
+
 _GIVE: Mapping[str, Callable[[Root, int, str], str]] = {
     "affinity": _affinity,
     "memlock": _memlock,
     "oom_score_adj": _oom_score_adj,
     "nice": _nice,
+    "scheduling_policy": _scheduling_policy,
 }

@@ -19,7 +19,7 @@ from dbus_fast.service import ServiceInterface, dbus_method, dbus_property
 from infertune import __version__
 from infertune.documents import report_document
 from infertune.engine import ApplyFailed
-from infertune.errors import InfertuneError, NotPermitted, UsageError
+from infertune.errors import Failed, InfertuneError, NotPermitted, UsageError
 from infertune.knobs import KNOBS
 from infertune.profile import BACKENDS
 from infertune.service.authority import Authority
@@ -163,7 +163,10 @@ class Manager(ServiceInterface):
             _server_name(name)
             declared = self._serving.declared(name)
             if self._keeper.choice is None:
-                self._changing(lambda: self._keeper.apply(Choice(declared.profile, "auto")))
+                choice = Choice(declared.profile, declared.backend)
+                failed = self._changing(lambda: self._keeper.apply(choice)).get("failed")
+                if failed:
+                    raise Failed(failed.value)
             return await self._serving.serve(name)
 
     @dbus_method()

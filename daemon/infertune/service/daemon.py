@@ -13,9 +13,7 @@ import contextlib
 import os
 import signal
 import sys
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from dbus_fast import BusType, Message, MessageType, NameFlag, RequestNameReply
@@ -27,48 +25,15 @@ from infertune.errors import Exit, InfertuneError, UsageError
 from infertune.root import Root
 from infertune.service.api import Manager, remember_caller
 from infertune.service.authority import Authority
+from infertune.service.config import read_config
 from infertune.service.declared import declared_names
 from infertune.service.keeper import Choice, Keeper
-from infertune.service.names import BUS_NAME, NAME, OBJECT_PATH
+from infertune.service.names import BUS_NAME, OBJECT_PATH
 from infertune.service.notify import Notifier
 from infertune.service.servers import DECLARED
 from infertune.service.serving import Serving
 from infertune.service.systemd import Systemd
 from infertune.service.timer import Deadline
-
-CONFIG = "/etc/infertune/infertuned.toml"
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """/etc/infertune/infertuned.toml."""
-
-    profile: str | None = None
-    """Applied at start; None to start idle."""
-    backend: str = "auto"
-    enforce: bool = False
-    """Whether a value that somebody else changed is set again after resume or hot-plug."""
-
-
-def read_config(root: Root) -> Config:
-    """The daemon's settings; a missing file is all defaults.  Raises UsageError."""
-    text = root.get(CONFIG)
-    if text is None:
-        return Config()
-    try:
-        found = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{CONFIG}: {error}") from None
-    kinds: dict[str, type] = {"profile": str, "backend": str, "enforce": bool}
-    for key, value in found.items():
-        if key not in kinds:
-            raise UsageError(f"{CONFIG}: unknown key '{key}'; known: {', '.join(kinds)}")
-        if not isinstance(value, kinds[key]):
-            raise UsageError(f"{CONFIG}: {key} must be a {kinds[key].__name__}")
-    config = Config(**found)
-    if config.profile is not None and not NAME.fullmatch(config.profile):
-        raise UsageError(f"{CONFIG}: profile is not a profile name")
-    return config
 
 
 class Daemon:
@@ -125,8 +90,9 @@ class Daemon:
         self._notify.send(READY=1)
         self._say_state()
         if declared_names(self._root, DECLARED):
-            for problem in await self._serving.start_declared():
-                log(3, problem)
+            # Not waited for: a stop must not have to wait for a model that loads.
+            starting = loop.create_task(self._start_declared())
+            self._life.callback(starting.cancel)
 
         await self._over.wait()
         if watchdog:
@@ -136,6 +102,10 @@ class Daemon:
             self._keeper.stop()
         await self.leave()
         return self._again
+
+    async def _start_declared(self) -> None:
+        for problem in await self._serving.start_declared():
+            log(3, problem)
 
     async def _take_the_bus(self) -> None:
         address = self._environment.get("DBUS_SYSTEM_BUS_ADDRESS")

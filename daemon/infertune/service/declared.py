@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding, writing and removing declarations of servers."""
+"""Finding, writing and removing declarations of servers, and what they need of the system."""
 
 from __future__ import annotations
 
 from infertune.errors import Failed, ProfileError
 from infertune.root import Root, read_plain_file
+from infertune.service.config import read_config
 from infertune.service.names import NAME
 from infertune.service.servers import (
     DECLARED,
@@ -34,7 +35,8 @@ def find_declaration(root: Root, name: str) -> Declaration | None:
             raise ProfileError(f"cannot be read: {error.strerror}", file=path) from error
         if root.live and (status.st_uid != 0 or status.st_mode & 0o022):
             raise ProfileError("others than root may change this file", file=path)
-        return parse_declaration(name, data.decode("utf-8", "replace"), path)
+        default = read_config(root).profile
+        return parse_declaration(name, data.decode("utf-8", "replace"), path, default)
     return None
 
 
@@ -61,3 +63,10 @@ def remove_declaration(root: Root, name: str) -> None:
         root.unlink(path)
     except OSError as error:
         raise Failed(f"{path}: {error.strerror}") from error
+
+
+def gpu_groups(root: Root) -> list[str]:
+    """Groups of the render nodes that exist here: systemd starts no unit with one that does not."""
+    lines = (root.get("/etc/group") or "").splitlines()
+    present = {line.partition(":")[0] for line in lines}
+    return [name for name in ("render", "video") if name in present]

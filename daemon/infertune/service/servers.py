@@ -15,9 +15,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from infertune.errors import ProfileError
+from infertune.profile import BACKENDS
 from infertune.resolve import Desired
 from infertune.server_settings import SERVER_SETTINGS
 from infertune.service.names import NAME
+from infertune.units import format_cpulist, parse_cpulist
 
 DECLARED = "/etc/infertune/servers.d"
 """Servers that start with the daemon."""
@@ -54,8 +56,10 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def parse_declaration(name: str, text: str, file: str) -> Declaration:
-    """Read a declaration.  Raises ProfileError with the file."""
+def parse_declaration(
+    name: str, text: str, file: str, default_profile: str | None = None
+) -> Declaration:
+    """Read a declaration; without a profile it has the daemon's.  Raises ProfileError."""
 
     def wrong(what: str) -> ProfileError:
         return ProfileError(what, file=file)
@@ -71,14 +75,19 @@ def parse_declaration(name: str, text: str, file: str) -> Declaration:
             raise wrong(f"unknown key '{key}'; known: {', '.join(_KINDS)}")
         if not isinstance(value, _KINDS[key]) or isinstance(value, bool):
             raise wrong(f"{key} is not a {_KINDS[key]}")
-    for key in ("profile", "port"):
-        if key not in found:
-            raise wrong(f"{key} is missing")
+    if default_profile is not None:
+        found.setdefault("profile", default_profile)
+    if "profile" not in found:
+        raise wrong("profile is missing, and infertuned.toml names none")
+    if "port" not in found:
+        raise wrong("port is missing")
     if not NAME.fullmatch(found["profile"]):
         raise wrong("profile is not a profile name")
     if not 1024 <= found["port"] <= 65535:
         raise wrong("port must be 1024 to 65535")
     model = found.get("model")
+    if found.get("backend", "auto") not in ("auto", *BACKENDS):
+        raise wrong(f"backend is one of auto, {', '.join(BACKENDS)}")
     if model is not None and (not model.startswith("/") or not model.isprintable()):
         raise wrong("model must be an absolute path")
     settings = found.get("settings", {})
@@ -117,6 +126,8 @@ def directives(desired: Desired) -> dict[str, str]:
     if "OOMScoreAdjust" in found and int(found["OOMScoreAdjust"]) < 0:
         # systemd-oomd has its own idea of whom to end, and does not read oom_score_adj.
         found["ManagedOOMPreference"] = "avoid"
+    if found.get("CPUSchedulingPolicy") in ("rr", "fifo"):
+        found["CPUSchedulingPriority"] = "1"
     return found
 
 
@@ -128,25 +139,68 @@ _DIRECTIVES = {
     "memlock": "LimitMEMLOCK",
     "oom_score_adj": "OOMScoreAdjust",
     "nice": "Nice",
+    "scheduling_policy": "CPUSchedulingPolicy",
 }
+NOT_DIRECTIVES = ("cpus_partition",)
+"""Launch settings that systemd has no directive for; service/partition.py carries them out."""
 
 _WORDS = {
     ("LimitMEMLOCK", "unlimited"): "infinity",
     ("MemorySwapMax", "max"): "infinity",
 }
 
+_HOMES = ("/home/", "/root/", "/run/user/")
+"""What ProtectHome= hides (systemd.exec(5))."""
 
-def drop_in(declaration: Declaration, desired: Desired) -> str:
-    """The drop-in of the server's unit."""
+
+def access(declaration: Declaration, groups: Iterable[str]) -> dict[str, str]:
+    """[Service] directives that let the server reach its model and the GPU's render nodes."""
+    found = {}
+    if names := " ".join(groups):
+        found["SupplementaryGroups"] = names
+    if declaration.model and declaration.model.startswith(_HOMES):
+        # The directory, for the other files of a split model.
+        found["BindReadOnlyPaths"] = _escaped(declaration.model.rpartition("/")[0])
+    return found
+
+
+def _escaped(path: str) -> str:
+    for special in ("\\", '"', ":"):
+        path = path.replace(special, f"\\{special}")
+    return '"' + path.replace("%", "%%") + '"'
+
+
+def partition(desired: Desired) -> str | None:
+    """``root`` or ``isolated`` where the profile wants the server's CPUs for it alone."""
+    setting = desired.launch.get("cpus_partition")
+    return setting.canonical if setting and setting.canonical != "member" else None
+
+
+def drop_in(
+    declaration: Declaration, desired: Desired, *, python: str, groups: Iterable[str] = ()
+) -> str:
+    """The drop-in of the server's unit.  ``groups``: those of the render nodes that exist here."""
     lines = [f"# Written by infertuned: profile {desired.profile}, backend {desired.backend}."]
     lines += ["[Unit]", f"Description=Model server {declaration.name} (infertune)", "[Service]"]
-    lines += [f"{name}={value}" for name, value in directives(desired).items()]
+    every = {**directives(desired), **access(declaration, groups)}
+    lines += [f"{name}={value}" for name, value in every.items()]
+    if kind := partition(desired):
+        lines.append(f"ExecStartPre=+{python} -I -m infertune.service.partition {kind}")
     return "\n".join(lines) + "\n"
 
 
-def slice_drop_in(minima: Iterable[int]) -> str:
+def slice_drop_in(servers: Iterable[Desired]) -> str:
     """The drop-in of the slice: it must be granted what its servers are promised together."""
-    return f"# Written by infertuned: the sum of its servers.\n[Slice]\nMemoryMin={sum(minima)}\n"
+    servers = list(servers)
+    lines = ["# Written by infertuned: what its servers need together.", "[Slice]"]
+    lines.append(f"MemoryMin={sum(map(memory_min, servers))}")
+    cpus: frozenset[int] = frozenset()
+    for each in servers:
+        if partition(each) and "cpus" in each.launch:
+            cpus |= parse_cpulist(each.launch["cpus"].canonical)
+    if cpus:
+        lines.append(f"AllowedCPUs={format_cpulist(cpus)}")
+    return "\n".join(lines) + "\n"
 
 
 def memory_min(desired: Desired) -> int:
@@ -155,12 +209,30 @@ def memory_min(desired: Desired) -> int:
     return int(setting.canonical) if setting else 0
 
 
+_NOT_TRANSIENT = ("ExecStart", "Restart", "RestartSec", "Type")
+
+
 def systemd_run_line(
-    declaration: Declaration, desired: Desired, argv: Iterable[str], env: Mapping[str, str]
+    declaration: Declaration,
+    desired: Desired,
+    argv: Iterable[str],
+    env: Mapping[str, str],
+    template: str,
+    groups: Iterable[str] = (),
 ) -> str:
-    """The same server as one ``systemd-run`` command, for people who want to see or keep it."""
-    words = ["systemd-run", f"--unit=infertune-server-{declaration.name}", f"--slice={SLICE}"]
-    words += ["--uid=infertune"]
-    words += [f"--property={name}={value}" for name, value in directives(desired).items()]
+    """The same server as one ``systemd-run`` command, for people who want to see or keep it.
+
+    ``template`` is the text of the template unit, whose directives are the sandbox.
+    """
+    words = ["systemd-run", f"--unit=infertune-server-{declaration.name}"]
+    section = template.partition("[Service]\n")[2].partition("\n[")[0]
+    for line in section.splitlines():
+        name, _, value = line.partition("=")
+        if line and not line.startswith("#") and name not in _NOT_TRANSIENT:
+            # systemd-run hands directives over as they are: specifiers are ours to fill in.
+            value = value.replace("%i", declaration.name).replace("%S", "/var/lib")
+            words.append(f"--property={name}={value}")
+    for name, value in {**directives(desired), **access(declaration, groups)}.items():
+        words.append(f"--property={name}={value}")
     words += [f"--setenv={name}={value}" for name, value in sorted(env.items())]
     return shlex.join([*words, "--", *argv])

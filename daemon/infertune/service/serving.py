@@ -3,31 +3,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from typing import Any
 
-from infertune.errors import InfertuneError, UsageError
+from infertune.errors import Failed, InfertuneError, UsageError
 from infertune.machine import read_machine
 from infertune.profile import load_profile
 from infertune.resolve import Desired, resolve
 from infertune.root import Root
-from infertune.service.declared import declared_names, find_declaration, remove_declaration
+from infertune.service.declared import (
+    declared_names,
+    find_declaration,
+    gpu_groups,
+    remove_declaration,
+)
+from infertune.service.dropins import remove_drop_in, units_with_drop_in, write_drop_ins
 from infertune.service.servers import (
     DECLARED,
     SLICE,
     TRANSIENT,
     Declaration,
     drop_in,
-    memory_min,
     slice_drop_in,
 )
-from infertune.service.systemd import (
-    Systemd,
-    remove_drop_in,
-    units_with_drop_in,
-    write_drop_ins,
-)
+from infertune.service.systemd import Systemd
 
 _PREFIX, _SUFFIX = "infertune-server@", ".service"
+_RUNNING = ("active", "activating", "reloading", "deactivating")
 
 
 class Serving:
@@ -36,6 +39,8 @@ class Serving:
     def __init__(self, root: Root, systemd: Systemd) -> None:
         self._root = root
         self._systemd = systemd
+        # The slice's drop-in is the sum over all servers: one change at a time.
+        self._one = asyncio.Lock()
 
     def declared(self, name: str) -> Declaration:
         """The declaration of a server.  Raises UsageError where there is none."""
@@ -47,35 +52,52 @@ class Serving:
     async def serve(self, name: str) -> str:
         """Start a declared server under its profile; returns its unit."""
         declaration = self.declared(name)
-        desired = self._desired(declaration)
-        texts = {declaration.unit: drop_in(declaration, desired)}
-        # The slice first: a group gets no more protection than those above it.
-        others = [unit for unit in units_with_drop_in(self._root) if unit != declaration.unit]
-        texts = {SLICE: self._slice(others, memory_min(desired))} | texts
-        write_drop_ins(self._root, texts)
-        await self._systemd.reload()
-        await self._systemd.start(declaration.unit)
-        return declaration.unit
+        unit = declaration.unit
+        async with self._one:
+            state = (await self._systemd.states(unit)).get(unit, "inactive")
+            if state in _RUNNING:
+                raise UsageError(
+                    f"server '{name}' is {state} already", hint=f"infertune stop {name}"
+                )
+            desired = self._desired(declaration)
+            # The slice too: a group gets no more protection than those above it.
+            texts = {
+                SLICE: slice_drop_in([*self._others(unit), desired]),
+                unit: drop_in(
+                    declaration, desired, python=sys.executable, groups=gpu_groups(self._root)
+                ),
+            }
+            write_drop_ins(self._root, texts)
+            await self._systemd.reload()
+            try:
+                await self._systemd.start(unit)
+            except Failed as failed:
+                raise Failed(failed.message, hint=f"infertune logs {name}") from None
+        return unit
 
     async def stop(self, name: str) -> None:
-        """Stop a server and take away what was written for it."""
+        """Stop a server and take away what was written for it.  UsageError where there is none."""
         unit = f"{_PREFIX}{name}{_SUFFIX}"
-        await self._systemd.stop(unit)
-        remove_drop_in(self._root, unit)
-        others = units_with_drop_in(self._root)
-        if others:
-            write_drop_ins(self._root, {SLICE: self._slice(others, 0)})
-        else:
-            remove_drop_in(self._root, SLICE)
-        remove_declaration(self._root, name)
-        await self._systemd.reload()
+        async with self._one:
+            known = unit in await self._systemd.states(unit) or unit in units_with_drop_in(
+                self._root
+            )
+            if not known and find_declaration(self._root, name) is None:
+                raise UsageError(f"there is no server '{name}'", hint="infertune servers")
+            if known:
+                await self._systemd.stop(unit)
+            remove_drop_in(self._root, unit)
+            if others := self._others(unit):
+                write_drop_ins(self._root, {SLICE: slice_drop_in(others)})
+            else:
+                remove_drop_in(self._root, SLICE)
+            remove_declaration(self._root, name)
+            await self._systemd.reload()
 
     async def servers(self) -> list[dict[str, Any]]:
         """Every declared or running server."""
         states = await self._systemd.states(f"{_PREFIX}*{_SUFFIX}")
-        running = {
-            unit.removeprefix(_PREFIX).removesuffix(_SUFFIX): s for unit, s in states.items()
-        }
+        running = {_name(unit): state for unit, state in states.items()}
         names = {
             *declared_names(self._root, DECLARED),
             *declared_names(self._root, TRANSIENT),
@@ -84,11 +106,11 @@ class Serving:
         return [self._about(name, running.get(name, "inactive")) for name in sorted(names)]
 
     async def start_declared(self) -> list[str]:
-        """Start what /etc declares; returns what went wrong, in sentences."""
+        """Start what /etc declares and does not run; returns what went wrong, in sentences."""
         problems = []
         states = await self._systemd.states(f"{_PREFIX}*{_SUFFIX}")
         for name in declared_names(self._root, DECLARED):
-            if states.get(f"{_PREFIX}{name}{_SUFFIX}") == "active":
+            if states.get(f"{_PREFIX}{name}{_SUFFIX}") in _RUNNING:
                 continue
             try:
                 await self.serve(name)
@@ -110,10 +132,17 @@ class Serving:
         profile = load_profile(self._root, declaration.profile)
         return resolve(profile, read_machine(self._root), declaration.backend)
 
-    def _slice(self, units: list[str], more: int) -> str:
-        minima = [more]
-        for unit in units:
-            found = find_declaration(self._root, unit.removeprefix(_PREFIX).removesuffix(_SUFFIX))
-            if found:
-                minima.append(memory_min(self._desired(found)))
-        return slice_drop_in(minima)
+    def _others(self, unit: str) -> list[Desired]:
+        """What the other servers that have been started are promised."""
+        found = []
+        for other in units_with_drop_in(self._root):
+            if other == unit:
+                continue
+            declaration = find_declaration(self._root, _name(other))
+            if declaration:
+                found.append(self._desired(declaration))
+        return found
+
+
+def _name(unit: str) -> str:
+    return unit.removeprefix(_PREFIX).removesuffix(_SUFFIX)

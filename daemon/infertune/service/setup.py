@@ -12,12 +12,14 @@ from pathlib import Path
 
 from infertune.errors import Failed, NotPermitted, UsageError
 from infertune.root import Root
+from infertune.service.declared import declared_names, remove_declaration
+from infertune.service.dropins import remove_drop_in, units_with_drop_in
+from infertune.service.servers import SLICE, TRANSIENT
 
 FILES: tuple[tuple[str, str], ...] = (
     ("infertune.service", "/etc/systemd/system/infertune.service"),
     ("infertune.slice", "/etc/systemd/system/infertune.slice"),
     ("infertune-server@.service", "/etc/systemd/system/infertune-server@.service"),
-    ("infertune.sysusers", "/etc/sysusers.d/infertune.conf"),
     (
         "org.infertune.Infertune1.conf",
         "/etc/dbus-1/system.d/org.infertune.Infertune1.conf",
@@ -47,7 +49,7 @@ def install(root: Root) -> tuple[Placed, ...]:
         _refuse_a_writable_program()
     placed = tuple(_write(root, target, _content(source)) for source, target in FILES)
     if root.live and root.exists(RUNNING):
-        _tell_the_system(sysusers=True)
+        _tell_the_system()
     return placed
 
 
@@ -60,6 +62,10 @@ def remove(root: Root) -> tuple[Placed, ...]:
                 "infertune.service is running; nothing was removed",
                 hint="systemctl disable --now infertune",
             )
+        if root.exists(RUNNING):
+            # The servers' unit goes away: they would run on under no rule.
+            _run("systemctl", "stop", "infertune.slice", "infertune-server@*.service")
+        _remove_servers(root)
     placed = []
     for _, target in FILES:
         there = root.exists(target)
@@ -69,8 +75,16 @@ def remove(root: Root) -> tuple[Placed, ...]:
             raise Failed(f"{target}: {error.strerror}") from error
         placed.append(Placed(target, "removed" if there else "absent"))
     if root.live and root.exists(RUNNING):
-        _tell_the_system(sysusers=False)
+        _tell_the_system()
     return tuple(placed)
+
+
+def _remove_servers(root: Root) -> None:
+    """What ``serve`` wrote for this boot."""
+    for unit in (*units_with_drop_in(root), SLICE):
+        remove_drop_in(root, unit)
+    for name in declared_names(root, TRANSIENT):
+        remove_declaration(root, name)
 
 
 def _write(root: Root, target: str, content: bytes) -> Placed:
@@ -87,6 +101,11 @@ def _write(root: Root, target: str, content: bytes) -> Placed:
 def _content(name: str) -> bytes:
     text = (_directory() / name).read_text(encoding="utf-8")
     return text.replace("@PYTHON@", sys.executable).encode()
+
+
+def template() -> str:
+    """Text of the server's template unit."""
+    return _content("infertune-server@.service").decode()
 
 
 def _directory() -> Path:
@@ -121,9 +140,7 @@ def _up_to_the_top(*paths: Path) -> Iterable[Path]:
         yield from path.absolute().parents
 
 
-def _tell_the_system(*, sysusers: bool) -> None:
-    if sysusers:
-        _run("systemd-sysusers", "/etc/sysusers.d/infertune.conf")
+def _tell_the_system() -> None:
     _run("systemctl", "daemon-reload")
     _run("systemctl", "reload", "dbus.service")
 

@@ -1,54 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Units of model servers: their drop-ins, and what systemd is asked to do with them."""
+"""What systemd is asked to do with units, over the bus."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 from dbus_fast import Message, MessageType
 from dbus_fast.aio import MessageBus
 
 from infertune.errors import Failed
-from infertune.root import Root
 from infertune.service.wire import from_bus
 
-_UNITS = "/run/systemd/system"
-_DROP_IN = "50-infertune.conf"
 _TIMEOUT_S = 30.0
+_JOB_S = 60.0
+"""Longest start or stop of a unit; TimeoutStopSec= of a server is half of it."""
 
-
-def drop_in_path(unit: str) -> str:
-    """Where the drop-in of a unit is; below /run, so it goes with the boot."""
-    return f"{_UNITS}/{unit}.d/{_DROP_IN}"
-
-
-def write_drop_ins(root: Root, texts: Mapping[str, str]) -> None:
-    """Write the drop-in of each unit.  Raises Failed."""
-    for unit, text in texts.items():
-        path = drop_in_path(unit)
-        try:
-            root.mkdir(path.rpartition("/")[0])
-            root.replace(path, text.encode())
-        except OSError as error:
-            raise Failed(f"{path}: {error.strerror}") from error
-
-
-def remove_drop_in(root: Root, unit: str) -> None:
-    """Remove the drop-in of a unit and its directory.  Raises Failed."""
-    path = drop_in_path(unit)
-    try:
-        root.unlink(path)
-        root.rmdir(path.rpartition("/")[0])
-    except OSError as error:
-        raise Failed(f"{path}: {error.strerror}") from error
-
-
-def units_with_drop_in(root: Root) -> list[str]:
-    """Server units that have a drop-in of ours."""
-    paths = root.glob(f"{_UNITS}/infertune-server@*.service.d/{_DROP_IN}")
-    return [path.split("/")[-2].removesuffix(".d") for path in paths]
+_JOB_REMOVED = (
+    "type='signal',sender='org.freedesktop.systemd1',"
+    "interface='org.freedesktop.systemd1.Manager',member='JobRemoved'"
+)
 
 
 class Systemd:
@@ -56,21 +29,85 @@ class Systemd:
 
     def __init__(self, bus: MessageBus) -> None:
         self._bus = bus
+        self._listeners = 0
+        self._ended: dict[str, str] = {}
+        """Result by path, of the jobs that ended while somebody waited for one."""
+        self._job_ended = asyncio.Event()
+        bus.add_message_handler(self._hear)
 
     async def reload(self) -> None:
         await self._call("Reload")
 
     async def start(self, unit: str) -> None:
-        await self._call("StartUnit", "ss", unit, "replace")
+        """Start a unit and wait until it has started.  Raises Failed where it does not."""
+        result = await self._job("StartUnit", unit)
+        if result != "done":
+            raise Failed(f"{unit} did not start ({result})")
 
     async def stop(self, unit: str) -> None:
-        await self._call("StopUnit", "ss", unit, "replace")
+        """Stop a unit and wait until it is gone.  Raises Failed where it does not go."""
+        result = await self._job("StopUnit", unit)
         await self._call("ResetFailedUnit", "s", unit, may_fail=True)
+        if result != "done":
+            raise Failed(f"{unit} did not stop ({result})")
 
     async def states(self, unit: str) -> dict[str, str]:
         """ActiveState by unit, for the units that match a pattern."""
         found = await self._call("ListUnitsByPatterns", "asas", [], [unit])
         return {row[0]: row[3] for row in found}
+
+    async def _job(self, member: str, unit: str) -> str:
+        """Have a job done; its result: done, failed, canceled, timeout, dependency..."""
+        async with self._listening():
+            path = await self._call(member, "ss", unit, "replace")
+            try:
+                async with asyncio.timeout(_JOB_S):
+                    while path not in self._ended:
+                        self._job_ended.clear()
+                        await self._job_ended.wait()
+            except TimeoutError:
+                raise Failed(f"{unit}: systemd is not done with it after {_JOB_S:.0f} s") from None
+            return self._ended.pop(path)
+
+    @contextlib.asynccontextmanager
+    async def _listening(self) -> AsyncIterator[None]:
+        """Be told of ended jobs; only meanwhile, since other people's jobs would wake us too."""
+        if not self._listeners:
+            await self._call("Subscribe", may_fail=True)
+            await self._match("AddMatch")
+        self._listeners += 1
+        try:
+            yield
+        finally:
+            self._listeners -= 1
+            if not self._listeners:
+                self._ended.clear()
+                await self._match("RemoveMatch")
+                await self._call("Unsubscribe", may_fail=True)
+
+    def _hear(self, message: Message) -> None:
+        if (
+            self._listeners
+            and message.message_type is MessageType.SIGNAL
+            and message.member == "JobRemoved"
+            and message.interface == "org.freedesktop.systemd1.Manager"
+            and message.signature == "uoss"
+        ):
+            _, path, _, result = message.body
+            self._ended[path] = result
+            self._job_ended.set()
+
+    async def _match(self, member: str) -> None:
+        await self._bus.call(
+            Message(
+                destination="org.freedesktop.DBus",
+                path="/org/freedesktop/DBus",
+                interface="org.freedesktop.DBus",
+                member=member,
+                signature="s",
+                body=[_JOB_REMOVED],
+            )
+        )
 
     async def _call(
         self, member: str, signature: str = "", *body: Any, may_fail: bool = False

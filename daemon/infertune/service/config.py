@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/etc/infertune/infertuned.toml, what the daemon is told by the admin."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+
+from infertune.errors import UsageError
+from infertune.profile import BACKENDS
+from infertune.root import Root
+from infertune.service.names import NAME
+
+CONFIG = "/etc/infertune/infertuned.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The daemon's settings."""
+
+    profile: str | None = None
+    """Applied at start, and the profile of servers that name none; None to start idle."""
+    backend: str = "auto"
+    enforce: bool = False
+    """Whether a value that somebody else changed is set again after resume or hot-plug."""
+
+
+def read_config(root: Root) -> Config:
+    """The daemon's settings; a missing file is all defaults.  Raises UsageError."""
+    text = root.get(CONFIG)
+    if text is None:
+        return Config()
+    try:
+        found = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{CONFIG}: {error}") from None
+    kinds: dict[str, type] = {"profile": str, "backend": str, "enforce": bool}
+    for key, value in found.items():
+        if key not in kinds:
+            raise UsageError(f"{CONFIG}: unknown key '{key}'; known: {', '.join(kinds)}")
+        if not isinstance(value, kinds[key]):
+            raise UsageError(f"{CONFIG}: {key} must be a {kinds[key].__name__}")
+    config = Config(**found)
+    if config.profile is not None and not NAME.fullmatch(config.profile):
+        raise UsageError(f"{CONFIG}: profile is not a profile name")
+    if config.backend not in ("auto", *BACKENDS):
+        raise UsageError(f"{CONFIG}: backend is one of auto, {', '.join(BACKENDS)}")
+    return config

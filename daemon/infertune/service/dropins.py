@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drop-ins of server units: the files with which a profile reaches systemd."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from infertune.errors import Failed
+from infertune.root import Root
+
+_UNITS = "/run/systemd/system"
+_DROP_IN = "50-infertune.conf"
+
+
+def drop_in_path(unit: str) -> str:
+    """Where the drop-in of a unit is; below /run, so it goes with the boot."""
+    return f"{_UNITS}/{unit}.d/{_DROP_IN}"
+
+
+def write_drop_ins(root: Root, texts: Mapping[str, str]) -> None:
+    """Write the drop-in of each unit.  Raises Failed."""
+    for unit, text in texts.items():
+        path = drop_in_path(unit)
+        try:
+            root.mkdir(path.rpartition("/")[0])
+            root.replace(path, text.encode())
+        except OSError as error:
+            raise Failed(f"{path}: {error.strerror}") from error
+
+
+def remove_drop_in(root: Root, unit: str) -> None:
+    """Remove the drop-in of a unit and its directory.  Raises Failed."""
+    path = drop_in_path(unit)
+    try:
+        root.unlink(path)
+        root.rmdir(path.rpartition("/")[0])
+    except OSError as error:
+        raise Failed(f"{path}: {error.strerror}") from error
+
+
+def units_with_drop_in(root: Root) -> list[str]:
+    """Server units that have a drop-in of ours."""
+    paths = root.glob(f"{_UNITS}/infertune-server@*.service.d/{_DROP_IN}")
+    return [path.split("/")[-2].removesuffix(".d") for path in paths]
