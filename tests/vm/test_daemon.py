@@ -6,10 +6,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from vm.guest import Guest
+
+HERE = Path(__file__).parent
+PYTHON = "/usr/lib/infertune/bin/python"
+CALLS = 10_000
+"""About three minutes on an emulated processor."""
 
 OURS = (
     "find /etc /run /usr/share /var/lib -xdev -iname '*infertune*' -not -path '/etc/infertune*' "
@@ -134,6 +140,44 @@ def test_who_may(service: Guest) -> None:
         denied("infertune revert")
         denied("infertune confirm")
     service.sh("systemctl unmask -q --runtime polkit.service")
+
+
+def test_calls_of_all_kinds_leave_nothing_behind(guest_7x: Guest) -> None:
+    guest = guest_7x
+    guest.infertune("setup")
+    guest.sh("systemctl enable -q --now infertune.service")
+    guest.put(HERE / "in_guest", "/tmp")
+    before = guest.settings()
+
+    def calls(count: int) -> dict[str, int]:
+        done = guest.run(f"{PYTHON} /tmp/in_guest/mixed_calls.py {count}", user="user", timeout=900)
+        assert done.code == 0, done
+        found: dict[str, int] = json.loads(done.out)
+        return found
+
+    def cost() -> tuple[int, int, int]:
+        pid = show(guest, "MainPID")
+        fds = len(guest.sh(f"ls /proc/{pid}/fd").split())
+        tasks = len(guest.sh(f"ls /proc/{pid}/task").split())
+        memory = guest.sh(f"awk '/^Pss:/ {{ print $2 }}' /proc/{pid}/smaps_rollup")
+        return fds, tasks, int(memory)
+
+    try:
+        calls(500)  # what is loaded at the first use
+        fds, tasks, memory_kib = cost()
+        answers = calls(CALLS)
+        print(f"{CALLS} calls: {answers}")
+        assert sum(answers.values()) == CALLS
+        assert answers["NotAuthorized"] > CALLS // 10
+        assert answers["answered"] > CALLS // 20
+        after = cost()
+        print(f"fds, tasks, PSS in KiB: {(fds, tasks, memory_kib)} before, {after} after")
+        assert after[:2] == (fds, tasks)
+        assert after[2] - memory_kib < 2048
+        assert guest.settings() == before
+    finally:
+        guest.run("systemctl disable -q --now infertune.service; infertune setup --remove")
+        guest.sh("rm -rf /tmp/in_guest /run/infertune /var/lib/infertune")
 
 
 def test_nobody_else_can_be_the_daemon(service: Guest) -> None:
