@@ -53,7 +53,17 @@ def status_document(status: Status) -> dict[str, Any]:
         "notes": list(status.notes),
         "damaged_journals": list(status.damaged),
         "items": [asdict(item) for item in status.items],
+        "drift": [_drift(item) for item in status.items if item.outcome in _DRIFT],
     }
+
+
+_DRIFT = {"conflict": "external", "absent": "gone"}
+
+
+def _drift(item: Item) -> dict[str, Any]:
+    """What a journal alone can tell of a file that is not ours any more."""
+    state = _DRIFT[item.outcome]
+    return {"knob": item.knob, "path": item.path, "state": state, "value": item.before, "by": None}
 
 
 def items_from(document: Mapping[str, Any]) -> tuple[Item, ...]:

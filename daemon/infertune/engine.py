@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 
 from infertune.errors import Busy, Failed, InfertuneError, NotPermitted
 from infertune.journal import Journal, Journals, Loaded, Record
 from infertune.knobs import KNOBS, Reading, Target, read_live, targets
 from infertune.knobs.live import read_target
-from infertune.machine import Machine, read_machine
+from infertune.machine import Machine, read_machine, tuner_by_id
 from infertune.plan import Item, Outcome, plan
 from infertune.resolve import Desired, Setting
 from infertune.root import Held, Root
@@ -63,6 +64,18 @@ class Status:
     """Damaged journals that were set aside."""
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One file that is not what the applied profile made it."""
+
+    knob: str
+    path: str
+    value: str | None
+    """What it holds now; None where the file is gone (a CPU offline, a driver unloaded)."""
+    want: str | None
+    """None for a file that only moved along with another: nobody asked for its value."""
+
+
 class ApplyFailed(Failed):
     """A profile could not be applied; the machine is as it was before."""
 
@@ -82,7 +95,39 @@ def make_plan(
     """What ``apply`` would do now.  Changes nothing."""
     loaded = _this_boot(root, Journals(root).runtime.load())
     items = _plan(root, machine, desired, loaded.journal, without, may_hold)[0]
-    return Report(desired.profile, desired.backend, items, _unresolved(desired))
+    return Report(desired.profile, desired.backend, items, _notes(root, machine, desired, items))
+
+
+def drift(
+    root: Root, machine: Machine, desired: Desired, *, without: Iterable[str] = ()
+) -> tuple[Difference, ...]:
+    """Where the machine is not any more what ``desired`` made it.  Changes nothing.
+
+    A plan that is not empty, and the files that went away.  Empty where the
+    journal says that something else is applied.  What is held open cannot drift.
+    """
+    journal = _this_boot(root, Journals(root).runtime.load()).journal
+    if journal is None or journal.profile != desired.profile or not journal.settled:
+        return ()
+    items = _plan(root, machine, desired, journal, without, may_hold=True)[0]
+    differing = [
+        Difference(item.knob, item.path, item.before, item.want)
+        for item in items
+        if item.outcome == "set" and item.path and not KNOBS[item.knob].held
+    ]
+    noted = [(record, _drift(root, record)) for record in journal.records]
+    moved = [
+        Difference(record.knob, record.path, item.before, None)
+        for record, item in noted
+        if item.outcome == "conflict" and record.want is None
+    ]
+    gone = [
+        Difference(record.knob, record.path, None, record.want)
+        for record, item in noted
+        if item.outcome == "absent"
+    ]
+    seen = {each.path for each in differing}
+    return (*differing, *(each for each in moved if each.path not in seen), *gone)
 
 
 def status(root: Root, machine: Machine) -> Status:
@@ -226,12 +271,44 @@ class Session:
             records=(),
         )
         done = apply(self.root, self._journals, old, new, items, touched)
-        report = Report(desired.profile, desired.backend, done.items, _unresolved(desired))
+        notes = _notes(self.root, self.machine, desired, done.items)
+        report = Report(desired.profile, desired.backend, done.items, notes)
         if done.failure:
             raise _apply_failed(done, report)
         self.release()
         self._held = done.held
         self._held_here = hold
+        return report
+
+    def reassert(
+        self,
+        desired: Desired,
+        *,
+        reset: Collection[str],
+        leave: Collection[str],
+        without: Sequence[str] = (),
+    ) -> Report:
+        """Set again what ``desired`` had set and does not hold any more; all of it or nothing.
+
+        ``reset``: paths whose values nobody decided, because the kernel or the
+        firmware started them anew; their originals stay.  ``leave``: paths that
+        are somebody else's now; they and their records are not touched.  The
+        value of any other path that differs is somebody's, and becomes the
+        original.  Raises ApplyFailed; what was there before is then there again.
+        """
+        old = self._load().journal
+        if old is None or old.profile != desired.profile:
+            return Report(desired.profile, desired.backend, ())
+        # PM-QoS requests live as long as their owner, and no reset reaches them.
+        apart = {*leave, *(path for knob in KNOBS.values() if knob.held for path in knob.paths)}
+        items, touched = _plan(
+            self.root, self.machine, desired, old, without, True, reset=reset, leave=apart
+        )
+        new = old.with_records(())
+        done = apply(self.root, self._journals, old, new, items, touched, reset)
+        report = Report(desired.profile, desired.backend, done.items)
+        if done.failure:
+            raise _apply_failed(done, report)
         return report
 
     def confirm(self) -> bool:
@@ -326,12 +403,31 @@ def _plan(
     old: Journal | None,
     without: Iterable[str],
     may_hold: bool,
+    *,
+    reset: Collection[str] = (),
+    leave: Collection[str] = (),
 ) -> tuple[tuple[Item, ...], list[Target]]:
-    """The plan, and the files that may change along with what it writes."""
+    """The plan, and the files that may change along with what it writes.
+
+    Paths to ``leave`` are as if neither profile nor journal named them; values of
+    paths in ``reset`` are nobody's.
+    """
     left_out = set(without)
     settings: list[Setting] = [s for s in (*desired.now, *desired.boot) if s.id not in left_out]
     found = {setting.id: targets(root, machine, KNOBS[setting.id]) for setting in settings}
+    if leave:
+        found = {
+            knob: tuple(target for target in each if target.path not in leave)
+            for knob, each in found.items()
+        }
+        settings = [setting for setting in settings if found[setting.id]]
     records = old.by_path() if old else {}
+    records = {
+        # An unsettled record takes whatever the file holds for ours: its original stays.
+        path: replace(record, settled=False) if path in reset else record
+        for path, record in records.items()
+        if path not in leave
+    }
     lockers = {lock[0] for setting in settings if (lock := KNOBS[setting.id].locked_by)}
     read = [t for each in found.values() for t in each]
     read += [t for knob in sorted(lockers) for t in targets(root, machine, KNOBS[knob])]
@@ -341,8 +437,28 @@ def _plan(
     return items, [t for knob in sorted(moved) for t in targets(root, machine, KNOBS[knob])]
 
 
-def _unresolved(desired: Desired) -> tuple[str, ...]:
-    return tuple(f"{each.id} is left out: {each.reason}" for each in desired.unresolved)
+def _notes(
+    root: Root, machine: Machine, desired: Desired, items: Sequence[Item]
+) -> tuple[str, ...]:
+    left_out = tuple(f"{each.id} is left out: {each.reason}" for each in desired.unresolved)
+    knobs = dict.fromkeys(item.knob for item in items if item.path)
+    return (*left_out, *owners(root, machine, knobs))
+
+
+def owners(root: Root, machine: Machine, knobs: Iterable[str]) -> tuple[str, ...]:
+    """One sentence for each other program that runs and may write some of ``knobs``."""
+    wanted = tuple(knobs)
+    found = []
+    for tuner in machine.tuners:
+        known = tuner_by_id(tuner.id)
+        theirs = [knob for knob in wanted if any(fnmatchcase(knob, p) for p in known.writes)]
+        if tuner.running and theirs:
+            profile = root.get(known.profile_file) if known.profile_file else None
+            # Another program's file: only a plain name of a profile is repeated.
+            plain = profile and len(profile) <= 64 and profile.isprintable()
+            name = f"{tuner.name} (profile {profile})" if plain else tuner.name
+            found.append(f"{name} is running and may set {', '.join(theirs)} as well")
+    return tuple(found)
 
 
 def _readings(

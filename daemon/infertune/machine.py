@@ -223,30 +223,97 @@ class KnownTuner:
     """Names of its processes, as the kernel cuts them: 15 characters."""
     marks: tuple[str, ...] = ()
     """Files it leaves while in force, where no process stays."""
+    bus_names: tuple[str, ...] = ()
+    """Well-known names it takes on the system bus while it runs."""
+    writes: tuple[str, ...] = ()
+    """Knobs it may set, as patterns of their ids; what its profile of now sets is fewer."""
+    profile_file: str | None = None
+    """Where it notes the profile it has applied."""
 
+
+_PPD_NAMES = ("org.freedesktop.UPower.PowerProfiles", "net.hadess.PowerProfiles")
+"""power-profiles-daemon's own since 0.20, and before; tuned-ppd and tlp-pd take them too."""
+
+_PPD_WRITES = (
+    "platform_profile",
+    "cpufreq.energy_performance_preference",
+    "cpufreq.scaling_governor",
+    "cpufreq.boost",
+)
 
 TUNERS: tuple[KnownTuner, ...] = (
-    KnownTuner("tuned", "TuneD", ("tuned.service",), ("tuned",)),
-    KnownTuner("tuned-ppd", "tuned-ppd", ("tuned-ppd.service",), ("tuned-ppd",)),
+    KnownTuner(
+        "tuned",
+        "TuneD",
+        ("tuned.service",),
+        ("tuned",),
+        bus_names=("com.redhat.tuned",),
+        # Plugins acpi, cpu, sysctl, sysfs, video and vm.
+        writes=(
+            *("platform_profile", "cpufreq.*", "cpu_dma_latency", "vm.*", "kernel.*"),
+            *("transparent_hugepage.*", "amdgpu.*", "ksm.*"),
+        ),
+        profile_file="/etc/tuned/active_profile",
+    ),
+    KnownTuner(
+        "tuned-ppd",
+        "tuned-ppd",
+        ("tuned-ppd.service",),
+        ("tuned-ppd",),
+        bus_names=_PPD_NAMES,
+    ),
     KnownTuner(
         "power-profiles-daemon",
         "power-profiles-daemon",
         ("power-profiles-daemon.service",),
         ("power-profiles-",),
+        bus_names=_PPD_NAMES,
+        # Its action amdgpu_dpm lowers the GPU's level in power-saver (0.22).
+        writes=(*_PPD_WRITES, "amdgpu.power_dpm_force_performance_level"),
     ),
     KnownTuner(
-        "tlp", "TLP", ("tlp.service", "tlp-pd.service"), ("tlp-pd",), marks=("/run/tlp/last_pwr",)
+        "tlp",
+        "TLP",
+        ("tlp.service", "tlp-pd.service"),
+        ("tlp-pd",),
+        marks=("/run/tlp/last_pwr",),
+        bus_names=_PPD_NAMES,
+        writes=(*_PPD_WRITES, "amdgpu.power_dpm_force_performance_level"),
     ),
-    KnownTuner("auto-cpufreq", "auto-cpufreq", ("auto-cpufreq.service",), ("auto-cpufreq",)),
+    KnownTuner(
+        "auto-cpufreq",
+        "auto-cpufreq",
+        ("auto-cpufreq.service",),
+        ("auto-cpufreq",),
+        writes=_PPD_WRITES,
+    ),
     KnownTuner("irqbalance", "irqbalance", ("irqbalance.service",), ("irqbalance",)),
-    KnownTuner("gamemode", "GameMode", ("gamemoded.service",), ("gamemoded",)),
+    KnownTuner(
+        "gamemode",
+        "GameMode",
+        ("gamemoded.service",),
+        ("gamemoded",),
+        writes=(
+            "cpufreq.scaling_governor",
+            "platform_profile",
+            "amdgpu.power_dpm_force_performance_level",
+        ),
+    ),
     KnownTuner(
         "system76-power",
         "system76-power",
         ("com.system76.PowerDaemon.service", "system76-power.service"),
         ("system76-power",),
+        bus_names=("com.system76.PowerDaemon",),
+        writes=(*_PPD_WRITES, "vm.*"),
     ),
 )
+
+
+def tuner_by_id(tuner: str) -> KnownTuner:
+    """The entry of a tuner that was found on a machine."""
+    return next(known for known in TUNERS if known.id == tuner)
+
 
 _UNIT_DIRECTORIES = ("/etc/systemd/system", "/usr/lib/systemd/system", "/usr/lib/systemd/user")
 

@@ -25,6 +25,7 @@ Outcome = Literal[
     "applied",
     "restored",
     "already",
+    "held",
     "clamped",
     "absent",
     "refused",
@@ -33,7 +34,10 @@ Outcome = Literal[
     "pending-reboot",
     "rolled-back",
 ]
-"""``set`` and ``restore`` are a plan's; everything else is a result."""
+"""``set`` and ``restore`` are a plan's; everything else is a result.
+
+``held``: another service sets it, and keeps it for us.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

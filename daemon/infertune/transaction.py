@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from infertune.journal import Journal, Journals, Record
@@ -42,16 +42,18 @@ def apply(
     new: Journal,
     items: Sequence[Item],
     touched: Sequence[Target],
+    reset: Collection[str] = (),
 ) -> Done:
     """Do what ``items`` plan.
 
     ``old`` is the journal on disk, ``new`` the header of the one to write.
     ``touched`` are files the kernel may change along with what is written.
+    ``reset`` are paths whose values nobody decided: their originals stay.
     Nothing is raised for what a kernel or a disk says: ``Done.failure`` says it,
     and the machine is then as it was before.
     """
     with undisturbed():
-        return _Apply(root, journals, old, new, items, touched).run()
+        return _Apply(root, journals, old, new, items, touched, reset).run()
 
 
 class _Apply:
@@ -63,6 +65,7 @@ class _Apply:
         new: Journal,
         items: Sequence[Item],
         touched: Sequence[Target],
+        reset: Collection[str],
     ) -> None:
         self._root = root
         self._journals = journals
@@ -71,7 +74,7 @@ class _Apply:
         self._items = list(items)
         # The state to go back to if anything fails: not the originals, but what was there.
         self._before = {t.path: (t.knob.id, read_target(root, t).value) for t in touched}
-        self._records = _records(old, items, touched, self._before)
+        self._records = _records(old, items, touched, self._before, reset)
         self._held: list[Held] = []
         self._written: list[str] = []
 
@@ -170,6 +173,7 @@ def _records(
     items: Sequence[Item],
     touched: Sequence[Target],
     before: Mapping[str, tuple[str, str | None]],
+    reset: Collection[str],
 ) -> dict[str, Record]:
     """The records that must be on disk before the first write of ``items``."""
     earlier = old.by_path() if old else {}
@@ -198,7 +202,7 @@ def _records(
             continue
         value = before[target.path][1]
         record = earlier.get(target.path)
-        if record and value is not None and not is_foreign(record, value):
+        if record and value is not None and (target.path in reset or not is_foreign(record, value)):
             records[target.path] = replace(record, want=None, settled=False)
         elif value is not None:
             records[target.path] = Record(target.knob.id, target.path, value, None, None, False)
@@ -206,7 +210,9 @@ def _records(
     covered = {item.path for item in items}
     for path, record in earlier.items():
         if path not in records and path not in covered:
-            records[path] = record
+            # A file that only moves along and was reset gets its value of now noted.
+            moved = path in reset and record.want is None
+            records[path] = replace(record, settled=False) if moved else record
     return records
 
 

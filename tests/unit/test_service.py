@@ -88,6 +88,7 @@ class World:
         self.notified: list[str] = []
         self.task: asyncio.Task[bool] | None = None
         self.daemon: Daemon | None = None
+        self.devices: Any = lambda root: None
 
     async def start(self) -> None:
         receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -97,7 +98,7 @@ class World:
         receiver.bind(path)
         receiver.setblocking(False)
         environment = {"DBUS_SYSTEM_BUS_ADDRESS": self.address, "NOTIFY_SOCKET": path}
-        self.daemon = Daemon(self.root, environment)
+        self.daemon = Daemon(self.root, environment, self.devices)
         self.task = asyncio.create_task(self.daemon.run())
         loop = asyncio.get_running_loop()
         try:
@@ -212,6 +213,7 @@ def test_apply_verify_status_revert(tmp_path: Path, bus_address: str) -> None:
             "Profile": "long",
             "Backend": "cpu",
             "ConfirmBy": [],
+            "Drift": [],
         }
         report = await ask(bus, "Revert")
         assert {item["outcome"] for item in report["items"]} == {"restored"}

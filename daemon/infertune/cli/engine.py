@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from infertune.cli.base import JSON, Command, Context, argument
@@ -198,12 +199,27 @@ def _status(ctx: Context) -> Exit:
         what = f": {about['profile']} ({about['backend']}) since {about['since']}" if about else ""
         ctx.print(f"{state}{what}")
         print_items(ctx, items)
+        for sentence in sorted({_about(each) for each in document.get("drift", ())}):
+            ctx.print(f"note: {sentence}")
         for note in document["notes"]:
             ctx.print(f"note: {note}")
         for path in document["damaged_journals"]:
             ctx.print(f"note: a damaged journal is kept in {path}; remove it when you have seen it")
     fine = state in ("idle", "applied", "running") and all(i.outcome == "already" for i in items)
     return Exit.DONE if fine else Exit.DIFFERS
+
+
+def _about(drift: Mapping[str, Any]) -> str:
+    """One entry of ``drift`` for people."""
+    knob, value, by = drift["knob"], drift.get("value"), drift.get("by")
+    match drift["state"]:
+        case "external":
+            return f"{knob} is externally owned: {by or 'somebody'} set it to {value}"
+        case "contested":
+            return f"{knob} is contested by {by or 'somebody'} and left at {value}"
+        case "gone":
+            return f"{knob}: a file is gone; it is set again when it comes back"
+    return f"{knob} was set again ({by})"
 
 
 def _revert(ctx: Context) -> Exit:
@@ -291,8 +307,9 @@ COMMANDS: tuple[Command, ...] = (
         "show what is applied now",
         _status,
         (JSON,),
-        "Prints the applied profile, the files it changed and whether they still hold it. Exit "
-        "code 1 when something was interrupted, damaged or changed by someone else.",
+        "Prints the applied profile, the files it changed and whether they still hold it: a value "
+        "that someone else set since is externally owned and left alone. Exit code 1 when "
+        "something was interrupted, damaged or changed by someone else.",
     ),
     Command(
         "revert",

@@ -33,6 +33,7 @@ from infertune.service.names import (
     INTERFACE,
     NAME,
 )
+from infertune.service.power import Power
 from infertune.service.serving import Serving
 from infertune.service.wire import to_bus
 
@@ -73,12 +74,14 @@ class Manager(ServiceInterface):
         keeper: Keeper,
         serving: Serving,
         authority: Authority,
+        power: Power,
         changed: Callable[[], None],
     ) -> None:
         super().__init__(INTERFACE)
         self._keeper = keeper
         self._serving = serving
         self._authority = authority
+        self._power = power
         self._changed = changed
 
     @dbus_method()
@@ -93,14 +96,15 @@ class Manager(ServiceInterface):
         """Whether the machine is what a profile says."""
         with _errors():
             await self._may(ACTION_READ)
-            return to_bus(self._keeper.verify(_choice(profile, backend, without)))
+            choice = _choice(profile, backend, without)
+            return to_bus(self._asking(lambda: self._keeper.verify(choice)))
 
     @dbus_method()
     async def Status(self) -> Document:
         """What is applied, by whom, and whether the files still hold it."""
         with _errors():
             await self._may(ACTION_READ)
-            return to_bus(self._keeper.status())
+            return to_bus(self._asking(self._keeper.status))
 
     @dbus_method()
     async def Apply(self, profile: S, backend: S, without: AS, confirm_within_s: U) -> Document:
@@ -113,16 +117,18 @@ class Manager(ServiceInterface):
             if confirm_within_s > MAX_CONFIRM_S:
                 raise UsageError(f"a confirmation may take {MAX_CONFIRM_S} s at the most")
             choice = _choice(profile, backend, without)
-            return self._changing(
-                lambda: self._keeper.apply(choice, confirm_within_s=confirm_within_s or None)
-            )
+            async with self._power.turn(choice):
+                return self._changing(
+                    lambda: self._keeper.apply(choice, confirm_within_s=confirm_within_s or None)
+                )
 
     @dbus_method()
     async def Revert(self) -> Document:
         """Put every original value back."""
         with _errors():
             await self._may(ACTION_APPLY)
-            return self._changing(self._keeper.revert)
+            async with self._power.turn():
+                return self._changing(self._keeper.revert)
 
     @dbus_method()
     async def Confirm(self) -> B:
@@ -140,20 +146,24 @@ class Manager(ServiceInterface):
             await self._may(ACTION_APPLY)
             if len(reason) > MAX_REASON or not reason.isprintable():
                 raise UsageError(f"a reason is at most {MAX_REASON} printable characters")
-            try:
-                return self._keeper.hold(sender(), _choice(profile, backend, []), reason)
-            finally:
-                self.tell()
+            owner, choice = sender(), _choice(profile, backend, [])
+            async with self._power.turn(choice):
+                try:
+                    return self._keeper.hold(owner, choice, reason)
+                finally:
+                    self.tell()
 
     @dbus_method()
     async def Release(self, cookie: S) -> Nothing:
         """End a hold of the caller."""
         with _errors():
             await self._may(ACTION_APPLY)
-            try:
-                self._keeper.release(sender(), cookie)
-            finally:
-                self.tell()
+            owner = sender()
+            async with self._power.turn():
+                try:
+                    self._keeper.release(owner, cookie)
+                finally:
+                    self.tell()
 
     @dbus_method()
     async def Serve(self, name: S) -> S:
@@ -164,7 +174,8 @@ class Manager(ServiceInterface):
             declared = self._serving.declared(name)
             if self._keeper.choice is None:
                 choice = Choice(declared.profile, declared.backend)
-                failed = self._changing(lambda: self._keeper.apply(choice)).get("failed")
+                async with self._power.turn(choice):
+                    failed = self._changing(lambda: self._keeper.apply(choice)).get("failed")
                 if failed:
                     raise Failed(failed.value)
             return await self._serving.serve(name)
@@ -208,6 +219,11 @@ class Manager(ServiceInterface):
         deadline = self._keeper.deadline
         return [] if deadline is None else [deadline]
 
+    @dbus_property(access=PropertyAccess.READ)
+    def Drift(self) -> AS:
+        """Knobs that somebody else changed, or whose files are gone, as of the last look."""
+        return self._keeper.ownership.knobs
+
     def tell(self) -> None:
         """Let everybody know the properties as they are now, and the daemon that they changed."""
         self._changed()
@@ -217,6 +233,7 @@ class Manager(ServiceInterface):
                 "Profile": self._keeper.choice.profile if self._keeper.choice else "",
                 "Backend": self._keeper.choice.backend if self._keeper.choice else "",
                 "ConfirmBy": [] if self._keeper.deadline is None else [self._keeper.deadline],
+                "Drift": self._keeper.ownership.knobs,
             }
         )
 
@@ -224,6 +241,14 @@ class Manager(ServiceInterface):
         message = _caller.get()
         interactive = bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION)
         await self._authority.check(sender(), action, interactive=interactive)
+
+    def _asking(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What somebody asked for; drift that was found by it is told to everybody."""
+        before = self._keeper.ownership.knobs
+        document = work()
+        if self._keeper.ownership.knobs != before:
+            self.tell()
+        return document
 
     def _changing(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         try:

@@ -22,7 +22,7 @@ class Config:
     """Applied at start, and the profile of servers that name none; None to start idle."""
     backend: str = "auto"
     enforce: bool = False
-    """Whether a value that somebody else changed is set again after resume or hot-plug."""
+    """Whether a value that somebody else changed is set again, a few times (ownership.py)."""
 
 
 def read_config(root: Root) -> Config:

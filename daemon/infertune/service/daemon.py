@@ -13,8 +13,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from dbus_fast import BusType, Message, MessageType, NameFlag, RequestNameReply
 from dbus_fast.aio import MessageBus
@@ -30,16 +29,34 @@ from infertune.service.declared import declared_names
 from infertune.service.keeper import Choice, Keeper
 from infertune.service.names import BUS_NAME, OBJECT_PATH
 from infertune.service.notify import Notifier
+from infertune.service.peers import LOGIND, NAMES, TUNED, Peers
+from infertune.service.power import PROVIDERS, Power
 from infertune.service.servers import DECLARED
 from infertune.service.serving import Serving
 from infertune.service.systemd import Systemd
 from infertune.service.timer import Deadline
+from infertune.service.watch import (
+    PowerSupplies,
+    Source,
+    open_udev,
+    started_anew,
+    worth_a_look,
+)
 
 
 class Daemon:
     """One run of infertuned."""
 
-    def __init__(self, root: Root, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        root: Root,
+        environment: Mapping[str, str],
+        devices: Callable[[Root], Source | None] = open_udev,
+    ) -> None:
+        self._open_devices = devices
+        self._devices: Source | None = None
+        self._supplies = PowerSupplies()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._root = root
         self._environment = environment
         self._notify = Notifier(environment)
@@ -51,6 +68,8 @@ class Daemon:
         """Asked to re-execute (SIGHUP): a new version takes over, nothing is touched."""
         self._manager: Manager | None = None
         self._serving: Serving
+        self._peers: Peers
+        self._power: Power
         self._bus: MessageBus | None = None
 
     def stop(self) -> None:
@@ -60,6 +79,11 @@ class Daemon:
     async def leave(self) -> None:
         """Let go of bus, lock and timer and put nothing back: all that a dead process does."""
         self._keeper.leave()
+        for task in self._tasks:
+            task.cancel()
+        if self._devices:
+            asyncio.get_running_loop().remove_reader(self._devices.fileno())
+            self._devices = None
         if self._bus:
             self._bus.disconnect()
             await self._bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
@@ -81,10 +105,21 @@ class Daemon:
         self._notify.send(STATUS="putting right what an earlier run left")
         config = read_config(self._root)
         default = Choice(config.profile, config.backend) if config.profile else None
-        self._keeper.start(default)
+        self._keeper.ownership.enforce = config.enforce
+        self._keeper.take_over()
+
+        # A hold of a power profiles service comes before the first write.
+        await self._join_the_bus()
+        applied = self._keeper.choice is not None
+        async with self._power.turn(None if applied else default):
+            if default and not applied:
+                self._keeper.become_default(default)
+        self._say_problem()
 
         self._notify.send(STATUS="taking its name on the bus")
-        await self._take_the_bus()
+        await self._take_the_name()
+        self._watch_devices()
+        await self._look()
         loop.add_reader(self._deadline.fd, self._expired)
         watchdog = loop.create_task(self._feed_watchdog()) if self._notify.watchdog_s else None
         self._notify.send(READY=1)
@@ -99,7 +134,8 @@ class Daemon:
             watchdog.cancel()
         self._notify.send(**({"RELOADING": 1} if self._again else {"STOPPING": 1}))
         if not self._again:
-            self._keeper.stop()
+            async with self._power.turn():
+                self._keeper.stop()
         await self.leave()
         return self._again
 
@@ -107,53 +143,112 @@ class Daemon:
         for problem in await self._serving.start_declared():
             log(3, problem)
 
-    async def _take_the_bus(self) -> None:
+    async def _join_the_bus(self) -> None:
         address = self._environment.get("DBUS_SYSTEM_BUS_ADDRESS")
         self._bus = await MessageBus(bus_address=address, bus_type=BusType.SYSTEM).connect()
+        self._peers = Peers(self._bus)
+        self._power = Power(self._bus, self._peers, self._keeper)
         self._serving = Serving(self._root, Systemd(self._bus))
-        self._manager = Manager(self._keeper, self._serving, Authority(self._bus), self._say_state)
-        self._bus.add_message_handler(remember_caller)
-        self._bus.add_message_handler(self._hear)
-        self._bus.export(OBJECT_PATH, self._manager)
-        await self._bus.call(
-            Message(
-                destination="org.freedesktop.DBus",
-                path="/org/freedesktop/DBus",
-                interface="org.freedesktop.DBus",
-                member="AddMatch",
-                signature="s",
-                body=["type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged'"],
-            )
+        self._manager = Manager(
+            self._keeper, self._serving, Authority(self._bus), self._power, self._say_state
         )
+        self._bus.add_message_handler(self._hear)
+        await self._peers.start()
+
+    async def _take_the_name(self) -> None:
+        assert self._bus is not None
+        assert self._manager is not None
+        self._bus.add_message_handler(remember_caller)
+        self._bus.export(OBJECT_PATH, self._manager)
         if await self._bus.request_name(BUS_NAME, NameFlag.DO_NOT_QUEUE) not in (
             RequestNameReply.PRIMARY_OWNER,
             RequestNameReply.ALREADY_OWNER,
         ):
             raise UsageError(f"{BUS_NAME} is taken: another infertuned is running")
 
+    # -- events ----------------------------------------------------------------
+
     def _hear(self, message: Message) -> None:
-        """Somebody left the bus: their holds end."""
-        if message.message_type is not MessageType.SIGNAL or message.member != "NameOwnerChanged":
+        """Somebody came to the bus or left it, or one of our peers has news."""
+        if message.message_type is not MessageType.SIGNAL:
             return
-        if message.sender != "org.freedesktop.DBus" or len(message.body) != 3:
+        moved = self._peers.moved(message)
+        if moved:
+            self._heard_of(*moved)
             return
-        name, _, new_owner = message.body
-        if new_owner == "" and name in self._keeper.owners():
-            self._do(lambda: self._keeper.owner_left(name))
+        names = self._peers.names_of(message.sender)
+        match message.member, message.signature:
+            case "PrepareForSleep", "b" if LOGIND in names:
+                going = message.body[0]
+                self._later(self._keeper.sleeps if going else self._keeper.woke)
+            case "profile_changed", "sbs" if TUNED in names and message.body[1]:
+                profile = str(message.body[0])
+                by = f"TuneD (profile {profile})" if profile.isprintable() else "TuneD"
+                self._changed_by(by)
+            case "ProfileReleased", "u" if message.interface in names:
+                if self._power.released(str(message.interface), message.body[0]):
+                    log(5, "somebody picked another power profile; it is left as it is")
+                    self._changed_by(self._power.provider())
+
+    def _heard_of(self, name: str, owner: str) -> None:
+        if owner == "":
+            self._power.provider_gone(name)
+        if owner == "" and name in self._keeper.owners():
+            self._later(lambda: self._keeper.owner_left(name))
+        elif name in NAMES and name != LOGIND:
+            # A power profiles service that comes is asked for its hold at the end of a turn.
+            self._later(lambda: None)
+            who = self._power.provider() if name in dict(PROVIDERS) else NAMES[name]
+            self._changed_by(who if owner else None)
+
+    def _changed_by(self, who: str | None) -> None:
+        self._later(lambda: self._keeper.look(by=who, why="enforced"))
+
+    def _watch_devices(self) -> None:
+        try:
+            self._devices = self._open_devices(self._root)
+        except (OSError, ImportError) as error:
+            log(4, f"hot-plug is not watched: {error}")
+        if self._devices:
+            asyncio.get_running_loop().add_reader(self._devices.fileno(), self._devices_changed)
+
+    def _devices_changed(self) -> None:
+        assert self._devices is not None
+        events = self._devices.events()
+        if self._supplies.changed(events) or worth_a_look(events):
+            anew = started_anew(self._root, events)
+            self._later(lambda: self._keeper.look(was_reset=anew, why="hot-plug"))
 
     def _expired(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(self._deadline.fd, 8)
-        self._do(self._keeper.expire)
+        self._later(self._keeper.expire)
 
-    def _do(self, work: Any) -> None:
-        """Work that no caller waits for: what goes wrong is logged."""
+    async def _look(self) -> None:
+        """What is different at start was changed while nobody watched."""
+        self._later(lambda: self._keeper.look(why="enforced"))
+        await asyncio.gather(*self._tasks)
+
+    def _later(self, work: Callable[[], object]) -> None:
+        """Work that no caller waits for, in its turn: what goes wrong is logged."""
+        task = asyncio.get_running_loop().create_task(self._do(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _do(self, work: Callable[[], object]) -> None:
         try:
-            work()
+            async with self._power.turn():
+                work()
         except InfertuneError as error:
             log(3, error.message)
+        self._say_problem()
         assert self._manager is not None
         self._manager.tell()
+
+    def _say_problem(self) -> None:
+        if self._power.problem:
+            log(4, self._power.problem)
+            self._power.problem = None
 
     def _say_state(self) -> None:
         """Status line of ``systemctl status``, and the timer for what waits to be confirmed."""

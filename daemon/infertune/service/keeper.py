@@ -9,28 +9,36 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from infertune.documents import report_document, status_document
 from infertune.engine import (
+    LOCK,
+    Difference,
     Report,
     Session,
     after_unclean_shutdown,
+    drift,
     make_plan,
     session,
     status,
 )
 from infertune.errors import Failed, InfertuneError, UsageError
-from infertune.knobs import KNOBS
+from infertune.knobs import KNOBS, targets
 from infertune.machine import Machine, read_machine
 from infertune.profile import load_profile
 from infertune.resolve import Desired, resolve
 from infertune.root import Held, Root
+from infertune.service.ownership import Ownership
 
 MAX_HOLDS = 16
 """power-profiles-daemon has no limit, and a distribution had to patch one in."""
+
+
+POWER_KNOBS = ("platform_profile", "cpufreq.energy_performance_preference")
+"""What a power profiles service sets; infertune can ask it to hold ``performance``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,9 @@ class Hold:
 class Keeper:
     """The engine with a memory."""
 
-    def __init__(self, root: Root, *, owner: str = "infertuned") -> None:
+    def __init__(
+        self, root: Root, *, owner: str = "infertuned", now: Callable[[], float] | None = None
+    ) -> None:
         self.root = root
         self._owner = owner
         self._base: Choice | None = None
@@ -64,6 +74,15 @@ class Keeper:
         self._deadline: float | None = None
         self._kept = contextlib.ExitStack()
         self._session: Session | None = None
+        self._unclean: str | None = None
+        self._desired: Desired | None = None
+        """What is in force, as it was resolved when it was applied."""
+        self.ownership = Ownership(enforce=False, now=now or boottime)
+        self._asleep = False
+        self.holder: str | None = None
+        """Service that holds ``performance`` for us; None while none does."""
+        self._delegated: tuple[str | None, frozenset[str]] = (None, frozenset())
+        """Service, and the knobs of what is in force that it sets for us."""
         self.refused_at_start: str | None = None
         """Why the default profile was not applied at start; None if it was, or there is none."""
 
@@ -75,25 +94,39 @@ class Keeper:
         A profile that was applied and settled stays: a restart of the daemon
         does not touch the machine.  Returns what was recovered, if anything.
         """
-        unclean = after_unclean_shutdown(self.root)
+        recovered = self.take_over()
+        if default and self._base is None:
+            self.become_default(default)
+        return recovered
+
+    def take_over(self) -> Report | None:
+        """Put right what a predecessor left; returns what was recovered, if anything."""
+        self._unclean = after_unclean_shutdown(self.root)
         with session(self.root, self._owner) as held:
             recovered = held.recovered
             applied = held.applied
         if applied:
             self._base = Choice(applied.profile, applied.backend, applied.without)
             self._deadline = applied.confirm_by
+            with contextlib.suppress(InfertuneError):
+                # A profile that has gone since can be reverted, but not watched.
+                self._desired = self._resolve(self._base)[1]
             self.expire()
-        elif default and unclean == default.profile:
+        return recovered
+
+    def become_default(self, default: Choice) -> None:
+        """Apply the default profile of a start; why it was not is kept for the status."""
+        unclean = self._unclean
+        if unclean == default.profile:
             self.refused_at_start = (
                 f"the machine stopped without warning while '{unclean}' was applied, which has "
                 "settings that can cause that; apply it by hand when you know why"
             )
-        elif default:
-            try:
-                self.apply(default)
-            except InfertuneError as error:
-                self.refused_at_start = error.message
-        return recovered
+            return
+        try:
+            self.apply(default)
+        except InfertuneError as error:
+            self.refused_at_start = error.message
 
     def stop(self) -> None:
         """The service is stopped: everything goes back."""
@@ -113,10 +146,16 @@ class Keeper:
         return report_document(make_plan(self.root, machine, desired, without=choice.without))
 
     def verify(self, choice: Choice) -> dict[str, Any]:
+        self.look()
         return self.plan(choice)
 
     def status(self) -> dict[str, Any]:
+        self.look()
         document = status_document(status(self.root, read_machine(self.root)))
+        document["drift"] = self.ownership.document()
+        if self.holder and self._delegated[1]:
+            knobs = ", ".join(sorted(self._delegated[1]))
+            document["notes"].append(f"{self.holder} holds 'performance' for us: {knobs}")
         if self.refused_at_start:
             document["notes"].append(f"default profile not applied: {self.refused_at_start}")
         document["notes"] += [
@@ -145,6 +184,7 @@ class Keeper:
             report = held.revert()
         self._base = None
         self._deadline = None
+        self._forget()
         return report_document(report)
 
     def confirm(self) -> bool:
@@ -246,9 +286,121 @@ class Keeper:
             report = held.apply(
                 desired, without=choice.without, hold=hold, stays=True, confirm_by=confirm_by
             )
+            # A request of ours that is already as strict as wanted was not made again.
+            kept = {item.path for item in report.items if item.outcome == "already"}
+            stay = [each for each in self._held_open if each.path in kept]
+            self._held_open = [each for each in self._held_open if each not in stay]
             self._release_open()
-            self._held_open = held.take_held()
-        return report
+            self._held_open = [*stay, *held.take_held()]
+        self._forget()
+        self._desired = desired
+        return self._say_what_is_held(report)
+
+    def _forget(self) -> None:
+        self._desired = None
+        self._delegated = (None, frozenset())
+        self.ownership.forget()
+
+    def _say_what_is_held(self, report: Report) -> Report:
+        """The report with what the power profiles service set for us named as that."""
+        if self.holder is None:
+            return report
+        reason = f"{self.holder} holds its profile 'performance' for us"
+        items = tuple(
+            replace(item, outcome="held", reason=reason)
+            if item.knob in POWER_KNOBS
+            and item.outcome == "already"
+            and item.want == "performance"
+            # With another original it is in the journal: it was written, not held.
+            and item.original == item.before
+            else item
+            for item in report.items
+        )
+        held = {item.knob for item in items if item.outcome == "held"}
+        written = {item.knob for item in items if item.outcome != "held"}
+        self._delegated = (self.holder, frozenset(held - written))
+        return replace(report, items=items)
+
+    # -- what others do to it -------------------------------------------------
+
+    def wants_power(self, choice: Choice | None) -> bool:
+        """Whether ``choice`` asks for what a power profiles service can hold.  Never raises."""
+        if choice is None:
+            return False
+        try:
+            machine, desired = self._resolve(choice)
+        except InfertuneError:
+            return False
+        return any(
+            setting.id in POWER_KNOBS
+            and setting.canonical == "performance"
+            and setting.id not in choice.without
+            and targets(self.root, machine, KNOBS[setting.id])
+            for setting in desired.now
+        )
+
+    def note_holder(self, holder: str | None) -> None:
+        """A power profiles service began to hold ``performance`` for us, or does not any more."""
+        self.holder = holder
+        choice = self.choice
+        if holder and choice and self._desired:
+            machine = read_machine(self.root)
+            self._say_what_is_held(
+                make_plan(self.root, machine, self._desired, without=choice.without)
+            )
+
+    def sleeps(self) -> None:
+        """The machine is about to sleep: what differs by now was somebody's decision."""
+        self.look()
+        self._asleep = True
+
+    def woke(self) -> bool:
+        """The machine woke up: what differs only since then was reset; see ``look``."""
+        self._asleep = False
+        return self.look(was_reset=lambda _: True, why="resume")
+
+    def look(
+        self,
+        *,
+        was_reset: Callable[[str], bool] | None = None,
+        by: str | None = None,
+        why: str | None = None,
+    ) -> bool:
+        """Plan again after an event; True if anything is another's than before.
+
+        ``was_reset`` and ``by``: see Ownership.decide.  Without ``why``, a word for
+        the event, nothing is written: somebody only asked.  Raises the engine's
+        errors where something could not be set again.
+        """
+        choice, desired = self.choice, self._desired
+        if choice is None or desired is None or self._asleep or self._somebody_else_works():
+            return False
+        before = self.ownership.knobs
+        decision = self.ownership.decide(
+            self._differences(choice, desired),
+            was_reset=was_reset or (lambda _: False),
+            by=by,
+            delegated=self._delegated[0],
+            to=self._delegated[1].__contains__,
+        )
+        if why and (decision.reset or decision.retake):
+            with self._machine() as held:
+                report = held.reassert(
+                    desired, reset=decision.reset, leave=decision.leave, without=choice.without
+                )
+            written = {
+                item.path: item.knob
+                for item in report.items
+                if item.path and item.outcome in ("applied", "clamped")
+            }
+            self.ownership.set_again(decision, written, why)
+        return self.ownership.knobs != before
+
+    def _differences(self, choice: Choice, desired: Desired) -> list[Difference]:
+        return list(drift(self.root, read_machine(self.root), desired, without=choice.without))
+
+    def _somebody_else_works(self) -> bool:
+        return self._session is None and self.root.lock_owner(LOCK) is not None
 
     @contextlib.contextmanager
     def _machine(self) -> Iterator[Session]:

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Other services on the bus: who has which name, and which of their signals are theirs."""
+
+from __future__ import annotations
+
+from dbus_fast import Message, MessageType
+from dbus_fast.aio import MessageBus
+
+from infertune.machine import TUNERS
+
+LOGIND = "org.freedesktop.login1"
+TUNED = "com.redhat.tuned"
+
+NAMES: dict[str, str] = {
+    LOGIND: "logind",
+    **{name: tuner.name for tuner in reversed(TUNERS) for name in tuner.bus_names},
+}
+"""Well-known names that matter here, and how people call their owners."""
+
+SIGNALS: tuple[tuple[str, str], ...] = (
+    ("org.freedesktop.login1.Manager", "PrepareForSleep"),
+    ("com.redhat.tuned.control", "profile_changed"),
+    # power-profiles-daemon sends it to the holder alone, tuned-ppd to everybody.
+    ("org.freedesktop.UPower.PowerProfiles", "ProfileReleased"),
+    ("net.hadess.PowerProfiles", "ProfileReleased"),
+)
+_BUS = "org.freedesktop.DBus"
+
+
+class Peers:
+    """Unique names of the services in NAMES; a signal counts only from the owner of its name."""
+
+    def __init__(self, bus: MessageBus) -> None:
+        self._bus = bus
+        self._owners: dict[str, str] = {}
+
+    async def start(self) -> None:
+        """Ask for the signals, then who is there now; nobody is started by it."""
+        await self._call("AddMatch", f"type='signal',sender='{_BUS}',member='NameOwnerChanged'")
+        for interface, member in SIGNALS:
+            await self._call("AddMatch", f"type='signal',interface='{interface}',member='{member}'")
+        for name in NAMES:
+            reply = await self._call("GetNameOwner", name)
+            if reply is not None:
+                self._owners[name] = str(reply.body[0])
+
+    def owner(self, name: str) -> str | None:
+        return self._owners.get(name)
+
+    def names_of(self, sender: str | None) -> set[str]:
+        """The names in NAMES that a sender has."""
+        return {name for name, owner in self._owners.items() if owner == sender}
+
+    def moved(self, message: Message) -> tuple[str, str] | None:
+        """Name and new owner of a NameOwnerChanged of the bus itself, noted; None for others."""
+        if message.message_type is not MessageType.SIGNAL or message.member != "NameOwnerChanged":
+            return None
+        if message.sender != _BUS or message.signature != "sss":
+            return None
+        name, _, owner = message.body
+        if name in NAMES:
+            if owner:
+                self._owners[name] = owner
+            else:
+                self._owners.pop(name, None)
+        return name, owner
+
+    async def _call(self, member: str, argument: str) -> Message | None:
+        reply = await self._bus.call(
+            Message(
+                destination=_BUS,
+                path="/org/freedesktop/DBus",
+                interface=_BUS,
+                member=member,
+                signature="s",
+                body=[argument],
+            )
+        )
+        if reply is None or reply.message_type is not MessageType.METHOD_RETURN:
+            return None
+        return reply

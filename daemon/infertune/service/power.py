@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hold on ``performance`` of a power profiles service, instead of writing against it.
+
+power-profiles-daemon, tuned-ppd and tlp-pd share one API.  A hold ends when it
+is released, when we leave the bus, and when a person picks another profile:
+the service then says ProfileReleased, and the person is right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from dbus_fast import Message, MessageType
+from dbus_fast.aio import MessageBus
+
+from infertune.machine import read_machine, tuner_by_id
+from infertune.service.keeper import Choice, Keeper
+from infertune.service.names import BUS_NAME
+from infertune.service.peers import Peers
+
+_TIMEOUT_S = 15.0
+"""tuned-ppd answers when TuneD has switched its profile, which takes it more than a second."""
+
+PROVIDERS: tuple[tuple[str, str], ...] = (
+    # Name and interface are the same.  power-profiles-daemon >= 0.20 has both.
+    ("org.freedesktop.UPower.PowerProfiles", "/org/freedesktop/UPower/PowerProfiles"),
+    ("net.hadess.PowerProfiles", "/net/hadess/PowerProfiles"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Hold:
+    name: str
+    path: str
+    cookie: int
+    """0 is a cookie like any other (tuned-ppd begins with it)."""
+
+
+class Power:
+    """Keeps the hold in step with what the keeper has in force; one change at a time."""
+
+    def __init__(self, bus: MessageBus, peers: Peers, keeper: Keeper) -> None:
+        self._bus = bus
+        self._peers = peers
+        self._keeper = keeper
+        self._one = asyncio.Lock()
+        self._hold: _Hold | None = None
+        self._overruled = False
+        """A person picked another profile: no new hold until the next apply."""
+        self.problem: str | None = None
+        """Why the service did not give us its hold; None if it did or was not asked."""
+
+    @contextlib.asynccontextmanager
+    async def turn(self, choice: Choice | None = None) -> AsyncIterator[None]:
+        """The right to change the machine.  ``choice``: what is about to be applied.
+
+        A hold it wants is taken first, so that what the service sets is found
+        set; one it does not want is let go first, so that the values found are
+        those of the machine.  Afterwards hold and keeper agree again.
+        """
+        async with self._one:
+            if choice is not None:
+                self._overruled = False
+                await self._be(self._keeper.wants_power(choice))
+            try:
+                yield
+            finally:
+                await self._settle()
+
+    async def _settle(self) -> None:
+        wanted = self._keeper.wants_power(self._keeper.choice)
+        if not wanted:
+            self._overruled = False
+        await self._be(wanted and not self._overruled)
+
+    async def _be(self, wanted: bool) -> None:
+        if wanted and self._hold is None:
+            await self._take()
+        elif not wanted and self._hold is not None:
+            await self._let_go()
+
+    async def _take(self) -> None:
+        self.problem = None
+        for name, path in PROVIDERS:
+            if self._peers.owner(name) is None:
+                continue
+            provider = self.provider()
+            reason = "a server of a language model"
+            try:
+                reply = await self._call(
+                    name, path, "HoldProfile", "sss", ["performance", reason, BUS_NAME]
+                )
+                cookie = reply.body[0]
+                if reply.signature != "u" or not isinstance(cookie, int):
+                    raise ConnectionError("an answer of another shape")
+            except (OSError, EOFError, TimeoutError) as error:
+                self.problem = f"{provider} did not hold 'performance': {error}"
+                return
+            self._hold = _Hold(name, path, cookie)
+            self._keeper.note_holder(provider)
+            return
+
+    async def _let_go(self) -> None:
+        hold, self._hold = self._hold, None
+        self._keeper.note_holder(None)
+        assert hold is not None
+        with contextlib.suppress(OSError, EOFError, TimeoutError):
+            await self._call(hold.name, hold.path, "ReleaseProfile", "u", [hold.cookie])
+
+    def provider_gone(self, name: str) -> None:
+        """A service left the bus, and our hold with it."""
+        if self._hold and self._hold.name == name:
+            self._hold = None
+            self._keeper.note_holder(None)
+
+    def released(self, name: str, cookie: int) -> bool:
+        """A service says that a hold ended; True if it was ours, so somebody overruled it."""
+        if self._hold is None or (self._hold.name, self._hold.cookie) != (name, cookie):
+            return False
+        self._hold = None
+        self._overruled = True
+        self._keeper.note_holder(None)
+        return True
+
+    def provider(self) -> str:
+        """How people call the service that has the API now."""
+        running = [tuner for tuner in read_machine(self._keeper.root).tuners if tuner.running]
+        names = {name for name, _ in PROVIDERS}
+        return next(
+            (tuner.name for tuner in running if names & set(tuner_by_id(tuner.id).bus_names)),
+            "the power profiles service",
+        )
+
+    async def _call(
+        self, name: str, path: str, member: str, signature: str, body: list[object]
+    ) -> Message:
+        message = Message(
+            destination=name,
+            path=path,
+            interface=name,
+            member=member,
+            signature=signature,
+            body=body,
+        )
+        reply = await asyncio.wait_for(self._bus.call(message), _TIMEOUT_S)
+        if reply is None or reply.message_type is not MessageType.METHOD_RETURN:
+            raise ConnectionError(reply.error_name if reply else "no answer")
+        return reply
