@@ -128,7 +128,7 @@ complete -c infertune -n '_shtab_infertune_using verify' -l debug -d 'show a tra
 complete -c infertune -n '_shtab_infertune_using verify' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
 complete -c infertune -n '_shtab_infertune_using verify' -l without -x -d 'apply the profile as if it did not name this knob; may be given more than once'
 complete -c infertune -n '_shtab_infertune_using verify' -l json -d 'print one JSON document (docs/json.md)'
-complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a status -d 'Prints the applied profile, the files it changed and whether they still hold it: a value that someone else set since is externally owned and left alone. Exit code 1 when something was interrupted, damaged or changed by someone else.'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a status -d 'Prints the applied profile, the files it changed and whether they still hold it; a value that someone else has set since is externally owned and left alone. Exit code 1 when something was interrupted, damaged or changed by someone else.'
 complete -c infertune -n '_shtab_infertune_using status' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using status' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using status' -l debug -d 'show a traceback when something fails'

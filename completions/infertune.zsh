@@ -26,7 +26,7 @@ _shtab_infertune_commands() {
     setup:'Writes the unit, the bus policy, the polkit actions and the system user'"'"'s entry; a second run changes nothing. '"'"'--remove'"'"' takes away exactly these files.'
     snapshot:'Writes every file that the facts and the knobs read into one reviewable text file, which --root replays. Serial numbers, MAC addresses, UUIDs, the host name, and values on the kernel command line that are not about hardware or tuning are left out. As root it holds more: /dev/cpu_dma_latency can be read by root only.'
     start:'Starts a server of /etc/infertune/servers.d by hand; they start with the daemon.'
-    status:'Prints the applied profile, the files it changed and whether they still hold it: a value that someone else set since is externally owned and left alone. Exit code 1 when something was interrupted, damaged or changed by someone else.'
+    status:'Prints the applied profile, the files it changed and whether they still hold it; a value that someone else has set since is externally owned and left alone. Exit code 1 when something was interrupted, damaged or changed by someone else.'
     stop:'Stops the unit and forgets it.'
     verify:'Plans again and expects nothing to do. Exit code 1 when something differs, is still waiting for a reboot or cannot be read.'
   )

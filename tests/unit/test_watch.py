@@ -299,8 +299,10 @@ def test_resume_sets_ours_again_and_keeps_the_originals(tmp_path: Path, address:
         assert values(world.base) == {**tuned, SWAPPINESS: "33\n"}
         assert await drifted(bus) == ["vm.swappiness"]
         assert await state_of(bus, "platform_profile") == {("restored", None, "resume")}
-        # The firmware's words never become originals.
-        await ask(bus, "Revert")
+        # The firmware's words never become originals, and his value is still known as his.
+        report = await ask(bus, "Revert")
+        outcome = {item["knob"]: item["outcome"] for item in report["items"]}
+        assert outcome["vm.swappiness"] == "conflict"
         assert values(world.base) == {**original, SWAPPINESS: "33\n"}
         await close(logind.bus)
 
@@ -499,6 +501,9 @@ def test_a_service_that_refuses_or_comes_late(tmp_path: Path, address: str) -> N
         await settled(world)
         assert ppd.held
         assert await drifted(bus) == []
+        # What was written before is in the journal and goes back from there.
+        report = await ask(bus, "Apply", "ssasu", "long", "cpu", [], 0)
+        assert {item["outcome"] for item in report["items"]} == {"already"}
         await ask(bus, "Revert")
         assert not ppd.held
         assert values(world.base) == original
@@ -607,4 +612,6 @@ def test_a_plan_says_who_else_sets_a_knob(tmp_path: Path) -> None:
     (tmp_path / "etc/tuned/active_profile").write_text("a\x1b[2Jb\n")
     assert "\x1b" not in str(make_plan(root, read_machine(root), desired("long", LONG)).notes)
     (tmp_path / "proc/4711/comm").write_text("bash\n")
+    (tmp_path / "usr/lib/systemd/system").mkdir(parents=True)
+    (tmp_path / "usr/lib/systemd/system/tuned.service").touch()
     assert make_plan(root, read_machine(root), desired("long", LONG)).notes == ()

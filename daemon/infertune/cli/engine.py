@@ -307,8 +307,8 @@ COMMANDS: tuple[Command, ...] = (
         "show what is applied now",
         _status,
         (JSON,),
-        "Prints the applied profile, the files it changed and whether they still hold it: a value "
-        "that someone else set since is externally owned and left alone. Exit code 1 when "
+        "Prints the applied profile, the files it changed and whether they still hold it; a value "
+        "that someone else has set since is externally owned and left alone. Exit code 1 when "
         "something was interrupted, damaged or changed by someone else.",
     ),
     Command(
