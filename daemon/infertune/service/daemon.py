@@ -24,13 +24,13 @@ from dbus_fast.aio import MessageBus
 from infertune import __version__
 from infertune.engine import DAEMON_LOCK
 from infertune.errors import Exit, InfertuneError, UsageError
+from infertune.notify import Notifier
 from infertune.root import Root
 from infertune.service.api import Manager, remember_caller
 from infertune.service.authority import Authority
 from infertune.service.declared import declared_names
 from infertune.service.keeper import Choice, Keeper
 from infertune.service.names import BUS_NAME, NAME, OBJECT_PATH
-from infertune.service.notify import Notifier
 from infertune.service.servers import DECLARED
 from infertune.service.serving import Serving
 from infertune.service.systemd import Systemd
