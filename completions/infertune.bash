@@ -6,7 +6,7 @@
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
 _shtab_infertune_profile_subparsers=(show check explain)
-_shtab_infertune_subparsers=(machine snapshot knobs profiles profile plan apply confirm verify status revert recover run serve servers stop logs setup)
+_shtab_infertune_subparsers=(machine snapshot knobs profiles profile plan apply confirm verify status revert recover run serve servers stop logs setup probes)
 
 _shtab_infertune_machine_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_snapshot_option_strings=(-h --help --root --debug --force --json)
@@ -29,6 +29,7 @@ _shtab_infertune_servers_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_stop_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_logs_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_setup_option_strings=(-h --help --root --debug --remove --json)
+_shtab_infertune_probes_option_strings=(-h --help --root --debug --attach --exporter --json)
 _shtab_infertune_option_strings=(-h --help --version --root --debug)
 
 
@@ -40,7 +41,7 @@ _shtab_infertune_apply___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_verify___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_run___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_serve___backend_choices=(auto rocm vulkan cpu)
-_shtab_infertune_pos_0_choices=(machine snapshot knobs profiles profile plan apply confirm verify status revert recover run serve servers stop logs setup)
+_shtab_infertune_pos_0_choices=(machine snapshot knobs profiles profile plan apply confirm verify status revert recover run serve servers stop logs setup probes)
 
 _shtab_infertune_machine__h_nargs=0
 _shtab_infertune_machine___help_nargs=0
@@ -130,6 +131,11 @@ _shtab_infertune_setup___help_nargs=0
 _shtab_infertune_setup___debug_nargs=0
 _shtab_infertune_setup___remove_nargs=0
 _shtab_infertune_setup___json_nargs=0
+_shtab_infertune_probes__h_nargs=0
+_shtab_infertune_probes___help_nargs=0
+_shtab_infertune_probes___debug_nargs=0
+_shtab_infertune_probes___attach_nargs=0
+_shtab_infertune_probes___json_nargs=0
 _shtab_infertune_pos_0_nargs=A...
 _shtab_infertune__h_nargs=0
 _shtab_infertune___help_nargs=0

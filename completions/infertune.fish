@@ -50,8 +50,8 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands machine snapshot knobs profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve servers stop logs setup
-set -g _shtab_infertune_opts_with_value --ask --backend --confirm-within --model --name --port --root --server --set --tokens --without
+set -g _shtab_infertune_commands machine snapshot knobs profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve servers stop logs setup probes
+set -g _shtab_infertune_opts_with_value --ask --backend --confirm-within --exporter --model --name --port --root --server --set --tokens --without
 
 complete -c infertune -e
 complete -c infertune -f
@@ -188,3 +188,10 @@ complete -c infertune -n '_shtab_infertune_using setup' -l root -x -d 'work on a
 complete -c infertune -n '_shtab_infertune_using setup' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using setup' -l remove -d 'remove what setup installs'
 complete -c infertune -n '_shtab_infertune_using setup' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a probes -d 'Asks the running infertune-exporter, or with '"'"'--attach'"'"' tries itself and detaches again. A probe is absent where this kernel does not have what it attaches to (no GPU scheduler without a GPU driver), not applicable where it cannot work, failed where it should.'
+complete -c infertune -n '_shtab_infertune_using probes' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using probes' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using probes' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using probes' -l attach -d 'attach them here for a moment (root)'
+complete -c infertune -n '_shtab_infertune_using probes' -l exporter -x -d 'where infertune-exporter listens (default 127.0.0.1:9877)'
+complete -c infertune -n '_shtab_infertune_using probes' -l json -d 'print one JSON document (docs/json.md)'

@@ -61,11 +61,15 @@ class Collector:
 
 
 def present(
-    metric: str, labels: Sequence[str], value: float | None, scale: float = 1.0
+    metric: str, labels: Sequence[str], value: float | None, *, scale: int = 1, per: int = 1
 ) -> Iterable[Sample]:
-    """One sample, or none where the value is not known.  ``scale``: base units per unit read."""
+    """One sample, or none where the value is not known.
+
+    ``scale`` base units are one unit of what was read (kHz: 1000), or ``per`` units of it are one
+    base unit (mW: 1000): dividing keeps 81.007 what a factor of 0.001 would not.
+    """
     if value is not None:
-        yield Sample(metric, tuple(labels), value * scale)
+        yield Sample(metric, tuple(labels), value * scale / per)
 
 
 def one_of(metric: str, labels: Sequence[str], states: Sequence[str], now: str) -> Iterable[Sample]:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Sequence
 
 from infertune import __version__
@@ -119,24 +120,33 @@ def _serve(
     root: Root, args: argparse.Namespace, config: webconfig.WebConfig, probing: Probing
 ) -> Exit:
     notifier = Notifier(os.environ)
+    again = threading.Event()
     listener = _passed_socket() or web.listening_socket(args.listen or web.DEFAULT)
     page = Page(root, probing)
     server = web.Server(listener, config, page, probing)
     try:
         web.refuse_an_open_door(listener, config)
         signal.signal(signal.SIGTERM, _stop)
-        probing.retry_while_absent()
+        probing.retry_while_absent(lambda: _start_again(again, notifier))
         attached = sum(probe.state == "attached" for probe in probing.states())
         notifier.send(READY=1, STATUS=f"{attached} probes attached")
         # Half a second would be two wake-ups a second for nothing: it is stopped by a signal.
         server.serve_forever(poll_interval=3600)
     except KeyboardInterrupt:
-        return Exit.DONE
+        return Exit.FAILED if again.is_set() else Exit.DONE
     finally:
         notifier.send(STOPPING=1)
         server.server_close()
         page.close()
     return Exit.DONE
+
+
+def _start_again(again: threading.Event, notifier: Notifier) -> None:
+    """End with an error, so that systemd starts a new process, which may attach for a moment."""
+    if notifier.heard:
+        notifier.send(STATUS="a probe can be attached now; starting again for it")
+        again.set()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _stop(number: int, frame: object) -> None:

@@ -17,26 +17,17 @@ from prometheus_client.core import Metric as Family
 
 from infertune.exporter.base import Metric, Sample, one_of
 
-STATES = ("attached", "absent", "failed")
+STATES = ("attached", "absent", "not applicable", "failed")
 RETRY_S = 5.0
 
 PROBE_METRICS = (
     Metric(
         name="infertune_probe_state",
         unit="1",
-        help="1 for what became of the probe. absent: this kernel or machine does not have what "
-        "it attaches to.",
+        help="1 for the state that a probe is in: attached, absent, not applicable or failed.",
         labels=("probe", "state"),
         source="infertune probes",
         series=f"{len(STATES)} per probe",
-    ),
-    Metric(
-        name="infertune_probe_info",
-        unit="1",
-        help="Why a probe is not attached.",
-        labels=("probe", "why"),
-        source="infertune probes",
-        series="one per probe",
     ),
 )
 
@@ -84,12 +75,9 @@ class Probing:
         )
 
     def samples(self) -> Iterable[Sample]:
-        """The states as metrics."""
-        for probe in self.states():
-            state = probe.state if probe.state in STATES else "failed"
-            yield from one_of("infertune_probe_state", (probe.name,), STATES, state)
-            if probe.why:
-                yield Sample("infertune_probe_info", (probe.name, probe.why), 1)
+        """That there are no probes, where there are none; else the probes tell it themselves."""
+        if self._probes is None:
+            yield from one_of("infertune_probe_state", ("all",), STATES, "absent")
 
     def families(self) -> tuple[Family, ...]:
         """What the probes have counted, and what they cost."""
@@ -98,16 +86,25 @@ class Probing:
         with self._lock:
             return tuple(self._probes.collect())
 
-    def retry_while_absent(self) -> None:
-        """Try again every few seconds, in a thread that ends when nothing is absent any more."""
-        if self._probes and any(probe.state == "absent" for probe in self.states()):
-            threading.Thread(target=self._retry, name="probes", daemon=True).start()
+    def retry_while_absent(self, appeared: Callable[[], None]) -> None:
+        """Look every few seconds whether what is absent is there now (a module was loaded).
 
-    def _retry(self) -> None:
-        while not self._stop.wait(RETRY_S):
+        The thread ends when nothing is absent any more; without anything absent none is started.
+        ``appeared`` is called where something is there but could not be attached: loading takes a
+        capability that was given up, so a new process has to.
+        """
+        if any(probe.state == "absent" for probe in self.states()) and self._probes:
+            work = threading.Thread(target=self._retry, args=[appeared], name="probes", daemon=True)
+            work.start()
+
+    def _retry(self, appeared: Callable[[], None]) -> None:
+        while absent := {probe.name for probe in self.states() if probe.state == "absent"}:
+            if self._stop.wait(RETRY_S):
+                return
             with self._lock:
                 self._probes.retry()
-            if not any(probe.state == "absent" for probe in self.states()):
+            if any(probe.state == "failed" for probe in self.states() if probe.name in absent):
+                appeared()
                 return
 
     def close(self) -> None:

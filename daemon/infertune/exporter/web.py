@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The port: /metrics, a plain index, /-/healthy."""
+"""The port: /metrics, /probes (for ``infertune probes``), a plain index, /-/healthy."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import binascii
 import html
 import http.server
 import ipaddress
+import json
 import socket
 import socketserver
 import ssl
 import threading
+from dataclasses import asdict
 from urllib.parse import parse_qs, urlsplit
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
@@ -134,12 +136,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         where = urlsplit(self.path)
         if where.path == "/metrics":
             self._metrics(where.query)
+        elif where.path == "/probes":
+            probes = self.server.probing.states() if self.server.probing else ()
+            text = json.dumps([asdict(probe) for probe in probes])
+            self._answer(200, "application/json", text.encode())
         elif where.path == "/-/healthy":
             self._answer(200, "text/plain", b"healthy\n")
         elif where.path == "/":
             self._answer(200, "text/html; charset=utf-8", self._index().encode())
         else:
-            self._answer(404, "text/plain", b"not found; there are /metrics, / and /-/healthy\n")
+            self._answer(
+                404, "text/plain", b"not found; there are /metrics, /probes, / and /-/healthy\n"
+            )
 
     do_HEAD = do_GET
 

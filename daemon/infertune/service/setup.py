@@ -17,6 +17,8 @@ FILES: tuple[tuple[str, str], ...] = (
     ("infertune.service", "/etc/systemd/system/infertune.service"),
     ("infertune.slice", "/etc/systemd/system/infertune.slice"),
     ("infertune-server@.service", "/etc/systemd/system/infertune-server@.service"),
+    ("infertune-exporter.service", "/etc/systemd/system/infertune-exporter.service"),
+    ("infertune-exporter.socket", "/etc/systemd/system/infertune-exporter.socket"),
     ("infertune.sysusers", "/etc/sysusers.d/infertune.conf"),
     (
         "org.infertune.Infertune1.conf",

@@ -148,7 +148,7 @@ def _device(root: Root, gpu: str, device: str) -> Iterator[Sample]:
         ("gpu_busy_percent", "infertune_gpu_busy_ratio"),
         ("mem_busy_percent", "infertune_gpu_memory_busy_ratio"),
     ):
-        yield from present(metric, (gpu,), root.get_int(f"{device}/{file}"), 0.01)
+        yield from present(metric, (gpu,), root.get_int(f"{device}/{file}"), per=100)
     for clock in DPM_CLOCKS:
         chosen, highest = dpm_levels(root.get(f"{device}/pp_dpm_{clock}") or "")
         yield from present("infertune_gpu_dpm_clock_hertz", (gpu, clock), chosen)
@@ -179,9 +179,9 @@ def _hwmon(root: Root, gpu: str, monitor: str) -> Iterator[Sample]:
             yield from present("infertune_gpu_clock_hertz", (gpu, name), clock)
     for reading, file in (("average", "power1_average"), ("instant", "power1_input")):
         power = root.get_int(f"{monitor}/{file}")
-        yield from present("infertune_gpu_power_watts", (gpu, reading), power, 1e-6)
+        yield from present("infertune_gpu_power_watts", (gpu, reading), power, per=1_000_000)
     cap = root.get_int(f"{monitor}/power1_cap")
-    yield from present("infertune_gpu_power_cap_watts", (gpu,), cap, 1e-6)
+    yield from present("infertune_gpu_power_cap_watts", (gpu,), cap, per=1_000_000)
     for number in range(1, 9):
         celsius = root.get_int(f"{monitor}/temp{number}_input")
         if celsius is not None:
@@ -191,7 +191,7 @@ def _hwmon(root: Root, gpu: str, monitor: str) -> Iterator[Sample]:
         name = root.get(f"{monitor}/in{number}_label")
         if name:
             volts = root.get_int(f"{monitor}/in{number}_input")
-            yield from present("infertune_gpu_voltage_volts", (gpu, name), volts, 1e-3)
+            yield from present("infertune_gpu_voltage_volts", (gpu, name), volts, per=1000)
     fan = root.get_int(f"{monitor}/fan1_input")
     yield from present("infertune_gpu_fan_speed_rpm", (gpu,), fan)
 

@@ -58,10 +58,12 @@ def read(root: Root) -> Iterable[Sample]:
     for path in policies:
         policy = path.rpartition("policy")[2]
         clock = root.get_int(f"{path}/scaling_cur_freq")
-        yield from present("infertune_cpu_clock_hertz", (policy,), clock, 1000)
+        yield from present("infertune_cpu_clock_hertz", (policy,), clock, scale=1000)
         for limit, file in LIMITS.items():
             value = root.get_int(f"{path}/{file}")
-            yield from present("infertune_cpu_clock_limit_hertz", (policy, limit), value, 1000)
+            yield from present(
+                "infertune_cpu_clock_limit_hertz", (policy, limit), value, scale=1000
+            )
     for path in root.glob(f"{_CPU}/cpu*/thermal_throttle")[:MAX_POLICIES]:
         match = re.search(r"/cpu(\d+)/", path)
         cpu = match[1] if match else ""

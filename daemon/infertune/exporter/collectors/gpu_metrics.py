@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
-from infertune.exporter.base import Absent, Collector, Metric, Sample
+from infertune.exporter.base import Absent, Collector, Metric, Sample, present
 from infertune.exporter.cards import amdgpu_cards
 from infertune.root import Root
 
@@ -253,26 +253,23 @@ def _samples(gpu: str, data: bytes) -> Iterator[Sample]:
             name = sensor if len(values) == 1 else f"{sensor}{number}"
             # Hundredths of a degree: smu_v14_0_0_get_smu_metrics_data divides by 100.
             yield Sample("infertune_gpu_metrics_temperature_celsius", (gpu, name), value / 100)
-    for metric, names, scale in (
-        ("infertune_gpu_metrics_power_watts", _DOMAINS, 1e-3),
-        ("infertune_gpu_metrics_power_limit_watts", _LIMITS, 1e-3),
-        ("infertune_gpu_metrics_clock_hertz", _CLOCKS, 1e6),
-        ("infertune_gpu_metrics_clock_limit_hertz", _CLOCK_LIMITS, 1e6),
+    for metric, names, scale, per in (
+        ("infertune_gpu_metrics_power_watts", _DOMAINS, 1, 1000),
+        ("infertune_gpu_metrics_power_limit_watts", _LIMITS, 1, 1000),
+        ("infertune_gpu_metrics_clock_hertz", _CLOCKS, 1_000_000, 1),
+        ("infertune_gpu_metrics_clock_limit_hertz", _CLOCK_LIMITS, 1_000_000, 1),
     ):
         for name, field in names.items():
             for value in fields.get(field, []):
-                if value is not None:
-                    yield Sample(metric, (gpu, name), value * scale)
+                yield from present(metric, (gpu, name), value, scale=scale, per=per)
     for (client, direction), field in _TRAFFIC.items():
+        metric = "infertune_gpu_metrics_traffic_bytes_per_second"
         for value in fields.get(field, []):
-            if value is not None:
-                metric = "infertune_gpu_metrics_traffic_bytes_per_second"
-                yield Sample(metric, (gpu, client, direction), value * 1e6)
+            yield from present(metric, (gpu, client, direction), value, scale=1_000_000)
     for limiter in LIMITERS:
         for value in fields.get(f"throttle_residency_{limiter}", []):
-            if value is not None:
-                metric = "infertune_gpu_metrics_throttle_cycles_total"
-                yield Sample(metric, (gpu, limiter), value)
+            metric = "infertune_gpu_metrics_throttle_cycles_total"
+            yield from present(metric, (gpu, limiter), value)
 
 
 GPU_METRICS = Collector(

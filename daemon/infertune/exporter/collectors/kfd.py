@@ -136,14 +136,14 @@ def _processes(root: Root, gpus: dict[int, str]) -> Iterable[Sample]:
             if gpu:
                 sums["infertune_kfd_queues", (server, gpu)] += 1
         for gpu_id, gpu in gpus.items():
-            for metric, file, scale in (
-                ("infertune_kfd_memory_bytes", f"vram_{gpu_id}", 1.0),
-                ("infertune_kfd_evicted_seconds_total", f"stats_{gpu_id}/evicted_ms", 1e-3),
-                ("infertune_kfd_occupied_compute_units", f"stats_{gpu_id}/cu_occupancy", 1.0),
+            for metric, file, per in (
+                ("infertune_kfd_memory_bytes", f"vram_{gpu_id}", 1),
+                ("infertune_kfd_evicted_seconds_total", f"stats_{gpu_id}/evicted_ms", 1000),
+                ("infertune_kfd_occupied_compute_units", f"stats_{gpu_id}/cu_occupancy", 1),
             ):
                 value = root.get_int(f"{here}/{file}")
                 if value is not None:
-                    sums[metric, (server, gpu)] += value * scale
+                    sums[metric, (server, gpu)] += value / per
     for (metric, labels), total in sorted(sums.items()):
         yield Sample(metric, labels, total)
 
