@@ -4,8 +4,8 @@
 
 docs/knobs.md from the catalogue, docs/metrics.md from the collectors,
 docs/man/infertune.1 and completions/ from the table of verbs, and the output of
-commands shown in README.md from the commands themselves.  ``--check`` writes nothing and exits 1 where one is out of date
-(tests/unit/test_house.py runs it).
+commands shown in README.md from the commands themselves.  ``--check`` writes
+nothing and exits 1 where one is out of date (tests/unit/test_house.py runs it).
 """
 
 from __future__ import annotations

@@ -11,15 +11,27 @@ import subprocess
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
 from infertune.exporter.base import Absent, Collector, Metric, Sample
 from infertune.exporter.collectors import COLLECTORS, gpu_metrics, llama
 from infertune.exporter.collectors.amdgpu import dpm_levels
 from infertune.exporter.collectors.memory import Group, effective
-from infertune.exporter.page import EXPORTER_METRICS, RUNNER_METRICS, Page, render
+from infertune.exporter.page import (
+    EXPORTER_METRICS,
+    RUNNER_METRICS,
+    Page,
+    families,
+    render,
+    render_families,
+)
 from infertune.exporter.probing import PROBE_METRICS
 from infertune.exporter.runner import Runner, collect
 from infertune.exporter.servers import ports
@@ -154,6 +166,50 @@ def test_an_empty_machine_has_nothing_and_is_no_failure(tmp_path: Path) -> None:
     for collector in COLLECTORS.values():
         result = collect(collector, Root(tmp_path))
         assert result.success, f"{collector.id}: {result.why}"
+
+
+def families(metrics: Iterable[Metric], samples: Iterable[Sample]) -> list[Family]:
+    """The same as the library's metrics."""
+    made: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+    for metric in metrics:
+        kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+        made[metric.name] = kind(metric.name, metric.help, labels=metric.labels)
+    for sample in samples:
+        made[sample.metric].add_metric(sample.labels, sample.value)
+    return [family for family in made.values() if family.samples]
+
+
+@given(
+    st.lists(
+        st.tuples(st.text(max_size=8), st.text(max_size=8), st.floats(allow_nan=True)),
+        unique_by=lambda row: row[:2],
+    ),
+    st.sampled_from(["gauge", "counter"]),
+    st.text(max_size=20),
+)
+def test_text_is_byte_for_byte_the_librarys(
+    rows: list[tuple[str, str, float]], kind: Literal["gauge", "counter"], about: str
+) -> None:
+    name = "infertune_x_total" if kind == "counter" else "infertune_x"
+    metrics = [
+        Metric(
+            name=name, kind=kind, unit="1", help=about, labels=("b", "a"), source="-", series="1"
+        ),
+        Metric(name="infertune_none", unit="1", help="N.", source="-", series="1"),
+        Metric(name="infertune_plain", unit="1", help="P.", source="-", series="1"),
+    ]
+    samples = [Sample(name, (b, a), value) for b, a, value in rows]
+    samples.append(Sample("infertune_plain", (), 1))
+    assert render(metrics, samples) == render_families(families(metrics, samples))
+
+
+def test_text_of_the_recorded_machine_is_the_librarys(serving: Root) -> None:
+    made = [
+        family
+        for collector in COLLECTORS.values()
+        for family in families(collector.metrics, collect(collector, serving).samples)
+    ]
+    assert render_families(made) == golden_page(serving)
 
 
 # -- single collectors -----------------------------------------------------------------
