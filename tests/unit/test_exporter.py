@@ -28,7 +28,6 @@ from infertune.exporter.page import (
     EXPORTER_METRICS,
     RUNNER_METRICS,
     Page,
-    families,
     render,
     render_families,
 )
