@@ -38,7 +38,7 @@ from infertune.root import Root
 from infertune.snapshot import open_snapshot
 
 TESTS = Path(__file__).resolve().parents[1]
-SERVING = TESTS / "fixtures" / "strix-halo-128-serving.snapshot"
+SERVING = TESTS / "golden" / "strix-halo-128-serving.snapshot"
 GOLDEN = TESTS / "golden" / "strix-halo-128-serving.metrics"
 
 ALL = (

@@ -258,7 +258,7 @@ def test_a_port_that_is_taken(serve: Serve) -> None:
 
 
 def test_once_on_a_recorded_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    snapshot = str(REPOSITORY / "tests/fixtures/strix-halo-128-serving.snapshot")
+    snapshot = str(REPOSITORY / "tests/golden/strix-halo-128-serving.snapshot")
     assert main.main(["--root", snapshot, "--once", "--collect", "amdgpu"]) == 0
     assert 'infertune_gpu_busy_ratio{gpu="card1"} 0.87' in capsys.readouterr().out
     assert main.main(["--root", snapshot]) == 2
