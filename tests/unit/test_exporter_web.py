@@ -50,6 +50,8 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         server.shutdown()
         thread.join()
         server.server_close()
+        for _ in range(web.MAX_CONNECTIONS):  # whoever is still served
+            assert server._places.acquire(timeout=30)
         page.close()
 
 
