@@ -16,6 +16,7 @@ _shtab_infertune_commands() {
     logs:'The unit'"'"'s lines of the system journal; as JSON one entry per line, as journalctl prints.'
     machine:'Shows the facts profiles are resolved against: CPU, memory, GPU with carve-out and GTT limit, kernel, boot style, cgroups, and the other tuners that run. Needs no privileges. What cannot be read is said to be unknown.'
     plan:'Compares every knob of the profile with the machine and prints what '"'"'apply'"'"' would do. Needs no privilege.'
+    probes:'Asks the running infertune-exporter, or with '"'"'--attach'"'"' tries itself and detaches again. A probe is absent where this kernel does not have what it attaches to (no GPU scheduler without a GPU driver), not applicable where it cannot work, failed where it should.'
     profile:'show, check or explain one profile'
     profiles:'Lists every profile of the search path: /etc/infertune/profiles, /run/infertune/profiles, /usr/local/lib/infertune/profiles, /usr/lib/infertune/profiles, and those that come with infertune. The first directory that has a profile wins; a profile may extend the one of its own name in a later directory.'
     recover:'Like '"'"'revert'"'"', for a machine on which infertune was killed or whose journal is damaged: a damaged journal is kept for inspection, and only lines with a correct checksum are restored.'
@@ -121,6 +122,18 @@ _shtab_infertune_plan_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_plan_defaults_added=0
+
+_shtab_infertune_probes_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--attach[attach them here for a moment (root)]"
+  "--exporter[where infertune-exporter listens (default 127.0.0.1\:9877)]:ADDRESS:"
+  "--json[print one JSON document (docs\/json.md)]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_probes_defaults_added=0
 
 _shtab_infertune_profile_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -333,6 +346,7 @@ _shtab_infertune() {
         logs) _arguments -C -s $_shtab_infertune_logs_options ;;
         machine) _arguments -C -s $_shtab_infertune_machine_options ;;
         plan) _arguments -C -s $_shtab_infertune_plan_options ;;
+        probes) _arguments -C -s $_shtab_infertune_probes_options ;;
         profile) _shtab_infertune_profile ;;
         profiles) _arguments -C -s $_shtab_infertune_profiles_options ;;
         recover) _arguments -C -s $_shtab_infertune_recover_options ;;

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write the documents that are made from declarations in the code.
 
-docs/knobs.md from the catalogue, docs/man/infertune.1 and completions/ from the
-table of verbs, and the output of commands shown in README.md from the commands
-themselves.  ``--check`` writes nothing and exits 1 where one is out of date
-(tests/unit/test_house.py runs it).
+docs/knobs.md from the catalogue, docs/metrics.md from the collectors,
+docs/man/infertune.1 and completions/ from the table of verbs, and the output of
+commands shown in README.md from the commands themselves.  ``--check`` writes
+nothing and exits 1 where one is out of date (tests/unit/test_house.py runs it).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import shtab
@@ -25,6 +25,10 @@ from infertune.cli.base import Argument, Command
 from infertune.cli.main import COMMANDS, build_parser
 from infertune.cli.main import main as infertune
 from infertune.errors import Exit
+from infertune.exporter.base import Metric
+from infertune.exporter.collectors import COLLECTORS
+from infertune.exporter.page import EXPORTER_METRICS, RUNNER_METRICS
+from infertune.exporter.probing import PROBE_METRICS
 from infertune.knobs import KNOBS
 from infertune.knobs.base import Knob
 from infertune.knobs.guards import GUARDS
@@ -118,6 +122,41 @@ def _version(numbers: tuple[int, ...]) -> str:
 
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+# -- docs/metrics.md -----------------------------------------------------------
+
+
+def metrics_page() -> str:
+    """Every metric of the exporter, by collector."""
+    out = [
+        "# Metrics",
+        "",
+        "Made from `daemon/infertune/exporter/` by `scripts/generate_docs.py`; do not edit.",
+        "",
+        "What `infertune-exporter` serves on `127.0.0.1:9877/metrics`. A value that is not known",
+        "is left out, never zero; a collector whose hardware is absent has no samples and",
+        '`infertune_collector_state{state="absent"}`. `server` is the name of a declared server or',
+        "of its unit, and empty for everything else; no label is a process id or a path. *Series*",
+        "is the bound of their number. `?collect[]=amdgpu&collect[]=kfd` asks for some only.",
+    ]
+    for collector in COLLECTORS.values():
+        out += ["", f"## {collector.id}", "", collector.summary]
+        if collector.max_age_s > 1:
+            out.append(f"Read every {collector.max_age_s:g} s at most.")
+        out += _metrics(collector.metrics)
+    out += ["", "## The exporter itself", "", "Beside these the page has `process_*`."]
+    return "\n".join([*out, *_metrics((*RUNNER_METRICS, *EXPORTER_METRICS, *PROBE_METRICS))]) + "\n"
+
+
+def _metrics(metrics: Iterable[Metric]) -> list[str]:
+    lines = ["", "| metric | type | unit | labels | meaning | series | source |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for metric in metrics:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        cells = (f"`{metric.name}`", metric.kind, metric.unit, labels)
+        lines.append(_row((*cells, metric.help, metric.series, metric.source)))
+    return lines
 
 
 # -- docs/man/infertune.1 ------------------------------------------------------
@@ -232,6 +271,7 @@ def documents() -> dict[Path, str]:
     parser = build_parser()
     made = {
         Path("docs/knobs.md"): knobs_page(),
+        Path("docs/metrics.md"): metrics_page(),
         Path("docs/man/infertune.1"): man_page(),
         Path("README.md"): readme(),
     }

@@ -327,7 +327,7 @@ def read_machine(root: Root) -> Machine:
     Never raises for what is absent, unreadable or makes no sense: that fact is None.
     """
     cpu = _read_cpu(root)
-    cgroup = _read_cgroup(root)
+    cgroup = read_cgroup(root)
     release = _read_os_release(root)
     return Machine(
         kernel=_text(root, "/proc/sys/kernel/osrelease"),
@@ -559,7 +559,8 @@ def _read_ttm(root: Root) -> Ttm | None:
     )
 
 
-def _read_cgroup(root: Root) -> Cgroup:
+def read_cgroup(root: Root) -> Cgroup:
+    """Which control groups there are, and where."""
     mount, legacy = None, False
     for line in (root.get("/proc/self/mounts") or "").splitlines():
         _, where, kind, *_ = [*line.split(), "", "", ""]

@@ -154,6 +154,10 @@ class Root:
         except OSError:
             return []
 
+    def listed(self, path: str) -> list[str]:
+        """Sorted names in a directory.  Raises OSError where it cannot be listed."""
+        return sorted(os.listdir(self.at(path)))
+
     def glob(self, pattern: str) -> list[str]:
         """Existing paths that match, in natural order (cpu2 before cpu10)."""
         self.at(pattern)

@@ -103,16 +103,23 @@ STARTERS_OF_OS = re.compile("exec[lv]p?e?|fork(pty)?|posix_spawnp?|spawn[lv]p?e?
 HARMLESS = {"shutil.which", "tempfile.TemporaryDirectory"}
 MODULES_THAT_WRITE = {"sqlite3", "dbm", "shelve", "pickle"}
 # ctypes could call anything; launch/ needs it for prctl(2) and mincore(2), the daemon's timer for
-# timerfd_create(2).  The daemon replaces itself (execv) when a new version takes over, and setup
-# tells systemd what it wrote.
+# timerfd_create(2), the exporter for capset(2).  The daemon replaces itself (execv) when a new
+# version takes over, and setup tells systemd what it wrote.
 STARTS = {
     "launch",
     "service/timer.py",
     "service/daemon.py",
     "service/setup.py",
     "service/launcher.py",
+    "exporter/capabilities.py",
 }
-SEES_ENVIRONMENT = {"launch", "cli", "service/daemon.py", "service/launcher.py"}
+SEES_ENVIRONMENT = {
+    "launch",
+    "cli",
+    "service/daemon.py",
+    "service/launcher.py",
+    "exporter/main.py",
+}
 MODULES_THAT_START = {"subprocess", "multiprocessing", "pty", "ctypes", "mmap"}
 READ_FLAGS = {"RDONLY", "CLOEXEC", "DIRECTORY", "NOFOLLOW", "NONBLOCK", "NOCTTY", "PATH"}
 

@@ -21,6 +21,7 @@ from dbus_fast.aio import MessageBus
 from infertune import __version__
 from infertune.engine import DAEMON_LOCK
 from infertune.errors import Exit, InfertuneError, UsageError
+from infertune.notify import Notifier
 from infertune.root import Root
 from infertune.service.api import Manager, remember_caller
 from infertune.service.authority import Authority
@@ -28,7 +29,6 @@ from infertune.service.config import read_config
 from infertune.service.declared import declared_names
 from infertune.service.keeper import Choice, Keeper
 from infertune.service.names import BUS_NAME, OBJECT_PATH
-from infertune.service.notify import Notifier
 from infertune.service.peers import LOGIND, NAMES, TUNED, Peers
 from infertune.service.power import PROVIDERS, Power
 from infertune.service.servers import DECLARED

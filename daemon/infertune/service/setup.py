@@ -20,6 +20,8 @@ FILES: tuple[tuple[str, str], ...] = (
     ("infertune.service", "/etc/systemd/system/infertune.service"),
     ("infertune.slice", "/etc/systemd/system/infertune.slice"),
     ("infertune-server@.service", "/etc/systemd/system/infertune-server@.service"),
+    ("infertune-exporter.service", "/etc/systemd/system/infertune-exporter.service"),
+    ("infertune-exporter.socket", "/etc/systemd/system/infertune-exporter.socket"),
     (
         "org.infertune.Infertune1.conf",
         "/etc/dbus-1/system.d/org.infertune.Infertune1.conf",

@@ -20,6 +20,11 @@ class Notifier:
         self.watchdog_s = int(usec) / 1_000_000 if usec.isdecimal() and ours else None
         """How often systemd wants to hear from us at the least; None without a watchdog."""
 
+    @property
+    def heard(self) -> bool:
+        """Whether a service manager started us."""
+        return bool(self._address)
+
     def send(self, **states: str | int) -> None:
         """``send(READY=1, STATUS="idle")``; what cannot be sent is lost, as is usual."""
         if not self._address:

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``infertune probes``: which eBPF probes are attached, and why others are not."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from infertune.cli.base import JSON, Command, Context, argument
+from infertune.errors import Exit, NotPermitted, Unreachable, UsageError
+
+_ADDRESS = "127.0.0.1:9877"
+_FIELDS = ("name", "state", "why", "programs")
+
+
+def _probes(ctx: Context) -> Exit:
+    if not ctx.root.live:
+        raise UsageError("a recorded machine has no kernel to attach probes to")
+    probes = _attach() if ctx.args.attach else ask(ctx.args.exporter)
+    if ctx.args.json:
+        ctx.print_json("infertune.probes/1", {"probes": list(probes)})
+    else:
+        rows = [(probe["name"], probe["state"], probe["why"]) for probe in probes]
+        ctx.table(("PROBE", "STATE", "WHY NOT"), rows)
+    failed = any(probe["state"] == "failed" for probe in probes)
+    return Exit.DIFFERS if failed else Exit.DONE
+
+
+def ask(address: str) -> Sequence[dict[str, Any]]:
+    """What the running exporter says.  Raises Unreachable, UsageError."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise UsageError(f"'{address}' is not an address", hint=f"write '{_ADDRESS}'")
+    connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=5)
+    try:
+        connection.request("GET", "/probes")
+        answer = connection.getresponse()
+        body = answer.read(1024 * 1024)
+    except (OSError, http.client.HTTPException) as error:
+        raise Unreachable(
+            f"no infertune-exporter answers on {address}: {error}",
+            hint="systemctl start infertune-exporter; or 'infertune probes --attach' as root",
+        ) from error
+    finally:
+        connection.close()
+    if answer.status != 200:
+        raise Unreachable(f"{address} answers {answer.status} {answer.reason}")
+    try:
+        found = json.loads(body)
+        return [{field: probe[field] for field in _FIELDS} for probe in found]
+    except (ValueError, TypeError, KeyError) as error:
+        raise Unreachable(f"what answers on {address} is no infertune-exporter") from error
+
+
+def _attach() -> Sequence[dict[str, Any]]:
+    """Attach for a moment, and say what came of it.  Raises NotPermitted, UsageError."""
+    if os.geteuid() != 0:
+        raise NotPermitted("attaching probes needs root (CAP_BPF and CAP_PERFMON)")
+    try:
+        from infertune.exporter.probing import Probing
+    except ImportError as error:
+        raise UsageError(
+            f"the exporter is not installed here: {error}",
+            hint="pip install 'infertune[exporter]'",
+        ) from error
+    probing = Probing(dict)
+    try:
+        found = probing.attach()
+    finally:
+        probing.close()
+    return [{field: getattr(probe, field) for field in _FIELDS} for probe in found]
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        "probes",
+        "show which eBPF probes are attached",
+        _probes,
+        (
+            argument("--attach", action="store_true", help="attach them here for a moment (root)"),
+            argument(
+                "--exporter",
+                metavar="ADDRESS",
+                default=_ADDRESS,
+                help=f"where infertune-exporter listens (default {_ADDRESS})",
+            ),
+            JSON,
+        ),
+        "Asks the running infertune-exporter, or with '--attach' tries itself and detaches again. "
+        "A probe is absent where this kernel does not have what it attaches to (no GPU scheduler "
+        "without a GPU driver), not applicable where it cannot work, failed where it should.",
+    ),
+)

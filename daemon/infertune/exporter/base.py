@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a metric and a collector are: entries of data, and a function that reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from infertune.root import Root
+
+Kind = Literal["gauge", "counter"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One metric, as it is documented and exposed."""
+
+    name: str
+    """Full name with prefix and base unit; ends in ``_total`` exactly where it is a counter."""
+    kind: Kind = "gauge"
+    unit: str
+    """What one is: ``bytes``, ``seconds``; ``1`` for a fact, ``items`` for a count."""
+    help: str
+    labels: tuple[str, ...] = ()
+    source: str
+    """The document, or file of the kernel's source, that defines what is read."""
+    series: str
+    """Bound of the number of series: every label takes its values from a closed or small set."""
+
+
+class Sample(NamedTuple):
+    """One value of a declared metric."""
+
+    metric: str
+    labels: tuple[str, ...]
+    """Label values, in the order of the declaration."""
+    value: float
+
+
+class Absent(Exception):
+    """The machine does not have what a collector reads.  An outcome, not an error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collector:
+    """Something that is read as a whole."""
+
+    id: str
+    summary: str
+    metrics: tuple[Metric, ...]
+    read: Callable[[Root], Iterable[Sample]]
+    """Raises Absent with the reason, or OSError as the kernel gave it."""
+    timeout_s: float = 1.0
+    """How long a read may take before the page is answered without it."""
+    max_age_s: float = 1.0
+    """How long a reading may be used again; larger where reading costs the machine something."""
+
+    def metric(self, name: str) -> Metric:
+        return next(metric for metric in self.metrics if metric.name == name)
+
+
+def present(
+    metric: str, labels: Sequence[str], value: float | None, *, scale: int = 1, per: int = 1
+) -> Iterable[Sample]:
+    """One sample, or none where the value is not known.
+
+    ``scale`` base units are one unit of what was read (kHz: 1000), or ``per`` units of it are one
+    base unit (mW: 1000): dividing keeps 81.007 what a factor of 0.001 would not.
+    """
+    if value is not None:
+        yield Sample(metric, tuple(labels), value * scale / per)
+
+
+def one_of(metric: str, labels: Sequence[str], states: Sequence[str], now: str) -> Iterable[Sample]:
+    """A state as one series per state it could have: 1 for the one it is, 0 for the others."""
+    for state in states:
+        yield Sample(metric, (*labels, state), float(state == now))
+
+
+def pairs(text: str | None, separator: str | None = None) -> Mapping[str, str]:
+    """Lines of ``key SEPARATOR value``; the first of equal keys counts."""
+    found: dict[str, str] = {}
+    for line in (text or "").splitlines():
+        key, *rest = line.split(separator, 1)
+        if rest:
+            found.setdefault(key.strip(), rest[0].strip())
+    return found
+
+
+def integer(text: str | None) -> int | None:
+    """A plain decimal number, or None."""
+    return int(text) if text and text.strip().isdecimal() else None

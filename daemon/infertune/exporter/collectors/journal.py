@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The journals: which profile is applied, and whether what they say can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from infertune.exporter.base import Collector, Metric, Sample, one_of
+from infertune.journal import PERSISTENT, RUNTIME, Journal, Loaded, Store
+from infertune.root import Root
+
+STATES = ("idle", "applied", "running", "interrupted", "degraded")
+_LOCK = "/run/infertune/lock"
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+PROFILE_METRICS = (
+    Metric(
+        name="infertune_profile_info",
+        unit="1",
+        help="The profile that is applied now, and the backend it was resolved for.",
+        labels=("profile", "backend"),
+        source=RUNTIME,
+        series="1",
+    ),
+    Metric(
+        name="infertune_profile_applied_timestamp_seconds",
+        unit="seconds",
+        help="When it was applied, in Unix time.",
+        source=RUNTIME,
+        series="1",
+    ),
+    Metric(
+        name="infertune_profile_unconfirmed",
+        unit="1",
+        help="1 while the profile goes back by itself unless somebody confirms it.",
+        source=RUNTIME,
+        series="1",
+    ),
+)
+
+JOURNAL_METRICS = (
+    Metric(
+        name="infertune_journal_state",
+        unit="1",
+        help="1 for the state that 'infertune status' shows. degraded: a journal was damaged; "
+        "interrupted: a process died in a change, 'infertune recover' puts it right.",
+        labels=("state",),
+        source="docs/architecture.md",
+        series=str(len(STATES)),
+    ),
+    Metric(
+        name="infertune_journal_records",
+        unit="items",
+        help="Files whose original value is kept.",
+        source=RUNTIME,
+        series="1",
+    ),
+    Metric(
+        name="infertune_journal_damaged_files",
+        unit="items",
+        help="Journals that are damaged, or were and are set aside for a person to look at.",
+        source="docs/architecture.md",
+        series="1",
+    ),
+    Metric(
+        name="infertune_journal_earlier_boot",
+        unit="1",
+        help="1 where a journal is of an earlier boot. runtime: it means nothing now; lasting: "
+        "that boot ended without warning under settings that can make a machine unstable.",
+        labels=("journal",),
+        source="docs/architecture.md",
+        series="2",
+    ),
+)
+
+
+def of_this_boot(root: Root) -> Journal | None:
+    """The journal in force; None where nothing is applied.  Raises OSError."""
+    return _current(root, Store(root, RUNTIME).load())
+
+
+def _current(root: Root, loaded: Loaded) -> Journal | None:
+    journal = loaded.journal
+    return journal if journal and journal.boot_id == _boot_id(root) else None
+
+
+def _boot_id(root: Root) -> str:
+    return root.get(_BOOT_ID) or "unknown"
+
+
+def read_profile(root: Root) -> Iterable[Sample]:
+    """The applied profile; no samples where none is."""
+    journal = of_this_boot(root)
+    if journal is None:
+        return
+    yield Sample("infertune_profile_info", (journal.profile, journal.backend), 1)
+    yield Sample("infertune_profile_unconfirmed", (), float(journal.confirm_by is not None))
+    try:
+        since = datetime.fromisoformat(journal.since)
+    except ValueError:
+        return  # a damaged header
+    yield Sample("infertune_profile_applied_timestamp_seconds", (), since.timestamp())
+
+
+def read_journal(root: Root) -> Iterable[Sample]:
+    """Health of both journals.  Raises OSError where one cannot be read."""
+    runtime, lasting = Store(root, RUNTIME), Store(root, PERSISTENT)
+    found, kept = runtime.load(), lasting.load()
+    journal = _current(root, found)
+    damaged = len(runtime.quarantined()) + len(lasting.quarantined())
+    damaged += bool(found.damage) + bool(kept.damage)
+    yield from one_of("infertune_journal_state", (), STATES, _state(root, journal, damaged))
+    yield Sample("infertune_journal_records", (), len(journal.records) if journal else 0)
+    yield Sample("infertune_journal_damaged_files", (), damaged)
+    for name, loaded in (("runtime", found), ("lasting", kept)):
+        earlier = loaded.journal is not None and _current(root, loaded) is None
+        yield Sample("infertune_journal_earlier_boot", (name,), float(earlier))
+
+
+def _state(root: Root, journal: Journal | None, damaged: int) -> str:
+    """As engine.status has it; the exporter cannot ask the engine."""
+    if damaged:
+        return "degraded"
+    if journal is None:
+        return "idle"
+    if root.lock_owner(_LOCK) is not None:
+        return "running"
+    return "interrupted" if journal.held or not journal.settled else "applied"
+
+
+PROFILE = Collector(
+    id="profile",
+    summary="The profile that is applied.",
+    metrics=PROFILE_METRICS,
+    read=read_profile,
+)
+
+JOURNAL = Collector(
+    id="journal",
+    summary="Health of the journals of original values.",
+    metrics=JOURNAL_METRICS,
+    read=read_journal,
+)

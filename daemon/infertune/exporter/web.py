@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The port: /metrics, /probes (for ``infertune probes``), a plain index, /-/healthy."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import html
+import http.server
+import ipaddress
+import json
+import socket
+import socketserver
+import ssl
+import threading
+from dataclasses import asdict
+from urllib.parse import parse_qs, urlsplit
+
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+
+from infertune import __version__
+from infertune.errors import Failed, UsageError
+from infertune.exporter.page import Page
+from infertune.exporter.probing import Probing
+from infertune.exporter.webconfig import Gate, WebConfig
+
+DEFAULT = "127.0.0.1:9877"
+MAX_CONNECTIONS = 32
+"""Served at once; more wait in the kernel's queue.  Prometheus makes one."""
+_CLIENT_S = 10.0
+"""How long a client may take to say what it wants."""
+
+
+def listening_socket(address: str) -> socket.socket:
+    """A socket on ``HOST:PORT`` (``[::1]:9877``, ``:9877`` for all).
+
+    Raises UsageError for what is no address, Failed where it cannot be had.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise UsageError(f"'{address}' is not an address to listen on", hint=f"write '{DEFAULT}'")
+    host = host.removeprefix("[").removesuffix("]") or "::"
+    try:
+        family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+    except ValueError as error:
+        raise UsageError(
+            f"'{host}' is not an IP address", hint=f"write '{DEFAULT}' or '[::1]:9877'"
+        ) from error
+    try:
+        return socket.create_server(
+            (host, int(port)), family=family, dualstack_ipv6=host == "::" and socket.has_ipv6
+        )
+    except OSError as error:
+        raise Failed(f"cannot listen on {address}: {error.strerror}") from error
+
+
+def refuse_an_open_door(listener: socket.socket, config: WebConfig) -> None:
+    """Raises UsageError where others could reach a port that is not protected."""
+    if listener.family not in (socket.AF_INET, socket.AF_INET6) or config.protected:
+        return
+    host = str(listener.getsockname()[0])
+    if not ipaddress.ip_address(host).is_loopback:
+        raise UsageError(
+            f"{host} can be reached from other machines: that takes TLS and authentication",
+            hint="--web-config FILE with tls_server_config, and basic_auth_users or client "
+            "certificates; or listen on 127.0.0.1",
+        )
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
+    """Serves a socket that is listening already, a bounded number of clients at once."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(
+        self, listener: socket.socket, config: WebConfig, page: Page, probing: Probing | None
+    ) -> None:
+        super().__init__(("", 0), _Handler)  # not its business: the socket is there already
+        self.socket = listener
+        self.tls = config.tls
+        self.gate = Gate(config.users) if config.users else None
+        self.page = page
+        self.probing = probing
+        self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def get_request(self) -> tuple[socket.socket, object]:
+        return self.socket.accept()
+
+    def process_request(self, request: object, client_address: object) -> None:
+        self._places.acquire()
+        super().process_request(request, client_address)  # type: ignore[arg-type]
+
+    def process_request_thread(self, request: object, client_address: object) -> None:
+        try:
+            super().process_request_thread(request, client_address)  # type: ignore[arg-type]
+        finally:
+            self._places.release()
+
+    def shutdown_request(self, request: object) -> None:
+        assert isinstance(request, socket.socket)
+        request.close()
+
+    def server_close(self) -> None:
+        self.socket.close()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that went away or speaks no TLS is its own affair."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+    timeout = _CLIENT_S
+    server_version = f"infertune-exporter/{__version__}"
+    sys_version = ""
+
+    def setup(self) -> None:
+        # Here and not at accept(): a client that never finishes its handshake holds up no other.
+        self.request.settimeout(_CLIENT_S)
+        if self.server.tls:
+            self.request = self.server.tls.wrap_socket(self.request, server_side=True)
+        super().setup()
+
+    def finish(self) -> None:
+        super().finish()
+        if isinstance(self.request, ssl.SSLSocket):
+            self.request.close()
+
+    def do_GET(self) -> None:
+        if not self._admitted():
+            self._answer(401, "text/plain", b"unauthorized\n", realm=True)
+            return
+        where = urlsplit(self.path)
+        if where.path == "/metrics":
+            self._metrics(where.query)
+        elif where.path == "/probes":
+            probes = self.server.probing.states() if self.server.probing else ()
+            text = json.dumps([asdict(probe) for probe in probes])
+            self._answer(200, "application/json", text.encode())
+        elif where.path == "/-/healthy":
+            self._answer(200, "text/plain", b"healthy\n")
+        elif where.path == "/":
+            self._answer(200, "text/html; charset=utf-8", self._index().encode())
+        else:
+            self._answer(
+                404, "text/plain", b"not found; there are /metrics, /probes, / and /-/healthy\n"
+            )
+
+    do_HEAD = do_GET
+
+    def _metrics(self, query: str) -> None:
+        wanted = parse_qs(query).get("collect[]", [])
+        unknown = sorted(set(wanted) - set(self.server.page.names))
+        if unknown:
+            known = ", ".join(self.server.page.names)
+            text = f"no collector {', '.join(unknown)}; there are {known}\n"
+            self._answer(400, "text/plain; charset=utf-8", text.encode())
+            return
+        self._answer(200, CONTENT_TYPE_PLAIN_0_0_4, self.server.page.text(wanted))
+
+    def _index(self) -> str:
+        rows = [
+            (name, result.state, result.why) for name, result in self.server.page.results().items()
+        ]
+        if self.server.probing:
+            rows += [(f"probe {p.name}", p.state, p.why) for p in self.server.probing.states()]
+        cells = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>\n"
+            for row in rows
+        )
+        return (
+            "<!doctype html><title>infertune-exporter</title>\n<h1>infertune-exporter</h1>\n"
+            f'<p>Version {__version__}. <a href="/metrics">Metrics</a></p>\n'
+            f"<table>\n{cells}</table>\n"
+        )
+
+    def _admitted(self) -> bool:
+        gate = self.server.gate
+        if gate is None:
+            return True
+        kind, _, proof = self.headers.get("Authorization", "").partition(" ")
+        try:
+            user, colon, password = base64.b64decode(proof, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            return False
+        return kind.lower() == "basic" and bool(colon) and gate.admits(user, password)
+
+    def _answer(self, code: int, kind: str, body: bytes, *, realm: bool = False) -> None:
+        self.send_response(code)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        if realm:
+            self.send_header("WWW-Authenticate", 'Basic realm="infertune-exporter"')
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """A scrape every few seconds is nothing to log."""

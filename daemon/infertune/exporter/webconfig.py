@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TLS and basic authentication, by the web-config.yml that admins of Prometheus know.
+
+The subset of exporter-toolkit's format that is named here; a key that is not is refused, since one
+that is silently ignored would be a door left open.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from infertune.errors import UsageError
+from infertune.root import read_user_file
+
+_TLS = ("cert_file", "key_file", "client_ca_file", "client_auth_type", "min_version")
+_VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
+_MAX_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class WebConfig:
+    """How the port is protected."""
+
+    tls: ssl.SSLContext | None = None
+    users: Mapping[str, bytes] = field(default_factory=dict)
+    """bcrypt hash by user name."""
+
+    @property
+    def client_certificates(self) -> bool:
+        """Whether a client must show a certificate."""
+        return self.tls is not None and self.tls.verify_mode is ssl.CERT_REQUIRED
+
+    @property
+    def protected(self) -> bool:
+        """Whether it may listen where others can reach it."""
+        return self.tls is not None and (bool(self.users) or self.client_certificates)
+
+
+def load(path: str) -> WebConfig:
+    """Read the file.  Raises UsageError with the file and what would be right."""
+    import yaml  # only where there is such a file
+
+    try:
+        found = yaml.safe_load(read_user_file(path, _MAX_BYTES)) or {}
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    keys = _table(path, "the file", found, ("tls_server_config", "basic_auth_users"))
+    tls = keys.get("tls_server_config")
+    users = keys.get("basic_auth_users") or {}
+    return WebConfig(_tls(path, tls) if tls is not None else None, _users(path, users))
+
+
+def _table(path: str, where: str, found: object, known: tuple[str, ...]) -> Mapping[str, object]:
+    if not isinstance(found, dict):
+        raise UsageError(f"{path}: {where} is not a table of keys")
+    for key in found:
+        if known and key not in known:
+            raise UsageError(
+                f"{path}: unknown key '{key}' in {where}", hint=f"known here: {', '.join(known)}"
+            )
+    return found
+
+
+def _tls(path: str, found: object) -> ssl.SSLContext:
+    values = _table(path, "tls_server_config", found, _TLS)
+    for key, value in values.items():
+        if not isinstance(value, str):
+            raise UsageError(f"{path}: {key} is not a text")
+    texts = {key: str(value) for key, value in values.items()}
+    for key in ("cert_file", "key_file"):
+        if key not in texts:
+            raise UsageError(f"{path}: tls_server_config has no {key}")
+    directory = os.path.dirname(os.path.abspath(path))
+    files = {k: os.path.join(directory, v) for k, v in texts.items() if k.endswith("_file")}
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    version = texts.get("min_version", "TLS12")
+    if version not in _VERSIONS:
+        raise UsageError(f"{path}: min_version '{version}'; known: {', '.join(_VERSIONS)}")
+    context.minimum_version = _VERSIONS[version]
+    kind = texts.get("client_auth_type", "NoClientCert")
+    if kind not in ("NoClientCert", "RequireAndVerifyClientCert"):
+        raise UsageError(
+            f"{path}: client_auth_type '{kind}'",
+            hint="NoClientCert, or RequireAndVerifyClientCert: the others do not protect",
+        )
+    try:
+        context.load_cert_chain(files["cert_file"], files["key_file"])
+        if kind == "RequireAndVerifyClientCert":
+            if "client_ca_file" not in files:
+                raise UsageError(f"{path}: {kind} needs a client_ca_file")
+            context.load_verify_locations(files["client_ca_file"])
+            context.verify_mode = ssl.CERT_REQUIRED
+    except OSError as error:
+        raise UsageError(f"{path}: TLS: {error.strerror or error}") from error
+    return context
+
+
+def _users(path: str, found: object) -> dict[str, bytes]:
+    users = {}
+    for name, secret in _table(path, "basic_auth_users", found, ()).items():
+        if not isinstance(secret, str) or not secret.startswith(("$2a$", "$2b$", "$2y$")):
+            raise UsageError(
+                f"{path}: the password of '{name}' is not a bcrypt hash",
+                hint="make one with: htpasswd -nBC 10 ''",
+            )
+        users[str(name)] = secret.encode()
+    return users
+
+
+class Gate:
+    """Checks passwords.  What was right once is remembered: bcrypt is slow on purpose."""
+
+    def __init__(self, users: Mapping[str, bytes]) -> None:
+        self._users = users
+        self._key = os.urandom(32)
+        self._right: set[bytes] = set()
+
+    def admits(self, user: str, password: str) -> bool:
+        import bcrypt  # only where there are users
+
+        proof = hmac.digest(self._key, f"{user}\0{password}".encode(), "sha256")
+        if proof in self._right:
+            return True
+        known = self._users.get(user)
+        # An unknown user costs as much time as a wrong password.
+        against = known or next(iter(self._users.values()))
+        try:
+            right = bcrypt.checkpw(password.encode()[:72], against) and known is not None
+        except ValueError:
+            return False
+        if right:
+            self._right.add(proof)
+        return right

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""infertune-exporter on this kernel: its page, its privileges, its life, and a real Prometheus."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+REPOSITORY = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY / "daemon")}
+Start = Callable[..., tuple[subprocess.Popen[bytes], int]]
+EXPORTER = [sys.executable, "-B", "-m", "infertune.exporter.main"]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def get(port: int, path: str = "/metrics") -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def until(true: Callable[[], bool], seconds: float = 30) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError, http.client.HTTPException, KeyError, ValueError):
+            if true():
+                return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start an exporter on a port of its own and wait until it answers."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def begin(*words: str, port: int = 0) -> tuple[subprocess.Popen[bytes], int]:
+        port = port or free_port()
+        process = subprocess.Popen(
+            [*EXPORTER, "--listen", f"127.0.0.1:{port}", *words],
+            env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+        )
+        running.append(process)
+        assert until(lambda: get(port, "/-/healthy")[0] == 200)
+        return process, port
+
+    yield begin
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+def test_once_on_this_machine() -> None:
+    done = subprocess.run([*EXPORTER, "--once"], env=ENVIRONMENT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    families = {family.name for family in text_string_to_metric_families(done.stdout)}
+    assert "infertune_knob_files" in families
+    assert 'state="failed"} 1.0' not in done.stdout
+    if promtool := shutil.which("promtool"):
+        checked = subprocess.run([promtool, "check", "metrics"], input=done.stdout, text=True)
+        assert checked.returncode == 0
+
+
+def test_every_capability_is_given_up(
+    start: Start,
+) -> None:
+    process, port = start()
+    get(port)  # a worker and a client's thread are there now
+    tasks = list(Path(f"/proc/{process.pid}/task").iterdir())
+    assert len(tasks) > 1
+    for task in tasks:
+        status = dict(
+            line.split(":\t", 1)
+            for line in (task / "status").read_text().splitlines()
+            if ":\t" in line
+        )
+        for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+            assert int(status[name], 16) == 0, (task.name, name)
+        if os.geteuid() == 0:
+            assert int(status["CapBnd"], 16) == 0
+        assert status["NoNewPrivs"] == "1"
+
+
+def cost(pid: int) -> tuple[int, int, int]:
+    """Descriptors, threads and resident memory (KiB) of a process."""
+    status = dict(
+        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+    )
+    descriptors = len(os.listdir(f"/proc/{pid}/fd"))
+    return descriptors, int(status["Threads"]), int(status["VmRSS"].split()[0])
+
+
+def test_a_thousand_scrapes_of_twenty_clients(
+    start: Start,
+) -> None:
+    process, port = start()
+    for _ in range(5):
+        get(port)
+    descriptors, threads, resident = cost(process.pid)
+
+    def scrape(number: int) -> str:
+        status, text = get(port, "/metrics" if number % 3 else "/metrics?collect[]=pressure")
+        assert status == 200
+        assert sum(1 for _ in text_string_to_metric_families(text)) > 5
+        return text
+
+    with ThreadPoolExecutor(20) as clients:
+        pages = list(clients.map(scrape, range(1000)))
+    assert len(pages) == 1000
+    assert until(lambda: cost(process.pid)[:2] <= (descriptors, threads))
+    # Its arenas grow with the threads that serve at once, and not with the scrapes.
+    assert cost(process.pid)[2] < resident + 16 * 1024
+    with ThreadPoolExecutor(20) as clients:
+        list(clients.map(scrape, range(1000)))
+    assert until(lambda: cost(process.pid)[:2] <= (descriptors, threads))
+    assert cost(process.pid)[2] < resident + 16 * 1024
+
+
+def test_it_sleeps_while_nobody_asks(
+    start: Start,
+) -> None:
+    process, port = start("--no-probes")
+    get(port)
+    time.sleep(0.5)
+
+    def switches() -> int:
+        found = 0
+        for task in Path(f"/proc/{process.pid}/task").iterdir():
+            for line in (task / "status").read_text().splitlines():
+                if line.startswith("voluntary_ctxt_switches"):
+                    found += int(line.split()[1])
+        return found
+
+    before = switches()
+    time.sleep(3)
+    assert switches() == before
+
+
+def test_killed_and_started_again(
+    start: Start,
+) -> None:
+    process, port = start()
+    process.kill()
+    process.wait()
+    again, _ = start(port=port)
+    assert get(port)[0] == 200
+    again.send_signal(signal.SIGTERM)
+    assert again.wait(20) == 0
+
+
+def test_systemd_passes_the_socket_and_hears_of_readiness(tmp_path: Path) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    told.bind(str(tmp_path / "notify"))
+    told.settimeout(30)
+    # As systemd does it: descriptor 3, and the process id of the one that is started.
+    script = "import os; os.environ['LISTEN_PID'] = str(os.getpid()); "
+    script += "from infertune.exporter.main import main; raise SystemExit(main([]))"
+
+    def third() -> None:
+        os.dup2(listener.fileno(), 3, inheritable=True)
+
+    process = subprocess.Popen(
+        [sys.executable, "-B", "-c", script],
+        env={**ENVIRONMENT, "LISTEN_FDS": "1", "NOTIFY_SOCKET": str(tmp_path / "notify")},
+        stdin=subprocess.DEVNULL,
+        close_fds=False,
+        preexec_fn=third,
+    )
+    try:
+        assert b"READY=1" in told.recv(4096)
+        assert get(listener.getsockname()[1])[0] == 200
+    finally:
+        process.kill()
+        process.wait()
+        listener.close()
+        told.close()
+
+
+def test_a_server_that_does_not_answer_is_a_state(tmp_path: Path) -> None:
+    from infertune.exporter.collectors.llama import fetch
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert fetch(silent.getsockname()[1])[0] == "timeout"
+        unused = silent.getsockname()[1]
+    assert fetch(unused)[0] == "unreachable"
+
+
+def test_prometheus_scrapes_it(start: Start, tmp_path: Path) -> None:
+    prometheus = shutil.which("prometheus")
+    if prometheus is None:
+        pytest.skip("prometheus is not installed (Debian: prometheus)")
+    _, port = start()
+    own = free_port()
+    config = tmp_path / "prometheus.yml"
+    config.write_text(
+        "global: {scrape_interval: 1s}\nscrape_configs:\n"
+        "  - job_name: infertune\n    static_configs:\n"
+        f"      - targets: ['127.0.0.1:{port}']\n"
+    )
+    process = subprocess.Popen(
+        [
+            prometheus,
+            f"--config.file={config}",
+            f"--storage.tsdb.path={tmp_path / 'data'}",
+            f"--web.listen-address=127.0.0.1:{own}",
+            "--log.level=error",
+        ],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def query(text: str) -> list[float]:
+        status, body = get(own, "/api/v1/query?" + urllib.parse.urlencode({"query": text}))
+        assert status == 200
+        return [float(result["value"][1]) for result in json.loads(body)["data"]["result"]]
+
+    try:
+        assert until(lambda: query("up{job='infertune'}") == [1], 60)
+        assert until(lambda: query("count(infertune_collector_success == 1)") == [14], 60)
+        assert until(lambda: len(query("rate(process_cpu_seconds_total[10s])")) == 1, 60)
+        assert query("count(infertune_knob_files)")[0] > 5
+    finally:
+        process.terminate()
+        process.wait(30)

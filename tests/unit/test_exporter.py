@@ -1,0 +1,519 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exporter: what it says of a recorded machine, and what it does when a read goes wrong."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import struct
+import subprocess
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import Metric as Family
+from prometheus_client.parser import text_string_to_metric_families
+
+from infertune.exporter.base import Absent, Collector, Metric, Sample
+from infertune.exporter.collectors import COLLECTORS, gpu_metrics, llama
+from infertune.exporter.collectors.amdgpu import dpm_levels
+from infertune.exporter.collectors.memory import Group, effective
+from infertune.exporter.page import (
+    EXPORTER_METRICS,
+    RUNNER_METRICS,
+    Page,
+    render,
+    render_families,
+)
+from infertune.exporter.probing import PROBE_METRICS
+from infertune.exporter.runner import Runner, collect
+from infertune.exporter.servers import ports
+from infertune.root import Root
+from infertune.snapshot import open_snapshot
+
+TESTS = Path(__file__).resolve().parents[1]
+SERVING = TESTS / "golden" / "strix-halo-128-serving.snapshot"
+GOLDEN = TESTS / "golden" / "strix-halo-128-serving.metrics"
+
+ALL = (
+    *(metric for collector in COLLECTORS.values() for metric in collector.metrics),
+    *RUNNER_METRICS,
+    *EXPORTER_METRICS,
+    *PROBE_METRICS,
+)
+
+
+@pytest.fixture
+def serving() -> Iterator[Root]:
+    with open_snapshot(str(SERVING)) as root:
+        yield root
+
+
+def values(root: Root, collector: str) -> dict[tuple[str, ...], float]:
+    """Value by metric and labels; the collector must not fail."""
+    result = collect(COLLECTORS[collector], root)
+    assert result.state == "ok", result.why
+    return {(sample.metric, *sample.labels): sample.value for sample in result.samples}
+
+
+def write(base: Path, path: str, text: str | bytes) -> None:
+    file = base / path.lstrip("/")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+# -- declarations --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", ALL, ids=lambda metric: metric.name)
+def test_declarations_follow_the_rules_of_prometheus(metric: Metric) -> None:
+    assert re.fullmatch(r"infertune_[a-z][a-z0-9_]*", metric.name)
+    assert metric.name.endswith("_total") == (metric.kind == "counter")
+    assert not re.search(r"percent|_ms\b|_kb\b|_mb\b|_mhz", metric.name)
+    stem = metric.name.removesuffix("_total")
+    named = {"bytes", "seconds", "celsius", "watts", "hertz", "volts", "ratio", "rpm", "cycles"}
+    if metric.unit in named:
+        assert stem.endswith(f"_{metric.unit}")
+    assert metric.help.endswith(".")
+    assert metric.series
+    assert metric.source
+    assert not {"pid", "path", "type", "job", "instance"} & set(metric.labels)
+
+
+def test_no_metric_is_declared_twice() -> None:
+    names = [metric.name for metric in ALL]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_every_declared_metric_is_produced_or_named_here(serving: Root) -> None:
+    # What the recorded machine does not have, and why.
+    lacking = {
+        "infertune_gpu_memory_busy_ratio",  # an APU
+        "infertune_gpu_power_cap_watts",
+        "infertune_gpu_fan_speed_rpm",
+        "infertune_kfd_occupied_compute_units",  # not on gfx11
+        "infertune_cpu_throttles_total",  # Intel
+    }
+    produced = {
+        sample.metric
+        for collector in COLLECTORS.values()
+        for sample in collect(collector, serving).samples
+    }
+    declared = {m.name for c in COLLECTORS.values() for m in c.metrics if c.id != "llama"}
+    assert declared - produced == lacking
+
+
+def test_a_sample_that_is_not_declared_fails_its_collector(tmp_path: Path) -> None:
+    metric = Metric(name="infertune_a", unit="1", help="A.", source="-", series="1")
+
+    def collector(*samples: Sample) -> Collector:
+        return Collector(id="a", summary="", metrics=(metric,), read=lambda root: samples)
+
+    root = Root(tmp_path)
+    assert collect(collector(Sample("infertune_a", (), 1)), root).state == "ok"
+    assert "not declared" in collect(collector(Sample("infertune_b", (), 1)), root).why
+    assert "not declared" in collect(collector(Sample("infertune_a", ("x",), 1)), root).why
+    twice = collect(collector(Sample("infertune_a", (), 1), Sample("infertune_a", (), 2)), root)
+    assert twice.state == "failed"
+    assert not twice.samples
+
+
+# -- the golden page -------------------------------------------------------------------
+
+
+def golden_page(root: Root) -> bytes:
+    parts = [render(c.metrics, collect(c, root).samples) for c in COLLECTORS.values()]
+    return b"".join(parts)
+
+
+def test_page_of_the_recorded_machine(serving: Root, request: pytest.FixtureRequest) -> None:
+    page = golden_page(serving)
+    if request.config.getoption("--update-golden"):
+        GOLDEN.write_bytes(page)
+    assert page.decode() == GOLDEN.read_text(), "pytest --update-golden, and look at the diff"
+
+
+def test_promtool_finds_nothing(serving: Root) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian: prometheus)")
+    page = Page(serving)
+    text = page.text()
+    page.close()
+    done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True)
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    "snapshot", sorted((TESTS / "fixtures").glob("*.snapshot")), ids=lambda path: path.stem
+)
+def test_no_collector_fails_on_any_recorded_machine(snapshot: Path) -> None:
+    with open_snapshot(str(snapshot)) as root:
+        for collector in COLLECTORS.values():
+            result = collect(collector, root)
+            assert result.success, f"{collector.id}: {result.why}"
+            assert bool(result.why) == (result.state == "absent")
+
+
+def test_an_empty_machine_has_nothing_and_is_no_failure(tmp_path: Path) -> None:
+    for collector in COLLECTORS.values():
+        result = collect(collector, Root(tmp_path))
+        assert result.success, f"{collector.id}: {result.why}"
+
+
+def families(metrics: Iterable[Metric], samples: Iterable[Sample]) -> list[Family]:
+    """The same as the library's metrics."""
+    made: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+    for metric in metrics:
+        kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+        made[metric.name] = kind(metric.name, metric.help, labels=metric.labels)
+    for sample in samples:
+        made[sample.metric].add_metric(sample.labels, sample.value)
+    return [family for family in made.values() if family.samples]
+
+
+@given(
+    st.lists(
+        st.tuples(st.text(max_size=8), st.text(max_size=8), st.floats(allow_nan=True)),
+        unique_by=lambda row: row[:2],
+    ),
+    st.sampled_from(["gauge", "counter"]),
+    st.text(max_size=20),
+)
+def test_text_is_byte_for_byte_the_librarys(
+    rows: list[tuple[str, str, float]], kind: Literal["gauge", "counter"], about: str
+) -> None:
+    name = "infertune_x_total" if kind == "counter" else "infertune_x"
+    metrics = [
+        Metric(
+            name=name, kind=kind, unit="1", help=about, labels=("b", "a"), source="-", series="1"
+        ),
+        Metric(name="infertune_none", unit="1", help="N.", source="-", series="1"),
+        Metric(name="infertune_plain", unit="1", help="P.", source="-", series="1"),
+    ]
+    samples = [Sample(name, (b, a), value) for b, a, value in rows]
+    samples.append(Sample("infertune_plain", (), 1))
+    assert render(metrics, samples) == render_families(families(metrics, samples))
+
+
+def test_text_of_the_recorded_machine_is_the_librarys(serving: Root) -> None:
+    made = [
+        family
+        for collector in COLLECTORS.values()
+        for family in families(collector.metrics, collect(collector, serving).samples)
+    ]
+    assert render_families(made) == golden_page(serving)
+
+
+# -- single collectors -----------------------------------------------------------------
+
+
+def test_gpu(serving: Root) -> None:
+    found = values(serving, "amdgpu")
+    assert found["infertune_gpu_busy_ratio", "card1"] == 0.87
+    assert found["infertune_gpu_clock_hertz", "card1", "sclk"] == 2_850_000_000
+    assert found["infertune_gpu_dpm_clock_hertz", "card1", "sclk"] == 1_248_000_000
+    assert found["infertune_gpu_power_watts", "card1", "average"] == 78.042
+    assert found["infertune_gpu_memory_used_bytes", "card1", "gtt"] == 42949672960
+
+
+@pytest.mark.parametrize(
+    ("table", "levels"),
+    [
+        ("0: 400Mhz \n1: 800Mhz *\n", (800_000_000, 800_000_000)),
+        ("0: 400Mhz *\n1: 800Mhz \n", (400_000_000, 800_000_000)),
+        ("S: 19Mhz *\n0: 600Mhz \n", (19_000_000, 600_000_000)),
+        ("0: 400Mhz \n", (None, 400_000_000)),
+        ("", (None, None)),
+    ],
+)
+def test_dpm_table(table: str, levels: tuple[int | None, int | None]) -> None:
+    assert dpm_levels(table) == levels
+
+
+def test_gpu_metrics_layouts_are_the_compilers() -> None:
+    # sizeof of the structs of kgd_pp_interface.h on x86-64.
+    sizes = {version: layout.size for version, layout in gpu_metrics.LAYOUTS.items()}
+    assert sizes == {(2, 4): 168, (3, 0): 264}
+
+
+def test_gpu_metrics_2_4() -> None:
+    layout = gpu_metrics.LAYOUTS[2, 4]
+    data = bytearray(b"\xff" * layout.size)
+    struct.pack_into("=HBB", data, 0, layout.size, 2, 4)
+    struct.pack_into("=H", data, 4, 5025)  # temperature_gfx follows the header
+    struct.pack_into("=H", data, 40, 15000)  # average_socket_power follows the timestamp
+    version, fields = gpu_metrics.parse(bytes(data))
+    assert version == (2, 4)
+    assert fields["temperature_gfx"] == [5025]
+    assert fields["average_socket_power"] == [15000]
+    assert fields["average_core_power"] == [None] * 8
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "0 bytes"),
+        (struct.pack("=HBB", 264, 3, 1) + bytes(260), "version 3.1; known are 2.4, 3.0"),
+        (struct.pack("=HBB", 264, 3, 0) + bytes(100), "the file has 104"),
+        (struct.pack("=HBB", 300, 3, 0) + bytes(260), "header says 300"),
+    ],
+)
+def test_gpu_metrics_that_is_not_known_is_absent(serving: Root, data: bytes, why: str) -> None:
+    file = serving.at("/sys/class/drm/card1/device/gpu_metrics")
+    file.chmod(0o644)
+    file.write_bytes(data)
+    result = collect(COLLECTORS["gpu_metrics"], serving)
+    assert result.state == "absent"
+    assert why in result.why
+
+
+def test_unset_fields_of_gpu_metrics_are_left_out(serving: Root) -> None:
+    found = values(serving, "gpu_metrics")
+    assert found["infertune_gpu_metrics_power_watts", "card1", "socket"] == 81.007
+    assert ("infertune_gpu_metrics_power_watts", "card1", "system") not in found
+    assert found["infertune_gpu_metrics_throttle_cycles_total", "card1", "spl"] == 1200345
+
+
+def test_a_drm_client_counts_once(serving: Root) -> None:
+    found = values(serving, "fdinfo")
+    # Open under two descriptors and in two processes.
+    assert found["infertune_drm_clients", "gemma", "card1"] == 1
+    assert found["infertune_drm_engine_busy_seconds_total", "gemma", "card1", "compute"] == 73.5
+    gtt = found["infertune_drm_memory_resident_bytes", "gemma", "card1", "gtt"]
+    assert gtt == 40894464 * 1024
+
+
+def test_fdinfo_that_may_not_be_read_is_a_failure_and_not_nothing(tmp_path: Path) -> None:
+    class Refusing(Root):
+        def listed(self, path: str) -> list[str]:
+            raise PermissionError(13, "Permission denied", path)
+
+    write(tmp_path, "/proc/self/mounts", "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n")
+    unit = "/sys/fs/cgroup/infertune.slice/infertune-server@a.service"
+    write(tmp_path, f"{unit}/cgroup.procs", "12\n")
+    result = collect(COLLECTORS["fdinfo"], Refusing(tmp_path))
+    assert result.state == "failed"
+    assert "Permission denied" in result.why
+
+
+def test_old_memory_keys_of_fdinfo(tmp_path: Path) -> None:
+    write(tmp_path, "/proc/self/mounts", "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n")
+    unit = "/sys/fs/cgroup/infertune.slice/infertune-server@a.service"
+    write(tmp_path, f"{unit}/cgroup.procs", "12\n")
+    text = (
+        "drm-pdev:\t0000:01:00.0\ndrm-client-id:\t7\ndrm-memory-vram:\t4 KiB\ndrm-memory-gtt: 512\n"
+    )
+    write(tmp_path, "/proc/12/fdinfo/5", text)
+    found = values(Root(tmp_path), "fdinfo")
+    assert found["infertune_drm_memory_resident_bytes", "a", "0000:01:00.0", "vram"] == 4096
+    assert found["infertune_drm_memory_resident_bytes", "a", "0000:01:00.0", "gtt"] == 512
+
+
+def test_kfd_by_server(serving: Root) -> None:
+    found = values(serving, "kfd")
+    assert found["infertune_kfd_node_info", "card1", "gfx1151"] == 1
+    assert found["infertune_kfd_evicted_seconds_total", "gemma", "card1"] == 1.53
+    assert found["infertune_kfd_queues", "gemma", "card1"] == 3
+
+
+def test_protection_of_the_units(serving: Root) -> None:
+    found = values(serving, "memory")
+    gib = 1 << 30
+    # Each asks for 4 GiB and uses it; the slice has 6 for both.
+    for server in ("gemma", "coder"):
+        unit = f"infertune-server@{server}.service"
+        assert found["infertune_unit_memory_limit_bytes", unit, server, "min"] == 4 * gib
+        assert found["infertune_unit_memory_protected_bytes", unit, server, "min"] == 3 * gib
+    top = "infertune.slice"
+    assert found["infertune_unit_memory_limit_bytes", top, "", "max"] == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("group", "parent", "given", "claimed", "recursive", "protected"),
+    [
+        # cgroup-v2.rst and the comment of effective_protection().
+        (Group(100, 60), Group(200, 100), 100, 60, False, 60),  # all of what it claims
+        (Group(40, 60), Group(200, 100), 100, 40, False, 40),  # no more than it uses
+        (Group(100, 80), Group(200, 100), 100, 160, False, 50),  # shared out
+        (Group(100, 0), Group(200, 100), 100, 60, False, 0),
+        (Group(100, 0), Group(200, 100), 100, 60, True, 28),  # 40 unclaimed * 100 / 140
+        (Group(100, 0), Group(100, 0), 0, 0, True, 0),
+    ],
+)
+def test_effective_protection(
+    group: Group, parent: Group, given: int, claimed: int, recursive: bool, protected: int
+) -> None:
+    assert effective(group, parent, given, claimed, recursive=recursive) == protected
+
+
+def test_knobs_say_who_set_them(serving: Root) -> None:
+    found = values(serving, "knobs")
+    assert found["infertune_knob_owner", "transparent_hugepage.enabled", "infertune"] == 1
+    assert found["infertune_knob_owner", "vm.swappiness", "other"] == 1
+    assert found["infertune_knob_drifted", "vm.swappiness"] == 1
+    assert found["infertune_knob_drifted", "transparent_hugepage.enabled"] == 0
+    assert found["infertune_knob_value", "vm.swappiness"] == 100
+    assert found["infertune_knob_wanted_info", "vm.swappiness", "10"] == 1
+    assert found["infertune_knob_files", "cpufreq.scaling_governor", "powersave"] == 32
+
+
+def test_journal_of_another_boot_is_not_applied(serving: Root) -> None:
+    boot = serving.at("/proc/sys/kernel/random/boot_id")
+    boot.chmod(0o644)
+    boot.write_text("11111111-0000-0000-0000-000000000000\n")
+    assert not values(serving, "profile")
+    found = values(serving, "journal")
+    assert found["infertune_journal_state", "idle"] == 1
+    assert found["infertune_journal_earlier_boot", "runtime"] == 1
+
+
+def test_damaged_journal_is_degraded(serving: Root) -> None:
+    file = serving.at("/run/infertune/journal")
+    data = bytearray(file.read_bytes())
+    data[100] ^= 1
+    file.write_bytes(data)
+    found = values(serving, "journal")
+    assert found["infertune_journal_state", "degraded"] == 1
+    assert found[("infertune_journal_damaged_files",)] == 1
+
+
+def test_only_known_metrics_of_a_server_pass() -> None:
+    text = (
+        "# TYPE llamacpp:prompt_tokens_total counter\nllamacpp:prompt_tokens_total 12\n"
+        "# TYPE llamacpp:requests_processing gauge\nllamacpp:requests_processing 1\n"
+        '# TYPE other gauge\nother 3\nllamacpp:requests_deferred{a="b"} 4\n'
+    )
+    assert list(llama.parse("gemma", text)) == [
+        Sample("infertune_llama_prompt_tokens_total", ("gemma",), 12),
+        Sample("infertune_llama_requests_processing", ("gemma",), 1),
+    ]
+    with pytest.raises(ValueError, match=r"."):
+        list(llama.parse("gemma", "<html>not metrics</html>"))
+
+
+def test_ports_of_declared_servers(serving: Root, tmp_path: Path) -> None:
+    assert ports(serving) == {"gemma": 8101, "coder": 8102}
+    for name, text in (("a", "port = 1"), ("b", 'port = "x"'), ("c", "port ="), ("D", "port=2")):
+        write(tmp_path, f"/etc/infertune/servers.d/{name}.toml", text)
+    assert ports(Root(tmp_path)) == {"a": 1}
+
+
+# -- the runner and the page -------------------------------------------------------------
+
+
+def made_up(name: str, read: object, **options: object) -> Collector:
+    metric = Metric(name=f"infertune_{name}", unit="1", help="A.", source="-", series="1")
+    return Collector(id=name, summary="", metrics=(metric,), read=read, **options)  # type: ignore[arg-type]
+
+
+def one(name: str) -> object:
+    return lambda root: [Sample(f"infertune_{name}", (), 1)]
+
+
+def test_a_read_that_hangs_cuts_only_its_collector(tmp_path: Path) -> None:
+    fifo = tmp_path / "hangs"
+    os.mkfifo(fifo)
+    readers = 0
+
+    def hang(root: Root) -> Iterable[Sample]:
+        nonlocal readers
+        readers += 1
+        fifo.read_bytes()  # opening blocks until somebody writes
+        return [Sample("infertune_hangs", (), 1)]
+
+    collectors = (
+        made_up("before", one("before")),
+        made_up("hangs", hang, timeout_s=0.2),
+        made_up("after", one("after")),
+    )
+    runner = Runner(Root(tmp_path))
+    threads = threading.active_count()
+    for _ in range(5):
+        results = runner.run(collectors)
+        states = {name: result.state for name, result in results.items()}
+        assert states == {"before": "ok", "hangs": "timeout", "after": "ok"}
+    # It is not tried again while it hangs: one thread is lost, and one works.
+    assert readers == 1
+    assert threading.active_count() == threads + 2
+    fifo.write_bytes(b"")
+    lost = runner._lost["hangs"]
+    assert lost.idle.wait(10)
+    os.unlink(fifo)
+    fifo.write_bytes(b"")
+    assert runner.run(collectors)["hangs"].state == "ok"
+    runner.close()
+    assert threading.active_count() == threads
+
+
+def test_outcomes(tmp_path: Path) -> None:
+    def absent(root: Root) -> Iterable[Sample]:
+        raise Absent("no such thing")
+
+    def refused(root: Root) -> Iterable[Sample]:
+        raise PermissionError(13, "Permission denied", "/x")
+
+    def bug(root: Root) -> Iterable[Sample]:
+        raise KeyError("x")
+
+    runner = Runner(Root(tmp_path))
+    found = runner.run([made_up("a", absent), made_up("b", refused), made_up("c", bug)])
+    runner.close()
+    assert [(r.state, r.success) for r in found.values()] == [
+        ("absent", True),
+        ("failed", False),
+        ("failed", False),
+    ]
+
+
+def test_a_page_is_read_once_for_all_who_ask_at_the_same_time(tmp_path: Path) -> None:
+    reads = 0
+
+    def read(root: Root) -> Iterable[Sample]:
+        nonlocal reads
+        reads += 1
+        return [Sample("infertune_a", (), reads)]
+
+    now = [100.0]
+    collectors = {"a": made_up("a", read), "slow": made_up("slow", one("slow"), max_age_s=30.0)}
+    page = Page(Root(tmp_path), collectors=collectors, clock=lambda: now[0])
+    threads = [threading.Thread(target=page.text) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert reads == 1
+    now[0] += 0.9
+    page.text()
+    assert reads == 1
+    now[0] += 0.2
+    text = page.text().decode()
+    assert reads == 2
+    assert "infertune_a 2.0" in text
+    assert 'infertune_collector_age_seconds{collector="slow"} 1.1' in text
+    only = page.text(["slow"]).decode()
+    page.close()
+    assert "infertune_a" not in only
+    assert "infertune_slow 1.0" in only
+
+
+def test_pages_stay_whole_while_values_change(serving: Root) -> None:
+    busy = serving.at("/sys/class/drm/card1/device/gpu_busy_percent")
+    busy.chmod(0o644)
+    page = Page(
+        serving, collectors={"amdgpu": COLLECTORS["amdgpu"]}, clock=iter(range(10**9)).__next__
+    )
+    seen = set()
+    for number in range(50):
+        busy.write_text(f"{number}\n")
+        for family in text_string_to_metric_families(page.text().decode()):
+            if family.name == "infertune_gpu_busy_ratio":
+                seen.add(family.samples[0].value)
+    page.close()
+    assert seen == {number / 100 for number in range(50)}

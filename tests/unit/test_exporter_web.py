@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exporter's port: who may listen where, who may read, and what is answered."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import bcrypt
+import pytest
+
+from infertune.cli.probes import ask
+from infertune.errors import Failed, Unreachable, UsageError
+from infertune.exporter import main, web, webconfig
+from infertune.exporter.page import Page
+from infertune.exporter.probing import Probing
+from infertune.root import Root
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+Serve = Callable[..., int]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Start a server of an empty machine; returns its port."""
+    started: list[tuple[web.Server, threading.Thread, Page]] = []
+
+    def start(config: webconfig.WebConfig | None = None) -> int:
+        listener = web.listening_socket("127.0.0.1:0")
+        probing = Probing(dict)
+        page = Page(Root(tmp_path), probing)
+        server = web.Server(listener, config or webconfig.WebConfig(), page, probing)
+        thread = threading.Thread(target=server.serve_forever, args=[0.05])
+        thread.start()
+        started.append((server, thread, page))
+        return int(listener.getsockname()[1])
+
+    yield start
+    for server, thread, page in started:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+        for _ in range(web.MAX_CONNECTIONS):  # whoever is still served
+            assert server._places.acquire(timeout=30)
+        page.close()
+
+
+def get(port: int, path: str, **headers: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", path, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def test_pages(serve: Serve) -> None:
+    port = serve()
+    status, text = get(port, "/metrics")
+    assert status == 200
+    assert 'infertune_collector_state{collector="amdgpu",state="absent"} 1.0' in text
+    assert "process_resident_memory_bytes" in text
+    assert get(port, "/-/healthy") == (200, "healthy\n")
+    assert "no GPU that amdgpu drives" in get(port, "/")[1]
+    assert get(port, "/etc/passwd")[0] == 404
+
+
+def test_collect_chooses(serve: Serve) -> None:
+    port = serve()
+    text = get(port, "/metrics?collect[]=journal&collect[]=amdgpu")[1]
+    assert 'infertune_collector_success{collector="journal"}' in text
+    assert 'infertune_collector_success{collector="knobs"}' not in text
+    status, text = get(port, "/metrics?collect[]=nonsense")
+    assert status == 400
+    assert "no collector nonsense; there are profile, journal" in text
+
+
+def test_a_client_that_says_nothing_holds_up_no_other(serve: Serve) -> None:
+    port = serve()
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(5)]
+    assert get(port, "/-/healthy")[0] == 200
+    for each in silent:
+        each.close()
+
+
+def test_a_client_that_goes_away_is_no_matter(
+    serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = serve()
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+    assert get(port, "/-/healthy")[0] == 200
+    assert capsys.readouterr().err == ""
+
+
+# -- passwords and TLS -----------------------------------------------------------------
+
+
+def basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+def test_passwords(serve: Serve, tmp_path: Path) -> None:
+    secret = bcrypt.hashpw(b"open sesame", bcrypt.gensalt(4)).decode()
+    file = tmp_path / "web-config.yml"
+    file.write_text(f"basic_auth_users:\n  alice: {secret}\n")
+    port = serve(webconfig.load(str(file)))
+    assert get(port, "/metrics")[0] == 401
+    assert get(port, "/metrics", Authorization=basic("alice", "wrong"))[0] == 401
+    assert get(port, "/metrics", Authorization=basic("bob", "open sesame"))[0] == 401
+    assert get(port, "/metrics", Authorization="Basic !!!")[0] == 401
+    for _ in range(2):  # the second time it is remembered
+        assert get(port, "/metrics", Authorization=basic("alice", "open sesame"))[0] == 200
+    assert get(port, "/-/healthy")[0] == 401
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    directory = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-keyout",
+            "key.pem",
+            "-out",
+            "cert.pem",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+        ],
+        cwd=directory,
+        check=True,
+        capture_output=True,
+    )
+    return directory
+
+
+def test_tls(serve: Serve, certificate: Path) -> None:
+    file = certificate / "web-config.yml"
+    file.write_text("tls_server_config:\n  cert_file: cert.pem\n  key_file: key.pem\n")
+    config = webconfig.load(str(file))
+    assert not config.protected  # anybody may read it
+    port = serve(config)
+    context = ssl.create_default_context(cafile=str(certificate / "cert.pem"))
+    # One that never shakes hands holds up no other.
+    silent = socket.create_connection(("127.0.0.1", port))
+    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=context)
+    connection.request("GET", "/-/healthy")
+    assert connection.getresponse().read() == b"healthy\n"
+    connection.close()
+    silent.close()
+    with pytest.raises((http.client.HTTPException, OSError)):
+        get(port, "/-/healthy")
+
+
+def test_client_certificates(serve: Serve, certificate: Path) -> None:
+    file = certificate / "web-config.yml"
+    file.write_text(
+        "tls_server_config:\n  cert_file: cert.pem\n  key_file: key.pem\n"
+        "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: cert.pem\n"
+    )
+    config = webconfig.load(str(file))
+    assert config.protected
+    port = serve(config)
+    context = ssl.create_default_context(cafile=str(certificate / "cert.pem"))
+    for known in (False, True):
+        if known:
+            context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=context)
+        try:
+            connection.request("GET", "/-/healthy")
+            answered = connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            answered = False
+        finally:
+            connection.close()
+        assert answered == known
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("tls_server_confg: {}\n", "unknown key 'tls_server_confg' in the file"),
+        ("http_server_config:\n  http2: true\n", "unknown key 'http_server_config'"),
+        ("tls_server_config:\n  cert: x\n", "unknown key 'cert' in tls_server_config"),
+        ("tls_server_config:\n  cert_file: x\n", "no key_file"),
+        ("tls_server_config:\n  cert_file: x\n  key_file: y\n", "TLS: No such file"),
+        ("tls_server_config:\n  cert_file: 1\n  key_file: y\n", "cert_file is not a text"),
+        ("tls_server_config: {cert_file: x, key_file: y, min_version: TLS10}\n", "TLS10"),
+        ("tls_server_config: {cert_file: x, key_file: y, client_auth_type: Maybe}\n", "Maybe"),
+        ("basic_auth_users:\n  alice: secret\n", "'alice' is not a bcrypt hash"),
+        ("basic_auth_users: [alice]\n", "not a table"),
+        ("- a\n", "the file is not a table"),
+        ("a: [\n", "not valid YAML"),
+        ("!!python/object/apply:os.system [id]\n", "not valid YAML"),
+    ],
+)
+def test_a_bad_web_config_is_one_clear_line(tmp_path: Path, text: str, wrong: str) -> None:
+    file = tmp_path / "web-config.yml"
+    file.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        webconfig.load(str(file))
+    assert wrong in caught.value.message
+    assert caught.value.message.startswith(str(file))
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:0", ":0", "[::]:0"])
+def test_others_must_not_reach_an_open_door(address: str) -> None:
+    try:
+        listener = web.listening_socket(address)
+    except Failed as error:
+        pytest.skip(f"no such address here: {error.message}")
+    with listener:
+        with pytest.raises(UsageError, match="TLS and authentication"):
+            web.refuse_an_open_door(listener, webconfig.WebConfig())
+        open_tls = webconfig.WebConfig(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+        with pytest.raises(UsageError, match="TLS and authentication"):
+            web.refuse_an_open_door(listener, open_tls)
+        closed = webconfig.WebConfig(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), {"alice": b"x"})
+        web.refuse_an_open_door(listener, closed)
+
+
+@pytest.mark.parametrize("address", ["9877", "localhost:9877", "127.0.0.1:http", "1.2.3.4:99999"])
+def test_no_address(address: str) -> None:
+    with pytest.raises(UsageError):
+        web.listening_socket(address)
+
+
+def test_a_port_that_is_taken(serve: Serve) -> None:
+    with pytest.raises(Failed, match="Address already in use"):
+        web.listening_socket(f"127.0.0.1:{serve()}")
+
+
+# -- the command line ---------------------------------------------------------------------
+
+
+def test_once_on_a_recorded_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    snapshot = str(REPOSITORY / "tests/golden/strix-halo-128-serving.snapshot")
+    assert main.main(["--root", snapshot, "--once", "--collect", "amdgpu"]) == 0
+    assert 'infertune_gpu_busy_ratio{gpu="card1"} 0.87' in capsys.readouterr().out
+    assert main.main(["--root", snapshot]) == 2
+    assert "--root needs --once" in capsys.readouterr().err
+    assert main.main(["--once", "--collect", "x"]) == 2
+    assert "no collector 'x'" in capsys.readouterr().err
+    assert main.main(["--once", "--root", "/nonexistent"]) == 2
+
+
+def test_probes_are_asked_of_the_exporter(serve: Serve) -> None:
+    port = serve()
+    found = json.loads(get(port, "/probes")[1])
+    assert [dict(probe) for probe in ask(f"127.0.0.1:{port}")] == found
+    with pytest.raises(UsageError):
+        ask("nonsense")
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        unused = closed.getsockname()[1]
+    with pytest.raises(Unreachable):
+        ask(f"127.0.0.1:{unused}")
+
+
+# -- the units ------------------------------------------------------------------------------
+
+
+def test_the_unit_is_hardened(tmp_path: Path) -> None:
+    tool = shutil.which("systemd-analyze")
+    if tool is None:
+        pytest.skip("systemd-analyze is not installed")
+    for name in ("infertune-exporter.service", "infertune-exporter.socket"):
+        text = (REPOSITORY / "systemd" / name).read_text()
+        (tmp_path / name).write_text(text.replace("@PYTHON@", sys.executable))
+    unit = str(tmp_path / "infertune-exporter.service")
+    done = subprocess.run(
+        [tool, "security", "--offline=yes", "--threshold=15", unit],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "SYSTEMD_PAGER": ""},
+    )
+    if "unrecognized option" in done.stderr:
+        pytest.skip("systemd-analyze here has no --offline (systemd 250)")
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = subprocess.run(
+        [tool, "verify", "--man=no", unit, unit.replace(".service", ".socket")],
+        capture_output=True,
+        text=True,
+    )
+    assert "infertune-exporter" not in done.stderr
