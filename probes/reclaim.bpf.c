@@ -2,11 +2,11 @@
 /* Time that threads spend in reclaiming memory before they get any: direct reclaim. */
 #include "probe.h"
 
-enum scope { SCOPE_MACHINE, SCOPE_CGROUP };
+enum limit { LIMIT_MACHINE, LIMIT_CGROUP };
 
 struct key {
 	__u64 cgroup;
-	__u64 scope;
+	__u64 limit;
 };
 
 struct reclaim {
@@ -31,9 +31,9 @@ static __always_inline int begin(void)
 	return 0;
 }
 
-static __always_inline int end(enum scope scope, unsigned long pages)
+static __always_inline int end(enum limit limit, unsigned long pages)
 {
-	struct key key = { .cgroup = bpf_get_current_cgroup_id(), .scope = scope };
+	struct key key = { .cgroup = bpf_get_current_cgroup_id(), .limit = limit };
 	__u64 *at = bpf_task_storage_get(&began, bpf_get_current_task_btf(), 0, 0);
 	struct reclaim *counters;
 
@@ -57,7 +57,7 @@ int direct_begin(void *ctx)
 SEC("tp_btf/mm_vmscan_direct_reclaim_end")
 int BPF_PROG(direct_end, unsigned long nr_reclaimed)
 {
-	return end(SCOPE_MACHINE, nr_reclaimed);
+	return end(LIMIT_MACHINE, nr_reclaimed);
 }
 
 SEC("tp_btf/mm_vmscan_memcg_reclaim_begin")
@@ -69,5 +69,5 @@ int cgroup_begin(void *ctx)
 SEC("tp_btf/mm_vmscan_memcg_reclaim_end")
 int BPF_PROG(cgroup_end, unsigned long nr_reclaimed)
 {
-	return end(SCOPE_CGROUP, nr_reclaimed);
+	return end(LIMIT_CGROUP, nr_reclaimed);
 }
