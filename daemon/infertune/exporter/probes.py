@@ -225,8 +225,8 @@ class Probes:
     def _about_ourselves(self) -> Iterator[Metric]:
         state = _gauge(_OWN[_STATE])
         for each in self._states.values():
-            for name in STATES:
-                state.add_metric([each.name, name], float(each.state == name))
+            for possible in STATES:
+                state.add_metric([each.name, possible], float(each.state == possible))
         yield state
         lost, runs, run_time = (_counter(_OWN[name]) for name in (_LOST, _RUNS, _RUN_TIME))
         measured = kernel.statistics_enabled(self._root)
@@ -350,8 +350,11 @@ def _family(metric: declared.Metric, totals: Totals) -> Metric:
             assert isinstance(number, Histogram)
             histogram.add_metric(label, _cumulated(bounds, number), number.sum * unit)
         return histogram
-    kind = CounterMetricFamily if metric.type == "counter" else GaugeMetricFamily
-    family = kind(metric.name, metric.help, labels=labels)
+    family: CounterMetricFamily | GaugeMetricFamily
+    if metric.type == "counter":
+        family = CounterMetricFamily(metric.name, metric.help, labels=labels)
+    else:
+        family = GaugeMetricFamily(metric.name, metric.help, labels=labels)
     for label, number in values.items():
         assert isinstance(number, int)
         family.add_metric(label, number * unit)
