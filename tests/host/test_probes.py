@@ -224,7 +224,7 @@ def test_switches_and_times_are_the_kernel_s(probes: Probes, cgroup: Path) -> No
     finish(process)
     voluntary = int(status["voluntary_ctxt_switches"])
     involuntary = int(status["nonvoluntary_ctxt_switches"])
-    assert voluntary >= 2000
+    assert voluntary > 1900  # a short sleep may be over before it began
     # The process switches once or twice more after it has looked, and before it was in the group.
     assert counted["voluntary"] == pytest.approx(voluntary, rel=0.01)
     assert counted["involuntary"] == pytest.approx(involuntary, rel=0.01, abs=5)
