@@ -62,7 +62,12 @@ probes = Probes(cgroups=lambda: {inode: "test"})
 try:
     probes.attach()
     seen["before"] = states(probes)
-    usage = in_group("memory = bytearray(20_000_000)\n")
+    usage = in_group(
+        "import mmap\n"
+        "memory = mmap.mmap(-1, 5000 * 4096)\n"
+        "memory.madvise(mmap.MADV_NOHUGEPAGE)\n"
+        "for page in range(5000): memory[page * 4096] = 1\n"
+    )
     seen["faults"] = usage.ru_minflt
     seen["after faults"] = samples(probes)
 
