@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * Nanoseconds of processor time for a context switch with the wake-up before it: two processes on
- * one CPU hand a byte to and fro.
+ * one CPU pass a byte back and forth.
  */
 #define _GNU_SOURCE
 #include <stdio.h>
