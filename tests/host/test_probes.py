@@ -158,6 +158,25 @@ def test_faults_of_a_process_that_goes_on(probes: Probes, cgroup: Path) -> None:
     assert final >= counted
 
 
+def test_what_was_before_is_not_counted(cgroup: Path) -> None:
+    process = start(cgroup, TOUCH + "print('ready', flush=True)\ninput()")
+    assert process.stdout
+    assert process.stdin
+    process.stdout.readline()
+    inode = cgroup.stat().st_ino
+    late = Probes(cgroups=lambda: {inode: "test"})
+    try:
+        late.attach()
+        faults = value(late, "infertune_page_faults_total", cgroup="test")
+        running = value(late, "infertune_thread_seconds_total", cgroup="test", state="running")
+        process.stdin.write("\n")
+        finish(process)
+    finally:
+        late.close()
+    assert faults < 100  # it had more than 20000
+    assert running < 0.005
+
+
 def test_major_faults_of_a_cold_file(probes: Probes, cgroup: Path) -> None:
     file = REPOSITORY / "build" / f"cold-{os.getpid()}"  # /tmp may be memory
     file.parent.mkdir(exist_ok=True)
