@@ -258,6 +258,8 @@ os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 end = time.monotonic() + 0.7
 while time.monotonic() < end: pass
 print(open('/proc/self/schedstat').read(), end='', flush=True)
+[line] = [l for l in open('/proc/self/status') if l.startswith('nonvoluntary')]
+print(line.split()[1])
 """
 
 
@@ -265,6 +267,10 @@ def test_run_queue_latency_is_the_time_the_kernel_saw_waiting(probes: Probes, cg
     printed = [finish(each)[0] for each in [start(cgroup, BUSY) for _ in range(3)]]
     waited = sum(int(text.split()[1]) for text in printed) / 1e9
     assert waited > 0.5, "three processes on one CPU must wait"
+    preempted = sum(int(text.split()[3]) for text in printed)
+    assert preempted > 50
+    counted = value(probes, "infertune_context_switches_total", cgroup="test", kind="involuntary")
+    assert counted == pytest.approx(preempted, rel=0.05, abs=5)
     found = samples(probes)
     name, label = "infertune_run_queue_latency_seconds", ("cgroup", "test")
     total = found[f"{name}_sum", frozenset({label})]
