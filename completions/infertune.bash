@@ -6,7 +6,7 @@
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
 _shtab_infertune_profile_subparsers=(show check explain)
-_shtab_infertune_subparsers=(machine snapshot knobs profiles profile plan apply confirm verify status revert recover run serve start servers stop logs setup)
+_shtab_infertune_subparsers=(machine snapshot knobs profiles profile plan apply confirm verify status revert recover run serve start servers stop logs setup probes)
 
 _shtab_infertune_machine_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_snapshot_option_strings=(-h --help --root --debug --force --json)
@@ -42,7 +42,7 @@ _shtab_infertune_apply___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_verify___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_run___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_serve___backend_choices=(auto rocm vulkan cpu)
-_shtab_infertune_pos_0_choices=(machine snapshot knobs profiles profile plan apply confirm verify status revert recover run serve start servers stop logs setup)
+_shtab_infertune_pos_0_choices=(machine snapshot knobs profiles profile plan apply confirm verify status revert recover run serve start servers stop logs setup probes)
 
 _shtab_infertune_machine__h_nargs=0
 _shtab_infertune_machine___help_nargs=0

@@ -50,8 +50,8 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands machine snapshot knobs profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs setup
-set -g _shtab_infertune_opts_with_value --ask --backend --confirm-within --model --name --port --root --server --tokens --without
+set -g _shtab_infertune_commands machine snapshot knobs profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs setup probes
+set -g _shtab_infertune_opts_with_value --ask --backend --confirm-within --exporter --model --name --port --root --server --tokens --without
 
 complete -c infertune -e
 complete -c infertune -f

@@ -28,7 +28,7 @@ from infertune.errors import Exit
 from infertune.exporter.base import Metric
 from infertune.exporter.collectors import COLLECTORS
 from infertune.exporter.page import EXPORTER_METRICS, RUNNER_METRICS
-from infertune.exporter.probing import PROBE_METRICS
+from infertune.exporter.probes import metric_rows
 from infertune.knobs import KNOBS
 from infertune.knobs.base import Knob
 from infertune.knobs.guards import GUARDS
@@ -145,8 +145,13 @@ def metrics_page() -> str:
         if collector.max_age_s > 1:
             out.append(f"Read every {collector.max_age_s:g} s at most.")
         out += _metrics(collector.metrics)
+    out += ["", "## Probes", "", "Counted by eBPF programs in the kernel; see `probes/`."]
+    out += ["", "| metric | type | unit | labels | meaning | series |", "|---|---|---|---|---|---|"]
+    for row in metric_rows():
+        labels = ", ".join(f"`{label}`" for label in row.labels)
+        out.append(_row((f"`{row.name}`", row.type, row.unit, labels, row.help, row.cardinality)))
     out += ["", "## The exporter itself", "", "Beside these the page has `process_*`."]
-    return "\n".join([*out, *_metrics((*RUNNER_METRICS, *EXPORTER_METRICS, *PROBE_METRICS))]) + "\n"
+    return "\n".join([*out, *_metrics((*RUNNER_METRICS, *EXPORTER_METRICS))]) + "\n"
 
 
 def _metrics(metrics: Iterable[Metric]) -> list[str]:

@@ -80,3 +80,53 @@ class Unreachable(InfertuneError):
     """infertuned is not running, or not on this bus."""
 
     exit_code = Exit.UNREACHABLE
+
+
+class DeclarationError(InfertuneError):
+    """A file that declares something is not valid.  The message starts with ``file:line:``."""
+
+    exit_code = Exit.USAGE
+
+    def __init__(self, message: str, *, file: str, line: int | None = None) -> None:
+        where = f"{file}:{line}" if line is not None else file
+        super().__init__(f"{where}: {message}")
+        self.file = file
+        self.line = line
+
+
+class BpfError(InfertuneError):
+    """A BPF program cannot be had on this machine, and why."""
+
+
+class LibbpfMissing(BpfError):
+    """libbpf.so.1 of the distribution is not installed, or too old."""
+
+
+class ObjectMissing(BpfError):
+    """The compiled programs are not there, or not what they should be."""
+
+
+class BtfMissing(BpfError):
+    """The kernel, or a module, does not tell its types."""
+
+
+class LockedDown(BpfError):
+    """Kernel lockdown forbids what the program does."""
+
+
+class CapabilityMissing(BpfError):
+    """The process may not load BPF programs."""
+
+    exit_code = Exit.NOT_PERMITTED
+
+
+class TracepointMissing(BpfError):
+    """This kernel, or what is loaded of it now, has no such tracepoint."""
+
+
+class FieldMissing(BpfError):
+    """This kernel's structures lack a field that a program reads."""
+
+
+class LoadRejected(BpfError):
+    """The kernel refused a program.  The message ends with the last lines of its log."""

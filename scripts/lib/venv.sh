@@ -86,6 +86,17 @@ require_embedded() {
         "apt-get install libgomp1, dnf install libgomp, pacman -S gcc-libs)"
 }
 
+# Compiled probes of this checkout, in build/probes.  A compiler is installed on first need.
+ensure_probes() {
+    .venv/bin/python hatch_build.py 2>/dev/null && return
+    if [ "$(id -u)" -eq 0 ]; then
+        say "$SCRIPT: installing clang and libbpf, which the probes are compiled with"
+        as_root_install "clang llvm libbpf-dev libbpf1" "clang llvm libbpf-devel libbpf" \
+            "clang llvm libbpf" || true
+    fi
+    .venv/bin/python hatch_build.py || say "$SCRIPT: without them the probes cannot be tested"
+}
+
 wanted_stamp() {
     { cat requirements.lock pyproject.toml; echo "$PWD"; "$PYTHON" -VV; } | sha256sum
 }
@@ -115,8 +126,8 @@ build_venv() {
     else
         tail -n 3 "$log" >&2
         say "$SCRIPT: the locked packages do not install here; taking the newest that do"
-        pip_install --editable '.[dev,daemon,embedded]' >"$log" 2>&1 ||
-            pip_install --editable '.[dev,daemon]' >"$log" 2>&1 ||
+        pip_install --editable '.[dev,daemon,exporter,embedded]' >"$log" 2>&1 ||
+            pip_install --editable '.[dev,daemon,exporter]' >"$log" 2>&1 ||
             { tail -n 5 "$log" >&2; fail "pip could not install what is needed (is there a network?)"; }
     fi
     wanted_stamp >.venv/stamp
@@ -144,5 +155,6 @@ ensure_venv() {
         venv_is_good || build_venv
         take_lock -s
     done
+    ensure_probes
     require_embedded
 }

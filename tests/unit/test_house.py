@@ -23,7 +23,7 @@ from infertune.errors import Exit
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = REPOSITORY / "daemon" / "infertune"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-IGNORED = {".git", ".venv", ".hypothesis", "__pycache__", "dist"}
+IGNORED = {".git", ".venv", ".hypothesis", "__pycache__", "build", "dist"}
 
 
 def files() -> Iterator[Path]:
@@ -104,8 +104,9 @@ HARMLESS = {"shutil.which", "tempfile.TemporaryDirectory"}
 MODULES_THAT_WRITE = {"sqlite3", "dbm", "shelve", "pickle"}
 # ctypes could call anything; launch/ needs it for prctl(2) and mincore(2), the daemon's timer for
 # timerfd_create(2), the exporter for capset(2).  The daemon replaces itself (execv) when a new
-# version takes over, and setup tells systemd what it wrote.
+# version takes over, and setup tells systemd what it wrote.  bpf/ calls libbpf.
 STARTS = {
+    "bpf",
     "launch",
     "service/timer.py",
     "service/daemon.py",
@@ -347,5 +348,9 @@ def test_wheel_is_complete(tmp_path: Path) -> None:
     profiles = {f"infertune/profiles/{p.name}" for p in (REPOSITORY / "profiles").glob("*.toml")}
     assert profiles
     modules = {f"infertune/{path.relative_to(PACKAGE)}" for path in SOURCES}
-    assert profiles | modules <= names
+    probes = {f"infertune/probes/{p.name}" for p in (REPOSITORY / "probes").glob("*.toml")}
+    assert probes
+    assert profiles | modules | probes <= names
+    if shutil.which("clang") or os.environ.get("CI"):
+        assert {name.replace(".toml", ".bpf.o") for name in probes} <= names
     assert all("extra ==" in requirement for requirement in requires)

@@ -23,7 +23,7 @@ from vm import lab
 from vm.guest import Guest
 
 HERE = Path(__file__).parent
-EXTRAS = "daemon,embedded"
+EXTRAS = "daemon,exporter,embedded"
 """With the embedded one there is a real server and a model, without a network."""
 
 TIMEOUT_S = 1200

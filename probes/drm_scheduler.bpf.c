@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Jobs on the rings of a GPU: how many, how long they waited in the queue, how long on the ring.
+ *
+ * The scheduler's tracepoints were renamed in Linux 6.17.  The arguments are the same: a job, and
+ * at the end its fence.  The fence is what a job is known by from queue to end in both
+ * generations; a pointer is enough, it is not reused while the job lives.
+ *
+ * gpu_sched is a module: its types are in BTF of its own, and a program that attaches by BTF
+ * would need CAP_SYS_ADMIN.  So these attach by name.
+ */
+#include "probe.h"
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct kobject {
+	const char *name;
+};
+
+struct device {
+	struct kobject kobj;
+	const char *init_name;
+};
+
+struct drm_gpu_scheduler {
+	const char *name;
+	struct device *dev;
+};
+
+struct drm_sched_fence;
+
+struct drm_sched_job {
+	struct drm_gpu_scheduler *sched;
+	struct drm_sched_fence *s_fence;
+};
+
+#pragma clang attribute pop
+
+struct key {
+	char device[32];
+	char ring[32];
+	__u64 cgroup;
+};
+
+struct job {
+	struct key key;
+	__u64 queued_at;
+	__u64 run_at;
+};
+
+struct jobs {
+	__u64 queued;
+	__u64 run;
+	__u64 done;
+	__u64 dropped;
+	__s64 in_flight;
+	struct histogram wait;
+	struct histogram busy;
+};
+
+COUNTERS(jobs, struct key, struct jobs, 1024);
+
+/* Jobs between queue and end, by their fence. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u64);
+	__type(value, struct job);
+} in_flight SEC(".maps");
+
+static const struct jobs none;
+
+enum end { DONE, DROPPED };
+
+static __always_inline void left(struct job *job, enum end end)
+{
+	struct jobs *counters = counters_of(&jobs, &job->key, &none);
+
+	if (!counters)
+		return;
+	__sync_fetch_and_add(&counters->in_flight, -1);
+	if (end == DONE)
+		__sync_fetch_and_add(&counters->done, 1);
+	else
+		__sync_fetch_and_add(&counters->dropped, 1);
+}
+
+/* In the thread that submits, so its control group is known. */
+static __always_inline int queued(struct drm_sched_job *submitted)
+{
+	struct drm_gpu_scheduler *sched = BPF_CORE_READ(submitted, sched);
+	__u64 fence = (__u64)BPF_CORE_READ(submitted, s_fence);
+	struct device *device = BPF_CORE_READ(sched, dev);
+	struct job job = {}, *stale;
+	struct jobs *counters;
+	const char *name;
+
+	bpf_probe_read_kernel_str(job.key.ring, sizeof(job.key.ring), BPF_CORE_READ(sched, name));
+	if (device) {
+		/* as dev_name() does */
+		name = BPF_CORE_READ(device, init_name);
+		if (!name)
+			name = BPF_CORE_READ(device, kobj.name);
+		bpf_probe_read_kernel_str(job.key.device, sizeof(job.key.device), name);
+	}
+	job.key.cgroup = bpf_get_current_cgroup_id();
+	job.queued_at = bpf_ktime_get_ns();
+
+	/* A job whose process was killed ends without a word; its fence is used again. */
+	stale = bpf_map_lookup_elem(&in_flight, &fence);
+	if (stale)
+		left(stale, DROPPED);
+	counters = counters_of(&jobs, &job.key, &none);
+	if (!counters)
+		return 0;
+	if (bpf_map_update_elem(&in_flight, &fence, &job, BPF_ANY)) {
+		count_lost();
+		return 0;
+	}
+	__sync_fetch_and_add(&counters->queued, 1);
+	__sync_fetch_and_add(&counters->in_flight, 1);
+	return 0;
+}
+
+static __always_inline int running(struct drm_sched_job *job)
+{
+	__u64 fence = (__u64)BPF_CORE_READ(job, s_fence);
+	struct job *known = bpf_map_lookup_elem(&in_flight, &fence);
+	struct jobs *counters;
+
+	if (!known || known->run_at) /* queued before we were here; run again after a reset */
+		return 0;
+	known->run_at = bpf_ktime_get_ns();
+	counters = counters_of(&jobs, &known->key, &none);
+	if (counters) {
+		__sync_fetch_and_add(&counters->run, 1);
+		record(&counters->wait, known->run_at - known->queued_at);
+	}
+	return 0;
+}
+
+static __always_inline int done(struct drm_sched_fence *finished)
+{
+	__u64 fence = (__u64)finished;
+	struct job *known = bpf_map_lookup_elem(&in_flight, &fence);
+	struct jobs *counters;
+
+	if (!known)
+		return 0;
+	left(known, DONE);
+	counters = counters_of(&jobs, &known->key, &none);
+	if (counters && known->run_at)
+		record(&counters->busy, bpf_ktime_get_ns() - known->run_at);
+	bpf_map_delete_elem(&in_flight, &fence);
+	return 0;
+}
+
+/* Linux 6.17 and later */
+SEC("raw_tp/drm_sched_job_queue")
+int BPF_PROG(job_queue, struct drm_sched_job *job)
+{
+	return queued(job);
+}
+
+SEC("raw_tp/drm_sched_job_run")
+int BPF_PROG(job_run, struct drm_sched_job *job)
+{
+	return running(job);
+}
+
+SEC("raw_tp/drm_sched_job_done")
+int BPF_PROG(job_done, struct drm_sched_fence *fence)
+{
+	return done(fence);
+}
+
+/* before */
+SEC("raw_tp/drm_sched_job")
+int BPF_PROG(job_queue_616, struct drm_sched_job *job)
+{
+	return queued(job);
+}
+
+SEC("raw_tp/drm_run_job")
+int BPF_PROG(job_run_616, struct drm_sched_job *job)
+{
+	return running(job);
+}
+
+SEC("raw_tp/drm_sched_process_job")
+int BPF_PROG(job_done_616, struct drm_sched_fence *fence)
+{
+	return done(fence);
+}

@@ -1,0 +1,605 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The probes on this kernel: what they count is what the kernel itself says."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+import prometheus_client
+import pytest
+from prometheus_client.core import Metric
+
+from infertune.exporter import probes as module
+from infertune.exporter.probes import Probes, ProbeState
+
+REPOSITORY = Path(__file__).parents[2]
+DECLARED, COMPILED = module.package_directories()
+NOBODY = 65534
+
+pytestmark = [
+    pytest.mark.root_only,
+    pytest.mark.skipif(
+        not Path("/sys/kernel/btf/vmlinux").exists(), reason="this kernel has no BTF"
+    ),
+    pytest.mark.skipif(
+        not any(COMPILED.glob("*.bpf.o")), reason="the probes are not compiled (no clang here)"
+    ),
+]
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A control group of the v2 hierarchy, empty and new."""
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    found = [Path(m[1]) for m in mounts if m[2] == "cgroup2"]
+    if not found:
+        pytest.skip("no cgroup v2 hierarchy is mounted here")
+    path = found[0] / f"infertune-test-{os.getpid()}"
+    try:
+        path.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made in {found[0]}: {error.strerror}")
+    yield path
+    for pid in (path / "cgroup.procs").read_text().split():  # of a test that failed
+        os.kill(int(pid), signal.SIGKILL)
+        os.waitpid(int(pid), 0)
+    for _ in range(50):  # a process that has ended may still be in it for a moment
+        with contextlib.suppress(OSError):
+            path.rmdir()
+            return
+        time.sleep(0.1)
+    path.rmdir()
+
+
+@pytest.fixture
+def probes(cgroup: Path) -> Iterator[Probes]:
+    """Attached, with the name ``test`` for our control group."""
+    inode = cgroup.stat().st_ino
+    found = Probes(cgroups=lambda: {inode: "test"})
+    states = {each.name: each for each in found.attach()}
+    for name in ("page_faults", "context_switches", "reclaim", "compaction"):
+        assert states[name].state == "attached", states[name]
+    yield found
+    found.close()
+
+
+def samples(probes: Probes) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    families: list[Metric] = list(probes.collect())
+    return {
+        (s.name, frozenset(s.labels.items())): s.value
+        for family in families
+        for s in family.samples
+    }
+
+
+def value(probes: Probes, name: str, **labels: str) -> float:
+    """The sum of the samples with (at least) these labels."""
+    wanted = set(labels.items())
+    return sum(
+        number for (n, have), number in samples(probes).items() if n == name and wanted <= have
+    )
+
+
+def start(cgroup: Path, code: str, *arguments: str) -> subprocess.Popen[str]:
+    """Run Python code in the control group."""
+    inside = f"open({str(cgroup / 'cgroup.procs')!r}, 'w').write('0')\n"
+    return subprocess.Popen(
+        [sys.executable, "-S", "-c", inside + code, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[str, tuple[int, int]]:
+    """What it printed, and its minor and major faults from first to last."""
+    assert process.stdin
+    assert process.stdout
+    process.stdin.close()
+    printed = process.stdout.read()
+    process.stdout.close()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return printed, (usage.ru_minflt, usage.ru_majflt)
+
+
+TOUCH = """
+import mmap, threading
+def touch(pages):
+    memory = mmap.mmap(-1, pages * 4096)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    for page in range(pages):
+        memory[page * 4096] = 1
+threads = [threading.Thread(target=touch, args=(4000,)) for _ in range(3)]
+for each in threads: each.start()
+for each in threads: each.join()
+touch(8000)
+"""
+
+
+def test_faults_are_those_of_getrusage(probes: Probes, cgroup: Path) -> None:
+    _, (minor, _) = finish(start(cgroup, TOUCH))
+    counted = value(probes, "infertune_page_faults_total", cgroup="test", kind="minor")
+    assert minor > 20000
+    assert counted == pytest.approx(minor, rel=0.01)
+
+
+def test_faults_of_many_short_processes(probes: Probes, cgroup: Path) -> None:
+    """Each ends between two collections; a probe that samples would miss them."""
+    total = 0
+    for _ in range(10):
+        total += finish(start(cgroup, "memory = bytearray(2_000_000)"))[1][0]
+    counted = value(probes, "infertune_page_faults_total", cgroup="test", kind="minor")
+    assert counted == pytest.approx(total, rel=0.01)
+
+
+def test_faults_of_a_process_that_goes_on(probes: Probes, cgroup: Path) -> None:
+    process = start(cgroup, TOUCH + "print('ready', flush=True)\ninput()")
+    assert process.stdout
+    assert process.stdin
+    process.stdout.readline()
+    stat = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    counted = value(probes, "infertune_page_faults_total", cgroup="test", kind="minor")
+    process.stdin.write("\n")
+    finish(process)
+    assert counted == pytest.approx(int(stat[7]), rel=0.01)
+    final = value(probes, "infertune_page_faults_total", cgroup="test", kind="minor")
+    assert final >= counted
+
+
+def test_what_was_before_is_not_counted(cgroup: Path) -> None:
+    process = start(cgroup, TOUCH + "print('ready', flush=True)\ninput()")
+    assert process.stdout
+    assert process.stdin
+    process.stdout.readline()
+    inode = cgroup.stat().st_ino
+    late = Probes(cgroups=lambda: {inode: "test"})
+    try:
+        late.attach()
+        faults = value(late, "infertune_page_faults_total", cgroup="test")
+        running = value(late, "infertune_thread_seconds_total", cgroup="test", state="running")
+        process.stdin.write("\n")
+        finish(process)
+    finally:
+        late.close()
+    assert faults < 100  # it had more than 20000
+    assert running < 0.005
+
+
+def test_major_faults_of_a_cold_file(probes: Probes, cgroup: Path) -> None:
+    file = REPOSITORY / "build" / f"cold-{os.getpid()}"  # /tmp may be memory
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(os.urandom(4096) * 4096)
+    try:
+        code = (
+            "import mmap, os, sys\n"
+            "fd = os.open(sys.argv[1], os.O_RDONLY)\n"
+            "os.fsync(fd)\n"
+            "os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)\n"
+            "memory = mmap.mmap(fd, 0, prot=mmap.PROT_READ)\n"
+            "memory.madvise(mmap.MADV_RANDOM)\n"  # no read-ahead
+            "sum(memory[page * 4096] for page in range(4096))\n"
+        )
+        _, (minor, major) = finish(start(cgroup, code, str(file)))
+    finally:
+        file.unlink()
+    if major < 1000:
+        pytest.skip("pages of a file cannot be dropped from memory here")
+    for kind, expected in (("major", major), ("minor", minor)):
+        counted = value(probes, "infertune_page_faults_total", cgroup="test", kind=kind)
+        assert counted == pytest.approx(expected, rel=0.01)
+
+
+SLEEP = """
+import time
+for _ in range(2000): time.sleep(0.0001)
+end = time.thread_time() + 0.3
+while time.thread_time() < end: pass
+print(open('/proc/self/status').read(), open('/proc/self/schedstat').read(), flush=True)
+print('ready', flush=True)
+input()
+"""
+
+
+def until_ready(stream: IO[str]) -> list[str]:
+    """The lines before the line ``ready``, without empty ones."""
+    lines = []
+    for line in stream:
+        if line == "ready\n":
+            break
+        lines.append(line)
+    return [line for line in lines if line.strip()]
+
+
+def test_switches_and_times_are_the_kernel_s(probes: Probes, cgroup: Path) -> None:
+    began = time.monotonic()
+    process = start(cgroup, SLEEP)
+    assert process.stdout
+    lines = until_ready(process.stdout)
+    status = dict(line.split(":\t") for line in lines if ":\t" in line)
+    running, waiting, _ = (int(word) for word in lines[-1].split())
+    seconds = {
+        state: value(probes, "infertune_thread_seconds_total", cgroup="test", state=state)
+        for state in ("running", "waiting", "blocked")
+    }
+    counted = {
+        kind: value(probes, "infertune_context_switches_total", cgroup="test", kind=kind)
+        for kind in ("voluntary", "involuntary")
+    }
+    lifetime = time.monotonic() - began
+    assert process.stdin
+    process.stdin.write("\n")
+    finish(process)
+    voluntary = int(status["voluntary_ctxt_switches"])
+    involuntary = int(status["nonvoluntary_ctxt_switches"])
+    assert voluntary > 1900  # a short sleep may be over before it began
+    # The process switches once or twice more after it has looked, and before it was in the group.
+    assert counted["voluntary"] == pytest.approx(voluntary, rel=0.01)
+    assert counted["involuntary"] == pytest.approx(involuntary, rel=0.01, abs=5)
+    assert seconds["running"] == pytest.approx(running / 1e9, rel=0.05)
+    assert seconds["waiting"] == pytest.approx(waiting / 1e9, rel=0.05, abs=0.005)
+    assert sum(seconds.values()) == pytest.approx(lifetime, rel=0.1, abs=0.05)
+
+
+BUSY = """
+import os, time
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+end = time.monotonic() + 0.7
+while time.monotonic() < end: pass
+print(open('/proc/self/schedstat').read(), end='', flush=True)
+[line] = [l for l in open('/proc/self/status') if l.startswith('nonvoluntary')]
+print(line.split()[1])
+"""
+
+
+def test_run_queue_latency_is_the_time_the_kernel_saw_waiting(probes: Probes, cgroup: Path) -> None:
+    printed = [finish(each)[0] for each in [start(cgroup, BUSY) for _ in range(3)]]
+    waited = sum(int(text.split()[1]) for text in printed) / 1e9
+    assert waited > 0.5, "three processes on one CPU must wait"
+    preempted = sum(int(text.split()[3]) for text in printed)
+    assert preempted > 50
+    counted = value(probes, "infertune_context_switches_total", cgroup="test", kind="involuntary")
+    assert counted == pytest.approx(preempted, rel=0.05, abs=5)
+    found = samples(probes)
+    name, label = "infertune_run_queue_latency_seconds", ("cgroup", "test")
+    total = found[f"{name}_sum", frozenset({label})]
+    count = found[f"{name}_count", frozenset({label})]
+    buckets = {
+        dict(labels)["le"]: number
+        for (n, labels), number in found.items()
+        if n == f"{name}_bucket" and label in labels
+    }
+    assert total == pytest.approx(waited, rel=0.05)
+    assert buckets["+Inf"] == count > 0
+    ordered = [buckets[le] for le in sorted(buckets, key=float)]
+    assert ordered == sorted(ordered)
+    # Each bound is inclusive: what lies in all finite buckets cannot sum up to more.
+    bounds = sorted(float(le) for le in buckets)
+    upper = lower = 0.0
+    for low, high, below, number in zip(
+        [0.0, *bounds], bounds, [0.0, *ordered], ordered, strict=False
+    ):
+        upper += (number - below) * high if number > below else 0.0
+        lower += (number - below) * low
+    assert lower <= total <= upper
+
+
+def test_migrations_are_the_kernel_s(probes: Probes, cgroup: Path) -> None:
+    if len(os.sched_getaffinity(0)) < 2 or not Path("/proc/self/sched").exists():
+        pytest.skip("one CPU, or no /proc/PID/sched")
+    code = (
+        "import os\n"
+        "cpus = sorted(os.sched_getaffinity(0))[:2]\n"
+        "for n in range(200): os.sched_setaffinity(0, {cpus[n % 2]})\n"
+        "[line] = [l for l in open('/proc/self/sched') if 'nr_migrations' in l]\n"
+        "print(line.split(':')[1])\n"
+    )
+    migrations = int(finish(start(cgroup, code))[0])
+    assert migrations >= 190
+    counted = value(probes, "infertune_thread_migrations_total", cgroup="test")
+    assert counted == pytest.approx(migrations, abs=2)
+
+
+@pytest.fixture
+def small_memory(cgroup: Path) -> Iterator[Path]:
+    """The file of tasks of a memory control group with 32 MiB (v2, or v1 beside our group)."""
+    v1 = Path("/sys/fs/cgroup/memory")
+    if (cgroup / "memory.max").exists():
+        (cgroup / "memory.max").write_text(str(32 << 20))
+        yield cgroup / "cgroup.procs"
+        return
+    group = v1 / cgroup.name
+    if not (v1 / "memory.limit_in_bytes").exists():
+        pytest.skip("no memory control group can be made here")
+    group.mkdir()
+    (group / "memory.limit_in_bytes").write_text(str(32 << 20))
+    yield group / "cgroup.procs"
+    for _ in range(50):
+        with contextlib.suppress(OSError):
+            group.rmdir()
+            return
+        time.sleep(0.1)
+
+
+def test_reclaim_in_a_small_group(probes: Probes, cgroup: Path, small_memory: Path) -> None:
+    file = REPOSITORY / "build" / f"large-{os.getpid()}"
+    file.parent.mkdir(exist_ok=True)
+    code = (
+        "import os, sys\n"
+        "open(sys.argv[1], 'w').write('0')\n"
+        "fd = os.open(sys.argv[2], os.O_RDWR | os.O_CREAT)\n"
+        "for _ in range(128): os.write(fd, bytes(1 << 20))\n"
+        "os.fsync(fd)\n"
+        "os.lseek(fd, 0, 0)\n"
+        "while os.read(fd, 1 << 20): pass\n"
+    )
+    try:
+        finish(start(cgroup, code, str(small_memory), str(file)))
+    finally:
+        file.unlink(missing_ok=True)
+    labels = {"cgroup": "test", "limit": "cgroup"}
+    assert value(probes, "infertune_direct_reclaim_seconds_count", **labels) > 10
+    seconds = value(probes, "infertune_direct_reclaim_seconds_sum", **labels)
+    assert 0 < seconds < 60
+    # 128 MiB went through 32 MiB, so at least half of them had to go again.
+    assert value(probes, "infertune_direct_reclaimed_bytes_total", **labels) > 64 << 20
+
+
+# -- life and death --------------------------------------------------------------------
+
+
+def loaded_programs() -> dict[int, str]:
+    """All BPF programs in the kernel: number, which is never used again, and name."""
+    lib = ctypes.CDLL("libbpf.so.1")
+    found, number = {}, ctypes.c_uint32(0)
+    while lib.bpf_prog_get_next_id(number, ctypes.byref(number)) == 0:
+        fd = lib.bpf_prog_get_fd_by_id(number)
+        if fd < 0:
+            continue
+        info, size = ctypes.create_string_buffer(256), ctypes.c_uint32(256)
+        lib.bpf_obj_get_info_by_fd(fd, info, ctypes.byref(size))
+        found[number.value] = info.raw[64:80].partition(b"\0")[0].decode()  # bpf_prog_info.name
+        os.close(fd)
+    return found
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    for _ in range(100):
+        if condition():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+HOLD = """
+import sys
+from infertune.exporter.probes import Probes
+probes = Probes()
+print([s.state for s in probes.attach()], flush=True)
+input()
+"""
+
+
+def test_kill_leaves_nothing_behind() -> None:
+    before = loaded_programs()
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLD],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY / "daemon")},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout
+    assert child.stdin
+    assert "attached" in child.stdout.readline()
+    ours = {n: name for n, name in loaded_programs().items() if n not in before}
+    assert {"context_switch", "direct_begin", "zone_end"} <= set(ours.values())
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    child.stdin.close()
+    assert eventually(lambda: not set(loaded_programs()) & set(ours))
+
+
+def test_close_leaves_nothing_behind() -> None:
+    before = loaded_programs()
+    probes = Probes()
+    probes.attach()
+    ours = set(loaded_programs()) - set(before)
+    assert ours
+    probes.close()
+    assert eventually(lambda: not set(loaded_programs()) & ours)
+    assert not probes.states()
+
+
+def copied(tmp_path: Path) -> Path:
+    """Declarations and compiled programs in a directory of their own."""
+    for path in [*DECLARED.glob("*.toml"), *COMPILED.glob("*.bpf.o")]:
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def attached(directory: Path) -> dict[str, ProbeState]:
+    probes = Probes(directory)
+    try:
+        return {state.name: state for state in probes.attach()}
+    finally:
+        probes.close()
+
+
+def test_a_missing_tracepoint_costs_only_its_probe(tmp_path: Path) -> None:
+    file = copied(tmp_path) / "reclaim.toml"
+    file.write_text(file.read_text().replace("mm_vmscan_direct_reclaim_end", "mm_vmscan_gone"))
+    states = attached(tmp_path)
+    assert states["reclaim"].state == "absent"
+    assert "mm_vmscan_gone" in states["reclaim"].why
+    assert states["page_faults"].state == states["compaction"].state == "attached"
+
+
+def test_a_missing_object_costs_only_its_probe(tmp_path: Path) -> None:
+    (copied(tmp_path) / "reclaim.bpf.o").unlink()
+    states = attached(tmp_path)
+    assert states["reclaim"].state == "failed"
+    assert "clang" in states["reclaim"].why
+    assert states["page_faults"].state == "attached"
+
+
+def test_a_damaged_object_costs_only_its_probe(tmp_path: Path) -> None:
+    file = copied(tmp_path) / "reclaim.bpf.o"
+    file.write_bytes(file.read_bytes()[:1000])
+    states = attached(tmp_path)
+    assert states["reclaim"].state == "failed"
+    assert states["page_faults"].state == "attached"
+
+
+def test_a_declaration_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    file = copied(tmp_path) / "reclaim.toml"
+    file.write_text(file.read_text().replace('value = "pages"', 'value = "sheets"'))
+    states = attached(tmp_path)
+    assert states["reclaim"].state == "failed"
+    assert "sheets" in states["reclaim"].why
+
+
+def test_what_is_not_a_module_here_stays_absent(probes: Probes) -> None:
+    if Path("/sys/kernel/btf/gpu_sched").exists():
+        pytest.skip("this machine has a GPU scheduler")
+    states = {state.name: state.state for state in probes.retry()}
+    assert states["drm_scheduler"] == "absent"
+    assert not [n for n, _ in samples(probes) if n.startswith("infertune_drm")]
+
+
+def test_own_cost_is_known_only_while_it_is_measured(probes: Probes) -> None:
+    sysctl = Path("/proc/sys/kernel/bpf_stats_enabled")
+    if sysctl.read_text().strip() != "0":
+        pytest.skip("somebody measures BPF programs here")
+    assert not [n for n, _ in samples(probes) if n == "infertune_probe_runs_total"]
+    sysctl.write_text("1")
+    try:
+        time.sleep(0.2)
+        labels = {"probe": "context_switches", "program": "context_switch"}
+        assert value(probes, "infertune_probe_runs_total", **labels) > 0
+        assert value(probes, "infertune_probe_run_seconds_total", **labels) > 0
+    finally:
+        sysctl.write_text("0")
+
+
+# -- without root ----------------------------------------------------------------------
+
+DROP = """
+import ctypes, os, struct, sys
+from infertune.exporter.probes import Probes
+probes = Probes()
+states = {s.name: s for s in probes.attach()}
+print({name: s.state for name, s in states.items() if name != 'drm_scheduler'})
+print(states['page_faults'].why)
+libc = ctypes.CDLL(None)
+libc.prctl(47, 4, 0, 0, 0)  # PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL
+assert libc.capset(struct.pack('II', 0x20080522, 0), bytes(24)) == 0
+[line] = [l for l in open('/proc/self/status') if l.startswith('CapEff')]
+assert int(line.split()[1], 16) == 0
+names = {s.name for family in probes.collect() for s in family.samples if s.value}
+print(sorted(names))
+print(os.geteuid(), {s.name: s.state for s in probes.retry() if s.name != 'drm_scheduler'})
+"""
+
+
+def as_nobody(*capabilities: str) -> str:
+    """What DROP prints as a user who has these capabilities only."""
+    if shutil.which("setpriv") is None:
+        pytest.skip("setpriv is not installed")
+    words = ",".join(["-all", *(f"+{each}" for each in capabilities)])
+    user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    user += [f"--inh-caps={words}", f"--ambient-caps={words}"]
+    libraries = Path(prometheus_client.__file__).parents[1]
+    environment = {"PATH": os.defpath, "PYTHONPATH": f"{REPOSITORY / 'daemon'}:{libraries}"}
+    # The interpreter of the tests may be in somebody's home directory.
+    for python in (sys.executable, "/usr/bin/python3"):
+        done = subprocess.run(
+            [*user, python, "-c", "import infertune.exporter.probes"],
+            env=environment,
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode == 0:
+            break
+    else:
+        pytest.skip("another user may not read this checkout, or its Python")
+    done = subprocess.run(
+        [*user, python, "-c", DROP], env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
+
+
+def test_two_capabilities_are_enough_and_none_to_read() -> None:
+    printed = as_nobody("bpf", "perfmon")
+    assert printed.count("attached") == 8, printed  # four probes, before and after
+    for name in ("page_faults", "thread_seconds", "context_switches"):
+        assert f"infertune_{name}_total" in printed
+    assert str(NOBODY) in printed
+
+
+def test_without_capabilities_it_says_so() -> None:
+    printed = as_nobody()
+    assert "attached" not in printed
+    assert "CAP_BPF and CAP_PERFMON missing" in printed
+
+
+# -- a second opinion ------------------------------------------------------------------
+
+
+BPFTRACE = """
+mountpoint -q /sys/kernel/tracing || mount -t tracefs none /sys/kernel/tracing
+mountpoint -q /sys/kernel/debug || mount -t debugfs none /sys/kernel/debug
+exec bpftrace -e "$1"
+"""
+
+
+def test_bpftrace_counts_the_same(probes: Probes, cgroup: Path) -> None:
+    if shutil.which("bpftrace") is None or shutil.which("unshare") is None:
+        pytest.skip("bpftrace is not installed")
+    code = "input()\nimport time\nfor _ in range(3000): time.sleep(0.0001)\n" + TOUCH
+    process = start(cgroup, code)
+    assert process.stdin
+    script = (
+        'BEGIN { printf("ready\\n"); } '
+        f"tracepoint:sched:sched_switch /args->prev_pid == {process.pid}/ {{ @s = count(); }} "
+        f"software:page-faults:1 /pid == {process.pid}/ {{ @f = count(); }}"
+    )
+    with subprocess.Popen(
+        ["unshare", "-m", "sh", "-c", BPFTRACE, "sh", script],  # mounts of its own
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as other:
+        assert other.stdout
+        said = until_ready(other.stdout)
+        before = samples(probes)
+        process.stdin.write("\n")
+        finish(process)
+        after = samples(probes)
+        other.send_signal(signal.SIGINT)
+        printed = other.stdout.read()
+    if "@s:" not in printed:
+        pytest.skip(f"bpftrace cannot attach here: {' '.join(said)[-200:]}")
+
+    def growth(name: str) -> float:
+        ours = [key for key in after if key[0] == name and ("cgroup", "test") in key[1]]
+        return sum(after[key] - before.get(key, 0) for key in ours)
+
+    theirs = {name: int(printed.split(f"@{name}:")[1].split()[0]) for name in "sf"}
+    assert theirs["f"] > 20000
+    # Threads that TOUCH starts switch too, a few times; those are not in bpftrace's filter.
+    assert growth("infertune_context_switches_total") == pytest.approx(theirs["s"], rel=0.02)
+    assert growth("infertune_page_faults_total") == pytest.approx(theirs["f"], rel=0.01)

@@ -1,0 +1,511 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Declarations, layouts and totals of probes; what is said where they cannot be had."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infertune.bpf import btf, kernel, libbpf
+from infertune.bpf.btf import Field, Layout
+from infertune.errors import BpfError, BtfMissing, DeclarationError, LibbpfMissing
+from infertune.exporter import declarations, probes
+from infertune.exporter.declarations import Buckets, Declaration, parse
+from infertune.exporter.totals import OTHER, Histogram, Totals, check
+from infertune.root import Root
+
+DECLARED, _ = probes.package_directories()
+FILES = sorted(DECLARED.glob("*.toml"))
+
+GOOD = """
+title = "T"
+help = "H"
+absent = "A"
+not_applicable = "N"
+
+[programs]
+visit = { visits = "threads", when = "collect" }
+new = { tracepoint = "new_name", generation = "new" }
+old = { tracepoint = "old_name", generation = "old" }
+both = { tracepoint = "same_name" }
+
+[metrics.infertune_x_total]
+type = "counter"
+help = "H"
+map = "m"
+labels = { cgroup = "cgroup" }
+value = { kind = ["a", "b"] }
+cardinality = "2"
+
+[metrics.infertune_y_seconds]
+type = "histogram"
+help = "H"
+map = "m"
+labels = { cgroup = "cgroup" }
+value = "h"
+buckets = { min = 1, max = 3 }
+multiplier = 1e-9
+cardinality = "6"
+"""
+
+
+# -- declarations --------------------------------------------------------------------
+
+
+def test_what_is_declared_is_read() -> None:
+    found = parse(GOOD, "x.toml")
+    assert found.name == "x"
+    assert [metric.name for metric in found.metrics] == ["infertune_x_total", "infertune_y_seconds"]
+    assert found.metrics[0].label_names == ("cgroup", "kind")
+    assert found.metrics[0].fields == ("a", "b")
+    assert found.metrics[1].buckets == Buckets(1, 3)
+    assert found.metrics[1].unit == "seconds"
+
+
+def test_generations_share_what_belongs_to_both() -> None:
+    names = [[p.name for p in programs] for programs in parse(GOOD, "x.toml").generations()]
+    assert names == [["visit", "new", "both"], ["visit", "old", "both"]]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "said"),
+    [
+        ('title = "T"', "title = 3", 2, "'title' is a text"),
+        ('title = "T"\n', "", None, "'title' is missing"),
+        ('absent = "A"', 'absnt = "A"', 4, "did you mean 'absent'"),
+        ('title = "T"', "title = ", 2, "Invalid value"),
+        ('when = "collect"', 'when = "often"', 8, "one of: attach, collect"),
+        ('visits = "threads"', 'visits = "files"', 8, "one of: threads"),
+        ('tracepoint = "same_name"', "tracepoint = []", 11, "'tracepoint' is a text"),
+        ('tracepoint = "same_name"', 'probe = "x"', 11, "'probe' is not known here"),
+        ("infertune_x_total", "infertune_x", 13, "a counter ends with _total"),
+        ("infertune_y_seconds", "infertune_y_total", 21, "a counter ends with _total"),
+        ("infertune_y_seconds", "infertune_y", 21, "ends with its unit"),
+        ("infertune_x_total", "other_x_total", 13, "starts with infertune_"),
+        ('type = "counter"', 'type = "summary"', 14, "one of: counter, gauge, histogram"),
+        ('{ kind = ["a", "b"] }', "3", 18, "'value' is a field"),
+        ('{ kind = ["a", "b"] }', '{ cgroup = ["a"] }', 18, "two labels 'cgroup'"),
+        ('{ kind = ["a", "b"] }', '{ le = ["a"] }', 18, "no name of a label"),
+        ("min = 1, max = 3", "min = 3, max = 1", 27, "0 <= min < max < 64"),
+        ("min = 1, max = 3", "min = 1", 27, "'max' is missing"),
+        ("multiplier = 1e-9", "multiplier = 0", 28, "a number above 0"),
+        ("multiplier = 1e-9", 'multiplier = "pages"', 28, "a number above 0"),
+        ('cardinality = "6"', "", 21, "'cardinality' is missing"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line(
+    old: str, new: str, line: int | None, said: str
+) -> None:
+    assert old in GOOD
+    with pytest.raises(DeclarationError) as caught:
+        parse(GOOD.replace(old, new, 1), "x.toml")
+    assert said in caught.value.message
+    where = "x.toml" if line is None else f"x.toml:{line}:"
+    assert caught.value.message.startswith(where)
+
+
+def test_a_label_is_decoded_in_a_known_way() -> None:
+    with pytest.raises(DeclarationError, match=r"x.toml:17: a label is decoded as one of cgroup"):
+        parse(GOOD.replace('cgroup = "cgroup"', 'cgroup = "inode"', 1), "x.toml")
+
+
+def test_a_metric_belongs_to_one_probe(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.toml").write_text(GOOD)
+    with pytest.raises(DeclarationError, match=r"is a metric of a\.toml already"):
+        declarations.load(tmp_path)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_declared_programs_are_those_of_the_source(path: Path) -> None:
+    source = path.with_name(f"{path.stem}.bpf.c").read_text()
+    for program in parse(path.read_text(), path.name).programs:
+        if program.tracepoint:
+            kinds = [f'SEC("{kind}/{program.tracepoint}")' for kind in ("tp_btf", "raw_tp")]
+        else:
+            kinds = ['SEC("iter/task")']
+        assert any(
+            f"{kind}\nint {name}" in source
+            for kind in kinds
+            for name in (program.name, f"BPF_PROG({program.name},")
+        ), program.name
+
+
+def test_every_source_has_a_declaration() -> None:
+    sources = {path.name.removesuffix(".bpf.c") for path in DECLARED.glob("*.bpf.c")}
+    assert sources == {path.stem for path in FILES}
+
+
+def test_the_table_of_metrics_is_complete() -> None:
+    rows = probes.metric_rows()
+    assert len({row.name for row in rows}) == len(rows)
+    for row in rows:
+        assert row.name.startswith("infertune_")
+        assert row.help.endswith(".")
+        assert row.cardinality
+        assert "percent" not in row.name
+        assert not row.unit or row.name.removesuffix("_total").endswith(f"_{row.unit}")
+
+
+# -- layouts ---------------------------------------------------------------------------
+
+
+def blob(types: bytes, strings: bytes) -> bytes:
+    header = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(strings))
+    return header + types + strings
+
+
+# 1: u64; 2: char; 3: char[4]; 4: struct { u64 a; struct 5 b; char c[4]; }; 5: struct { s64 sum; }
+STRINGS = b"\0u64\0char\0pair\0a\0b\0c\0sum\0s64\0"
+TYPES = b"".join(
+    [
+        struct.pack("<IIII", 1, 1 << 24, 8, 64),
+        struct.pack("<IIII", 5, 1 << 24, 1, 8),
+        struct.pack("<IIIIII", 0, 3 << 24, 0, 2, 1, 4),
+        struct.pack("<III", 10, 4 << 24 | 3, 24),
+        struct.pack("<III", 15, 1, 0) + struct.pack("<III", 17, 5, 64),
+        struct.pack("<III", 19, 3, 128),
+        struct.pack("<III", 0, 4 << 24 | 1, 8) + struct.pack("<III", 21, 6, 0),
+        struct.pack("<IIII", 25, 1 << 24, 8, 1 << 24 | 64),
+    ]
+)
+
+
+def test_fields_of_a_structure() -> None:
+    layout = btf.Types(blob(TYPES, STRINGS)).layout(4)
+    assert layout == Layout(
+        24,
+        {"a": Field(0, 8, 1), "b.sum": Field(8, 8, 1, signed=True), "c": Field(16, 1, 4)},
+    )
+    data = struct.pack("<Qq4s4x", 7, -3, b"ring")
+    assert layout.read(data, "a") == (7,)
+    assert layout.read(data, "b.sum") == (-3,)
+    assert layout.text(data, "c") == "ring"
+
+
+def test_a_plain_number_has_no_name() -> None:
+    assert btf.Types(blob(TYPES, STRINGS)).layout(1) == Layout(8, {"": Field(0, 8, 1)})
+
+
+def test_a_module_continues_the_kernel() -> None:
+    base = blob(TYPES, STRINGS)
+    # 7: struct { u64 added; }, in the module: names start where those of the kernel end.
+    end = len(STRINGS)
+    split = struct.pack("<III", end, 4 << 24 | 1, 8) + struct.pack("<III", end + 4, 1, 0)
+    joined = btf.Types(btf.join(base, blob(split, b"job\0added\0")))
+    assert joined.layout(7) == Layout(8, {"added": Field(0, 8, 1)})
+    assert joined.layout(4) == btf.Types(base).layout(4)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x7fELF" + bytes(40)])
+def test_what_is_no_btf_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="no BTF"):
+        btf.Types(data)
+
+
+# -- totals ----------------------------------------------------------------------------
+
+KEY = Layout(8, {"": Field(0, 8, 1)})
+VALUE = Layout(
+    56,
+    {
+        "a": Field(0, 8, 1),
+        "b": Field(8, 8, 1),
+        "h.buckets": Field(16, 8, 4),
+        "h.sum": Field(48, 8, 1),
+    },
+)
+
+
+def key(cgroup: int) -> bytes:
+    return struct.pack("<Q", cgroup)
+
+
+def counted(a: int = 0, b: int = 0, buckets: tuple[int, ...] = (0,) * 4, total: int = 0) -> bytes:
+    return struct.pack("<7Q", a, b, *buckets, total)
+
+
+@pytest.fixture
+def declared() -> Declaration:
+    return parse(GOOD, "x.toml")
+
+
+@pytest.fixture
+def totals(declared: Declaration) -> Totals:
+    return Totals(declared.metrics, KEY, VALUE)
+
+
+def test_processors_are_added_up(declared: Declaration, totals: Totals) -> None:
+    cpus = (counted(1, 2, (1, 0, 0, 0), 2), counted(10, 20, (0, 0, 1, 1), 30))
+    totals.update([(key(5), cpus)], {5: "llama"})
+    assert totals.values(declared.metrics[0]) == {("llama", "a"): 11, ("llama", "b"): 22}
+    assert totals.values(declared.metrics[1]) == {("llama",): Histogram((1, 0, 1, 1), 32)}
+
+
+def test_groups_of_one_name_are_added_up(declared: Declaration, totals: Totals) -> None:
+    totals.update([(key(5), (counted(1),)), (key(6), (counted(2),))], {5: "llama", 6: "llama"})
+    assert totals.values(declared.metrics[0])["llama", "a"] == 3
+
+
+def test_a_name_that_comes_late_takes_nothing_back(declared: Declaration, totals: Totals) -> None:
+    totals.update([(key(5), (counted(100),))], {})
+    totals.update([(key(5), (counted(107),))], {5: "llama"})
+    values = totals.values(declared.metrics[0])
+    assert values[OTHER, "a"] == 100
+    assert values["llama", "a"] == 7
+
+
+def test_a_name_that_is_gone_is_not_shown(declared: Declaration, totals: Totals) -> None:
+    totals.update([(key(5), (counted(100),))], {5: "llama"})
+    totals.update([(key(5), (counted(101),))], {})
+    assert totals.values(declared.metrics[0]) == {(OTHER, "a"): 1, (OTHER, "b"): 0}
+
+
+def test_a_key_that_was_removed_starts_again(declared: Declaration, totals: Totals) -> None:
+    totals.update([(key(5), (counted(100),))], {})
+    assert totals.update([(key(5), (counted(100),))], {}) == [key(5)]
+    totals.forget(key(5))
+    totals.update([(key(5), (counted(3),))], {})
+    assert totals.values(declared.metrics[0])[OTHER, "a"] == 103
+
+
+def test_a_key_counted_anew_is_not_negative(declared: Declaration, totals: Totals) -> None:
+    totals.update([(key(5), (counted(100),))], {})
+    totals.update([(key(5), (counted(3),))], {})
+    assert totals.values(declared.metrics[0])[OTHER, "a"] == 103
+
+
+def test_only_what_is_idle_and_has_no_name_may_go(totals: Totals) -> None:
+    entries = [(key(n), (counted(n),)) for n in (5, 6, 7)]
+    assert totals.update(entries, {5: "llama"}) == []
+    entries[2] = (key(7), (counted(8),))
+    assert totals.update(entries, {5: "llama"}) == [key(6)]
+
+
+def test_each_processor_where_it_is_a_label() -> None:
+    text = GOOD.replace('{ cgroup = "cgroup" }', '{ cgroup = "cgroup", cpu = "cpu" }', 1)
+    metric = parse(text, "x.toml").metrics[0]
+    totals = Totals([metric], KEY, VALUE)
+    totals.update([(key(5), (counted(1), counted(), counted(4)))], {5: "llama"})
+    assert totals.values(metric) == {
+        ("llama", "0", "a"): 1,
+        ("llama", "0", "b"): 0,
+        ("llama", "2", "a"): 4,
+        ("llama", "2", "b"): 0,
+    }
+    totals.update([(key(5), (counted(1), counted(2), counted(4)))], {5: "llama"})
+    assert totals.values(metric)["llama", "1", "a"] == 2
+    assert totals.values(metric)["llama", "2", "a"] == 4
+
+
+JOBS = GOOD.replace("infertune_x_total", "infertune_x").replace('"counter"', '"gauge"')
+
+
+def test_a_gauge_may_fall_and_keeps_its_key() -> None:
+    metric = parse(JOBS, "x.toml").metrics[0]
+    totals = Totals([metric], KEY, VALUE)
+    totals.update([(key(5), (counted(4),))], {})
+    assert totals.values(metric)[OTHER, "a"] == 4
+    assert totals.update([(key(5), (counted(4),))], {}) == []
+    totals.update([(key(5), (counted(0),))], {})
+    assert totals.values(metric)[OTHER, "a"] == 0
+    assert totals.update([(key(5), (counted(0),))], {}) == [key(5)]
+
+
+def test_words_and_text_as_labels() -> None:
+    text = GOOD.replace(
+        '{ cgroup = "cgroup" }', '{ ring = "text", limit = ["machine", "cgroup"] }', 1
+    )
+    metric = parse(text, "x.toml").metrics[0]
+    layout = Layout(16, {"ring": Field(0, 1, 8), "limit": Field(8, 8, 1)})
+    totals = Totals([metric], layout, VALUE)
+    totals.update([(struct.pack("<8sQ", b"gfx", n), (counted(n),)) for n in (1, 2)], {})
+    assert totals.values(metric)["gfx", "cgroup", "a"] == 1
+    assert totals.values(metric)["gfx", "2", "a"] == 2  # a newer kernel side; not dropped
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('["a", "b"]', '["a", "z"]', "no field 'z'"),
+        ("min = 1, max = 3", "min = 1, max = 4", "4 buckets in 'm', 5 between min and max"),
+        ('value = "h"', 'value = "g"', "no field 'g.buckets'"),
+    ],
+)
+def test_a_declaration_must_fit_the_object(old: str, new: str, said: str) -> None:
+    first, second = parse(GOOD.replace(old, new, 1), "x.toml").metrics
+    wrong, right = (first, second) if '"z"' in new else (second, first)
+    check(right, KEY, VALUE)
+    with pytest.raises(ValueError, match=said):
+        check(wrong, KEY, VALUE)
+
+
+def test_a_key_must_have_the_labels(declared: Declaration) -> None:
+    with pytest.raises(ValueError, match="no field 'cgroup'"):
+        check(declared.metrics[0], Layout(8, {"ring": Field(0, 1, 8)}), VALUE)
+
+
+# -- as metrics ------------------------------------------------------------------------
+
+
+def test_buckets_are_inclusive_and_cumulated(declared: Declaration, totals: Totals) -> None:
+    # Bucket i of the kernel side: more than 2^(i), at most 2^(i+1) here, the last is the rest.
+    totals.update([(key(5), (counted(0, 0, (3, 2, 0, 1), 40),))], {5: "llama"})
+    family = probes._family(declared.metrics[1], totals)
+    found = {s.labels.get("le", s.name): s.value for s in family.samples}
+    assert found == {
+        "2e-09": 3,
+        "4e-09": 5,
+        "8e-09": 5,
+        "+Inf": 6,
+        "infertune_y_seconds_count": 6,
+        "infertune_y_seconds_sum": pytest.approx(40e-9),
+    }
+
+
+def test_bounds_are_short() -> None:
+    assert [probes._bound(power, 1e-9) for power in (10, 20, 34)] == [
+        "1.024e-06",
+        "0.001048576",
+        "17.179869184",
+    ]
+
+
+# -- where probes cannot be had ----------------------------------------------------------
+
+
+def machine(tmp_path: Path, files: dict[str, bytes]) -> Root:
+    for path, data in files.items():
+        file = tmp_path / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+    return Root(tmp_path)
+
+
+def with_tracepoints(*names: str) -> bytes:
+    return blob(b"", b"\0" + b"".join(f"btf_trace_{name}\0".encode() for name in names))
+
+
+def test_tracepoints_of_kernel_and_module(tmp_path: Path) -> None:
+    root = machine(
+        tmp_path,
+        {
+            kernel.VMLINUX: with_tracepoints("sched_switch"),
+            f"{kernel.BTF}/gpu_sched": with_tracepoints("drm_sched_job_run"),
+        },
+    )
+    types = kernel.Types(root)
+    assert types.has_tracepoint("sched_switch")
+    assert not types.has_tracepoint("sched_swit")
+    assert not types.has_tracepoint("drm_sched_job_run")
+    assert types.has_tracepoint("drm_sched_job_run", "gpu_sched")
+    assert not types.has_tracepoint("drm_sched_job", "gpu_sched")
+    assert not types.has_tracepoint("drm_sched_job_run", "amdgpu")
+
+
+def test_a_kernel_without_types(tmp_path: Path) -> None:
+    with pytest.raises(BtfMissing, match=r"does not tell its types: /sys/kernel/btf/vmlinux"):
+        kernel.Types(Root(tmp_path)).has_tracepoint("sched_switch")
+    states = probes.Probes(root=Root(tmp_path)).attach()
+    assert {state.state for state in states} == {"failed"}
+    assert all("CONFIG_DEBUG_INFO_BTF" in state.why for state in states)
+
+
+def test_a_module_without_types(tmp_path: Path) -> None:
+    files = {kernel.VMLINUX: with_tracepoints(), "/sys/module/gpu_sched/refcnt": b"0\n"}
+    found = {s.name: s for s in probes.Probes(root=machine(tmp_path, files)).attach()}
+    assert found["drm_scheduler"].state == "failed"
+    assert "CONFIG_DEBUG_INFO_BTF_MODULES" in found["drm_scheduler"].why
+
+
+def test_a_kernel_without_the_tracepoints(tmp_path: Path) -> None:
+    found = probes.Probes(root=machine(tmp_path, {kernel.VMLINUX: with_tracepoints()}))
+    states = {state.name: state for state in found.attach()}
+    assert {state.state for state in states.values()} == {"absent"}
+    assert "mm_compaction_begin" in states["compaction"].why
+    assert "gpu_sched is not loaded" in states["drm_scheduler"].why
+    assert found.retry() == tuple(states.values())
+    [family] = found.collect()
+    assert family.name == "infertune_probe_state"
+    assert {s.labels["state"] for s in family.samples if s.value} == {"absent"}
+    found.close()
+
+
+@pytest.fixture(autouse=True)
+def fresh_library() -> Iterator[None]:
+    yield
+    libbpf.library.cache_clear()
+
+
+def without_libbpf(monkeypatch: pytest.MonkeyPatch, *, name: str = "libnot-there.so.1") -> None:
+    monkeypatch.setattr(libbpf, "NAME", name)
+    libbpf.library.cache_clear()
+
+
+def test_without_libbpf_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_libbpf(monkeypatch)
+    with pytest.raises(LibbpfMissing) as caught:
+        libbpf.library()
+    assert "libnot-there.so.1" in caught.value.message
+    assert "apt-get install libbpf1" in (caught.value.hint or "")
+
+
+def test_another_library_is_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_libbpf(monkeypatch, name="libc.so.6")
+    with pytest.raises(LibbpfMissing, match="cannot be used"):
+        libbpf.library()
+
+
+def test_probes_without_libbpf_fail_and_say_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    without_libbpf(monkeypatch)
+    (tmp_path / "x.toml").write_text(GOOD)
+    (tmp_path / "x.bpf.o").write_bytes(b"")
+    files = {kernel.VMLINUX: with_tracepoints("new_name", "same_name")}
+    found = probes.Probes(tmp_path, root=machine(tmp_path / "root", files))
+    [state] = found.attach()
+    assert state.state == "failed"
+    assert "apt-get install libbpf1" in state.why
+
+
+def test_probes_that_were_not_compiled_say_so(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text(GOOD)
+    files = {kernel.VMLINUX: with_tracepoints("old_name", "same_name")}
+    found = probes.Probes(tmp_path, root=machine(tmp_path / "root", files))
+    [state] = found.attach()
+    assert state.state == "failed"
+    assert "x.bpf.o was not compiled" in state.why
+
+
+@pytest.mark.parametrize(
+    ("mask", "missing"),
+    [
+        ("0000000000000000", ("CAP_BPF", "CAP_PERFMON")),
+        ("0000008000000000", ("CAP_PERFMON",)),
+        ("000000c000000000", ()),
+        ("0000000000200000", ()),
+    ],
+)
+def test_capabilities(tmp_path: Path, mask: str, missing: tuple[str, ...]) -> None:
+    root = machine(tmp_path, {"/proc/self/status": f"CapEff:\t{mask}\n".encode()})
+    assert kernel.missing_capabilities(root) == missing
+
+
+@pytest.mark.parametrize(
+    ("text", "locked"),
+    [("none integrity [confidentiality]", True), ("none [integrity] confidentiality", False)],
+)
+def test_lockdown(tmp_path: Path, text: str, locked: bool) -> None:
+    root = machine(tmp_path, {kernel.LOCKDOWN: text.encode()})
+    assert kernel.locked_down(root) is locked
+    assert not kernel.locked_down(Root(tmp_path / "elsewhere"))
+
+
+def test_every_error_is_one_line() -> None:
+    for kind in BpfError.__subclasses__():
+        assert "\n" not in kind("what happened").message
+        assert kind.__doc__

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attaches the probes, then loads a GPU scheduler and gives it work; prints JSON of what was seen.
+
+Every step is in one process, as in a service that runs since before the module was loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from infertune.exporter.probes import Probes
+
+GROUP = Path("/sys/fs/cgroup/infertune-test")
+JOBS = (("0", 30, 2000), ("1", 7, 500), ("0", 3, 0))
+"""Ring, number of jobs, microseconds each."""
+
+
+def run(*words: str) -> int:
+    return subprocess.run(words, check=False, capture_output=True).returncode
+
+
+def samples(probes: Probes) -> list[dict[str, Any]]:
+    return [
+        {"name": s.name, "value": s.value, **s.labels}
+        for family in probes.collect()
+        for s in family.samples
+        if s.labels.get("cgroup") == "test"
+    ]
+
+
+def states(probes: Probes) -> dict[str, tuple[str, str]]:
+    return {s.name: (s.state, s.why) for s in probes.states()}
+
+
+def in_group(code: str) -> Any:
+    """Run Python code in the group; its resource usage."""
+    inside = f"open({str(GROUP / 'cgroup.procs')!r}, 'w').write('0')\n"
+    pid = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, "-S", "-c", inside + code])
+    _, status, usage = os.wait4(pid, 0)
+    assert status == 0
+    return usage
+
+
+def work(jobs: int, usec: int, ring: str) -> None:
+    in_group(
+        f"import os\nfd = os.open('/dev/mock_gpu', os.O_WRONLY)\n"
+        f"os.write(fd, b'{jobs} {usec} {ring}')\n"
+    )
+
+
+seen: dict[str, Any] = {}
+run("modprobe", "-r", "gpu_sched")
+GROUP.mkdir()
+inode = GROUP.stat().st_ino
+probes = Probes(cgroups=lambda: {inode: "test"})
+try:
+    probes.attach()
+    seen["before"] = states(probes)
+    usage = in_group(
+        "import mmap\n"
+        "memory = mmap.mmap(-1, 5000 * 4096)\n"
+        "memory.madvise(mmap.MADV_NOHUGEPAGE)\n"
+        "for page in range(5000): memory[page * 4096] = 1\n"
+    )
+    seen["faults"] = usage.ru_minflt
+    seen["after faults"] = samples(probes)
+
+    (GROUP / "memory.max").write_text(str(24 << 20))
+    in_group(
+        "import os\nfd = os.open('/root/large', os.O_RDWR | os.O_CREAT)\n"
+        "for _ in range(64): os.write(fd, bytes(1 << 20))\nos.fsync(fd)\n"
+    )
+    (GROUP / "memory.max").write_text("max")
+    seen["after reclaim"] = samples(probes)
+
+    assert run("modprobe", "mock_gpusched") == 0
+    began = time.monotonic()
+    while states(probes)["drm_scheduler"][0] == "absent" and time.monotonic() < began + 30:
+        probes.retry()
+        time.sleep(0.2)
+    seen["seconds"] = time.monotonic() - began
+    seen["loaded"] = states(probes)
+    for ring, jobs, usec in JOBS:
+        work(jobs, usec, ring)
+    time.sleep(0.5)
+    seen["after jobs"] = samples(probes)
+
+    seen["rmmod mock"] = run("rmmod", "mock_gpusched")
+    seen["rmmod scheduler"] = run("rmmod", "gpu_sched")
+    samples(probes)
+    assert run("modprobe", "mock_gpusched") == 0
+    probes.retry()
+    work(5, 100, "1")
+    time.sleep(0.5)
+    seen["after reload"] = samples(probes)
+finally:
+    probes.close()
+    Path("/root/large").unlink(missing_ok=True)
+    time.sleep(0.5)
+    GROUP.rmdir()
+    run("rmmod", "mock_gpusched")
+    seen["rmmod at the end"] = run("rmmod", "gpu_sched")
+print(json.dumps(seen))
