@@ -74,15 +74,8 @@ def serving(service: Guest) -> Iterator[Guest]:  # noqa: F811
 # -- from nothing to nothing ---------------------------------------------------------
 
 
-def test_from_a_wheel_to_an_answer_and_back_to_nothing(guest: Guest) -> None:
-    guest.put(HERE / "in_guest", "/root")
-    guest.sh("rm -rf /root/in_guest/__pycache__")
-
-    def tree() -> dict[str, str]:
-        found: dict[str, str] = json.loads(guest.sh("python3 /root/in_guest/tree.py", timeout=300))
-        return found
-
-    before = tree()
+def serve_and_ask(guest: Guest) -> None:
+    """The way of a new user, to the completion of a real model."""
     guest.sh("infertune setup && systemctl enable -q --now infertune")
     guest.sh("infertune apply long-context")
     served = guest.run("infertune serve long-context --json -- ctx_size=2048", timeout=900)
@@ -106,8 +99,23 @@ def test_from_a_wheel_to_an_answer_and_back_to_nothing(guest: Guest) -> None:
     assert "CapEff:\t0000000000000000" in facts
     assert "NoNewPrivs:\t1" in facts
     assert "Uid:\t0" not in facts
-    guest.sh("infertune revert && systemctl stop infertune && systemctl disable -q infertune")
-    guest.sh("infertune setup --remove")
+
+
+def test_from_a_wheel_to_an_answer_and_back_to_nothing(guest: Guest) -> None:
+    guest.put(HERE / "in_guest", "/root")
+    guest.sh("rm -rf /root/in_guest/__pycache__")
+
+    def tree() -> dict[str, str]:
+        found: dict[str, str] = json.loads(guest.sh("python3 /root/in_guest/tree.py", timeout=300))
+        return found
+
+    before = tree()
+    try:
+        serve_and_ask(guest)
+    finally:
+        guest.run("infertune revert; systemctl stop infertune; systemctl disable -q infertune")
+        guest.sh("infertune setup --remove")
+        guest.sh("rm -rf /var/lib/infertune /var/lib/private/infertune")
     after = tree()
     changed = {
         path: (before.get(path), after.get(path))
@@ -124,7 +132,6 @@ def test_from_a_wheel_to_an_answer_and_back_to_nothing(guest: Guest) -> None:
     changed = {path: how for path, how in changed.items() if not path.startswith(moving)}
     assert changed == {}
     assert new == []
-    guest.sh("rm -rf /var/lib/infertune /var/lib/private/infertune")
 
 
 # -- what a server is given ----------------------------------------------------------

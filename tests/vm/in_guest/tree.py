@@ -13,7 +13,8 @@ from collections.abc import Iterator
 SKIPPED = ("/sys/kernel/debug", "/sys/kernel/tracing", "/sys/kernel/slab", "/sys/kernel/btf",
            "/sys/fs/cgroup", "/sys/kernel/security", "/sys/firmware/acpi/tables",
            "/sys/power/wakeup_count")  # fmt: skip
-MOVING = "/byte_queue_limits/"
+MOVING = ("/byte_queue_limits/", "/virtual/bdi/")
+"""The kernel sets these by what it has seen."""
 
 
 def files(top: str) -> Iterator[str]:
@@ -21,7 +22,7 @@ def files(top: str) -> Iterator[str]:
         names[:] = [n for n in names if not f"{directory}/{n}".startswith(SKIPPED)]
         for name in found:
             path = f"{directory}/{name}"
-            if path.startswith(SKIPPED) or MOVING in path:
+            if path.startswith(SKIPPED) or any(each in path for each in MOVING):
                 continue
             if top == "/etc" or (not os.path.islink(path) and os.lstat(path).st_mode & 0o222):
                 yield path
