@@ -574,7 +574,7 @@ def test_bpftrace_counts_the_same(probes: Probes, cgroup: Path) -> None:
     assert process.stdin
     script = (
         'BEGIN { printf("ready\\n"); } '
-        f"tracepoint:sched:sched_switch /args->prev_pid == {process.pid}/ {{ @s = count(); }} "
+        f"tracepoint:sched:sched_switch /pid == {process.pid}/ {{ @s = count(); }} "
         f"software:page-faults:1 /pid == {process.pid}/ {{ @f = count(); }}"
     )
     with subprocess.Popen(
@@ -600,6 +600,5 @@ def test_bpftrace_counts_the_same(probes: Probes, cgroup: Path) -> None:
 
     theirs = {name: int(printed.split(f"@{name}:")[1].split()[0]) for name in "sf"}
     assert theirs["f"] > 20000
-    # Threads that TOUCH starts switch too, a few times; those are not in bpftrace's filter.
     assert growth("infertune_context_switches_total") == pytest.approx(theirs["s"], rel=0.02)
     assert growth("infertune_page_faults_total") == pytest.approx(theirs["f"], rel=0.01)

@@ -30,6 +30,7 @@ from infertune.service.servers import (
     declaration_text,
     directives,
     drop_in,
+    needs,
     parse_declaration,
     slice_drop_in,
     systemd_run_line,
@@ -85,7 +86,7 @@ def test_directives_say_what_the_profile_says() -> None:
         "Nice": "-10",
     }
     assert "MemoryMin=4294967296\n" in text_of(CHAT, "low-latency")
-    twice = slice_drop_in([desired("low-latency")] * 2)
+    twice = slice_drop_in(needs([desired("low-latency")] * 2))
     assert twice.endswith(f"[Slice]\nMemoryMin={8 * 2**30}\n")
 
 
@@ -115,8 +116,8 @@ def test_cpus_for_the_server_alone() -> None:
     assert text.endswith("ExecStartPre=+/py -I -m infertune.service.partition isolated\n")
     assert {"CPUSchedulingPolicy=rr", "CPUSchedulingPriority=1"} <= set(text.splitlines())
     # Only whoever wants to be alone narrows the slice, in which others live too.
-    assert "AllowedCPUs=1-7\n" in slice_drop_in([wanted, alone])
-    assert "AllowedCPUs" not in slice_drop_in([wanted])
+    assert "AllowedCPUs=1-7\n" in slice_drop_in(needs([wanted, alone]))
+    assert "AllowedCPUs" not in slice_drop_in(needs([wanted]))
 
 
 def test_a_partition_that_the_kernel_refuses_is_taken_back(tmp_path: Path) -> None:

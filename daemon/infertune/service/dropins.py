@@ -42,3 +42,17 @@ def units_with_drop_in(root: Root) -> list[str]:
     """Server units that have a drop-in of ours."""
     paths = root.glob(f"{_UNITS}/infertune-server@*.service.d/{_DROP_IN}")
     return [path.split("/")[-2].removesuffix(".d") for path in paths]
+
+
+def remove_notes(root: Root, unit: str) -> None:
+    """Remove what systemd notes of properties that were set at run time.  Raises Failed.
+
+    They say what our drop-in says, and would outlive it.
+    """
+    directory = f"/run/systemd/system.control/{unit}.d"
+    try:
+        for name in root.names(directory):
+            root.unlink(f"{directory}/{name}")
+        root.rmdir(directory)
+    except OSError as error:
+        raise Failed(f"{directory}: {error.strerror}") from error

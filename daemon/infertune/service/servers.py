@@ -189,17 +189,30 @@ def drop_in(
     return "\n".join(lines) + "\n"
 
 
-def slice_drop_in(servers: Iterable[Desired]) -> str:
-    """The drop-in of the slice: it must be granted what its servers are promised together."""
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What the slice must be granted: a group gets no more than those above it."""
+
+    memory_min: int
+    """Bytes."""
+    cpus: frozenset[int]
+    """CPUs of the servers that want theirs for them alone; empty where none does."""
+
+
+def needs(servers: Iterable[Desired]) -> Needs:
+    """What servers are promised together."""
     servers = list(servers)
+    alone = [each for each in servers if partition(each) and "cpus" in each.launch]
+    cpus = (parse_cpulist(each.launch["cpus"].canonical) for each in alone)
+    return Needs(sum(map(memory_min, servers)), frozenset().union(*cpus))
+
+
+def slice_drop_in(wanted: Needs) -> str:
+    """The drop-in of the slice."""
     lines = ["# Written by infertuned: what its servers need together.", "[Slice]"]
-    lines.append(f"MemoryMin={sum(map(memory_min, servers))}")
-    cpus: frozenset[int] = frozenset()
-    for each in servers:
-        if partition(each) and "cpus" in each.launch:
-            cpus |= parse_cpulist(each.launch["cpus"].canonical)
-    if cpus:
-        lines.append(f"AllowedCPUs={format_cpulist(cpus)}")
+    lines.append(f"MemoryMin={wanted.memory_min}")
+    if wanted.cpus:
+        lines.append(f"AllowedCPUs={format_cpulist(wanted.cpus)}")
     return "\n".join(lines) + "\n"
 
 

@@ -18,13 +18,19 @@ from infertune.service.declared import (
     gpu_groups,
     remove_declaration,
 )
-from infertune.service.dropins import remove_drop_in, units_with_drop_in, write_drop_ins
+from infertune.service.dropins import (
+    remove_drop_in,
+    remove_notes,
+    units_with_drop_in,
+    write_drop_ins,
+)
 from infertune.service.servers import (
     DECLARED,
     SLICE,
     TRANSIENT,
     Declaration,
     drop_in,
+    needs,
     slice_drop_in,
 )
 from infertune.service.systemd import Systemd
@@ -62,7 +68,7 @@ class Serving:
             desired = self._desired(declaration)
             # The slice too: a group gets no more protection than those above it.
             texts = {
-                SLICE: slice_drop_in([*self._others(unit), desired]),
+                SLICE: slice_drop_in(needs([*self._others(unit), desired])),
                 unit: drop_in(
                     declaration, desired, python=sys.executable, groups=gpu_groups(self._root)
                 ),
@@ -87,12 +93,18 @@ class Serving:
             if known:
                 await self._systemd.stop(unit)
             remove_drop_in(self._root, unit)
-            if others := self._others(unit):
-                write_drop_ins(self._root, {SLICE: slice_drop_in(others)})
-            else:
-                remove_drop_in(self._root, SLICE)
             remove_declaration(self._root, name)
+            others = self._others(unit)
+            if not others:
+                remove_drop_in(self._root, SLICE)
+                await self._systemd.reload()
+                return
+            wanted = needs(others)
+            write_drop_ins(self._root, {SLICE: slice_drop_in(wanted)})
             await self._systemd.reload()
+            # A reload leaves the group of a running slice as it is (systemd 257).
+            await self._systemd.set_resources(SLICE, wanted.memory_min, wanted.cpus)
+            remove_notes(self._root, SLICE)
 
     async def servers(self) -> list[dict[str, Any]]:
         """Every declared or running server."""

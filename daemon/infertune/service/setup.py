@@ -13,7 +13,7 @@ from pathlib import Path
 from infertune.errors import Failed, NotPermitted, UsageError
 from infertune.root import Root
 from infertune.service.declared import declared_names, remove_declaration
-from infertune.service.dropins import remove_drop_in, units_with_drop_in
+from infertune.service.dropins import remove_drop_in, remove_notes, units_with_drop_in
 from infertune.service.servers import SLICE, TRANSIENT
 
 FILES: tuple[tuple[str, str], ...] = (
@@ -87,6 +87,7 @@ def _remove_servers(root: Root) -> None:
         remove_drop_in(root, unit)
     for name in declared_names(root, TRANSIENT):
         remove_declaration(root, name)
+    remove_notes(root, SLICE)
 
 
 def _write(root: Root, target: str, content: bytes) -> Placed:

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from typing import Any
 
-from dbus_fast import Message, MessageType
+from dbus_fast import Message, MessageType, Variant
 from dbus_fast.aio import MessageBus
 
 from infertune.errors import Failed
@@ -42,6 +43,16 @@ class Systemd:
         await self._call("ResetFailedUnit", "s", unit, may_fail=True)
         if state not in ("inactive", "failed"):
             raise Failed(f"{unit} did not stop, it is {state}")
+
+    async def set_resources(self, unit: str, memory_min: int, cpus: Collection[int]) -> None:
+        """Give the group of a unit this much now.  systemd also notes it (dropins.remove_notes)."""
+        mask = sum(1 << cpu for cpu in cpus)
+        cpu_bytes = mask.to_bytes((max(cpus, default=-1) + 8) // 8, "little")
+        properties = [
+            ("MemoryMin", Variant("t", memory_min)),
+            ("AllowedCPUs", Variant("ay", cpu_bytes)),
+        ]
+        await self._call("SetUnitProperties", "sba(sv)", unit, True, properties)
 
     async def states(self, unit: str) -> dict[str, str]:
         """ActiveState by unit, for the units that match a pattern."""
