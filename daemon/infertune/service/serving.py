@@ -85,9 +85,8 @@ class Serving:
         """Stop a server and take away what was written for it.  UsageError where there is none."""
         unit = f"{_PREFIX}{name}{_SUFFIX}"
         async with self._one:
-            known = unit in await self._systemd.states(unit) or unit in units_with_drop_in(
-                self._root
-            )
+            state = (await self._systemd.states(unit)).get(unit, "inactive")
+            known = state != "inactive" or unit in units_with_drop_in(self._root)
             if not known and find_declaration(self._root, name) is None:
                 raise UsageError(f"there is no server '{name}'", hint="infertune servers")
             if known:

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Servers through the daemon, with a systemd that is made up: order, sums, and what is left."""
+
+from __future__ import annotations
+
+import asyncio
+import fnmatch
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+
+from infertune.service.declared import write_declaration
+from infertune.service.servers import Declaration
+from support import build
+
+dbus_fast = pytest.importorskip("dbus_fast", reason="extra 'daemon' is not installed")
+
+from dbus_fast import BusType, Variant  # noqa: E402
+from dbus_fast.aio import MessageBus  # noqa: E402
+from dbus_fast.annotations import DBusSignature  # noqa: E402
+from dbus_fast.service import ServiceInterface, dbus_method  # noqa: E402
+
+from infertune.errors import Failed, UsageError  # noqa: E402
+from infertune.service.serving import Serving  # noqa: E402
+from infertune.service.systemd import Systemd  # noqa: E402
+from unit.test_service import bus_address, close  # noqa: E402, F401
+
+S = Annotated[str, DBusSignature("s")]
+AS = Annotated[list[str], DBusSignature("as")]
+O = Annotated[str, DBusSignature("o")]  # noqa: E741
+B = Annotated[bool, DBusSignature("b")]
+Properties = Annotated[list[Any], DBusSignature("a(sv)")]
+Units = Annotated[list[Any], DBusSignature("a(ssssssouso)")]
+Nothing = Annotated[None, DBusSignature("")]
+
+SLICE_DROP_IN = "run/systemd/system/infertune.slice.d/50-infertune.conf"
+MIB = 2**20
+
+
+class FakeSystemd(ServiceInterface):
+    """Starts what it is told to, a little later; keeps what a running slice was given."""
+
+    def __init__(self, base: Path) -> None:
+        super().__init__("org.freedesktop.systemd1.Manager")
+        self.base = base
+        self.units: dict[str, str] = {}
+        self.jobs: dict[str, int] = {}
+        self.slice_minimum = 0
+        self.loaded_minimum = 0
+        self.broken: set[str] = set()
+        self.asked: list[str] = []
+
+    def _later(self, unit: str, state: str) -> str:
+        self.jobs[unit] = 7
+
+        def end() -> None:
+            self.jobs.pop(unit, None)
+            self.units[unit] = state
+            if state == "active":
+                self.slice_minimum = self.loaded_minimum
+
+        asyncio.get_running_loop().call_later(0.25, end)
+        return "/org/freedesktop/systemd1/job/7"
+
+    @dbus_method()
+    def Reload(self) -> Nothing:
+        self.asked.append("Reload")
+        file = self.base / SLICE_DROP_IN
+        text = file.read_text() if file.exists() else "MemoryMin=0\n"
+        self.loaded_minimum = int(text.partition("MemoryMin=")[2].split()[0])
+
+    @dbus_method()
+    def StartUnit(self, unit: S, mode: S) -> O:
+        self.asked.append(f"start {unit}")
+        return self._later(unit, "failed" if unit in self.broken else "active")
+
+    @dbus_method()
+    def StopUnit(self, unit: S, mode: S) -> O:
+        self.asked.append(f"stop {unit}")
+        return self._later(unit, "inactive")
+
+    @dbus_method()
+    def ResetFailedUnit(self, unit: S) -> Nothing:
+        return None
+
+    @dbus_method()
+    def SetUnitProperties(self, unit: S, runtime: B, properties: Properties) -> Nothing:
+        assert runtime
+        values = {name: value.value for name, value in properties}
+        self.slice_minimum = values["MemoryMin"]
+        notes = self.base / f"run/systemd/system.control/{unit}.d"
+        notes.mkdir(parents=True)
+        (notes / "50-MemoryMin.conf").write_text("[Slice]\n")
+
+    @dbus_method()
+    def ListUnitsByPatterns(self, states: AS, patterns: AS) -> Units:
+        found = []
+        for unit, state in {**dict.fromkeys(self.jobs, "activating"), **self.units}.items():
+            if any(fnmatch.fnmatch(unit, pattern) for pattern in patterns):
+                job = self.jobs.get(unit, 0)
+                path = "/org/freedesktop/systemd1/unit/x"
+                state = "activating" if job else state
+                found.append([unit, "", "loaded", state, "x", "", path, job, "", path])
+        return found
+
+
+class World:
+    def __init__(self, base: Path) -> None:
+        self.root = build(base)
+        self.systemd = FakeSystemd(base)
+        profiles = base / "etc/infertune/profiles"
+        profiles.mkdir(parents=True)
+        (profiles / "kept.toml").write_text(
+            'description = "test"\n[launch]\nmemory_min = "64MiB"\n'
+        )
+        for name, port in (("one", 8081), ("two", 8082)):
+            write_declaration(self.root, Declaration(name, "kept", "/m.gguf", port))
+
+
+async def meet(world: World, address: str) -> tuple[Serving, MessageBus, MessageBus]:
+    service = await MessageBus(bus_address=address, bus_type=BusType.SYSTEM).connect()
+    service.export("/org/freedesktop/systemd1", world.systemd)
+    await service.request_name("org.freedesktop.systemd1")
+    client = await MessageBus(bus_address=address, bus_type=BusType.SYSTEM).connect()
+    return Serving(world.root, Systemd(client)), service, client
+
+
+def test_servers_come_and_go_and_the_slice_has_their_sum(
+    tmp_path: Path,
+    bus_address: str,  # noqa: F811
+) -> None:
+    world = World(tmp_path)
+
+    async def scene() -> None:
+        serving, service, client = await meet(world, bus_address)
+        # Both at once: the sum of the slice is right whoever is first.
+        await asyncio.gather(serving.serve("one"), serving.serve("two"))
+        assert world.systemd.slice_minimum == 128 * MIB
+        assert [each["state"] for each in await serving.servers()] == ["active", "active"]
+        with pytest.raises(UsageError, match="active already"):
+            await serving.serve("one")
+        await serving.stop("two")
+        assert world.systemd.slice_minimum == 64 * MIB
+        assert not list(tmp_path.glob("run/systemd/system.control/*"))
+        assert [each["name"] for each in await serving.servers() if each["state"] == "active"] == [
+            "one"
+        ]
+        await serving.stop("one")
+        assert not list(tmp_path.glob("run/systemd/system/*"))
+        assert not list(tmp_path.glob("run/infertune/servers.d/*"))
+        with pytest.raises(UsageError, match="no server 'one'"):
+            await serving.stop("one")
+        await close(client)
+        await close(service)
+
+    asyncio.run(scene())
+
+
+def test_a_unit_that_does_not_start_is_a_failure_with_a_hint(
+    tmp_path: Path,
+    bus_address: str,  # noqa: F811
+) -> None:
+    world = World(tmp_path)
+    world.systemd.broken.add("infertune-server@one.service")
+
+    async def scene() -> None:
+        serving, service, client = await meet(world, bus_address)
+        with pytest.raises(Failed, match="did not start, it is failed") as failure:
+            await serving.serve("one")
+        assert failure.value.hint == "infertune logs one"
+        await close(client)
+        await close(service)
+
+    asyncio.run(scene())
+
+
+def test_resources_are_typed_as_systemd_wants_them(
+    tmp_path: Path,
+    bus_address: str,  # noqa: F811
+) -> None:
+    world = World(tmp_path)
+    seen: list[Any] = []
+    world.systemd.SetUnitProperties = lambda *_: None  # type: ignore[method-assign, assignment]
+
+    async def scene() -> None:
+        _, service, client = await meet(world, bus_address)
+        systemd = Systemd(client)
+
+        async def call(member: str, signature: str = "", *body: Any, may_fail: bool = False) -> Any:
+            seen.append((member, signature, body))
+
+        systemd._call = call  # type: ignore[method-assign]
+        await systemd.set_resources("infertune.slice", 5, {0, 9})
+        await systemd.set_resources("infertune.slice", 0, set())
+        await close(client)
+        await close(service)
+
+    asyncio.run(scene())
+    first, second = seen
+    assert first[:2] == ("SetUnitProperties", "sba(sv)")
+    assert first[2][2] == [
+        ("MemoryMin", Variant("t", 5)),
+        ("AllowedCPUs", Variant("ay", b"\x01\x02")),
+    ]
+    assert second[2][2][1] == ("AllowedCPUs", Variant("ay", b""))
