@@ -17,6 +17,8 @@ PYTHON = "/usr/lib/infertune/bin/python"
 CALLS = 10_000
 """About three minutes on an emulated processor."""
 
+STATE = "/run/infertune /var/lib/infertune /var/lib/private/infertune"
+
 OURS = (
     "find /etc /run /usr/share /var/lib -xdev -iname '*infertune*' -not -path '/etc/infertune*' "
     "-not -path '/run/systemd/*' | sort"
@@ -33,7 +35,7 @@ def service(guest: Guest) -> Iterator[Guest]:
     guest.run("infertune revert")
     guest.sh("systemctl disable -q --now infertune.service")
     guest.infertune("setup --remove")
-    guest.sh("rm -rf /etc/infertune/infertuned.toml /run/infertune /var/lib/infertune")
+    guest.sh(f"rm -rf /etc/infertune/infertuned.toml {STATE}")
     assert guest.settings() == settings
     assert guest.sh(OURS) == files
 
