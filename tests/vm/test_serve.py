@@ -190,12 +190,15 @@ def test_cpus_for_the_server_alone(serving: Guest, kind: str) -> None:
 
 def test_a_model_in_a_home_directory(serving: Guest) -> None:
     directory = "/home/user/my models: 100%"
-    serving.sh(f"install -d -m 700 '{directory}' && cp /opt/model.gguf '{directory}/a.gguf'")
+    serving.sh(f"install -d '{directory}' && cp /opt/model.gguf '{directory}/a.gguf'")
     serving.sh("echo secret >/home/user/secret && chmod 700 /home/user")
     serving.infertune(f"serve quiet --model '{directory}/a.gguf' --name chat")
     root = f"/proc/{pid_of(serving, 'chat')}/root/home/user"
     assert serving.sh(f"ls -A {root}").strip() == "my models: 100%"
     serving.infertune("stop chat")
+    serving.sh(f"chmod 700 '{directory}'")
+    done = serving.infertune(f"serve quiet --model '{directory}/a.gguf'", codes=(2,))
+    assert "chmod o+x" in done.err
     serving.sh(f"chmod 600 '{directory}/a.gguf'")
     done = serving.infertune(f"serve quiet --model '{directory}/a.gguf'", codes=(2,))
     assert "chmod o+r" in done.err

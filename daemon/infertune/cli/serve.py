@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import stat
 import sys
 import time
@@ -25,7 +26,7 @@ from infertune.run import Request, Result, Run, prepare
 from infertune.server_settings import SERVER_SETTINGS
 from infertune.service.declared import gpu_groups, write_declaration
 from infertune.service.names import NAME
-from infertune.service.servers import DECLARED, Declaration, systemd_run_line
+from infertune.service.servers import DECLARED, Declaration, in_a_home, systemd_run_line
 from infertune.service.setup import template
 
 _ASK_S = 3.0
@@ -118,8 +119,17 @@ def _model(path: str) -> str:
     if not status.st_mode & stat.S_IROTH:
         raise UsageError(
             f"--model {path}: the server runs as a user of its own, who may not read it",
-            hint=f"chmod o+r {path}",
+            hint=f"chmod o+r {shlex.quote(path)}",
         )
+    # Of a home only the model's own directory is on the server's way (servers.access).
+    way = [os.path.dirname(path)] if in_a_home(path) else map(str, Path(path).parents)
+    for directory in way:
+        if not os.stat(directory).st_mode & stat.S_IXOTH:
+            raise UsageError(
+                f"--model {path}: the server runs as a user of its own, who may not enter "
+                f"{directory}",
+                hint=f"chmod o+x {shlex.quote(directory)}",
+            )
     return path
 
 

@@ -158,10 +158,15 @@ def access(declaration: Declaration, groups: Iterable[str]) -> dict[str, str]:
     found = {}
     if names := " ".join(groups):
         found["SupplementaryGroups"] = names
-    if declaration.model and declaration.model.startswith(_HOMES):
+    if declaration.model and in_a_home(declaration.model):
         # The directory, for the other files of a split model.
         found["BindReadOnlyPaths"] = _escaped(declaration.model.rpartition("/")[0])
     return found
+
+
+def in_a_home(path: str) -> bool:
+    """Whether ProtectHome= hides a path."""
+    return path.startswith(_HOMES)
 
 
 def _escaped(path: str) -> str:
