@@ -36,7 +36,7 @@ from infertune.service.servers import (
 from infertune.service.systemd import Systemd
 
 _PREFIX, _SUFFIX = "infertune-server@", ".service"
-_RUNNING = ("active", "activating", "reloading", "deactivating")
+_RUNNING = ("active", "activating", "reloading", "deactivating", "restarting")
 
 
 class Serving:

@@ -55,9 +55,12 @@ class Systemd:
         await self._call("SetUnitProperties", "sba(sv)", unit, True, properties)
 
     async def states(self, unit: str) -> dict[str, str]:
-        """ActiveState by unit, for the units that match a pattern."""
+        """State by unit, for the units that match a pattern.
+
+        ActiveState, or "restarting" for one that ended and waits to be started again.
+        """
         found = await self._call("ListUnitsByPatterns", "asas", [], [unit])
-        return {row[0]: row[3] for row in found}
+        return {row[0]: _state(row) for row in found}
 
     async def _settled(self, unit: str) -> str:
         """ActiveState of a unit once no job of it is left.
@@ -72,7 +75,7 @@ class Systemd:
                     row = next((row for row in found if row[0] == unit), None)
                     if row is None:
                         return "inactive"
-                    state, job = row[3], row[7]
+                    state, job = _state(row), row[7]
                     if not job and state not in ("activating", "deactivating"):
                         return str(state)
                     await asyncio.sleep(_POLL_S)
@@ -100,3 +103,9 @@ class Systemd:
             why = reply.body[0] if reply and reply.body else "no answer"
             raise Failed(f"systemd: {member}: {why}")
         return from_bus(reply.body[0]) if reply.body else None
+
+
+def _state(row: list[Any]) -> str:
+    """Of a row of ListUnits: name, description, load, active, sub..."""
+    active, sub = row[3], row[4]
+    return "restarting" if sub == "auto-restart" else str(active)
