@@ -615,3 +615,19 @@ def test_a_plan_says_who_else_sets_a_knob(tmp_path: Path) -> None:
     (tmp_path / "usr/lib/systemd/system").mkdir(parents=True)
     (tmp_path / "usr/lib/systemd/system/tuned.service").touch()
     assert make_plan(root, read_machine(root), desired("long", LONG)).notes == ()
+
+
+def test_a_signal_that_comes_after_somebody_asked_still_names_who_it_was() -> None:
+    clock = [0.0]
+    owner = Ownership(enforce=False, now=lambda: clock[0])
+    theirs = Difference("vm.swappiness", SWAPPINESS, "33", "10")
+    owner.decide([theirs])
+    clock[0] = 1.0
+    owner.decide([theirs], by="TuneD")
+    assert owner.document()[0]["by"] == "TuneD"
+    # What was somebody's long before is not put down to whoever comes next.
+    owner.forget()
+    owner.decide([theirs])
+    clock[0] = 60.0
+    owner.decide([theirs], by="TuneD")
+    assert owner.document()[0]["by"] is None

@@ -17,6 +17,8 @@ from typing import Any
 from infertune.engine import Difference
 
 WINDOW_S = 600.0
+SIGNAL_S = 5.0
+"""Longest time from a tuner's write to its signal."""
 MOST = 3
 """Times a value that somebody set is set again within WINDOW_S; once where a tuner did it."""
 
@@ -37,6 +39,8 @@ class Decision:
 class _External:
     difference: Difference
     by: str | None
+    seen_s: float
+    """When it was found first."""
 
 
 class Ownership:
@@ -86,8 +90,12 @@ class Ownership:
                 reset.add(each.path)
                 continue
             same = known is not None and known.difference.value == each.value
-            who = known.by if known and same else delegated if theirs else by
-            self._external[each.path] = _External(each, who)
+            who, seen_s = delegated if theirs else by, self._now()
+            if known and same:
+                # Somebody may have asked between a tuner's write and the signal that tells of it.
+                fresh = seen_s - known.seen_s < SIGNAL_S
+                who, seen_s = known.by or (who if fresh else None), known.seen_s
+            self._external[each.path] = _External(each, who, seen_s)
             if (
                 self.enforce
                 and each.want is not None
