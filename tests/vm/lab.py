@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -114,7 +115,8 @@ def wheels(directory: Path, extras: str = "daemon") -> None:
     # The versions that are locked; their hashes are those of other platforms' files too.
     lock = (REPOSITORY / "requirements.lock").read_text().splitlines()
     pins = directory / "constraints"
-    pins.write_text("\n".join(line.rstrip(" \\") for line in lock if line[:1].isalnum()))
+    names = (re.sub(r"\[.*?\]", "", line.rstrip(" \\")) for line in lock if line[:1].isalnum())
+    pins.write_text("\n".join(names))  # a constraint may not name extras
     target = ["--only-binary", ":all:", "--python-version", PYTHON]
     target += [f"--platform=manylinux_2_{glibc}_x86_64" for glibc in (17, 28, 34)]
     wanted = f"{wheel}[{extras}]"
