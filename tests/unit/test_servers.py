@@ -30,6 +30,7 @@ from infertune.service.servers import (
     declaration_text,
     directives,
     drop_in,
+    is_a_home,
     needs,
     parse_declaration,
     slice_drop_in,
@@ -99,6 +100,22 @@ def test_a_model_in_a_home_is_let_in_and_nothing_else_of_it() -> None:
     assert 'BindReadOnlyPaths="/home/me/my \\"big\\"\\: models 100%%"\n' in text_of(home, "quiet")
     assert "BindReadOnlyPaths" not in text_of(CHAT, "quiet")
     assert "SupplementaryGroups=render\n" in text_of(CHAT, "quiet")
+
+
+@pytest.mark.parametrize(
+    ("directory", "home"),
+    [
+        ("/home", True),
+        ("/home/me", True),
+        ("/var/home/me", True),
+        ("/root", True),
+        ("/root/models", False),
+        ("/home/me/models", False),
+        ("/srv/models", False),
+    ],
+)
+def test_a_whole_home_is_never_shown(directory: str, home: bool) -> None:
+    assert is_a_home(directory) == home
 
 
 def test_cpus_for_the_server_alone() -> None:

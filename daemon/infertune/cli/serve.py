@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shlex
@@ -26,7 +27,16 @@ from infertune.run import Request, Result, Run, prepare
 from infertune.server_settings import SERVER_SETTINGS
 from infertune.service.declared import gpu_groups, write_declaration
 from infertune.service.names import NAME
-from infertune.service.servers import DECLARED, Declaration, in_a_home, systemd_run_line
+from infertune.service.servers import (
+    DECLARED,
+    TRANSIENT,
+    Declaration,
+    declaration_text,
+    in_a_home,
+    is_a_home,
+    parse_declaration,
+    systemd_run_line,
+)
 from infertune.service.setup import template
 
 _ASK_S = 3.0
@@ -63,6 +73,8 @@ def _serve(ctx: Context) -> Exit:
         settings=dict(_setting(text) for text in ctx.command),
     )
     load_profile(ctx.root, declaration.profile)
+    # What the daemon will refuse is refused before it is written.
+    parse_declaration(name, declaration_text(declaration), f"{TRANSIENT}/{name}.toml")
     if args.print:
         ctx.print(_as_systemd_run(ctx, declaration))
         return Exit.DONE
@@ -121,6 +133,12 @@ def _model(path: str) -> str:
             f"--model {path}: the server runs as a user of its own, who may not read it",
             hint=f"chmod o+r {shlex.quote(path)}",
         )
+    directory = os.path.dirname(path)
+    if is_a_home(directory):
+        raise UsageError(
+            f"--model {path}: the server would be shown all of {directory}",
+            hint="put the model in a directory of its own",
+        )
     # Of a home only the model's own directory is on the server's way (servers.access).
     way = [os.path.dirname(path)] if in_a_home(path) else map(str, Path(path).parents)
     for directory in way:
@@ -133,6 +151,12 @@ def _model(path: str) -> str:
     return path
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or len(text) > 5 or not 1024 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port; write 1024 to 65535")
+    return int(text)
+
+
 def _setting(text: str) -> tuple[str, str | int | bool]:
     """``ctx_size=4096`` as a profile would say it.  Raises UsageError."""
     name, _, value = text.partition("=")
@@ -140,7 +164,7 @@ def _setting(text: str) -> tuple[str, str | int | bool]:
         raise UsageError(f"{text}: there is no server setting '{name}'")
     try:
         configured = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         configured = value
     try:
         SERVER_SETTINGS[name].value.parse(configured)
@@ -252,7 +276,9 @@ COMMANDS: tuple[Command, ...] = (
             PROFILE,
             argument("--model", metavar="GGUF", help="model to serve (default: the embedded one)"),
             argument("--name", metavar="NAME", help="name of the server (default: the profile's)"),
-            argument("--port", type=int, metavar="PORT", help="default: the first free from 8080"),
+            argument(
+                "--port", type=_port, metavar="PORT", help="default: the first free from 8080"
+            ),
             BACKEND,
             argument(
                 "--print",

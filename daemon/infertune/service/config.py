@@ -32,7 +32,7 @@ def read_config(root: Root) -> Config:
         return Config()
     try:
         found = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{CONFIG}: {error}") from None
     kinds: dict[str, type] = {"profile": str, "backend": str, "enforce": bool}
     for key, value in found.items():

@@ -27,7 +27,7 @@ from infertune.service.api import Manager, remember_caller
 from infertune.service.authority import Authority
 from infertune.service.config import read_config
 from infertune.service.declared import declared_names
-from infertune.service.keeper import Choice, Keeper
+from infertune.service.keeper import Choice, Keeper, boottime
 from infertune.service.names import BUS_NAME, OBJECT_PATH
 from infertune.service.peers import LOGIND, NAMES, TUNED, Peers
 from infertune.service.power import PROVIDERS, Power
@@ -43,6 +43,9 @@ from infertune.service.watch import (
     worth_a_look,
 )
 
+RETRY_S = 5.0
+"""Between two tries to put back what nobody confirmed."""
+
 
 class Daemon:
     """One run of infertuned."""
@@ -57,6 +60,7 @@ class Daemon:
         self._devices: Source | None = None
         self._supplies = PowerSupplies()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._retry_at = 0.0
         self._root = root
         self._environment = environment
         self._notify = Notifier(environment)
@@ -222,6 +226,8 @@ class Daemon:
     def _expired(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(self._deadline.fd, 8)
+        # What cannot be put back now (somebody holds the machine) is tried again, not at once.
+        self._retry_at = boottime() + RETRY_S
         self._later(self._keeper.expire)
 
     async def _look(self) -> None:
@@ -255,7 +261,8 @@ class Daemon:
         choice = self._keeper.choice
         about = f": {choice.profile} ({choice.backend})" if choice else ""
         self._notify.send(STATUS=f"{self._keeper.state}{about}")
-        self._deadline.set(self._keeper.deadline)
+        at = self._keeper.deadline
+        self._deadline.set(None if at is None else max(at, self._retry_at))
 
     async def _feed_watchdog(self) -> None:
         assert self._notify.watchdog_s is not None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 
 from infertune.errors import Failed
@@ -33,9 +34,18 @@ def remove_drop_in(root: Root, unit: str) -> None:
     path = drop_in_path(unit)
     try:
         root.unlink(path)
-        root.rmdir(path.rpartition("/")[0])
+        _remove_empty(root, path.rpartition("/")[0])
     except OSError as error:
         raise Failed(f"{path}: {error.strerror}") from error
+
+
+def _remove_empty(root: Root, directory: str) -> None:
+    """Remove a directory unless an admin has something in it too."""
+    try:
+        root.rmdir(directory)
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
 
 
 def units_with_drop_in(root: Root) -> list[str]:
@@ -51,8 +61,8 @@ def remove_notes(root: Root, unit: str) -> None:
     """
     directory = f"/run/systemd/system.control/{unit}.d"
     try:
-        for name in root.names(directory):
+        for name in ("50-MemoryMin.conf", "50-AllowedCPUs.conf"):
             root.unlink(f"{directory}/{name}")
-        root.rmdir(directory)
+        _remove_empty(root, directory)
     except OSError as error:
         raise Failed(f"{directory}: {error.strerror}") from error

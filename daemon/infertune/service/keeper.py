@@ -268,13 +268,23 @@ class Keeper:
         assert self._session is not None
         try:
             if self._base:
-                self._become(self._base, confirm_by=self._deadline)
+                try:
+                    self._become(self._base, confirm_by=self._deadline)
+                except InfertuneError:
+                    # Its profile has gone meanwhile: held values must not stay for that.
+                    self._base = self._deadline = None
+                    self._put_all_back(self._session)
+                    raise
             else:
-                self._release_open()
-                self._session.revert()
+                self._put_all_back(self._session)
         finally:
             self._session = None
             self._kept.close()
+
+    def _put_all_back(self, held: Session) -> None:
+        self._release_open()
+        held.revert()
+        self._forget()
 
     # -- the machine ---------------------------------------------------------
 

@@ -68,7 +68,7 @@ def parse_declaration(
         raise wrong(f"'{name}' is not a server name")
     try:
         found = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of 5000 digits, 5000 brackets
         raise wrong(f"not valid TOML: {error}") from None
     for key, value in found.items():
         if key not in _KINDS:
@@ -107,7 +107,7 @@ def declaration_text(declaration: Declaration) -> str:
     """The file that ``parse_declaration`` reads back."""
     lines = [f"profile = {json.dumps(declaration.profile)}", f"port = {declaration.port}"]
     if declaration.model is not None:
-        lines.append(f"model = {json.dumps(declaration.model)}")
+        lines.append(f"model = {json.dumps(declaration.model, ensure_ascii=False)}")
     lines.append(f"backend = {json.dumps(declaration.backend)}")
     if declaration.settings:
         lines.append("[settings]")
@@ -149,7 +149,7 @@ _WORDS = {
     ("MemorySwapMax", "max"): "infinity",
 }
 
-_HOMES = ("/home/", "/root/", "/run/user/")
+_HOMES = ("/home/", "/root/", "/run/user/", "/var/home/", "/var/roothome/")
 """What ProtectHome= hides (systemd.exec(5))."""
 
 
@@ -167,6 +167,12 @@ def access(declaration: Declaration, groups: Iterable[str]) -> dict[str, str]:
 def in_a_home(path: str) -> bool:
     """Whether ProtectHome= hides a path."""
     return path.startswith(_HOMES)
+
+
+def is_a_home(directory: str) -> bool:
+    """Whether a directory is somebody's home, or the one of all homes."""
+    parent = directory.rpartition("/")[0]
+    return f"{directory}/" in _HOMES or f"{parent}/" in ("/home/", "/run/user/", "/var/home/")
 
 
 def _escaped(path: str) -> str:

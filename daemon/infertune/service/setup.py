@@ -67,6 +67,9 @@ def remove(root: Root) -> tuple[Placed, ...]:
         if root.exists(RUNNING):
             # The servers' unit goes away: they would run on under no rule.
             _run("systemctl", "stop", "infertune.slice", "infertune-server@*.service")
+            exporter = ("infertune-exporter.socket", "infertune-exporter.service")
+            _run("systemctl", "disable", "--now", *exporter)
+            _run("systemctl", "disable", "infertune.service")
         _remove_servers(root)
     placed = []
     for _, target in FILES:
