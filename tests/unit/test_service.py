@@ -573,3 +573,33 @@ def test_variants_round_trip() -> None:
     }  # fmt: skip
     with pytest.raises(TypeError, match="no form on the bus"):
         to_bus({"x": object()})
+
+
+def test_a_hold_is_not_taken_away_and_what_was_not_confirmed_does_not_come_back(
+    tmp_path: Path, bus_address: str
+) -> None:
+    async def scene() -> None:
+        world = World(tmp_path / "machine", bus_address)
+        before = values(world.base)
+        await world.start()
+        bus, holder = await world.client(), await world.client()
+        await ask(bus, "Apply", "ssasu", "low", "cpu", [], 1)
+        cookie = await ask(holder, "Hold", "sss", "long", "cpu", "test")
+        held = values(world.base)
+        with pytest.raises(Exception, match="busy"):
+            await ask(bus, "Revert")
+        await asyncio.sleep(1.5)
+        assert values(world.base) == held
+        await ask(holder, "Release", "s", cookie)
+        assert values(world.base) == before
+        # Confirmed during a hold: it stays after it.
+        await ask(bus, "Apply", "ssasu", "low", "cpu", [], 60)
+        cookie = await ask(holder, "Hold", "sss", "long", "cpu", "test")
+        assert await ask(bus, "Confirm") is True
+        await ask(holder, "Release", "s", cookie)
+        assert (world.base / "proc/sys/vm/swappiness").read_text().strip() == "1"
+        await close(bus)
+        await close(holder)
+        await world.stop()
+
+    asyncio.run(scene())

@@ -178,7 +178,12 @@ class Keeper:
         return report_document(report)
 
     def revert(self) -> dict[str, Any]:
-        """Put every original back and forget what was applied."""
+        """Put every original back and forget what was applied.  Raises Failed during a hold."""
+        if self._holds:
+            raise Failed(
+                f"busy: '{self._holds[-1].choice.profile}' is held by {self._holds[-1].owner}; "
+                "nothing was touched"
+            )
         with self._machine() as held:
             self._release_open()
             report = held.revert()
@@ -190,7 +195,8 @@ class Keeper:
     def confirm(self) -> bool:
         """Keep what waits for a confirmation; False where nothing does."""
         with self._machine() as held:
-            confirmed = held.confirm()
+            # During a hold the journal is the hold's; what waits is the profile before it.
+            confirmed = held.confirm() or self._deadline is not None
         self._deadline = None
         return confirmed
 
@@ -218,6 +224,10 @@ class Keeper:
     def expire(self) -> dict[str, Any] | None:
         """Revert if the deadline has passed; returns what was put back."""
         if self._deadline is None or boottime() < self._deadline:
+            return None
+        if self._holds:
+            # A hold is in force; what nobody confirmed does not come back after it.
+            self._base = self._deadline = None
             return None
         return self.revert()
 
