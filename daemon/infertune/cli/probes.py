@@ -6,6 +6,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,8 @@ def _probes(ctx: Context) -> Exit:
 def ask(address: str) -> Sequence[dict[str, Any]]:
     """What the running exporter says.  Raises Unreachable, UsageError."""
     host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > 65535:
+    plain = re.fullmatch(r"[\w.:\[\]-]{1,255}", host, re.ASCII) and ".." not in host
+    if not plain or not colon or not port.isdecimal() or int(port) > 65535:
         raise UsageError(f"'{address}' is not an address", hint=f"write '{_ADDRESS}'")
     connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=5)
     try:

@@ -89,6 +89,11 @@ def _tls(path: str, found: object) -> ssl.SSLContext:
             f"{path}: client_auth_type '{kind}'",
             hint="NoClientCert, or RequireAndVerifyClientCert: the others do not protect",
         )
+    if kind == "NoClientCert" and "client_ca_file" in files:
+        raise UsageError(
+            f"{path}: client_ca_file has no effect without client_auth_type",
+            hint="client_auth_type: RequireAndVerifyClientCert",
+        )
     try:
         context.load_cert_chain(files["cert_file"], files["key_file"])
         if kind == "RequireAndVerifyClientCert":

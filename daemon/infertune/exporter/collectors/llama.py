@@ -79,7 +79,7 @@ def read(root: Root) -> Iterable[Sample]:
         if state == "up":
             try:
                 samples = list(parse(server, text))
-            except ValueError:
+            except (ValueError, LookupError):  # the library's parser raises both
                 state = "not-understood"
         yield from one_of("infertune_server_state", (server,), STATES, state)
         yield from samples
