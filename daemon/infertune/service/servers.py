@@ -218,6 +218,21 @@ def needs(servers: Iterable[Desired]) -> Needs:
     return Needs(sum(map(memory_min, servers)), frozenset().union(*cpus))
 
 
+def promised(text: str) -> Needs:
+    """What a server's drop-in promises it, whatever its declaration says by now."""
+    found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    alone = "infertune.service.partition" in found.get("ExecStartPre", "")
+    cpus = parse_cpulist(found.get("AllowedCPUs", "")) if alone else frozenset()
+    return Needs(int(found.get("MemoryMin", "0")), cpus)
+
+
+def together(needed: Iterable[Needs]) -> Needs:
+    """The sum."""
+    needed = list(needed)
+    cpus = frozenset().union(*(each.cpus for each in needed))
+    return Needs(sum(each.memory_min for each in needed), cpus)
+
+
 def slice_drop_in(wanted: Needs) -> str:
     """The drop-in of the slice."""
     lines = ["# Written by infertuned: what its servers need together.", "[Slice]"]

@@ -19,6 +19,7 @@ from infertune.service.declared import (
     remove_declaration,
 )
 from infertune.service.dropins import (
+    drop_in_path,
     remove_drop_in,
     remove_notes,
     units_with_drop_in,
@@ -29,9 +30,12 @@ from infertune.service.servers import (
     SLICE,
     TRANSIENT,
     Declaration,
+    Needs,
     drop_in,
     needs,
+    promised,
     slice_drop_in,
+    together,
 )
 from infertune.service.systemd import Systemd
 
@@ -68,7 +72,7 @@ class Serving:
             desired = self._desired(declaration)
             # The slice too: a group gets no more protection than those above it.
             texts = {
-                SLICE: slice_drop_in(needs([*self._others(unit), desired])),
+                SLICE: slice_drop_in(together([*self._others(unit), needs([desired])])),
                 unit: drop_in(
                     declaration, desired, python=sys.executable, groups=gpu_groups(self._root)
                 ),
@@ -98,7 +102,7 @@ class Serving:
                 remove_drop_in(self._root, SLICE)
                 await self._systemd.reload()
                 return
-            wanted = needs(others)
+            wanted = together(others)
             write_drop_ins(self._root, {SLICE: slice_drop_in(wanted)})
             await self._systemd.reload()
             # A reload leaves the group of a running slice as it is (systemd 257).
@@ -143,16 +147,10 @@ class Serving:
         profile = load_profile(self._root, declaration.profile)
         return resolve(profile, read_machine(self._root), declaration.backend)
 
-    def _others(self, unit: str) -> list[Desired]:
-        """What the other servers that have been started are promised."""
-        found = []
-        for other in units_with_drop_in(self._root):
-            if other == unit:
-                continue
-            declaration = find_declaration(self._root, _name(other))
-            if declaration:
-                found.append(self._desired(declaration))
-        return found
+    def _others(self, unit: str) -> list[Needs]:
+        """What the other servers that have been started were promised."""
+        others = (other for other in units_with_drop_in(self._root) if other != unit)
+        return [promised(self._root.get(drop_in_path(other)) or "") for other in others]
 
 
 def _name(unit: str) -> str:
