@@ -187,7 +187,7 @@ complete -c infertune -n '_shtab_infertune_using logs' -l root -x -d 'work on a 
 complete -c infertune -n '_shtab_infertune_using logs' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using logs' -l follow -d 'go on until Ctrl-C'
 complete -c infertune -n '_shtab_infertune_using logs' -l json -d 'print one JSON document (docs/json.md)'
-complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a setup -d 'Writes the unit, the bus policy, the polkit actions and the system user'"'"'s entry; a second run changes nothing. '"'"'--remove'"'"' takes away exactly these files.'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a setup -d 'Writes the units, the bus policy and the polkit actions; a second run changes nothing. '"'"'--remove'"'"' stops servers and exporter and takes away exactly these files.'
 complete -c infertune -n '_shtab_infertune_using setup' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using setup' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using setup' -l debug -d 'show a traceback when something fails'

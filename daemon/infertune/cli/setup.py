@@ -27,7 +27,7 @@ COMMANDS: tuple[Command, ...] = (
         "install the files of the service, or remove them",
         _setup,
         (argument("--remove", action="store_true", help="remove what setup installs"), JSON),
-        "Writes the unit, the bus policy, the polkit actions and the system user's entry; a second "
-        "run changes nothing. '--remove' takes away exactly these files.",
+        "Writes the units, the bus policy and the polkit actions; a second run changes nothing. "
+        "'--remove' stops servers and exporter and takes away exactly these files.",
     ),
 )
