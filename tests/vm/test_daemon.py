@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vm.guest import Guest
+from vm.test_guest import apply_until, cpufreq_at_boot, lasting_settings
 
 HERE = Path(__file__).parent
 PYTHON = "/usr/lib/infertune/bin/python"
@@ -206,6 +207,22 @@ def test_idle_means_asleep(service: Guest) -> None:
     first = switches()
     time.sleep(20)
     assert switches() - first <= 2
+
+
+def test_power_cut_while_the_daemon_applies(service: Guest) -> None:
+    with cpufreq_at_boot(service):
+        own = lasting_settings(service)
+        for cut in (service.power_cut, service.reset):
+            apply_until(service, cut)
+            wait_until(lambda: show(service, "ActiveState") == "active")
+            assert lasting_settings(service) == own, "values are not the kernel's own"
+            now = status(service)
+            assert now["state"] == "idle"
+            assert "earlier boot" in str(now["notes"]) or "stopped without" in str(now["notes"])
+            service.infertune("apply throughput")
+            service.infertune("verify throughput")
+            service.infertune("revert")
+            assert lasting_settings(service) == own
 
 
 def test_default_profile_is_applied_at_start_and_not_after_a_power_cut(

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -309,26 +310,38 @@ def test_killed_at_random_moments(guest: Guest, unchanged: dict[str, str | None]
 
 
 def test_power_cut_while_applying(guest: Guest) -> None:
-    guest.put(HERE / "in_guest", "/root")
+    with cpufreq_at_boot(guest):
+        own = lasting_settings(guest)
+        for cut in (guest.power_cut, guest.reset):
+            apply_until(guest, cut)
+            after_power_cut(guest, own)
+
+
+@contextlib.contextmanager
+def cpufreq_at_boot(guest: Guest) -> Iterator[None]:
+    """The mock of a cpufreq driver, there again after each boot."""
     guest.sh("echo mock_cpufreq >/etc/modules-load.d/mock.conf")
     guest.sh("echo options mock_cpufreq epp=1 >/etc/modprobe.d/mock.conf")
     guest.sh("modprobe mock_cpufreq && sync")
-    own = lasting_settings(guest)
     try:
-        for cut in (guest.power_cut, guest.reset):
-            guest.sh(
-                "systemd-run -q --unit=appliers --setenv=PYTHONDONTWRITEBYTECODE=1 "
-                f"{PYTHON} /root/in_guest/apply_for_ever.py"
-            )
-            deadline = time.monotonic() + 60
-            while not guest.run(f"ls {PERSISTENT}").out:
-                assert time.monotonic() < deadline, guest.run("systemctl status appliers").out
-            time.sleep(random.uniform(0.5, 4))
-            cut()
-            after_power_cut(guest, own)
+        yield
     finally:
         guest.sh("rm -f /etc/modules-load.d/mock.conf /etc/modprobe.d/mock.conf")
         guest.sh("rmmod mock_cpufreq; sync")
+
+
+def apply_until(guest: Guest, cut: Callable[[], None]) -> None:
+    """Apply, replace and revert without a pause, and ``cut`` at a random moment of it."""
+    guest.put(HERE / "in_guest", "/root")
+    guest.sh(
+        "systemd-run -q --unit=appliers --setenv=PYTHONDONTWRITEBYTECODE=1 "
+        f"{PYTHON} /root/in_guest/apply_for_ever.py"
+    )
+    deadline = time.monotonic() + 60
+    while not guest.run(f"ls {PERSISTENT}").out:
+        assert time.monotonic() < deadline, guest.run("systemctl status appliers").out
+    time.sleep(random.uniform(0.5, 4))
+    cut()
 
 
 def lasting_settings(guest: Guest) -> dict[str, str | None]:
