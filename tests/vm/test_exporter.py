@@ -10,7 +10,7 @@ import pytest
 
 from vm.guest import Guest
 from vm.test_daemon import service, wait_until  # noqa: F401
-from vm.test_serve import pid_of, profile, serving  # noqa: F401
+from vm.test_serve import fake, pid_of, profile, serving  # noqa: F401
 
 UNIT = "infertune-exporter.service"
 
@@ -67,6 +67,7 @@ def test_the_unit_has_no_capability_and_counts_all_the_same(exporting: Guest) ->
 
 
 def test_a_server_is_seen_by_its_name(exporting: Guest) -> None:
+    fake(exporting, "--hold-mib 100")  # no more than what is used is protected
     profile(
         exporting,
         "held",

@@ -1,13 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs in a guest: hog.py MIB SECONDS: fill memory block by block and keep using all of it."""
+"""Runs in a guest: hog.py MIB PAGES SECONDS
+
+Fills MIB of memory block by block and keeps using all of it, until PAGES have gone to swap or the
+time is over.
+"""
 
 import sys
 import time
+from pathlib import Path
 
-mib, seconds = map(int, sys.argv[1:])
-end = time.monotonic() + seconds
+
+def swapped_out() -> int:
+    fields = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    return int(fields["pswpout"])
+
+
+mib, pages, seconds = map(int, sys.argv[1:])
+end, enough = time.monotonic() + seconds, swapped_out() + pages
 blocks: list[bytearray] = []
-while time.monotonic() < end:
+while time.monotonic() < end and (len(blocks) < mib or swapped_out() < enough):
     if len(blocks) < mib:
         blocks.append(bytearray(b"x") * (1 << 20))
     for block in blocks[:: max(1, len(blocks) // 64)]:
