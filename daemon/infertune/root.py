@@ -28,6 +28,8 @@ from pathlib import Path
 
 from infertune.recorded import as_the_kernel_would
 
+_SOMEBODY = "another infertune"
+
 MAX_READ = 4 * 1024 * 1024
 """Bound of one read.  /proc/cpuinfo of a 1024-thread machine is about 1.5 MiB."""
 
@@ -271,10 +273,13 @@ class Root:
 
         The lock dies with the process, however it dies.  An open-file-description lock
         (Linux 3.15) rather than flock: ``lock_owner`` can ask for it without taking it.
+        Only its owner may open the file: a shared lock takes no more than reading, and whoever
+        has one keeps everybody else from the exclusive one.
         """
         self._step("lock", path)
-        fd = _open(self._inside(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        fd = _open(self._inside(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
+            os.fchmod(fd, 0o600)
             try:
                 fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_WRLCK))
             except (BlockingIOError, PermissionError):
@@ -283,7 +288,6 @@ class Root:
             # The name is for people.  On a full /run the lock is held without it: what was
             # changed must be able to go back.
             with contextlib.suppress(OSError):
-                os.fchmod(fd, 0o644)
                 os.ftruncate(fd, 0)
                 os.pwrite(fd, owner.encode(), 0)
             try:
@@ -294,9 +298,14 @@ class Root:
             os.close(fd)
 
     def lock_owner(self, path: str) -> str | None:
-        """Who holds the lock on ``path`` right now, or None.  Does not take it."""
+        """Who holds the lock on ``path`` right now, or None.  Does not take it.
+
+        Whoever may not read the file is told that somebody does, and not who.
+        """
         try:
             fd = _open(self.at(path), os.O_RDONLY | os.O_NOFOLLOW)
+        except PermissionError:
+            return _SOMEBODY if _is_locked(self.at(path)) else None
         except OSError:
             return None
         try:
@@ -350,13 +359,25 @@ def _whole_file(kind: int) -> bytes:
     return struct.pack("hhqqi", kind, os.SEEK_SET, 0, 0, 0)
 
 
+def _is_locked(path: Path) -> bool:
+    """Whether /proc/locks has a lock on a file; takes no right to open it (proc_locks(5))."""
+    try:
+        status = path.stat(follow_symlinks=False)
+        lines = Path("/proc/locks").read_bytes().splitlines()
+    except OSError:
+        return False
+    device = status.st_dev
+    wanted = f"{os.major(device):02x}:{os.minor(device):02x}:{status.st_ino}"
+    return any(wanted.encode() in line.split() for line in lines)
+
+
 def _owner(fd: int) -> str:
     """What the holder of a lock wrote into its file, a moment after it took the lock."""
     for _ in range(20):
         if text := os.pread(fd, 4096, 0).decode("utf-8", "replace").strip():
             return text
         time.sleep(0.005)
-    return "another infertune"
+    return _SOMEBODY
 
 
 def _successor(target: Path) -> Path:

@@ -122,3 +122,29 @@ def test_a_held_file_is_open_until_it_is_closed(tmp_path: Path) -> None:
     held.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(number)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+def test_nobody_else_can_take_the_lock_or_part_of_it(tmp_path: Path) -> None:
+    for parent in (tmp_path, *list(tmp_path.parents)[:-2]):
+        parent.chmod(0o755)
+    root = Root(tmp_path)
+    # As an earlier version left it.
+    (tmp_path / "lock").touch(0o644)
+
+    def as_nobody() -> tuple[str | None, bool]:
+        """Who holds it, and whether the file can be opened: that is all a shared lock takes."""
+        os.seteuid(65534)
+        try:
+            return root.lock_owner("/lock"), os.access(
+                tmp_path / "lock", os.R_OK, effective_ids=True
+            )
+        finally:
+            os.seteuid(0)
+
+    with root.lock("/lock", "me") as holder:
+        assert holder is None
+        assert as_nobody() == ("another infertune", False)
+        assert root.lock_owner("/lock") == "me"
+    assert as_nobody() == (None, False)
+    assert root.lock_owner("/lock") is None

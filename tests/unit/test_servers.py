@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from infertune.errors import ProfileError
+from infertune.errors import ProfileError, UsageError
 from infertune.launch_settings import LAUNCH_SETTINGS
 from infertune.machine import read_machine
 from infertune.profile import load_profile
@@ -33,6 +37,7 @@ from infertune.service.servers import (
     is_a_home,
     needs,
     parse_declaration,
+    program,
     slice_drop_in,
     systemd_run_line,
 )
@@ -217,4 +222,45 @@ def test_setup_writes_exactly_its_files_and_takes_them_away(tmp_path: Path) -> N
         assert "@PYTHON@" not in (tmp_path / path.lstrip("/")).read_text()
     assert {each.outcome for each in remove(root)} == {"removed"}
     assert {each.outcome for each in remove(root)} == {"absent"}
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize("directory", ["my tools", "100%i", "a;b #c", "é  %"])
+def test_a_python_in_an_odd_place(
+    directory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What systemd itself makes of the units."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    python = tmp_path / directory / "python3"
+    python.parent.mkdir()
+    python.symlink_to(os.path.realpath(sys.executable))
+    monkeypatch.setattr(sys, "executable", str(python))
+    (tmp_path / "machine").mkdir()
+    install(Root(tmp_path / "machine"))
+    units = tmp_path / "machine/etc/systemd/system"
+    kept = units / "infertune-server@.service.d/50-infertune.conf"
+    kept.parent.mkdir()
+    line = f"ExecStartPre=+{program(str(python))} -I -m infertune.service.partition root\n"
+    kept.write_text(f"[Service]\n{line}")
+    files = [str(units / name) for name in ("infertune.service", "infertune-server@chat.service")]
+    (units / "infertune-server@chat.service").symlink_to("infertune-server@.service")
+    command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *files]
+    environment = {**os.environ, "SYSTEMD_UNIT_PATH": f"{units}:"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    ours = [line for line in done.stderr.splitlines() if "infertune" in line or directory in line]
+    assert ours == []
+    # It does complain where the program is not there.
+    python.unlink()
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert str(python) in done.stderr
+
+
+@pytest.mark.parametrize("path", ['/opt/a"b/python', "/opt/a\\b/python", "/opt/$HOME/p", "/a\nb"])
+def test_a_python_that_no_unit_takes(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", path)
+    with pytest.raises(UsageError, match="install to a plainer path"):
+        install(Root(tmp_path))
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -17,6 +18,8 @@ from xml.etree import ElementTree
 import pytest
 
 from infertune import __version__
+from infertune.engine import DAEMON_LOCK, session
+from infertune.errors import Failed
 from infertune.root import Root
 from support import LONG, build, values
 
@@ -603,3 +606,114 @@ def test_a_hold_is_not_taken_away_and_what_was_not_confirmed_does_not_come_back(
         await world.stop()
 
     asyncio.run(scene())
+
+
+def test_a_hold_that_cannot_be_had_again_is_over(tmp_path: Path, bus_address: str) -> None:
+    async def work(world: World, bus: MessageBus) -> None:
+        original = values(world.base)
+        mid = world.base / "etc/infertune/profiles/mid.toml"
+        for base in ("low", None):
+            mid.write_text('description = "test"\n[now]\nvm.swappiness = 5\n')
+            if base:
+                await ask(bus, "Apply", "ssasu", base, "cpu", [], 0)
+            before = values(world.base)
+            older = await ask(bus, "Hold", "sss", "mid", "cpu", "older")
+            newer = await ask(bus, "Hold", "sss", "long", "cpu", "newer")
+            mid.unlink()
+            await ask(bus, "Release", "s", newer)
+            assert values(world.base) == before
+            assert "not held any more: mid: " in str((await ask(bus, "Status"))["notes"])
+            assert (await properties(bus))["State"] == ("applied" if base else "idle")
+            with pytest.raises(RuntimeError, match="no such hold of yours"):
+                await ask(bus, "Release", "s", older)
+            # A decision of somebody's makes it old news.
+            await ask(bus, "Revert")
+            assert "not held any more" not in str((await ask(bus, "Status"))["notes"])
+        assert values(world.base) == original
+        # What was applied before the hold has gone meanwhile.
+        (world.base / "etc/infertune/profiles/mid.toml").write_text(
+            'description = "test"\n[now]\nvm.swappiness = 5\n'
+        )
+        await ask(bus, "Apply", "ssasu", "mid", "cpu", [], 0)
+        newer = await ask(bus, "Hold", "sss", "long", "cpu", "newer")
+        mid.unlink()
+        with pytest.raises(RuntimeError, match="mid"):
+            await ask(bus, "Release", "s", newer)
+        assert values(world.base) == original
+        assert "not applied again: mid: " in str((await ask(bus, "Status"))["notes"])
+
+    scenario(work, tmp_path, bus_address)
+
+
+@pytest.mark.parametrize("base", ["low", None])
+def test_a_reload_ends_holds(base: str | None, tmp_path: Path, bus_address: str) -> None:
+    async def work(world: World, bus: MessageBus) -> None:
+        if base:
+            await ask(bus, "Apply", "ssasu", base, "cpu", [], 0)
+        before = values(world.base)
+        await ask(bus, "Hold", "sss", "long", "cpu", "x")
+        assert values(world.base) != before
+        assert world.daemon is not None
+        assert world.task is not None
+        world.daemon._execute_again()
+        assert await asyncio.wait_for(world.task, 10)
+        assert values(world.base) == before
+        world.notified.clear()
+        await world.start()
+        assert values(world.base) == before
+        assert (await properties(bus))["Profile"] == (base or "")
+
+    scenario(work, tmp_path, bus_address)
+
+
+def test_without_its_bus_it_ends_and_leaves_what_is_applied(
+    tmp_path: Path, bus_address: str
+) -> None:
+    async def scene() -> None:
+        world = World(tmp_path / "machine", bus_address)
+        await world.start()
+        bus = await world.client()
+        await ask(bus, "Apply", "ssasu", "long", "cpu", [], 0)
+        tuned = values(world.base)
+        reply = await bus.call(
+            Message(
+                destination="org.freedesktop.DBus",
+                path="/org/freedesktop/DBus",
+                interface="org.freedesktop.DBus",
+                member="GetConnectionUnixProcessID",
+                signature="s",
+                body=["org.freedesktop.DBus"],
+            )
+        )
+        assert reply is not None
+        os.kill(reply.body[0], signal.SIGKILL)
+        assert world.task is not None
+        with pytest.raises(Failed, match="the system bus went away"):
+            await asyncio.wait_for(world.task, 10)
+        with contextlib.suppress(EOFError, OSError):
+            await close(bus)
+        assert values(world.base) == tuned
+        # Its lock is free, and the journal is there for the next one.
+        assert world.root.lock_owner(DAEMON_LOCK) is None
+        with session(world.root, "test") as held:
+            assert held.applied is not None
+            assert held.applied.profile == "long"
+
+    asyncio.run(scene())
+
+
+def test_whoever_waits_while_it_stops_changes_nothing(tmp_path: Path, bus_address: str) -> None:
+    async def work(world: World, bus: MessageBus) -> None:
+        original = values(world.base)
+        assert world.daemon is not None
+        async with world.daemon._power.turn():
+            stopping = asyncio.create_task(world.stop())
+            await asyncio.sleep(0.05)
+            late = asyncio.create_task(ask(bus, "Apply", "ssasu", "long", "cpu", [], 0))
+            await asyncio.sleep(0.1)
+        await stopping
+        with pytest.raises(RuntimeError):
+            await asyncio.wait_for(late, 10)
+        assert values(world.base) == original
+
+    scenario(work, tmp_path, bus_address)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import fnmatch
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,10 +17,10 @@ from support import build
 
 dbus_fast = pytest.importorskip("dbus_fast", reason="extra 'daemon' is not installed")
 
-from dbus_fast import BusType, Variant  # noqa: E402
+from dbus_fast import BusType, DBusError, PropertyAccess, Variant  # noqa: E402
 from dbus_fast.aio import MessageBus  # noqa: E402
 from dbus_fast.annotations import DBusSignature  # noqa: E402
-from dbus_fast.service import ServiceInterface, dbus_method  # noqa: E402
+from dbus_fast.service import ServiceInterface, dbus_method, dbus_property  # noqa: E402
 
 from infertune.errors import Failed, UsageError  # noqa: E402
 from infertune.service.serving import Serving  # noqa: E402
@@ -29,12 +30,14 @@ from unit.test_service import bus_address, close  # noqa: E402, F401
 S = Annotated[str, DBusSignature("s")]
 AS = Annotated[list[str], DBusSignature("as")]
 O = Annotated[str, DBusSignature("o")]  # noqa: E741
+U = Annotated[int, DBusSignature("u")]
 B = Annotated[bool, DBusSignature("b")]
 Properties = Annotated[list[Any], DBusSignature("a(sv)")]
 Units = Annotated[list[Any], DBusSignature("a(ssssssouso)")]
 Nothing = Annotated[None, DBusSignature("")]
 
 SLICE_DROP_IN = "run/systemd/system/infertune.slice.d/50-infertune.conf"
+UNIT_PATH = "/org/freedesktop/systemd1/unit/x"
 MIB = 2**20
 
 
@@ -85,6 +88,12 @@ class FakeSystemd(ServiceInterface):
         return None
 
     @dbus_method()
+    def GetUnit(self, unit: S) -> O:
+        if self.units.get(unit) != "active":
+            raise DBusError("org.freedesktop.systemd1.NoSuchUnit", unit)
+        return UNIT_PATH
+
+    @dbus_method()
     def SetUnitProperties(self, unit: S, runtime: B, properties: Properties) -> Nothing:
         assert runtime
         values = {name: value.value for name, value in properties}
@@ -99,16 +108,29 @@ class FakeSystemd(ServiceInterface):
         for unit, state in {**dict.fromkeys(self.jobs, "activating"), **self.units}.items():
             if any(fnmatch.fnmatch(unit, pattern) for pattern in patterns):
                 job = self.jobs.get(unit, 0)
-                path = "/org/freedesktop/systemd1/unit/x"
+                path = UNIT_PATH
                 state = "activating" if job else state
                 found.append([unit, "", "loaded", state, "x", "", path, job, "", path])
         return found
+
+
+class RunningService(ServiceInterface):
+    """Every unit that runs."""
+
+    def __init__(self) -> None:
+        super().__init__("org.freedesktop.systemd1.Service")
+        self.uid = 61234
+
+    @dbus_property(access=PropertyAccess.READ)
+    def UID(self) -> U:
+        return self.uid
 
 
 class World:
     def __init__(self, base: Path) -> None:
         self.root = build(base)
         self.systemd = FakeSystemd(base)
+        self.unit = RunningService()
         profiles = base / "etc/infertune/profiles"
         profiles.mkdir(parents=True)
         (profiles / "kept.toml").write_text(
@@ -121,6 +143,7 @@ class World:
 async def meet(world: World, address: str) -> tuple[Serving, MessageBus, MessageBus]:
     service = await MessageBus(bus_address=address, bus_type=BusType.SYSTEM).connect()
     service.export("/org/freedesktop/systemd1", world.systemd)
+    service.export(UNIT_PATH, world.unit)
     await service.request_name("org.freedesktop.systemd1")
     client = await MessageBus(bus_address=address, bus_type=BusType.SYSTEM).connect()
     return Serving(world.root, Systemd(client)), service, client
@@ -153,6 +176,59 @@ def test_servers_come_and_go_and_the_slice_has_their_sum(
         assert not list(tmp_path.glob("run/infertune/servers.d/*"))
         with pytest.raises(UsageError, match="no server 'one'"):
             await serving.stop("one")
+        await close(client)
+        await close(service)
+
+    asyncio.run(scene())
+
+
+def test_a_port_that_somebody_has_is_refused_before_the_start(
+    tmp_path: Path,
+    bus_address: str,  # noqa: F811
+) -> None:
+    world = World(tmp_path)
+    write_declaration(world.root, Declaration("same", "kept", "/m.gguf", 8081))
+    table = tmp_path / "proc/net/tcp"
+    table.parent.mkdir(parents=True)
+    row = "0: {}:1F91 00000000:0000 {} 0:0 00:0 0  1000  0 4711 1 0\n"
+    address = f"{int.from_bytes(bytes([127, 0, 0, 1]), sys.byteorder):08X}"
+
+    async def scene() -> None:
+        serving, service, client = await meet(world, bus_address)
+        table.write_text(row.format(address, "0A"))
+        with pytest.raises(UsageError, match="port 8081 is taken, by a program of uid 1000"):
+            await serving.serve("one")
+        assert world.systemd.asked == []
+        # A connection that waits for its end is not a listener.
+        table.write_text(row.format(address, "06"))
+        # Two that are started at once cannot both have it.
+        done = await asyncio.gather(
+            serving.serve("one"), serving.serve("same"), return_exceptions=True
+        )
+        assert done[0] == "infertune-server@one.service"
+        assert isinstance(done[1], UsageError)
+        assert "port 8081 is that of server 'one'" in done[1].message
+        await serving.stop("one")
+        await serving.serve("same")
+        await close(client)
+        await close(service)
+
+    asyncio.run(scene())
+
+
+def test_which_user_a_server_runs_as(
+    tmp_path: Path,
+    bus_address: str,  # noqa: F811
+) -> None:
+    world = World(tmp_path)
+
+    async def scene() -> None:
+        serving, service, client = await meet(world, bus_address)
+        await serving.serve("one")
+        found = {each["name"]: each.get("uid") for each in await serving.servers()}
+        assert found == {"one": 61234, "two": None}
+        world.unit.uid = 2**32 - 1  # systemd does not know yet
+        assert [each.get("uid") for each in await serving.servers()] == [None, None]
         await close(client)
         await close(service)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -508,6 +509,43 @@ def test_a_service_that_refuses_or_comes_late(tmp_path: Path, address: str) -> N
         assert not ppd.held
         assert values(world.base) == original
         await close(ppd.bus)
+
+    play(work, tmp_path, address)
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_who_leaves_before_the_hold_is_there(stays: bool, tmp_path: Path, address: str) -> None:
+    async def work(world: World, bus: MessageBus, devices: Devices) -> None:
+        original = values(world.base)
+        service, holder = await Service.start(world), await world.client()
+
+        async def answer(question: Message) -> None:
+            """Not before the holder has left the bus, and the daemon has heard of it."""
+            if not stays:
+                await close(holder)
+            service.bus.send(Message.new_method_return(question, "u", [0]))
+
+        def hear(message: Message) -> bool:
+            if message.member == "HoldProfile":
+                tasks.append(asyncio.create_task(answer(message)))
+                return True
+            return False
+
+        tasks: list[asyncio.Task[None]] = []
+        service.answers["ReleaseProfile"] = lambda body: ("", [])
+        service.bus.add_message_handler(hear)
+        await service.bus.request_name(PPD)
+        await settled(world)
+        with contextlib.suppress(EOFError, OSError):
+            await ask(holder, "Hold", "sss", "long", "cpu", "x")
+        await asyncio.gather(*tasks)
+        await settled(world)
+        state = (await properties(bus))["State"]
+        assert state == ("held" if stays else "idle")
+        assert (values(world.base) == original) is not stays
+        if stays:
+            await close(holder)
+        await close(service.bus)
 
     play(work, tmp_path, address)
 

@@ -4,28 +4,32 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
 import stat
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from infertune.cli.base import JSON, Command, Context, argument
 from infertune.cli.engine import BACKEND, PROFILE, daemon_runs
 from infertune.cli.run import Silent
-from infertune.errors import Exit, Failed, NotPermitted, Unreachable, UsageError
+from infertune.errors import Busy, Exit, Failed, NotPermitted, Unreachable, UsageError
 from infertune.launch.client import healthy
+from infertune.launch.listening import listeners
 from infertune.launch.ready import Progress, choose_port
 from infertune.launch.system import show_log
 from infertune.machine import read_machine
 from infertune.profile import load_profile
-from infertune.root import read_plain_file
+from infertune.root import Root, read_plain_file
 from infertune.run import Request, Result, Run, prepare
 from infertune.server_settings import SERVER_SETTINGS
-from infertune.service.declared import gpu_groups, write_declaration
+from infertune.service.declared import declared_ports, gpu_groups, write_declaration
 from infertune.service.names import NAME
 from infertune.service.servers import (
     DECLARED,
@@ -42,6 +46,13 @@ from infertune.service.setup import template
 _ASK_S = 3.0
 _READY_S = 600.0
 """Patience with a model that loads: 120 GiB at 200 MB/s."""
+
+_UID_S = 10.0
+"""Patience with systemd, which knows the user of a unit as soon as it runs."""
+_TURN_S = 60.0
+"""Patience with another 'serve': systemd starts its unit."""
+
+_LOCK = "/run/infertune/serve"
 
 NAMED = argument("name", metavar="NAME", help="name of the server ('infertune servers')")
 
@@ -68,7 +79,7 @@ def _serve(ctx: Context) -> Exit:
         name=name,
         profile=args.profile,
         model=_model(args.model) if args.model else None,
-        port=choose_port(args.port),
+        port=_free_port(ctx, name),
         backend=args.backend,
         settings=dict(_setting(text) for text in ctx.command),
     )
@@ -89,28 +100,32 @@ def _serve(ctx: Context) -> Exit:
             f"'{name}' is declared in {DECLARED}, which counts; nothing was touched",
             hint=f"infertune start {name}, or another --name",
         )
-    if (state := _state(name)) not in ("inactive", "failed"):
-        raise UsageError(
-            f"server '{name}' is {state} already; nothing was touched",
-            hint=f"infertune stop {name}, or another --name",
-        )
-    write_declaration(ctx.root, declaration)
-    return _start_and_wait(ctx, name, declaration.port)
+    with _declaring(ctx.root):
+        state = _about(name).get("state", "inactive")
+        if state not in ("inactive", "failed"):
+            raise UsageError(
+                f"server '{name}' is {state} already; nothing was touched",
+                hint=f"infertune stop {name}, or another --name",
+            )
+        # Once more: another 'serve' may have declared the port meanwhile.
+        declaration = replace(declaration, port=_free_port(ctx, name))
+        write_declaration(ctx.root, declaration)
+        unit = _call("Serve", "s", name)
+    return _wait_and_say(ctx, declaration.name, unit, declaration.port)
 
 
 def _start(ctx: Context) -> Exit:
     _need_daemon(ctx)
-    about = next((each for each in _call("Servers") if each["name"] == ctx.args.name), None)
-    if about is None or "port" not in about:
-        why = about.get("error") if about else None
-        raise UsageError(why or f"no server '{ctx.args.name}' is declared", hint=DECLARED)
-    return _start_and_wait(ctx, ctx.args.name, about["port"])
+    name = ctx.args.name
+    about = _about(name)
+    if "port" not in about:
+        raise UsageError(about.get("error") or f"no server '{name}' is declared", hint=DECLARED)
+    return _wait_and_say(ctx, name, _call("Serve", "s", name), about["port"])
 
 
-def _start_and_wait(ctx: Context, name: str, port: int) -> Exit:
-    unit = _call("Serve", "s", name)
+def _wait_and_say(ctx: Context, name: str, unit: str, port: int) -> Exit:
     url = f"http://127.0.0.1:{port}"
-    ready_s = _wait(name, url)
+    ready_s = _wait(ctx.root, name, port, url)
     if ctx.args.json:
         document = {"name": name, "unit": unit, "url": url, "ready_s": ready_s}
         ctx.print_json("infertune.serve/1", document)
@@ -196,25 +211,70 @@ def _as_systemd_run(ctx: Context, declaration: Declaration) -> str:
     return systemd_run_line(declaration, desired, job.argv, env, template(), groups)
 
 
-def _state(name: str) -> str:
-    """ActiveState of a server; "inactive" for one that nobody knows."""
-    return str(next((s["state"] for s in _call("Servers") if s["name"] == name), "inactive"))
+@contextlib.contextmanager
+def _declaring(root: Root) -> Iterator[None]:
+    """One 'serve' at a time: two would choose the same port.  Raises Busy."""
+    give_up = time.monotonic() + _TURN_S
+    while True:
+        with root.lock(_LOCK, f"serve (pid {os.getpid()})") as other:
+            if other is None:
+                yield
+                return
+        if time.monotonic() >= give_up:
+            raise Busy(f"busy: {other} starts a server; nothing was touched")
+        time.sleep(0.1)
 
 
-def _wait(name: str, url: str) -> float:
+def _free_port(ctx: Context, name: str) -> int:
+    """The wanted or the first free port that no other server is declared for."""
+    others = declared_ports(ctx.root)
+    others.pop(name, None)
+    owner = next((other for other, port in others.items() if port == ctx.args.port), None)
+    if owner:
+        raise UsageError(
+            f"port {ctx.args.port} is declared for server '{owner}'", hint="leave --port out"
+        )
+    return choose_port(ctx.args.port, others.values())
+
+
+def _about(name: str) -> dict[str, Any]:
+    """What the daemon says of a server; empty for one that nobody knows."""
+    return next((each for each in _call("Servers") if each["name"] == name), {})
+
+
+def _answers(root: Root, name: str, port: int, uid: int, url: str) -> bool:
+    """Whether the server says it is ready, and not somebody else on its port.  Raises Failed.
+
+    The very socket that answers is its user's, and no other user has one there.
+    """
+    before = listeners(root, port)
+    if others := {each.uid for each in before} - {uid}:
+        raise Failed(
+            f"{name}: port {port} is another program's, of uid {min(others)}",
+            hint=f"infertune stop {name}, and end that program or take another port",
+        )
+    return bool(before) and healthy(url) and listeners(root, port) == before
+
+
+def _wait(root: Root, name: str, port: int, url: str) -> float:
     """Seconds until the server answers.  Raises Failed where its unit ends first."""
     begin = time.monotonic()
     ask_again = begin
+    uid = None
     progress = Progress(sys.stderr)
     try:
         while (waited := time.monotonic() - begin) < _READY_S:
-            if healthy(url):
-                return waited
             # A call over the bus costs more than the question whether the server answers.
-            if time.monotonic() >= ask_again:
-                if (state := _state(name)) not in ("active", "activating"):
+            if uid is None or time.monotonic() >= ask_again:
+                about = _about(name)
+                state, uid = about.get("state", "inactive"), about.get("uid")
+                if state not in ("active", "activating"):
                     raise Failed(f"{name}: its unit is {state}", hint=f"infertune logs {name}")
                 ask_again = time.monotonic() + _ASK_S
+            if uid is not None and _answers(root, name, port, uid, url):
+                return waited
+            if uid is None and waited > _UID_S:
+                raise Failed(f"{name}: systemd does not say which user its unit runs as")
             if progress.due():
                 progress.show(f"{name}: loading, {waited:.0f} s")
             time.sleep(0.3)

@@ -8,6 +8,7 @@ import errno
 import os
 import socket
 import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING, TextIO
 
 from infertune.errors import Failed, UsageError
@@ -26,13 +27,16 @@ _TERMINAL_S = 0.2
 _PLAIN_S = 5.0
 
 
-def choose_port(wanted: int | None) -> int:
+def choose_port(wanted: int | None, reserved: Collection[int] = ()) -> int:
     """``wanted`` if it is free, or without a wish the first free one from 8080 on.
 
-    Raises UsageError where a wanted port is taken.
+    ``reserved``: ports that are not free though nobody listens there now.  Raises UsageError
+    where a wanted port is taken.
     """
     candidates = [wanted] if wanted else range(DEFAULT_PORT, DEFAULT_PORT + _PORTS_TRIED)
     for port in candidates:
+        if port in reserved:
+            continue
         with socket.socket() as probe:
             # As servers do: a port that only waits out old connections counts as free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -33,6 +33,7 @@ from infertune.service.names import (
     INTERFACE,
     NAME,
 )
+from infertune.service.peers import Peers
 from infertune.service.power import Power
 from infertune.service.serving import Serving
 from infertune.service.wire import to_bus
@@ -75,6 +76,7 @@ class Manager(ServiceInterface):
         serving: Serving,
         authority: Authority,
         power: Power,
+        peers: Peers,
         changed: Callable[[], None],
     ) -> None:
         super().__init__(INTERFACE)
@@ -82,6 +84,7 @@ class Manager(ServiceInterface):
         self._serving = serving
         self._authority = authority
         self._power = power
+        self._peers = peers
         self._changed = changed
 
     @dbus_method()
@@ -149,7 +152,12 @@ class Manager(ServiceInterface):
             owner, choice = sender(), _choice(profile, backend, [])
             async with self._power.turn(choice):
                 try:
-                    return self._keeper.hold(owner, choice, reason)
+                    cookie = self._keeper.hold(owner, choice, reason)
+                    # Whoever left while polkit or a power profiles service was asked was told of
+                    # before there was a hold to end.
+                    if not await self._peers.is_there(owner):
+                        self._keeper.owner_left(owner)
+                    return cookie
                 finally:
                     self.tell()
 

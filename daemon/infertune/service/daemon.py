@@ -20,7 +20,7 @@ from dbus_fast.aio import MessageBus
 
 from infertune import __version__
 from infertune.engine import DAEMON_LOCK
-from infertune.errors import Exit, InfertuneError, UsageError
+from infertune.errors import Exit, Failed, InfertuneError, UsageError
 from infertune.notify import Notifier
 from infertune.root import Root
 from infertune.service.api import Manager, remember_caller
@@ -69,12 +69,13 @@ class Daemon:
         self._over = asyncio.Event()
         self._life = contextlib.ExitStack()
         self._again = False
-        """Asked to re-execute (SIGHUP): a new version takes over, nothing is touched."""
+        """Asked to re-execute (SIGHUP): a new version takes over, and only holds end."""
         self._manager: Manager | None = None
         self._serving: Serving
         self._peers: Peers
         self._power: Power
         self._bus: MessageBus | None = None
+        self._off_the_bus: asyncio.Task[None]
 
     def stop(self) -> None:
         """End ``run`` with everything put back."""
@@ -90,13 +91,15 @@ class Daemon:
             self._devices = None
         if self._bus:
             self._bus.disconnect()
-            await self._bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
+            # A bus that went away says so here once more.
+            with contextlib.suppress(EOFError, OSError):
+                await self._off_the_bus
         asyncio.get_running_loop().remove_reader(self._deadline.fd)
         self._deadline.close()
         self._life.close()
 
     async def run(self) -> bool:
-        """Serve until told to stop; True to be executed again."""
+        """Serve until told to stop; True to be executed again.  Raises Failed without a bus."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
@@ -133,15 +136,40 @@ class Daemon:
             starting = loop.create_task(self._start_declared())
             self._life.callback(starting.cancel)
 
-        await self._over.wait()
+        on_the_bus = await self._until_over()
         if watchdog:
             watchdog.cancel()
+        if not on_the_bus:
+            # As after a kill -9: what is applied stays, and the next one finds it in the journal.
+            await self.leave()
+            raise Failed("the system bus went away; what is applied stays")
         self._notify.send(**({"RELOADING": 1} if self._again else {"STOPPING": 1}))
-        if not self._again:
-            async with self._power.turn():
-                self._keeper.stop()
+        async with self._power.turn():
+            # Whoever waits for a turn by now must not change what this one leaves behind.
+            self._power.close()
+            self._end()
         await self.leave()
         return self._again
+
+    async def _until_over(self) -> bool:
+        """Wait until told to stop; False where the bus goes away first."""
+        told = asyncio.get_running_loop().create_task(self._over.wait())
+        try:
+            first = asyncio.FIRST_COMPLETED
+            await asyncio.wait({told, self._off_the_bus}, return_when=first)
+            return told.done()
+        finally:
+            told.cancel()
+
+    def _end(self) -> None:
+        if not self._again:
+            self._keeper.stop()
+            return
+        try:
+            # The next one knows what the journal says, and would take a hold for an apply.
+            self._keeper.end_holds()
+        except InfertuneError as error:
+            log(3, error.message)
 
     async def _start_declared(self) -> None:
         for problem in await self._serving.start_declared():
@@ -150,11 +178,18 @@ class Daemon:
     async def _join_the_bus(self) -> None:
         address = self._environment.get("DBUS_SYSTEM_BUS_ADDRESS")
         self._bus = await MessageBus(bus_address=address, bus_type=BusType.SYSTEM).connect()
+        gone = self._bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
+        self._off_the_bus = asyncio.get_running_loop().create_task(gone)
         self._peers = Peers(self._bus)
         self._power = Power(self._bus, self._peers, self._keeper)
         self._serving = Serving(self._root, Systemd(self._bus))
         self._manager = Manager(
-            self._keeper, self._serving, Authority(self._bus), self._power, self._say_state
+            self._keeper,
+            self._serving,
+            Authority(self._bus),
+            self._power,
+            self._peers,
+            self._say_state,
         )
         self._bus.add_message_handler(self._hear)
         await self._peers.start()
@@ -295,6 +330,9 @@ def main() -> int:
         return int(error.exit_code)
     except OSError as error:
         log(3, f"{error.strerror}: {error.filename or 'the system bus'}")
+        return int(Exit.FAILED)
+    except EOFError:
+        log(3, "the system bus went away")
         return int(Exit.FAILED)
     if again:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from infertune.errors import Failed, ProfileError
+import contextlib
+
+from infertune.errors import Failed, InfertuneError, ProfileError
 from infertune.root import Root, read_plain_file
 from infertune.service.config import read_config
 from infertune.service.names import NAME
@@ -44,6 +46,16 @@ def declared_names(root: Root, directory: str) -> list[str]:
     """Names of the servers that a directory declares."""
     files = (name for name in root.names(directory) if name.endswith(".toml"))
     return [name for file in files if NAME.fullmatch(name := file.removesuffix(".toml"))]
+
+
+def declared_ports(root: Root) -> dict[str, int]:
+    """Port by name of every declared server; a declaration that is not valid has none."""
+    found = {}
+    for name in {*declared_names(root, DECLARED), *declared_names(root, TRANSIENT)}:
+        with contextlib.suppress(InfertuneError):
+            if declaration := find_declaration(root, name):
+                found[name] = declaration.port
+    return found
 
 
 def write_declaration(root: Root, declaration: Declaration) -> None:

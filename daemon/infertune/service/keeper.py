@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -85,6 +86,8 @@ class Keeper:
         """Service, and the knobs of what is in force that it sets for us."""
         self.refused_at_start: str | None = None
         """Why the default profile was not applied at start; None if it was, or there is none."""
+        self._lost: deque[str] = deque(maxlen=MAX_HOLDS)
+        """What is not in force again after a hold, and why, in sentences; until the next apply."""
 
     # -- life ----------------------------------------------------------------
 
@@ -128,6 +131,15 @@ class Keeper:
         except InfertuneError as error:
             self.refused_at_start = error.message
 
+    def end_holds(self) -> None:
+        """The daemon is replaced: what was applied before all holds is in force again.
+
+        Who holds something knows us by a name on the bus, and that goes.
+        """
+        if self._holds:
+            self._holds.clear()
+            self._settle_holds()
+
     def stop(self) -> None:
         """The service is stopped: everything goes back."""
         self._holds.clear()
@@ -158,6 +170,7 @@ class Keeper:
             document["notes"].append(f"{self.holder} holds 'performance' for us: {knobs}")
         if self.refused_at_start:
             document["notes"].append(f"default profile not applied: {self.refused_at_start}")
+        document["notes"] += self._lost
         document["notes"] += [
             f"held by {hold.owner}: {hold.choice.profile} ({hold.reason})" for hold in self._holds
         ]
@@ -174,6 +187,7 @@ class Keeper:
         report = self._become(choice, confirm_by=deadline)
         self._base = choice
         self._deadline = deadline
+        self._lost.clear()
         self.refused_at_start = None
         return report_document(report)
 
@@ -189,6 +203,7 @@ class Keeper:
             report = held.revert()
         self._base = None
         self._deadline = None
+        self._lost.clear()
         self._forget()
         return report_document(report)
 
@@ -271,17 +286,26 @@ class Keeper:
         return {hold.owner for hold in self._holds}
 
     def _settle_holds(self) -> None:
-        """After a hold ended: the newest of the rest, else what was applied before all holds."""
-        if self._holds:
-            self._become(self._holds[-1].choice, hold=True)
-            return
+        """After a hold ended: the newest of the rest, else what was applied before all holds.
+
+        One that cannot be applied any more is over: values of the one that ended must not stay.
+        """
+        while self._holds:
+            try:
+                self._become(self._holds[-1].choice, hold=True)
+            except InfertuneError as error:
+                over = self._holds.pop()
+                self._lost.append(f"not held any more: {over.choice.profile}: {error.message}")
+            else:
+                return
         assert self._session is not None
         try:
             if self._base:
                 try:
                     self._become(self._base, confirm_by=self._deadline)
-                except InfertuneError:
+                except InfertuneError as error:
                     # Its profile has gone meanwhile: held values must not stay for that.
+                    self._lost.append(f"not applied again: {self._base.profile}: {error.message}")
                     self._base = self._deadline = None
                     self._put_all_back(self._session)
                     raise

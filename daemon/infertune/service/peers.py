@@ -44,6 +44,11 @@ class Peers:
             if reply is not None:
                 self._owners[name] = str(reply.body[0])
 
+    async def is_there(self, name: str) -> bool:
+        """Whether somebody has a name on the bus, as of now; after it, ``moved`` tells."""
+        reply = await self._call("NameHasOwner", name)
+        return reply is not None and reply.body[0] is True
+
     def owner(self, name: str) -> str | None:
         return self._owners.get(name)
 

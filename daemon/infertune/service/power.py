@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from dbus_fast import Message, MessageType
 from dbus_fast.aio import MessageBus
 
+from infertune.errors import Failed
 from infertune.machine import read_machine, tuner_by_id
 from infertune.service.keeper import Choice, Keeper
 from infertune.service.names import BUS_NAME
@@ -48,6 +49,7 @@ class Power:
         self._keeper = keeper
         self._one = asyncio.Lock()
         self._hold: _Hold | None = None
+        self._closed = False
         self._overruled = False
         """A person picked another profile: no new hold until the next apply."""
         self.problem: str | None = None
@@ -59,16 +61,23 @@ class Power:
 
         A hold it wants is taken first, so that what the service sets is found
         set; one it does not want is let go first, so that the values found are
-        those of the machine.  Afterwards hold and keeper agree again.
+        those of the machine.  Afterwards hold and keeper agree again.  Raises
+        Failed for whoever waited until after ``close``.
         """
         async with self._one:
             if choice is not None:
                 self._overruled = False
                 await self._be(self._keeper.wants_power(choice))
+            if self._closed:
+                raise Failed("infertuned is ending; nothing was touched")
             try:
                 yield
             finally:
                 await self._settle()
+
+    def close(self) -> None:
+        """The turn that is taken now is the last."""
+        self._closed = True
 
     async def _settle(self) -> None:
         wanted = self._keeper.wants_power(self._keeper.choice)

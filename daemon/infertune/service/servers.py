@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from infertune.errors import ProfileError
+from infertune.errors import ProfileError, UsageError
 from infertune.profile import BACKENDS
 from infertune.resolve import Desired
 from infertune.server_settings import SERVER_SETTINGS
@@ -181,6 +181,18 @@ def _escaped(path: str) -> str:
     return '"' + path.replace("%", "%%") + '"'
 
 
+def program(path: str) -> str:
+    """A program's path as the first word of ExecStart= (systemd.service(5)).
+
+    Raises UsageError for one that systemd does not take: it ignores the line where the path has
+    quotes, backslashes or control characters, and fills in variables.
+    """
+    if not path.isprintable() or set(path) & set("\"'\\$"):
+        raise UsageError(f"{path!r} cannot be the program of a unit: install to a plainer path")
+    path = path.replace("%", "%%")
+    return f'"{path}"' if " " in path else path
+
+
 def partition(desired: Desired) -> str | None:
     """``root`` or ``isolated`` where the profile wants the server's CPUs for it alone."""
     setting = desired.launch.get("cpus_partition")
@@ -196,7 +208,7 @@ def drop_in(
     every = {**directives(desired), **access(declaration, groups)}
     lines += [f"{name}={value}" for name, value in every.items()]
     if kind := partition(desired):
-        lines.append(f"ExecStartPre=+{python} -I -m infertune.service.partition {kind}")
+        lines.append(f"ExecStartPre=+{program(python)} -I -m infertune.service.partition {kind}")
     return "\n".join(lines) + "\n"
 
 

@@ -8,12 +8,14 @@ import sys
 from typing import Any
 
 from infertune.errors import Failed, InfertuneError, UsageError
+from infertune.launch.listening import listeners
 from infertune.machine import read_machine
 from infertune.profile import load_profile
 from infertune.resolve import Desired, resolve
 from infertune.root import Root
 from infertune.service.declared import (
     declared_names,
+    declared_ports,
     find_declaration,
     gpu_groups,
     remove_declaration,
@@ -69,6 +71,7 @@ class Serving:
                 raise UsageError(
                     f"server '{name}' is {state} already", hint=f"infertune stop {name}"
                 )
+            self._refuse_a_taken_port(declaration)
             desired = self._desired(declaration)
             # The slice too: a group gets no more protection than those above it.
             texts = {
@@ -118,7 +121,7 @@ class Serving:
             *declared_names(self._root, TRANSIENT),
             *running,
         }
-        return [self._about(name, running.get(name, "inactive")) for name in sorted(names)]
+        return [await self._about(name, running.get(name, "inactive")) for name in sorted(names)]
 
     async def start_declared(self) -> list[str]:
         """Start what /etc declares and does not run; returns what went wrong, in sentences."""
@@ -133,8 +136,10 @@ class Serving:
                 problems.append(f"server {name}: {error.message}")
         return problems
 
-    def _about(self, name: str, state: str) -> dict[str, Any]:
+    async def _about(self, name: str, state: str) -> dict[str, Any]:
         about: dict[str, Any] = {"name": name, "state": state}
+        if state in _RUNNING:
+            about["uid"] = await self._systemd.uid(f"{_PREFIX}{name}{_SUFFIX}")
         try:
             found = find_declaration(self._root, name)
         except InfertuneError as error:
@@ -142,6 +147,22 @@ class Serving:
         if found:
             about |= {"profile": found.profile, "port": found.port, "model": found.model}
         return about
+
+    def _refuse_a_taken_port(self, declaration: Declaration) -> None:
+        """Whoever listens there would be taken for the server.  Raises UsageError."""
+        ports = declared_ports(self._root)
+        for other in map(_name, units_with_drop_in(self._root)):
+            if other != declaration.name and ports.get(other) == declaration.port:
+                raise UsageError(
+                    f"port {declaration.port} is that of server '{other}', which was started",
+                    hint=f"infertune stop {other}, or another port",
+                )
+        if found := listeners(self._root, declaration.port):
+            users = ", ".join(sorted({str(each.uid) for each in found}))
+            raise UsageError(
+                f"port {declaration.port} is taken, by a program of uid {users}",
+                hint="end that program, or declare another port",
+            )
 
     def _desired(self, declaration: Declaration) -> Desired:
         profile = load_profile(self._root, declaration.profile)

@@ -14,7 +14,7 @@ from infertune.errors import Failed, NotPermitted, UsageError
 from infertune.root import Root
 from infertune.service.declared import declared_names, remove_declaration
 from infertune.service.dropins import remove_drop_in, remove_notes, units_with_drop_in
-from infertune.service.servers import SLICE, TRANSIENT
+from infertune.service.servers import SLICE, TRANSIENT, program
 
 FILES: tuple[tuple[str, str], ...] = (
     ("infertune.service", "/etc/systemd/system/infertune.service"),
@@ -49,7 +49,9 @@ def install(root: Root) -> tuple[Placed, ...]:
     if root.live:
         _need_root()
         _refuse_a_writable_program()
-    placed = tuple(_write(root, target, _content(source)) for source, target in FILES)
+    # All of it before the first write: a path that no unit takes is found by then.
+    contents = [(target, _content(source)) for source, target in FILES]
+    placed = tuple(_write(root, target, content) for target, content in contents)
     if root.live and root.exists(RUNNING):
         _tell_the_system()
     return placed
@@ -106,7 +108,7 @@ def _write(root: Root, target: str, content: bytes) -> Placed:
 
 def _content(name: str) -> bytes:
     text = (_directory() / name).read_text(encoding="utf-8")
-    return text.replace("@PYTHON@", sys.executable).encode()
+    return text.replace("@PYTHON@", program(sys.executable)).encode()
 
 
 def template() -> str:

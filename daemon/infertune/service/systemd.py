@@ -19,6 +19,9 @@ _JOB_S = 60.0
 
 _POLL_S = 0.1
 
+_PROPERTIES = "org.freedesktop.DBus.Properties"
+_NO_UID = 2**32 - 1  # UID_INVALID of systemd
+
 
 class Systemd:
     """The service manager, over the bus."""
@@ -62,6 +65,15 @@ class Systemd:
         found = await self._call("ListUnitsByPatterns", "asas", [], [unit])
         return {row[0]: _state(row) for row in found}
 
+    async def uid(self, unit: str) -> int | None:
+        """User that a service runs as, also a dynamic one; None where it does not run."""
+        path = await self._call("GetUnit", "s", unit, may_fail=True)
+        if path is None:
+            return None
+        asked = ("org.freedesktop.systemd1.Service", "UID")
+        uid = await self._call("Get", "ss", *asked, path=path, interface=_PROPERTIES, may_fail=True)
+        return uid if isinstance(uid, int) and uid != _NO_UID else None
+
     async def _settled(self, unit: str) -> str:
         """ActiveState of a unit once no job of it is left.
 
@@ -83,12 +95,18 @@ class Systemd:
             raise Failed(f"{unit}: systemd is not done with it after {_JOB_S:.0f} s") from None
 
     async def _call(
-        self, member: str, signature: str = "", *body: Any, may_fail: bool = False
+        self,
+        member: str,
+        signature: str = "",
+        *body: Any,
+        path: str = "/org/freedesktop/systemd1",
+        interface: str = "org.freedesktop.systemd1.Manager",
+        may_fail: bool = False,
     ) -> Any:
         message = Message(
             destination="org.freedesktop.systemd1",
-            path="/org/freedesktop/systemd1",
-            interface="org.freedesktop.systemd1.Manager",
+            path=path,
+            interface=interface,
             member=member,
             signature=signature,
             body=list(body),
