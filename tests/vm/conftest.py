@@ -4,6 +4,7 @@
 ``guest``       each of the kernels in turn
 ``guest_612``   Linux 6.12, two NUMA nodes, 2 GiB
 ``guest_7x``    the newest 7.x, 1 GiB
+``service``     ``guest`` with the service set up and running
 ``new_guest``   a function that starts another one, which is gone after the test
 
 A test puts back what it changes: the next one is given the same guest.
@@ -28,6 +29,28 @@ EXTRAS = "daemon,exporter,embedded"
 
 TIMEOUT_S = 1200
 """Of one test: the first also builds the image and boots."""
+
+
+OURS = (
+    "find /etc /run /usr/share /var/lib -xdev -iname '*infertune*' -not -path '/etc/infertune*' "
+    "-not -path '/run/systemd/*' | sort"
+)
+STATE = "/run/infertune /var/lib/infertune /var/lib/private/infertune"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--thorough",
+        action="store_true",
+        help="guests: thousands of calls and dozens of kills, which take an hour",
+    )
+
+
+@pytest.fixture(scope="session")
+def thorough(request: pytest.FixtureRequest) -> bool:
+    """Whether there is time for as many rounds as tell something of rare moments."""
+    found: bool = request.config.getoption("--thorough")
+    return found
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -104,6 +127,36 @@ def guest_612(request: pytest.FixtureRequest, booted: Callable[[str], Guest]) ->
 @pytest.fixture(scope="session", params=["7.x"])
 def guest_7x(request: pytest.FixtureRequest, booted: Callable[[str], Guest]) -> Guest:
     return booted(request.param)
+
+
+@pytest.fixture(scope="module")
+def set_up(guest: Guest) -> Iterator[Guest]:
+    """The guest with the service set up and enabled; afterwards without it, and as it was."""
+    settings, files = guest.settings(), guest.sh(OURS)
+    guest.infertune("setup")
+    guest.sh("systemctl enable -q infertune.service")
+    yield guest
+    guest.sh("systemctl disable -q --now infertune.service")
+    guest.infertune("setup --remove")
+    guest.sh(f"rm -rf {STATE}")
+    assert guest.settings() == settings
+    assert guest.sh(OURS) == files
+
+
+CONFIGURED = "/etc/infertune/infertuned.toml"
+
+
+@pytest.fixture
+def service(set_up: Guest) -> Iterator[Guest]:
+    """The running service, with nothing applied before the test and after it."""
+    set_up.sh("systemctl reset-failed -q infertune.service; systemctl start infertune.service")
+    settings = set_up.settings()
+    yield set_up
+    set_up.run(
+        "infertune revert; "
+        f"if [ -e {CONFIGURED} ]; then rm {CONFIGURED}; systemctl restart infertune.service; fi"
+    )
+    assert set_up.settings() == settings
 
 
 @pytest.fixture

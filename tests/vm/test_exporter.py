@@ -9,8 +9,8 @@ import re
 import pytest
 
 from vm.guest import Guest
-from vm.test_daemon import service, wait_until  # noqa: F401
-from vm.test_serve import fake, pid_of, profile, serving  # noqa: F401
+from vm.test_daemon import wait_until
+from vm.test_serve import fake, pid_of, profile, serving  # noqa: F401 (a fixture)
 
 UNIT = "infertune-exporter.service"
 

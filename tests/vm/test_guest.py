@@ -294,19 +294,22 @@ def test_a_real_server_answers(guest: Guest, unchanged: dict[str, str | None]) -
 
 # -- kills and power cuts ------------------------------------------------------------
 
-KILLS = 50
 
-
-def test_killed_at_random_moments(guest: Guest, unchanged: dict[str, str | None]) -> None:
+def test_killed_at_random_moments(
+    guest: Guest, unchanged: dict[str, str | None], thorough: bool
+) -> None:
+    kills = 50 if thorough else 15
     seed = random.randrange(2**32)
     guest.put(HERE / "in_guest", "/root")
     script = "/root/in_guest/kill_at_random.py"
-    words = f"{KILLS} {seed} {' '.join(unchanged)}"
+    words = f"{kills} {seed} {' '.join(unchanged)}"
     report = json.loads(guest.sh(f"{PYTHON} {script} {words}", timeout=600))
     print(f"seed {seed}: {report}")
     assert report["mixed"] == []
-    assert report["killed"] == KILLS
-    assert report["interrupted"] >= 3, "too few of the kills came while values were changing"
+    assert report["killed"] == kills
+    assert report["interrupted"] >= kills // 15, (
+        "too few of the kills came while values were changing"
+    )
 
 
 def test_power_cut_while_applying(guest: Guest) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vm.guest import Guest
-from vm.test_daemon import service, status, wait_until  # noqa: F401
+from vm.test_daemon import status, wait_until
 
 SWAPPINESS = "/proc/sys/vm/swappiness"
 GOVERNOR = "/sys/devices/system/cpu/cpufreq/policy1/scaling_governor"
@@ -22,7 +22,7 @@ def drift(guest: Guest) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture
-def tuned(service: Guest) -> Iterator[Guest]:  # noqa: F811
+def tuned(service: Guest) -> Iterator[Guest]:
     """TuneD beside the daemon, with two profiles that set what ours sets too."""
     for name, value in (("calm", None), ("one", 33), ("two", 34)):
         service.sh(f"mkdir -p /etc/tuned/profiles/{name}")
@@ -70,7 +70,7 @@ def test_enforced_once_against_a_tuner_and_then_contested(tuned: Guest) -> None:
     assert tuned.read(SWAPPINESS) == "34", "ping-pong"
 
 
-def test_an_admin_is_right(service: Guest) -> None:  # noqa: F811
+def test_an_admin_is_right(service: Guest) -> None:
     before = service.read(SWAPPINESS)
     service.infertune("apply long-context")
     service.write(SWAPPINESS, "42")
@@ -81,7 +81,7 @@ def test_an_admin_is_right(service: Guest) -> None:  # noqa: F811
     service.write(SWAPPINESS, before)
 
 
-def test_a_cpu_that_comes_back_is_tuned_again(service: Guest) -> None:  # noqa: F811
+def test_a_cpu_that_comes_back_is_tuned_again(service: Guest) -> None:
     service.sh("modprobe mock_cpufreq epp=1")
     try:
         service.infertune("apply throughput")
@@ -97,7 +97,7 @@ def test_a_cpu_that_comes_back_is_tuned_again(service: Guest) -> None:  # noqa: 
         service.sh("echo 1 >/sys/devices/system/cpu/cpu1/online; rmmod mock_cpufreq")
 
 
-def test_power_profiles_that_offer_no_performance_are_no_obstacle(service: Guest) -> None:  # noqa: F811
+def test_power_profiles_that_offer_no_performance_are_no_obstacle(service: Guest) -> None:
     service.sh("modprobe mock_cpufreq epp=1; systemctl start power-profiles-daemon.service")
     try:
         service.infertune("apply throughput")
