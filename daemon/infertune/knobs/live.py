@@ -80,7 +80,9 @@ def read_target(root: Root, target: Target) -> Reading:
         raw = root.read_value(target.path, 4096)
     except OSError as error:
         # ENODEV, ENXIO: the attribute is there, its device is not (module unloaded, hot-unplug).
-        gone = error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO)
+        # EBUSY: a cpufreq policy whose CPUs are all offline (show() in drivers/cpufreq/cpufreq.c,
+        # seen in 6.12 and 7.3; the policy and its governor wait for a CPU to come back).
+        gone = error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.EBUSY)
         return Reading(None, error=errno_name(error), gone=gone)
     try:
         canonical = value.decode(raw)
