@@ -579,7 +579,8 @@ def _read_tuners(root: Root, cgroup: Cgroup) -> tuple[Tuner, ...]:
     """The tuners that are installed; running: a service, a process or a mark says so."""
     # systemd's own tree: the v2 one, or beside it the named v1 hierarchy.
     trees = {cgroup.mount, "/sys/fs/cgroup/systemd"} - {None}
-    comms = {root.get(path) for path in root.glob("/proc/[0-9]*/comm")}
+    # Not by glob, which asks for each path three times: this is most of the time of an apply.
+    comms = {root.get(f"/proc/{pid}/comm") for pid in root.names("/proc") if pid.isdecimal()}
     found = []
     for known in TUNERS:
         running = (

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from infertune.cli.main import main
-from infertune.engine import make_plan, session
+from infertune.engine import make_plan, session, status
 from infertune.journal import RUNTIME, Store
 from infertune.knobs import KNOBS
 from infertune.knobs.guards import GUARDS, STRIX_HALO
@@ -18,7 +20,19 @@ from infertune.machine import read_machine
 from infertune.plan import Item, restore_order, set_order
 from infertune.root import Root
 from infertune.snapshot import open_root
-from support import CPUFREQ, LONG, QUIET, THP, Values, apply, build, desired, revert, values
+from support import (
+    CPUFREQ,
+    LONG,
+    QUIET,
+    THP,
+    FakeKernel,
+    Values,
+    apply,
+    build,
+    desired,
+    revert,
+    values,
+)
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -161,6 +175,29 @@ def test_file_that_cannot_be_understood_is_left_alone(tmp_path: Path) -> None:
     assert item.outcome == "rejected"
     assert item.reason is not None
     assert "could not be put back" in item.reason
+
+
+class OfflineCpu(FakeKernel):
+    """The files of a policy whose CPUs are all offline are there, and answer EBUSY."""
+
+    def read_value(self, path: str, size: int) -> bytes:
+        if "/policy1/" in path:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+        return super().read_value(path, size)
+
+
+def test_a_policy_whose_cpus_are_offline_is_away_and_its_original_is_kept(tmp_path: Path) -> None:
+    build(tmp_path)
+    original = values(tmp_path)
+    apply(Root(tmp_path), "a", {GOVERNOR: "performance"})
+    offline = OfflineCpu(tmp_path)
+    outcomes = {item.path: item.outcome for item in status(offline, read_machine(offline)).items}
+    assert outcomes[f"{CPUFREQ}/policy1/scaling_governor"] == "absent"
+    with session(offline, "test") as one:
+        report = one.revert()
+    assert {"restored", "absent"} <= {item.outcome for item in report.items}
+    revert(Root(tmp_path))
+    assert values(tmp_path) == original
 
 
 def test_refused_knob_keeps_nothing_of_an_earlier_profile(tmp_path: Path) -> None:
