@@ -86,7 +86,7 @@ def ports(root: Root) -> dict[str, int]:
                 continue
             try:
                 port = tomllib.loads(root.get(f"{directory}/{file}") or "").get("port")
-            except tomllib.TOMLDecodeError:
+            except (ValueError, RecursionError):  # also a number of 5000 digits, 5000 brackets
                 continue
             if isinstance(port, int) and 0 < port < 65536 and len(found) < MAX_SERVERS:
                 found[name] = port
