@@ -36,7 +36,7 @@ from infertune.exporter.page import (
 )
 from infertune.exporter.probing import PROBE_METRICS
 from infertune.exporter.runner import Runner, collect
-from infertune.exporter.servers import ports
+from infertune.exporter.servers import MAX_SERVERS, ports
 from infertune.root import Root
 from infertune.snapshot import open_snapshot
 
@@ -558,6 +558,35 @@ def test_outcomes(tmp_path: Path) -> None:
         ("failed", False),
         ("failed", False),
     ]
+
+
+def test_what_a_bound_leaves_out_is_told(serving: Root) -> None:
+    """More servers than have series: the page is cut, and says so."""
+    for number in range(MAX_SERVERS + 3):
+        unit = f"/sys/fs/cgroup/infertune.slice/infertune-server@z{number}.service"
+        write(serving.base, f"{unit}/memory.current", "1")
+        write(serving.base, f"/etc/infertune/servers.d/z{number}.toml", "port = 1")
+    runner = Runner(serving)
+    results = runner.run(COLLECTORS[name] for name in ("memory", "pressure", "cpufreq", "llama"))
+    runner.close()
+    # Two servers were there before.  llama: not known, a recorded machine is not asked.
+    found = {name: result.left_out for name, result in results.items()}
+    assert found == {"memory": 5, "pressure": 5, "cpufreq": 0, "llama": None}
+    page = Page(serving)
+    text = page.text(["memory"]).decode()
+    page.close()
+    assert 'infertune_collector_left_out{collector="memory"} 5.0' in text
+    servers = re.findall(r'^infertune_unit_memory_bytes{server="[^"]', text, re.MULTILINE)
+    assert len(servers) == MAX_SERVERS
+
+
+def test_engines_that_a_bound_leaves_out_are_told(serving: Root) -> None:
+    [client] = serving.glob("/proc/5151/fdinfo/*")
+    more = "".join(f"drm-engine-z{n}:\t1 ns\n" for n in range(20))
+    write(serving.base, client, serving.read(client) + more)
+    left_out = collect(COLLECTORS["fdinfo"], serving).left_out
+    assert left_out is not None
+    assert left_out >= 4
 
 
 def test_a_page_is_read_once_for_all_who_ask_at_the_same_time(tmp_path: Path) -> None:
