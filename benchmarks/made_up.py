@@ -104,6 +104,9 @@ class _Llama(http.server.BaseHTTPRequestHandler):
 class _Servers(http.server.ThreadingHTTPServer):
     request_queue_size = 128  # all are asked at once; real ones have a queue each
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """The exporter had no time left for it, or has ended."""
+
 
 @contextlib.contextmanager
 def llama() -> Iterator[int]:
