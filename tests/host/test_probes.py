@@ -255,24 +255,50 @@ def test_switches_and_times_are_the_kernel_s(probes: Probes, cgroup: Path) -> No
 
 BUSY = """
 import os, time
+[line] = [l for l in open('/proc/self/status') if l.startswith('nonvoluntary')]
+print(open('/proc/self/schedstat').read().split()[1], line.split()[1])  # before it was counted
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 end = time.monotonic() + 0.7
 while time.monotonic() < end: pass
-print(open('/proc/self/schedstat').read(), end='', flush=True)
-[line] = [l for l in open('/proc/self/status') if l.startswith('nonvoluntary')]
-print(line.split()[1])
+print('ready', flush=True)
+input()
 """
 
 
+def waited_and_preempted(pid: int) -> tuple[int, int]:
+    """Nanoseconds in a run queue, and switches that a process did not want."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    [line] = [each for each in status.splitlines() if each.startswith("nonvoluntary")]
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]), int(line.split()[1])
+
+
 def test_run_queue_latency_is_the_time_the_kernel_saw_waiting(probes: Probes, cgroup: Path) -> None:
-    printed = [finish(each)[0] for each in [start(cgroup, BUSY) for _ in range(3)]]
-    waited = sum(int(text.split()[1]) for text in printed) / 1e9
+    processes = [start(cgroup, BUSY) for _ in range(3)]
+    before = []
+    for each in processes:
+        assert each.stdout
+        before += [map(int, line.split()) for line in until_ready(each.stdout)]
+    time.sleep(0.1)
+    found = samples(probes)  # while they are asleep: their end would count as well
+    now = [waited_and_preempted(each.pid) for each in processes]
+    for each in processes:
+        assert each.stdin
+        each.stdin.write("\n")
+        finish(each)
+    waited, preempted = (
+        sum(after) - sum(then)
+        for after, then in zip(zip(*now, strict=True), zip(*before, strict=True), strict=True)
+    )
+    waited /= 1e9
     assert waited > 0.5, "three processes on one CPU must wait"
-    preempted = sum(int(text.split()[3]) for text in printed)
-    assert preempted > 50
-    counted = value(probes, "infertune_context_switches_total", cgroup="test", kind="involuntary")
+    assert preempted > 10
+    counted = sum(
+        number
+        for (n, labels), number in found.items()
+        if n == "infertune_context_switches_total"
+        and {("cgroup", "test"), ("kind", "involuntary")} <= labels
+    )
     assert counted == pytest.approx(preempted, rel=0.05, abs=5)
-    found = samples(probes)
     name, label = "infertune_run_queue_latency_seconds", ("cgroup", "test")
     total = found[f"{name}_sum", frozenset({label})]
     count = found[f"{name}_count", frozenset({label})]
