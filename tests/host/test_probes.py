@@ -255,9 +255,9 @@ def test_switches_and_times_are_the_kernel_s(probes: Probes, cgroup: Path) -> No
 
 BUSY = """
 import os, time
-[line] = [l for l in open('/proc/self/status') if l.startswith('nonvoluntary')]
-print(open('/proc/self/schedstat').read().split()[1], line.split()[1])  # before it was counted
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+print('ready', flush=True)
+input()
 end = time.monotonic() + 0.7
 while time.monotonic() < end: pass
 print('ready', flush=True)
@@ -274,22 +274,23 @@ def waited_and_preempted(pid: int) -> tuple[int, int]:
 
 def test_run_queue_latency_is_the_time_the_kernel_saw_waiting(probes: Probes, cgroup: Path) -> None:
     processes = [start(cgroup, BUSY) for _ in range(3)]
-    before = []
+    looks = []
+    for _ in ("before", "after"):
+        for each in processes:
+            assert each.stdout
+            until_ready(each.stdout)
+        time.sleep(0.1)  # both are read while all of them are asleep, so they speak of the same
+        looks.append((samples(probes), [waited_and_preempted(each.pid) for each in processes]))
+        for each in processes:
+            assert each.stdin
+            each.stdin.write("\n")
+            each.stdin.flush()
     for each in processes:
-        assert each.stdout
-        before += [map(int, line.split()) for line in until_ready(each.stdout)]
-    time.sleep(0.1)
-    found = samples(probes)  # while they are asleep: their end would count as well
-    now = [waited_and_preempted(each.pid) for each in processes]
-    for each in processes:
-        assert each.stdin
-        each.stdin.write("\n")
         finish(each)
-    waited, preempted = (
-        sum(after) - sum(then)
-        for after, then in zip(zip(*now, strict=True), zip(*before, strict=True), strict=True)
-    )
-    waited /= 1e9
+    (old, before), (new, after) = looks
+    found = {key: number - old.get(key, 0) for key, number in new.items()}
+    waited = sum(now[0] - then[0] for then, now in zip(before, after, strict=True)) / 1e9
+    preempted = sum(now[1] - then[1] for then, now in zip(before, after, strict=True))
     assert waited > 0.5, "three processes on one CPU must wait"
     assert preempted > 10
     counted = sum(
