@@ -76,7 +76,7 @@ static __always_inline __u64 blocked_until(struct task_struct *task, __u64 now)
 static __always_inline void take(struct task_struct *task)
 {
 	struct times *then, *total;
-	__u64 running, waiting, blocked, migrations, cgroup;
+	__u64 running, waiting, blocked, migrations;
 
 	if (task->flags & PF_KTHREAD || task->exit_state)
 		return;
@@ -93,8 +93,7 @@ static __always_inline void take(struct task_struct *task)
 	waiting = take_growth(&then->waiting, waiting, task->sched_info.run_delay);
 	blocked = take_growth(&then->blocked, blocked, blocked_until(task, bpf_ktime_get_ns()));
 	migrations = take_growth(&then->migrations, migrations, task->se.nr_migrations);
-	cgroup = cgroup_of(task);
-	total = counters_of(&threads, &cgroup, &no_times);
+	total = counters_of_group(&threads, task, &no_times);
 	if (!total)
 		return;
 	__sync_fetch_and_add(&total->running, running);

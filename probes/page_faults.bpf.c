@@ -21,7 +21,7 @@ static const struct faults none;
 static __always_inline void take(struct task_struct *task)
 {
 	struct faults *then, *total;
-	__u64 minor, major, cgroup;
+	__u64 minor, major;
 
 	if (task->flags & PF_KTHREAD)
 		return;
@@ -36,8 +36,7 @@ static __always_inline void take(struct task_struct *task)
 	major = take_growth(&then->major, major, task->maj_flt);
 	if (!minor && !major)
 		return;
-	cgroup = cgroup_of(task);
-	total = counters_of(&faults, &cgroup, &none);
+	total = counters_of_group(&faults, task, &none);
 	if (!total)
 		return;
 	__sync_fetch_and_add(&total->minor, minor);

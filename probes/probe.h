@@ -145,6 +145,15 @@ static __always_inline __u64 cgroup_of(struct task_struct *task)
 	return task->cgroups->dfl_cgrp->kn->id;
 }
 
+/* The counters of a thread's control group. */
+static __always_inline void *counters_of_group(void *map, struct task_struct *task,
+					       const void *zeroes)
+{
+	__u64 cgroup = cgroup_of(task);
+
+	return counters_of(map, &cgroup, zeroes);
+}
+
 /*
  * Histograms: bucket i holds what is at most 2^(FIRST_BUCKET + i) ns and more than the bucket
  * before.  Rounded up, because the upper bound of a bucket in Prometheus is inclusive.  The last

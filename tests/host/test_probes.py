@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -255,23 +256,50 @@ def test_switches_and_times_are_the_kernel_s(probes: Probes, cgroup: Path) -> No
 BUSY = """
 import os, time
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+print('ready', flush=True)
+input()
 end = time.monotonic() + 0.7
 while time.monotonic() < end: pass
-print(open('/proc/self/schedstat').read(), end='', flush=True)
-[line] = [l for l in open('/proc/self/status') if l.startswith('nonvoluntary')]
-print(line.split()[1])
+print('ready', flush=True)
+input()
 """
 
 
+def waited_and_preempted(pid: int) -> tuple[int, int]:
+    """Nanoseconds in a run queue, and switches that a process did not want."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    [line] = [each for each in status.splitlines() if each.startswith("nonvoluntary")]
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]), int(line.split()[1])
+
+
 def test_run_queue_latency_is_the_time_the_kernel_saw_waiting(probes: Probes, cgroup: Path) -> None:
-    printed = [finish(each)[0] for each in [start(cgroup, BUSY) for _ in range(3)]]
-    waited = sum(int(text.split()[1]) for text in printed) / 1e9
+    processes = [start(cgroup, BUSY) for _ in range(3)]
+    looks = []
+    for _ in ("before", "after"):
+        for each in processes:
+            assert each.stdout
+            until_ready(each.stdout)
+        time.sleep(0.1)  # both are read while all of them are asleep, so they speak of the same
+        looks.append((samples(probes), [waited_and_preempted(each.pid) for each in processes]))
+        for each in processes:
+            assert each.stdin
+            each.stdin.write("\n")
+            each.stdin.flush()
+    for each in processes:
+        finish(each)
+    (old, before), (new, after) = looks
+    found = {key: number - old.get(key, 0) for key, number in new.items()}
+    waited = sum(now[0] - then[0] for then, now in zip(before, after, strict=True)) / 1e9
+    preempted = sum(now[1] - then[1] for then, now in zip(before, after, strict=True))
     assert waited > 0.5, "three processes on one CPU must wait"
-    preempted = sum(int(text.split()[3]) for text in printed)
-    assert preempted > 50
-    counted = value(probes, "infertune_context_switches_total", cgroup="test", kind="involuntary")
+    assert preempted > 10
+    counted = sum(
+        number
+        for (n, labels), number in found.items()
+        if n == "infertune_context_switches_total"
+        and {("cgroup", "test"), ("kind", "involuntary")} <= labels
+    )
     assert counted == pytest.approx(preempted, rel=0.05, abs=5)
-    found = samples(probes)
     name, label = "infertune_run_queue_latency_seconds", ("cgroup", "test")
     total = found[f"{name}_sum", frozenset({label})]
     count = found[f"{name}_count", frozenset({label})]
@@ -354,6 +382,38 @@ def test_reclaim_in_a_small_group(probes: Probes, cgroup: Path, small_memory: Pa
     assert 0 < seconds < 60
     # 128 MiB went through 32 MiB, so at least half of them had to go again.
     assert value(probes, "infertune_direct_reclaimed_bytes_total", **labels) > 64 << 20
+
+
+def populated_zones() -> int:
+    """Zones that hold memory, of all nodes."""
+    return len(re.findall(r"^ +present +[1-9]", Path("/proc/zoneinfo").read_text(), re.MULTILINE))
+
+
+def events(*names: str) -> dict[str, int]:
+    """Counters of /proc/vmstat."""
+    rows = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    return {name: int(rows[name]) for name in names}
+
+
+def test_compaction_is_counted_by_zone(probes: Probes, cgroup: Path) -> None:
+    """A thread that writes to vm.compact_memory compacts every zone itself (mm/compaction.c,
+    compact_nodes()).  Direct compaction takes the same way, for one zone."""
+    if not Path("/proc/sys/vm/compact_memory").exists():
+        pytest.skip("this kernel cannot compact memory (CONFIG_COMPACTION)")
+    scans = ("compact_migrate_scanned", "compact_free_scanned")
+    daemon = tuple(name.replace("compact_", "compact_daemon_") for name in scans)
+    before = events("compact_stall", *scans, *daemon)
+    started = time.monotonic()
+    finish(start(cgroup, "for _ in '12': open('/proc/sys/vm/compact_memory', 'w').write('1')"))
+    lasted = time.monotonic() - started
+    grown = {name: now - before[name] for name, now in events(*before).items()}
+    if grown["compact_stall"] or any(grown[name] for name in daemon):
+        pytest.skip("this machine is short of memory: others compact it as well")
+    assert grown["compact_migrate_scanned"] > 0
+    counted = value(probes, "infertune_compaction_stall_seconds_count", cgroup="test")
+    assert counted == 2 * populated_zones()
+    assert value(probes, "infertune_compaction_stall_seconds_count") == counted
+    assert 0 < value(probes, "infertune_compaction_stall_seconds_sum", cgroup="test") < lasted
 
 
 # -- life and death --------------------------------------------------------------------

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +36,7 @@ from infertune.exporter.page import (
 )
 from infertune.exporter.probing import PROBE_METRICS
 from infertune.exporter.runner import Runner, collect
-from infertune.exporter.servers import ports
+from infertune.exporter.servers import MAX_SERVERS, ports
 from infertune.root import Root
 from infertune.snapshot import open_snapshot
 
@@ -400,9 +403,94 @@ def test_only_known_metrics_of_a_server_pass() -> None:
 
 def test_ports_of_declared_servers(serving: Root, tmp_path: Path) -> None:
     assert ports(serving) == {"gemma": 8101, "coder": 8102}
-    for name, text in (("a", "port = 1"), ("b", 'port = "x"'), ("c", "port ="), ("D", "port=2")):
+    for name, text in (
+        ("a", "port = 1"),
+        ("b", 'port = "x"'),
+        ("c", "port ="),
+        ("D", "port=2"),
+        ("e", f"port = 2\nx = {5000 * '['}"),
+        ("f", f"port = {5000 * '1'}"),
+    ):
         write(tmp_path, f"/etc/infertune/servers.d/{name}.toml", text)
     assert ports(Root(tmp_path)) == {"a": 1}
+
+
+def unending(chunk: bytes, pause_s: float = 0.0) -> Callable[[socket.socket], None]:
+    """A server that says this again and again."""
+
+    def talk(client: socket.socket) -> None:
+        client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            client.sendall(chunk)
+            time.sleep(pause_s)
+
+    return talk
+
+
+def page_of(text: bytes) -> Callable[[socket.socket], None]:
+    def talk(client: socket.socket) -> None:
+        client.recv(1000)
+        client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
+
+    return talk
+
+
+def drip_header(client: socket.socket) -> None:
+    client.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+    while True:
+        client.sendall(b"x")
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def listening(talk: Callable[[socket.socket], None]) -> Iterator[int]:
+    """A server for one client; its port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with contextlib.suppress(OSError), listener.accept()[0] as client:
+            talk(client)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield int(listener.getsockname()[1])
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)  # where nobody came
+        listener.close()
+        thread.join(30)
+
+
+def test_a_slow_server_costs_only_its_own_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it is slow, and however many of them: the others keep theirs within the time."""
+    monkeypatch.setattr(llama, "_TIMEOUT_S", 0.5)
+    good = page_of(b"# TYPE llamacpp:requests_processing gauge\nllamacpp:requests_processing 1\n")
+    servers = {
+        "a-silent": (lambda client: client.recv(1000) and time.sleep(2), "timeout"),
+        "b-body": (unending(b"x", 0.05), "timeout"),
+        "c-header": (drip_header, "timeout"),
+        "d-large": (unending(1000 * b"llamacpp:n_tokens_max 1\n"), "not-understood"),
+        **{f"e-body{n}": (unending(b"x", 0.05), "timeout") for n in range(20)},
+        "z-good": (good, "up"),
+    }
+    with contextlib.ExitStack() as stack:
+        for name, (talk, _) in servers.items():
+            port = stack.enter_context(listening(talk))  # type: ignore[arg-type]
+            write(tmp_path, f"/etc/infertune/servers.d/{name}.toml", f"port = {port}\n")
+        root = Root(tmp_path)
+        root.live = True
+        result = Runner(root).run([llama.LLAMA])["llama"]
+    assert (result.state, result.why) == ("ok", "")
+    found = {s[:2]: s.value for s in result.samples}
+    assert found["infertune_llama_requests_processing", ("z-good",)] == 1
+    states = {
+        labels[0]: labels[1]
+        for (name, labels), value in found.items()
+        if name == "infertune_server_state" and value
+    }
+    assert states == {name: state for name, (_, state) in servers.items()}
 
 
 # -- the runner and the page -------------------------------------------------------------
@@ -470,6 +558,35 @@ def test_outcomes(tmp_path: Path) -> None:
         ("failed", False),
         ("failed", False),
     ]
+
+
+def test_what_a_bound_leaves_out_is_told(serving: Root) -> None:
+    """More servers than have series: the page is cut, and says so."""
+    for number in range(MAX_SERVERS + 3):
+        unit = f"/sys/fs/cgroup/infertune.slice/infertune-server@z{number}.service"
+        write(serving.base, f"{unit}/memory.current", "1")
+        write(serving.base, f"/etc/infertune/servers.d/z{number}.toml", "port = 1")
+    runner = Runner(serving)
+    results = runner.run(COLLECTORS[name] for name in ("memory", "pressure", "cpufreq", "llama"))
+    runner.close()
+    # Two servers were there before.  llama: not known, a recorded machine is not asked.
+    found = {name: result.left_out for name, result in results.items()}
+    assert found == {"memory": 5, "pressure": 5, "cpufreq": 0, "llama": None}
+    page = Page(serving)
+    text = page.text(["memory"]).decode()
+    page.close()
+    assert 'infertune_collector_left_out{collector="memory"} 5.0' in text
+    servers = re.findall(r'^infertune_unit_memory_bytes{server="[^"]', text, re.MULTILINE)
+    assert len(servers) == MAX_SERVERS
+
+
+def test_engines_that_a_bound_leaves_out_are_told(serving: Root) -> None:
+    [client] = serving.glob("/proc/5151/fdinfo/*")
+    more = "".join(f"drm-engine-z{n}:\t1 ns\n" for n in range(20))
+    write(serving.base, client, serving.read(client) + more)
+    left_out = collect(COLLECTORS["fdinfo"], serving).left_out
+    assert left_out is not None
+    assert left_out >= 4
 
 
 def test_a_page_is_read_once_for_all_who_ask_at_the_same_time(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import bcrypt
@@ -28,6 +28,8 @@ from infertune.root import Root
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 Serve = Callable[..., int]
+HASH = "$2b$10$" + 53 * "a"
+"""It has the form of one; nobody knows its password."""
 
 
 @pytest.fixture
@@ -92,6 +94,100 @@ def test_a_client_that_says_nothing_holds_up_no_other(serve: Serve) -> None:
     assert get(port, "/-/healthy")[0] == 200
     for each in silent:
         each.close()
+
+
+def hang_up(clients: Iterable[socket.socket]) -> None:
+    for each in clients:
+        each.close()
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /metrics HTTP/1.1\r\nX-Slow: "])
+def test_a_scrape_is_answered_while_many_clients_hang(serve: Serve, said: bytes) -> None:
+    """More of them than there are places, and nobody waits for the time limit of one."""
+    port = serve()
+    slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(64)]
+    for each in slow:
+        each.sendall(said)
+    for _ in range(3):
+        assert get(port, "/metrics?collect[]=journal")[0] == 200
+    assert sum(has_ended(each) for each in slow) <= 64 - web.MAX_CONNECTIONS + 3
+    hang_up(slow)
+
+
+def has_ended(client: socket.socket) -> bool:
+    client.setblocking(False)
+    try:
+        return client.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def test_who_takes_no_answer_does_not_keep_a_place(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "_CLIENT_S", 60.0)
+    monkeypatch.setattr(Page, "text", lambda self, wanted=(): bytes(8_000_000))
+    port = serve()
+    deaf = [socket.create_connection(("127.0.0.1", port)) for _ in range(web.MAX_CONNECTIONS)]
+    for each in deaf:
+        each.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert each.recv(1)
+    assert get(port, "/-/healthy")[0] == 200
+    hang_up(deaf)
+
+
+def test_who_waits_for_the_page_keeps_its_place(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def text(self: Page, wanted: object = ()) -> bytes:
+        begun.set()
+        assert go_on.wait(30)
+        return b"the page\n"
+
+    monkeypatch.setattr(Page, "text", text)
+    port = serve()
+    answers: list[tuple[int, str]] = []
+    scrape = threading.Thread(target=lambda: answers.append(get(port, "/metrics")))
+    scrape.start()
+    assert begun.wait(10)
+    slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(64)]
+    assert get(port, "/-/healthy")[0] == 200
+    go_on.set()
+    scrape.join()
+    assert answers == [(200, "the page\n")]
+    hang_up(slow)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_request_has_one_time_limit(
+    serve: Serve, certificate: Path, monkeypatch: pytest.MonkeyPatch, tls: bool
+) -> None:
+    """Not one for each of its bytes: a client that drips is as slow as one that is silent."""
+    monkeypatch.setattr(web, "_CLIENT_S", 0.5)
+    file = certificate / "web-config.yml"
+    file.write_text("tls_server_config:\n  cert_file: cert.pem\n  key_file: key.pem\n")
+    port = serve(webconfig.load(str(file)) if tls else None)
+    dripping = socket.create_connection(("127.0.0.1", port))
+    if tls:
+        context = ssl.create_default_context(cafile=str(certificate / "cert.pem"))
+        dripping = context.wrap_socket(dripping, server_hostname="127.0.0.1")
+    dripping.settimeout(0.1)
+    for byte in b"GET /-/healthy HTTP/1.1\r\nX-Slow: " + 200 * b"x":
+        try:
+            dripping.sendall(bytes([byte]))
+            if not dripping.recv(1):
+                break
+        except TimeoutError:
+            continue
+        except OSError:
+            break
+    else:
+        pytest.fail("it was listened to for 20 s")
+    dripping.close()
 
 
 def test_a_client_that_goes_away_is_no_matter(
@@ -217,16 +313,38 @@ def test_client_certificates(serve: Serve, certificate: Path) -> None:
         ("- a\n", "the file is not a table"),
         ("a: [\n", "not valid YAML"),
         ("!!python/object/apply:os.system [id]\n", "not valid YAML"),
+        ('tls_server_config: {cert_file: "a\\0b", key_file: y}\n', "cert_file 'a\\x00b' has a"),
+        ('tls_server_config: {cert_file: x, key_file: "\\ud800"}\n', "key_file '\\ud800' has a"),
+        ('"a\\nb": 1\n', "unknown key 'a b' in the file"),
+        ("a: " + 5000 * "[" + "\n", "nested too deeply"),
+        (5000 * "{a: " + "\n", "nested too deeply"),
+        ("a: " + 5000 * "1" + "\n", "not valid YAML"),
+        ("a: 2026-13-01\n", "not valid YAML"),
+        (5000 * "# a comment that fills it\n", "larger than 64 KiB"),
+        # A cost that bcrypt does not have, a hash that is cut off, one with a character too many.
+        (f"basic_auth_users:\n  alice: {HASH.replace('$10$', '$99$')}\n", "not a bcrypt hash"),
+        (f"basic_auth_users:\n  alice: {HASH[:-1]}\n", "not a bcrypt hash"),
+        (f"basic_auth_users:\n  alice: {HASH}x\n", "not a bcrypt hash"),
+        (f"basic_auth_users:\n  alice: {HASH[:-1]}!\n", "not a bcrypt hash"),
     ],
 )
-def test_a_bad_web_config_is_one_clear_line(tmp_path: Path, text: str, wrong: str) -> None:
+def test_a_bad_web_config_is_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, wrong: str
+) -> None:
     file = tmp_path / "web-config.yml"
     file.write_text(text)
-    with pytest.raises(UsageError) as caught:
-        webconfig.load(str(file))
-    assert wrong in caught.value.message
-    assert caught.value.message.startswith(str(file))
-    assert "\n" not in caught.value.message
+    assert main.main(["--web-config", str(file), "--once"]) == 2
+    line, *hint = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"infertune-exporter: {file}: ")
+    assert wrong in line
+    assert len(hint) <= 1
+
+
+def test_a_good_hash_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "web-config.yml"
+    for version in ("2a", "2b", "2y"):
+        file.write_text(f"basic_auth_users:\n  alice: {HASH.replace('2b', version)}\n")
+        assert webconfig.load(str(file)).users
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:0", ":0", "[::]:0"])

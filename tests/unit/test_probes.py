@@ -301,6 +301,20 @@ def test_each_processor_where_it_is_a_label() -> None:
     assert totals.values(metric)["llama", "2", "a"] == 4
 
 
+def test_what_one_processor_counts_anew_is_not_negative() -> None:
+    text = GOOD.replace('{ cgroup = "cgroup" }', '{ cgroup = "cgroup", cpu = "cpu" }', 1)
+    metrics = parse(text, "x.toml").metrics
+    totals = Totals(metrics, KEY, VALUE)
+    names = {5: "llama"}
+    totals.update([(key(5), (counted(9), counted(5, total=7)))], names)
+    totals.update([(key(5), (counted(), counted(5, total=7)))], names)
+    totals.update([(key(5), (counted(), counted(6, total=8)))], names)
+    assert totals.values(metrics[0])["llama", "0", "a"] == 9
+    # Of all that is there: it was counted since somebody removed the key.
+    assert totals.values(metrics[0])["llama", "1", "a"] == 5 + 5 + 1
+    assert totals.values(metrics[1])["llama",] == Histogram((0,) * 4, 8)
+
+
 JOBS = GOOD.replace("infertune_x_total", "infertune_x").replace('"counter"', '"gauge"')
 
 

@@ -260,13 +260,19 @@ class _Map:
             if code < 0 and code != -errno.ENOENT:
                 # ENOSPC: more keys in one bucket of a hash than a batch holds.
                 return None
-            raw = values.raw
-            for index in range(count.value):
-                key = keys.raw[index * self.key_size :][: self.key_size]
-                found.append((key, self._split(raw[index * whole :][:whole])))
+            found += self._unpacked(keys.raw, values.raw, count.value)
             if code < 0:
                 return found
             here = there
+
+    def _unpacked(
+        self, keys: bytes, values: bytes, count: int
+    ) -> Iterator[tuple[bytes, tuple[bytes, ...]]]:
+        """The entries of a batch."""
+        whole = self.value_size * self.values
+        for index in range(count):
+            key = keys[index * self.key_size : (index + 1) * self.key_size]
+            yield key, self._split(values[index * whole : (index + 1) * whole])
 
     def _one_by_one(self) -> Iterator[tuple[bytes, tuple[bytes, ...]]]:
         here: Any = None
@@ -281,7 +287,8 @@ class _Map:
             here = ctypes.create_string_buffer(there.raw, self.key_size)
 
     def _split(self, data: bytes) -> tuple[bytes, ...]:
-        return tuple(data[n * self.value_size :][: self.value_size] for n in range(self.values))
+        size = self.value_size
+        return tuple(data[at : at + size] for at in range(0, size * self.values, size))
 
 
 def _all(function: Any, handle: int) -> Iterator[int]:

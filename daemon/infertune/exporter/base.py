@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from infertune.root import Root
 
 Kind = Literal["gauge", "counter"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,31 @@ class Collector:
 
     def metric(self, name: str) -> Metric:
         return next(metric for metric in self.metrics if metric.name == name)
+
+
+class _LeftOut(threading.local):
+    count = 0
+
+
+_left_out = _LeftOut()
+"""Of the collector that runs in this thread; a thread runs one at a time."""
+
+
+def leave_out(number: int) -> None:
+    """Things that get no series are told: a page that is cut must not look whole."""
+    _left_out.count += number
+
+
+def take_left_out() -> int:
+    """How many were left out since this was last asked."""
+    count, _left_out.count = _left_out.count, 0
+    return count
+
+
+def bounded(items: Sequence[T], bound: int) -> Sequence[T]:
+    """The first ``bound`` of the items; the others are left out."""
+    leave_out(max(0, len(items) - bound))
+    return items[:bound]
 
 
 def present(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from infertune.exporter.base import integer, pairs
+from infertune.exporter.base import bounded, integer, pairs
 from infertune.root import Root
 
 MAX_GPUS = 16
@@ -48,4 +48,4 @@ def amdgpu_cards(root: Root) -> tuple[Card, ...]:
                 render_minor=next(filter(None, map(integer, nodes)), None),
             )
         )
-    return tuple(found[:MAX_GPUS])
+    return tuple(bounded(found, MAX_GPUS))

@@ -17,7 +17,7 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.utils import floatToGoString
 
 from infertune import __version__
-from infertune.exporter.base import Collector, Metric, Sample, one_of
+from infertune.exporter.base import Collector, Metric, Sample, one_of, present
 from infertune.exporter.collectors import COLLECTORS
 from infertune.exporter.probing import PROBE_METRICS, Probing
 from infertune.exporter.runner import STATES, Result, Runner
@@ -56,6 +56,15 @@ RUNNER_METRICS = (
         name="infertune_collector_age_seconds",
         unit="seconds",
         help="Age of its reading when this page was made.",
+        labels=("collector",),
+        source=_OURS,
+        series=_PER_COLLECTOR,
+    ),
+    Metric(
+        name="infertune_collector_left_out",
+        unit="items",
+        help="Servers, CPUs, GPUs or other things that have no series, because there are more than "
+        "the bound of this collector.",
         labels=("collector",),
         source=_OURS,
         series=_PER_COLLECTOR,
@@ -179,6 +188,7 @@ class Page:
                 Sample("infertune_collector_success", (name,), float(result.success)),
                 Sample("infertune_collector_duration_seconds", (name,), result.duration_s),
                 Sample("infertune_collector_age_seconds", (name,), now - reading.at),
+                *present("infertune_collector_left_out", (name,), result.left_out),
                 *one_of("infertune_collector_state", (name,), STATES, result.state),
             ]
         samples += [

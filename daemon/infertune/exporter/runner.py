@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from infertune.exporter.base import Absent, Collector, Sample
+from infertune.exporter.base import Absent, Collector, Sample, take_left_out
 from infertune.root import Root
 
 BUDGET_S = 8.0
@@ -34,6 +34,8 @@ class Result:
     why: str = ""
     """Reason in words, for everything but ``ok``."""
     duration_s: float = 0.0
+    left_out: int | None = None
+    """Things that got no samples, because there are too many; None where it is not known."""
 
     @property
     def success(self) -> bool:
@@ -83,9 +85,11 @@ class Runner:
 def collect(collector: Collector, root: Root) -> Result:
     """Run one collector here and now.  Never raises."""
     start = time.monotonic()
+    take_left_out()  # what a collector that failed has left behind
 
     def result(state: str, why: str, samples: Iterable[Sample] = ()) -> Result:
-        return Result(state, tuple(samples), why, time.monotonic() - start)
+        left_out = take_left_out() if state == "ok" else None
+        return Result(state, tuple(samples), why, time.monotonic() - start, left_out)
 
     try:
         samples = tuple(collector.read(root))

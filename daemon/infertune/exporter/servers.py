@@ -11,6 +11,7 @@ import re
 import tomllib
 from dataclasses import dataclass
 
+from infertune.exporter.base import bounded
 from infertune.machine import read_cgroup
 from infertune.root import Root
 
@@ -51,7 +52,7 @@ def units(root: Root) -> tuple[Unit, ...]:
     servers = [(name, match[1]) for name in root.names(path) if (match := _UNIT.fullmatch(name))]
     return (
         Unit(SLICE, "", path),
-        *(Unit(name, server, f"{path}/{name}") for name, server in servers[:MAX_SERVERS]),
+        *(Unit(name, server, f"{path}/{name}") for name, server in bounded(servers, MAX_SERVERS)),
     )
 
 
@@ -86,8 +87,8 @@ def ports(root: Root) -> dict[str, int]:
                 continue
             try:
                 port = tomllib.loads(root.get(f"{directory}/{file}") or "").get("port")
-            except tomllib.TOMLDecodeError:
+            except (ValueError, RecursionError):  # also a number of 5000 digits, 5000 brackets
                 continue
-            if isinstance(port, int) and 0 < port < 65536 and len(found) < MAX_SERVERS:
+            if isinstance(port, int) and 0 < port < 65536:
                 found[name] = port
-    return found
+    return dict(bounded(list(found.items()), MAX_SERVERS))

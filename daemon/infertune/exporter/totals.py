@@ -7,7 +7,7 @@ group that is named only now moves from ``other`` to its name with what it count
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from infertune.bpf.btf import Layout
@@ -103,32 +103,43 @@ class Totals:
         before: tuple[bytes, ...] | None,
         names: Mapping[int, str],
     ) -> dict[Labels, Number]:
-        now = self._of(metric, key, values, names)
         if before is None:
-            return now
-        then = self._of(metric, key, before, names)
-        if any(_less(now[labels], number) for labels, number in then.items()):
-            return now  # removed and counted anew since we looked
+            return self._of(metric, key, values, names)
+        # Most groups run on few processors between two looks; the others need no decoding.
+        changed = [cpu for cpu, value in enumerate(values) if value != before[cpu]]
+        now = self._of(metric, key, values, names, changed)
+        then = self._of(metric, key, before, names, changed)
+        if any(labels not in now or _less(now[labels], then[labels]) for labels in then):
+            return self._of(metric, key, values, names)  # removed and counted anew since we looked
         return {
             labels: _subtract(number, then[labels]) if labels in then else number
             for labels, number in now.items()
         }
 
     def _of(
-        self, metric: Metric, key: bytes, values: tuple[bytes, ...], names: Mapping[int, str]
+        self,
+        metric: Metric,
+        key: bytes,
+        values: tuple[bytes, ...],
+        names: Mapping[int, str],
+        cpus: Sequence[int] | None = None,
     ) -> dict[Labels, Number]:
-        """What one key says about a metric."""
+        """What one key says about a metric, on all processors or on these."""
+        cpus = range(len(values)) if cpus is None else cpus
+        labels = self._labels(metric, key, names)
         if "cpu" not in metric.labels.values():
-            return dict(self._fields(metric, self._labels(metric, key, names), values))
+            return dict(self._fields(metric, labels, [values[cpu] for cpu in cpus]))
+        at = list(metric.labels.values()).index("cpu")
+        nothing = bytes(len(values[0]))
         found: dict[Labels, Number] = {}
-        for cpu, value in enumerate(values):
-            if any(value):  # a CPU on which nothing was counted gets no line
-                labels = self._labels(metric, key, names, str(cpu))
-                found.update(self._fields(metric, labels, (value,)))
+        for cpu in cpus:
+            if values[cpu] != nothing:  # a CPU on which nothing was counted gets no line
+                there = (*labels[:at], str(cpu), *labels[at + 1 :])
+                found.update(self._fields(metric, there, (values[cpu],)))
         return found
 
     def _fields(
-        self, metric: Metric, labels: Labels, values: tuple[bytes, ...]
+        self, metric: Metric, labels: Labels, values: Sequence[bytes]
     ) -> Iterable[tuple[Labels, Number]]:
         for field in metric.fields:
             number: Number
@@ -141,13 +152,12 @@ class Totals:
                 number = sum(self._value.read(value, parts[0])[0] for value in values)
             yield (*labels, field) if metric.told_apart_by else labels, number
 
-    def _labels(
-        self, metric: Metric, key: bytes, names: Mapping[int, str], cpu: str = ""
-    ) -> Labels:
+    def _labels(self, metric: Metric, key: bytes, names: Mapping[int, str]) -> Labels:
+        """From the key alone: a processor is not in it, and left empty."""
         found = []
         for label, decoder in metric.labels.items():
             if decoder == "cpu":
-                found.append(cpu)
+                found.append("")
                 continue
             field = _key_field(metric, self._key, label)
             if decoder == "text":

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import html
 import http.server
 import ipaddress
@@ -13,6 +14,7 @@ import socket
 import socketserver
 import ssl
 import threading
+from collections.abc import Iterator
 from dataclasses import asdict
 from urllib.parse import parse_qs, urlsplit
 
@@ -20,15 +22,19 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from infertune import __version__
 from infertune.errors import Failed, UsageError
+from infertune.exporter import deadline
 from infertune.exporter.page import Page
 from infertune.exporter.probing import Probing
 from infertune.exporter.webconfig import Gate, WebConfig
 
 DEFAULT = "127.0.0.1:9877"
 MAX_CONNECTIONS = 32
-"""Served at once; more wait in the kernel's queue.  Prometheus makes one."""
+"""Served at once; one more, and the one that has kept us waiting longest has to go.  Prometheus
+makes one."""
 _CLIENT_S = 10.0
-"""How long a client may take to say what it wants."""
+"""How long a client may take to say what it wants (TLS and all), and then to take the answer."""
+_ROOM_S = 0.01
+"""How long a client waits for a free place before another one loses its own."""
 
 
 def listening_socket(address: str) -> socket.socket:
@@ -79,19 +85,62 @@ class Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
         super().__init__(("", 0), _Handler)  # not its business: the socket is there already
         self.socket = listener
         self.tls = config.tls
+        if self.tls:
+            self.tls.sslsocket_class = deadline.TlsSocket
         self.gate = Gate(config.users) if config.users else None
         self.page = page
         self.probing = probing
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._lock = threading.Lock()
+        self._waiting: dict[socket.socket, None] = {}
 
     def fileno(self) -> int:
         return self.socket.fileno()
 
     def get_request(self) -> tuple[socket.socket, object]:
-        return self.socket.accept()
+        accepted, address = self.socket.accept()
+        family, kind, protocol = accepted.family, accepted.type, accepted.proto
+        return deadline.Socket(family, kind, protocol, fileno=accepted.detach()), address
+
+    @contextlib.contextmanager
+    def waiting_for(self, client: socket.socket) -> Iterator[None]:
+        """While we wait for this client, it may lose its place to another one."""
+        self._waits(client)
+        try:
+            yield
+        finally:
+            self._waits_not(client)
+
+    @contextlib.contextmanager
+    def working_for(self, client: socket.socket) -> Iterator[None]:
+        """While the client waits for us, it may not."""
+        self._waits_not(client)
+        try:
+            yield
+        finally:
+            self._waits(client)
+
+    def _waits(self, client: socket.socket) -> None:
+        with self._lock:
+            self._waiting[client] = None
+
+    def _waits_not(self, client: socket.socket) -> None:
+        with self._lock:
+            self._waiting.pop(client, None)
+
+    def _make_room(self) -> None:
+        """Hang up on who has kept us waiting longest; its thread then ends by itself."""
+        with self._lock:
+            longest = next(iter(self._waiting), None)
+            if longest is not None:
+                del self._waiting[longest]
+                with contextlib.suppress(OSError):  # it has hung up itself
+                    # Not SSLSocket.shutdown: it takes TLS away under the thread that reads.
+                    socket.socket.shutdown(longest, socket.SHUT_RDWR)
 
     def process_request(self, request: object, client_address: object) -> None:
-        self._places.acquire()
+        while not self._places.acquire(timeout=_ROOM_S):
+            self._make_room()
         super().process_request(request, client_address)  # type: ignore[arg-type]
 
     def process_request_thread(self, request: object, client_address: object) -> None:
@@ -113,16 +162,24 @@ class Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     server: Server
-    timeout = _CLIENT_S
+    connection: deadline.Socket | deadline.TlsSocket
     server_version = f"infertune-exporter/{__version__}"
     sys_version = ""
 
     def setup(self) -> None:
         # Here and not at accept(): a client that never finishes its handshake holds up no other.
-        self.request.settimeout(_CLIENT_S)
         if self.server.tls:
-            self.request = self.server.tls.wrap_socket(self.request, server_side=True)
+            self.request = self.server.tls.wrap_socket(
+                self.request, server_side=True, do_handshake_on_connect=False
+            )
+        self.request.limit(_CLIENT_S)
         super().setup()
+
+    def handle(self) -> None:
+        with self.server.waiting_for(self.connection):
+            if isinstance(self.connection, deadline.TlsSocket):
+                self.connection.do_handshake()
+            super().handle()
 
     def finish(self) -> None:
         super().finish()
@@ -156,10 +213,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         unknown = sorted(set(wanted) - set(self.server.page.names))
         if unknown:
             known = ", ".join(self.server.page.names)
-            text = f"no collector {', '.join(unknown)}; there are {known}\n"
-            self._answer(400, "text/plain; charset=utf-8", text.encode())
+            why = f"no collector {', '.join(unknown)}; there are {known}\n"
+            self._answer(400, "text/plain; charset=utf-8", why.encode())
             return
-        self._answer(200, CONTENT_TYPE_PLAIN_0_0_4, self.server.page.text(wanted))
+        with self.server.working_for(self.connection):
+            text = self.server.page.text(wanted)
+        self._answer(200, CONTENT_TYPE_PLAIN_0_0_4, text)
 
     def _index(self) -> str:
         rows = [
@@ -189,6 +248,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return kind.lower() == "basic" and bool(colon) and gate.admits(user, password)
 
     def _answer(self, code: int, kind: str, body: bytes, *, realm: bool = False) -> None:
+        self.connection.limit(_CLIENT_S)
         self.send_response(code)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from infertune.root import read_user_file
 _TLS = ("cert_file", "key_file", "client_ca_file", "client_auth_type", "min_version")
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
 _MAX_BYTES = 64 * 1024
+# Version, cost from 4 to 31, 22 characters of salt and 31 of hash: crypt(5).
+_BCRYPT = re.compile(r"\$2[aby]\$(0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}")
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,15 @@ def load(path: str) -> WebConfig:
     import yaml  # only where there is such a file
 
     try:
-        found = yaml.safe_load(read_user_file(path, _MAX_BYTES)) or {}
+        text = read_user_file(path, _MAX_BYTES + 1)
+        if len(text) > _MAX_BYTES:
+            raise UsageError(f"{path}: larger than 64 KiB; a web-config.yml has a few lines")
+        found = yaml.safe_load(text) or {}
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise UsageError(f"{path}: nested too deeply; it has tables of tables, no more") from error
+    except (yaml.YAMLError, ValueError) as error:  # also a date or a number that is none
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     keys = _table(path, "the file", found, ("tls_server_config", "basic_auth_users"))
     tls = keys.get("tls_server_config")
@@ -62,9 +70,16 @@ def _table(path: str, where: str, found: object, known: tuple[str, ...]) -> Mapp
     for key in found:
         if known and key not in known:
             raise UsageError(
-                f"{path}: unknown key '{key}' in {where}", hint=f"known here: {', '.join(known)}"
+                f"{path}: unknown key {_shown(key)} in {where}",
+                hint=f"known here: {', '.join(known)}",
             )
     return found
+
+
+def _shown(found: object) -> str:
+    """What somebody wrote, on one line."""
+    text = " ".join(str(found).split())
+    return f"'{text[:60]}{'...' if len(text) > 60 else ''}'"
 
 
 def _tls(path: str, found: object) -> ssl.SSLContext:
@@ -72,6 +87,11 @@ def _tls(path: str, found: object) -> ssl.SSLContext:
     for key, value in values.items():
         if not isinstance(value, str):
             raise UsageError(f"{path}: {key} is not a text")
+        if not value.isprintable():  # NUL is in no path; what else is here was not meant
+            raise UsageError(
+                f"{path}: {key} {value!a} has a character that cannot be printed",
+                hint="cert_file, key_file and client_ca_file are paths of PEM files",
+            )
     texts = {key: str(value) for key, value in values.items()}
     for key in ("cert_file", "key_file"):
         if key not in texts:
@@ -81,12 +101,12 @@ def _tls(path: str, found: object) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     version = texts.get("min_version", "TLS12")
     if version not in _VERSIONS:
-        raise UsageError(f"{path}: min_version '{version}'; known: {', '.join(_VERSIONS)}")
+        raise UsageError(f"{path}: min_version {_shown(version)}; known: {', '.join(_VERSIONS)}")
     context.minimum_version = _VERSIONS[version]
     kind = texts.get("client_auth_type", "NoClientCert")
     if kind not in ("NoClientCert", "RequireAndVerifyClientCert"):
         raise UsageError(
-            f"{path}: client_auth_type '{kind}'",
+            f"{path}: client_auth_type {_shown(kind)}",
             hint="NoClientCert, or RequireAndVerifyClientCert: the others do not protect",
         )
     if kind == "NoClientCert" and "client_ca_file" in files:
@@ -102,16 +122,19 @@ def _tls(path: str, found: object) -> ssl.SSLContext:
             context.load_verify_locations(files["client_ca_file"])
             context.verify_mode = ssl.CERT_REQUIRED
     except OSError as error:
-        raise UsageError(f"{path}: TLS: {error.strerror or error}") from error
+        raise UsageError(
+            f"{path}: TLS: {error.strerror or error}",
+            hint="cert_file, key_file and client_ca_file are paths of PEM files",
+        ) from error
     return context
 
 
 def _users(path: str, found: object) -> dict[str, bytes]:
     users = {}
     for name, secret in _table(path, "basic_auth_users", found, ()).items():
-        if not isinstance(secret, str) or not secret.startswith(("$2a$", "$2b$", "$2y$")):
+        if not isinstance(secret, str) or not _BCRYPT.fullmatch(secret):
             raise UsageError(
-                f"{path}: the password of '{name}' is not a bcrypt hash",
+                f"{path}: the password of {_shown(name)} is not a bcrypt hash",
                 hint="make one with: htpasswd -nBC 10 ''",
             )
         users[str(name)] = secret.encode()

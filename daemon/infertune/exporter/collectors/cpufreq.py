@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from infertune.exporter.base import Absent, Collector, Metric, Sample, present
+from infertune.exporter.base import Absent, Collector, Metric, Sample, bounded, present
 from infertune.root import Root
 
 _CPU = "/sys/devices/system/cpu"
@@ -52,7 +52,7 @@ METRICS = (
 
 def read(root: Root) -> Iterable[Sample]:
     """Every policy.  Raises Absent where nothing scales the clocks."""
-    policies = root.glob(f"{_CPU}/cpufreq/policy*")[:MAX_POLICIES]
+    policies = bounded(root.glob(f"{_CPU}/cpufreq/policy*"), MAX_POLICIES)
     if not policies:
         raise Absent("no cpufreq driver")
     for path in policies:
@@ -64,7 +64,7 @@ def read(root: Root) -> Iterable[Sample]:
             yield from present(
                 "infertune_cpu_clock_limit_hertz", (policy, limit), value, scale=1000
             )
-    for path in root.glob(f"{_CPU}/cpu*/thermal_throttle")[:MAX_POLICIES]:
+    for path in bounded(root.glob(f"{_CPU}/cpu*/thermal_throttle"), MAX_POLICIES):
         match = re.search(r"/cpu(\d+)/", path)
         cpu = match[1] if match else ""
         for level in ("core", "package"):

@@ -12,7 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
-from infertune.exporter.base import Absent, Collector, Metric, Sample, pairs
+from infertune.exporter.base import Absent, Collector, Metric, Sample, leave_out, pairs
 from infertune.exporter.cards import amdgpu_cards
 from infertune.exporter.servers import processes
 from infertune.root import Root
@@ -133,7 +133,9 @@ def _values(client: dict[str, str]) -> Iterable[tuple[str, tuple[str, ...], floa
             continue
         if (match := _ENGINE.fullmatch(key)) and unit == "ns":
             engines += 1
-            if engines <= MAX_NAMES:
+            if engines > MAX_NAMES:
+                leave_out(1)
+            else:
                 yield "infertune_drm_engine_busy_seconds_total", (match[1],), int(number) / 1e9
         elif (match := _REGION.fullmatch(key)) and unit in _UNITS:
             kind, region = match.groups()
@@ -143,7 +145,9 @@ def _values(client: dict[str, str]) -> Iterable[tuple[str, tuple[str, ...], floa
                     continue
                 kind = "resident"
             regions += 1
-            if regions <= 3 * MAX_NAMES:
+            if regions > 3 * MAX_NAMES:
+                leave_out(1)
+            else:
                 yield f"infertune_drm_memory_{kind}_bytes", (region,), int(number) * _UNITS[unit]
         elif key == "amd-evicted-vram" and unit in _UNITS:
             yield "infertune_drm_memory_evicted_bytes", (), int(number) * _UNITS[unit]

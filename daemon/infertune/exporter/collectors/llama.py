@@ -9,18 +9,23 @@ cannot add series.  /metrics answers only where the server was started with ``--
 from __future__ import annotations
 
 import http.client
+import socket
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from infertune.exporter import deadline
 from infertune.exporter.base import Absent, Collector, Metric, Sample, one_of
 from infertune.exporter.servers import ports
 from infertune.root import Root
 
 STATES = ("up", "loading", "no-metrics", "denied", "timeout", "unreachable", "not-understood")
-_MAX_BYTES = 1024 * 1024
+_MAX_BYTES = 64 * 1024
+"""A page has 3 KiB."""
 _TIMEOUT_S = 1.0
+"""One server's whole answer.  All are asked at once, so it is also the time for all of them."""
 _SOURCE = "llama.cpp, tools/server/README.md, GET /metrics (build 11669)"
 
 # Its name, type, unit and meaning.
@@ -73,8 +78,9 @@ def read(root: Root) -> Iterable[Sample]:
         raise Absent("no server is declared")
     if not root.live:
         raise Absent("a recorded machine does not answer")
-    for server, port in declared.items():
-        state, text = fetch(port)
+    with ThreadPoolExecutor(len(declared), "llama") as threads:
+        answers = list(threads.map(fetch, declared.values()))
+    for server, (state, text) in zip(declared, answers, strict=True):
         samples: list[Sample] = []
         if state == "up":
             try:
@@ -87,11 +93,14 @@ def read(root: Root) -> Iterable[Sample]:
 
 def fetch(port: int) -> tuple[str, str]:
     """State, and text of /metrics where the state is ``up``."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT_S)
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.sock = limited = deadline.Socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
+        limited.limit(_TIMEOUT_S)
+        limited.connect(("127.0.0.1", port))
         connection.request("GET", "/metrics")
         answer = connection.getresponse()
-        body = answer.read(_MAX_BYTES)
+        body = answer.read(_MAX_BYTES + 1)
     except TimeoutError:
         return "timeout", ""
     except OSError:
@@ -100,6 +109,8 @@ def fetch(port: int) -> tuple[str, str]:
         return "not-understood", ""
     finally:
         connection.close()
+    if len(body) > _MAX_BYTES:
+        return "not-understood", ""
     # 501: started without --metrics; 503: the model is still loading; 401: it wants an API key.
     named = {200: "up", 401: "denied", 403: "denied", 404: "no-metrics", 501: "no-metrics"}
     named[503] = "loading"

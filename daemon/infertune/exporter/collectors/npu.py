@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from infertune.exporter.base import Absent, Collector, Metric, Sample
+from infertune.exporter.base import Absent, Collector, Metric, Sample, bounded
 from infertune.root import Root
 
 MAX_NPUS = 8
@@ -33,7 +33,7 @@ METRICS = (
 def read(root: Root) -> Iterable[Sample]:
     """Every accelerator.  Raises Absent where there is none with a driver."""
     found = False
-    for npu in root.names("/sys/class/accel")[:MAX_NPUS]:
+    for npu in bounded(root.names("/sys/class/accel"), MAX_NPUS):
         device = f"/sys/class/accel/{npu}/device"
         driver = (root.readlink(f"{device}/driver") or "").rpartition("/")[2]
         if not driver:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from infertune.exporter.base import Absent, Collector, Metric, Sample, integer, pairs
+from infertune.exporter.base import Absent, Collector, Metric, Sample, bounded, integer, pairs
 from infertune.root import Root
 
 _THP = "/sys/kernel/mm/transparent_hugepage"
@@ -119,7 +119,7 @@ def read(root: Root) -> Iterable[Sample]:
             value = integer(counts.get(prefix + event))
             if value is not None:
                 yield Sample(metric, (event,), value)
-    for path in root.glob(f"{_THP}/hugepages-*kB/stats")[:MAX_SIZES]:
+    for path in bounded(root.glob(f"{_THP}/hugepages-*kB/stats"), MAX_SIZES):
         match = re.search(r"hugepages-(\d+kB)/", path)
         size = match[1] if match else ""
         for event in FOLIO_EVENTS:
