@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from vm import lab
-from vm.guest import Guest
+from vm.guest import STATE, Guest
 
 HERE = Path(__file__).parent
 EXTRAS = "daemon,exporter,embedded"
@@ -35,7 +35,6 @@ OURS = (
     "find /etc /run /usr/share /var/lib -xdev -iname '*infertune*' -not -path '/etc/infertune*' "
     "-not -path '/run/systemd/*' | sort"
 )
-STATE = "/run/infertune /var/lib/infertune /var/lib/private/infertune"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -132,6 +131,7 @@ def guest_7x(request: pytest.FixtureRequest, booted: Callable[[str], Guest]) -> 
 @pytest.fixture(scope="module")
 def set_up(guest: Guest) -> Iterator[Guest]:
     """The guest with the service set up and enabled; afterwards without it, and as it was."""
+    guest.sh(f"rm -rf {STATE}")
     settings, files = guest.settings(), guest.sh(OURS)
     guest.infertune("setup")
     guest.sh("systemctl enable -q infertune.service")

@@ -44,7 +44,7 @@ SETTINGS = sorted(
     | {"/proc/sys/vm/*"}
 )
 
-# Runs in the guest.
+# Runs in the guest.  Left out is what the kernel computes from the memory that is free at boot.
 _READ = """
 import glob, json
 def read(path):
@@ -52,8 +52,12 @@ def read(path):
         return open(path).read()
     except OSError:
         return None
-print(json.dumps({path: read(path) for each in patterns for path in glob.glob(each)}))
+print(json.dumps({path: read(path) for each in patterns for path in glob.glob(each)
+                  if not path.endswith(("user_reserve_kbytes", "admin_reserve_kbytes"))}))
 """
+
+STATE = "/run/infertune /var/lib/infertune /var/lib/private/infertune"
+"""What infertune keeps about a machine, which `setup --remove` leaves."""
 
 SSH_FAILED = 255
 BOOT_S = 600

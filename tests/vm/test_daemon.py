@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vm.guest import Guest
-from vm.test_guest import apply_until, cpufreq_at_boot, lasting_settings
+from vm.test_guest import apply_until, cpufreq_at_boot
 
 HERE = Path(__file__).parent
 PYTHON = "/usr/lib/infertune/bin/python"
@@ -182,18 +182,18 @@ def test_idle_means_asleep(service: Guest) -> None:
 
 def test_power_cut_while_the_daemon_applies(service: Guest) -> None:
     with cpufreq_at_boot(service):
-        own = lasting_settings(service)
+        own = service.settings()
         for cut in (service.power_cut, service.reset):
             apply_until(service, cut)
             wait_until(lambda: show(service, "ActiveState") == "active")
-            assert lasting_settings(service) == own, "values are not the kernel's own"
+            assert service.settings() == own, "values are not the kernel's own"
             now = status(service)
             assert now["state"] == "idle"
             assert "earlier boot" in str(now["notes"]) or "stopped without" in str(now["notes"])
             service.infertune("apply throughput")
             service.infertune("verify throughput")
             service.infertune("revert")
-            assert lasting_settings(service) == own
+            assert service.settings() == own
 
 
 def test_default_profile_is_applied_at_start_and_not_after_a_power_cut(

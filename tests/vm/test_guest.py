@@ -314,7 +314,7 @@ def test_killed_at_random_moments(
 
 def test_power_cut_while_applying(guest: Guest) -> None:
     with cpufreq_at_boot(guest):
-        own = lasting_settings(guest)
+        own = guest.settings()
         for cut in (guest.power_cut, guest.reset):
             apply_until(guest, cut)
             after_power_cut(guest, own)
@@ -347,14 +347,8 @@ def apply_until(guest: Guest, cut: Callable[[], None]) -> None:
     cut()
 
 
-def lasting_settings(guest: Guest) -> dict[str, str | None]:
-    """Without what the kernel computes from the memory that is free while it boots."""
-    found = guest.settings().items()
-    return {path: text for path, text in found if not path.endswith("_reserve_kbytes")}
-
-
 def after_power_cut(guest: Guest, own: dict[str, str | None]) -> None:
-    assert lasting_settings(guest) == own, "values are not the kernel's own"
+    assert guest.settings() == own, "values are not the kernel's own"
     assert not guest.sh("ls -A /run/infertune 2>/dev/null || :")
     damaged = guest.sh(f"ls {PERSISTENT}.damaged-* 2>/dev/null || :")
     assert damaged == ""
@@ -370,5 +364,5 @@ def after_power_cut(guest: Guest, own: dict[str, str | None]) -> None:
     guest.infertune("apply throughput")
     guest.infertune("verify throughput")
     guest.infertune("revert")
-    assert lasting_settings(guest) == own
+    assert guest.settings() == own
     assert guest.run(f"ls {PERSISTENT}").out == ""

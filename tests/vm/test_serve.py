@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vm.guest import Guest
+from vm.guest import STATE, Guest
 from vm.test_daemon import PYTHON, status, wait_until
 
 HERE = Path(__file__).parent
@@ -115,7 +115,7 @@ def test_from_a_wheel_to_an_answer_and_back_to_nothing(guest: Guest) -> None:
     finally:
         guest.run("infertune revert; systemctl stop infertune; systemctl disable -q infertune")
         guest.sh("infertune setup --remove")
-        guest.sh("rm -rf /var/lib/infertune /var/lib/private/infertune")
+        guest.sh(f"rm -rf {STATE}")
     after = tree()
     changed = {
         path: (before.get(path), after.get(path))
@@ -276,7 +276,7 @@ def test_killed_at_random_moments_the_daemon_leaves_no_mix(serving: Guest, thoro
         assert report["mixed"] == []
         assert report["silent"] == 0
         assert pid_of(serving, "chat") == pid, "the server died with the daemon"
-        assert len(report["seen"]) > 1, "all kills came too early or too late"
+        assert len(report["seen"]) > 1 or not thorough, "all kills came too early or too late"
         servers = json.loads(serving.infertune("servers --json").out)["servers"]
         assert {"chat": "active"}.items() <= {s["name"]: s["state"] for s in servers}.items()
     finally:
@@ -293,8 +293,8 @@ memory_min = "{minimum}"
 """
 
 
-ENOUGH = 15_000
-"""Pages to swap: 60 MB."""
+ENOUGH = 30_000
+"""Pages to swap: 117 MiB."""
 
 
 def major_faults_under_pressure(guest: Guest, minimum: str, *, slice_too: bool = True) -> int:

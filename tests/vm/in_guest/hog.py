@@ -18,9 +18,14 @@ def swapped_out() -> int:
 mib, pages, seconds = map(int, sys.argv[1:])
 end, enough = time.monotonic() + seconds, swapped_out() + pages
 blocks: list[bytearray] = []
+turn = 0
 while time.monotonic() < end and (len(blocks) < mib or swapped_out() < enough):
     if len(blocks) < mib:
         blocks.append(bytearray(b"x") * (1 << 20))
-    for block in blocks[:: max(1, len(blocks) // 64)]:
+    # Some of the blocks each time, and all of them in the end: what is left alone goes to swap
+    # first, and nobody else would feel a pressure.
+    step = max(1, len(blocks) // 64)
+    turn += 1
+    for block in blocks[turn % step :: step]:
         for page in range(0, len(block), 4096):
             block[page] = (block[page] + 1) & 255
