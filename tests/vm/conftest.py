@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guests for the tests of tests/vm: booted once, infertune installed from a fresh wheel.
 
-``guest``       each of the kernels in turn
+``guest``       each of the kernels in turn: 6.12, and the newest 7.x with 1 GiB
 ``guest_612``   Linux 6.12, two NUMA nodes, 2 GiB
-``guest_7x``    the newest 7.x, 1 GiB
 ``service``     ``guest`` with the service set up and running
-``new_guest``   a function that starts another one, which is gone after the test
 
 A test puts back what it changes: the next one is given the same guest.
 """
@@ -123,11 +121,6 @@ def guest_612(request: pytest.FixtureRequest, booted: Callable[[str], Guest]) ->
     return booted(request.param)
 
 
-@pytest.fixture(scope="session", params=["7.x"])
-def guest_7x(request: pytest.FixtureRequest, booted: Callable[[str], Guest]) -> Guest:
-    return booted(request.param)
-
-
 @pytest.fixture(scope="module")
 def set_up(guest: Guest) -> Iterator[Guest]:
     """The guest with the service set up and enabled; afterwards without it, and as it was."""
@@ -157,18 +150,3 @@ def service(set_up: Guest) -> Iterator[Guest]:
         f"if [ -e {CONFIGURED} ]; then rm {CONFIGURED}; systemctl restart infertune.service; fi"
     )
     assert set_up.settings() == settings
-
-
-@pytest.fixture
-def new_guest(image: Path, wheels: Path) -> Iterator[Callable[[str], Guest]]:
-    """Start another guest of a kernel, in which infertune is installed and was never used."""
-    guests: list[Guest] = []
-
-    def start(kernel: str) -> Guest:
-        guests.append(Guest(image, kernel))
-        _boot(guests[-1], wheels)
-        return guests[-1]
-
-    yield start
-    for each in guests:
-        each.stop()

@@ -196,24 +196,21 @@ def test_power_cut_while_the_daemon_applies(service: Guest) -> None:
             assert service.settings() == own
 
 
-def test_default_profile_is_applied_at_start_and_not_after_a_power_cut(
-    new_guest: Callable[[str], Guest],
-) -> None:
-    guest = new_guest("7.x")
-    guest.sh("modprobe mock_cpufreq epp=1 && echo mock_cpufreq >/etc/modules-load.d/mock.conf")
-    guest.sh("echo options mock_cpufreq epp=1 >/etc/modprobe.d/mock.conf")
-    guest.infertune("setup")
-    guest.sh("mkdir -p /etc/infertune && echo 'profile = \"throughput\"' "
-             ">/etc/infertune/infertuned.toml")  # fmt: skip
-    guest.sh("systemctl enable -q --now infertune.service && sync")
-    assert status(guest)["state"] == "applied"
-    guest.power_cut()
-    wait_until(lambda: show(guest, "ActiveState") == "active")
-    now = status(guest)
-    assert now["state"] == "idle"
-    assert "stopped without warning while 'throughput'" in str(now["notes"])
-    assert "scaling_governor" in str(now["notes"])
-    # Applied by hand, then stopped in order: the next start applies it again.
-    guest.infertune("apply throughput")
-    guest.sh("systemctl stop infertune.service && systemctl start infertune.service")
-    assert status(guest)["state"] == "applied"
+def test_default_profile_is_applied_at_start_and_not_after_a_power_cut(service: Guest) -> None:
+    with cpufreq_at_boot(service):
+        service.sh(
+            "mkdir -p /etc/infertune; echo 'profile = \"throughput\"' "
+            ">/etc/infertune/infertuned.toml; systemctl restart infertune.service; sync"
+        )
+        assert status(service)["state"] == "applied"
+        service.power_cut()
+        wait_until(lambda: show(service, "ActiveState") == "active")
+        now = status(service)
+        assert now["state"] == "idle"
+        assert "stopped without warning while 'throughput'" in str(now["notes"])
+        assert "scaling_governor" in str(now["notes"])
+        # Applied by hand, then stopped in order: the next start applies it again.
+        service.infertune("apply throughput")
+        service.sh("systemctl restart infertune.service")
+        assert status(service)["state"] == "applied"
+        service.infertune("revert")
