@@ -20,7 +20,8 @@ SIGNS: Mapping[str, re.Pattern[str]] = {
         # amdgpu_job.c; the colon of older kernels and the comma of newer ones
         "ring-timeout": r"ring \w[\w.]* timeout",
         # mes_v11_0.c; "response" until 6.12
-        "mes": r"MES failed to respon(?:d to|se(?: to)?) msg=\w+|MES might be in unrecoverable state",
+        "mes": r"MES failed to respon(?:d to|se(?: to)?) msg=\w+"
+        r"|MES might be in unrecoverable state",
         # amdgpu_device.c, drm_drv.c (wedged event, 6.15)
         "gpu-reset": r"GPU reset begin!|device wedged, but recovered through reset",
         "page-fault": r"\[(?:gfx|mm)hub\d?\] (?:no-retry )?page fault",

@@ -66,8 +66,7 @@ def reduce_file(path: str, data: bytes) -> bytes | None:
     """
     for pattern, reduce in _REDUCTIONS.items():
         if re.fullmatch(pattern, path):
-            text = reduce(data)
-            return text or None
+            return reduce(data)
     return data
 
 
@@ -85,7 +84,7 @@ def _bytes(lines: list[str]) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def _modprobe(data: bytes) -> bytes:
+def _modprobe(data: bytes) -> bytes | None:
     """``options`` of the GPU's modules, and of them what a command line may show."""
     kept = []
     for line in _text(data):
@@ -93,17 +92,17 @@ def _modprobe(data: bytes) -> bytes:
         if word == "options" and module.replace("-", "_") in GPU_MODULES:
             shown = [each for each in options if _PLAIN_OPTION.fullmatch(each)]
             kept.append(" ".join((word, module, *shown)))
-    return _bytes(kept)
+    return _bytes(kept) if kept else None
 
 
-_PLAIN_OPTION = re.compile(r"[\w-]+(?:=[\w.,:-]*)?")
+_PLAIN_OPTION = re.compile(r"[\w-]{1,64}(?:=[\w.,:-]{0,256})?", re.ASCII)
 
 
-def _unit(data: bytes) -> bytes:
+def _unit(data: bytes) -> bytes | None:
     """Of a unit that starts a llama-server: what it may use, and known flags and variables."""
     lines = _text(re.sub(rb"\\\r?\n", b" ", data))
     if not any(line.startswith("ExecStart=") and "llama-server" in line for line in lines):
-        return b""
+        return None
     kept = ["[Service]"]
     for line in map(str.strip, lines):
         name, _, value = line.partition("=")
@@ -136,10 +135,10 @@ def _flags(words: list[str]) -> list[str]:
     return kept
 
 
-def _declaration(data: bytes) -> bytes:
+def _declaration(data: bytes) -> bytes | None:
     """Of a declared server: how its model is quantised."""
     found = re.search(r"^model\s*=\s*[\"'](.+)[\"']", data.decode("utf-8", "replace"), re.MULTILINE)
-    return f'model = "{model_label(found[1])}"\n'.encode() if found else b""
+    return f'model = "{model_label(found[1])}"\n'.encode() if found else None
 
 
 def _packages(data: bytes) -> bytes:
@@ -160,7 +159,7 @@ def _rows(pattern: str) -> Callable[[bytes], bytes]:
     return lambda data: _bytes([line for line in _text(data) if wanted.match(line)])
 
 
-_REDUCTIONS: Mapping[str, Callable[[bytes], bytes]] = {
+_REDUCTIONS: Mapping[str, Callable[[bytes], bytes | None]] = {
     r"/(?:etc|run|lib|usr/lib|usr/local/lib)/modprobe\.d/.*": _modprobe,
     r"/dev/kmsg": reduce_log,
     r"/etc/systemd/system/.*\.service": _unit,

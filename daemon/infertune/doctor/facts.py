@@ -28,6 +28,8 @@ _SMALL = 64 * KIB
 _LOG_LIMIT = 4 * 1024 * KIB
 _STATUS_LIMIT = 32 * 1024 * KIB
 """dpkg's status file: some 1.5 KiB a package."""
+_SANE = 1 << 50
+"""No size in bytes, pages or microwatts of these machines is larger."""
 _FILES_LIMIT = 400
 """Files looked into in one directory."""
 
@@ -181,7 +183,9 @@ class Facts:
     @property
     def kernel(self) -> Version:
         """Raises Missing where the release is not known."""
-        version = self.machine.kernel_version
+        # A release of thousands of digits is no release, and int() would refuse it.
+        known = self.machine.kernel is not None and len(self.machine.kernel) < 200
+        version = self.machine.kernel_version if known else ()
         return need(version or Unknown("the kernel's release cannot be read"))
 
     @property
@@ -277,7 +281,12 @@ def _guarded(read: Callable[[], T]) -> T | Unknown:
 
 def _why(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{(error.strerror or 'cannot be read').lower()}"
+    return f"{where}{_words(error)}"
+
+
+def _words(error: OSError) -> str:
+    words = error.strerror or "cannot be read"
+    return words[:1].lower() + words[1:]
 
 
 # -- settings of the boot --------------------------------------------------------
@@ -320,7 +329,7 @@ def _modprobe(
         try:
             text = root.read_small(path, _SMALL)
         except OSError as error:
-            odd.append(f"{path}: {(error.strerror or 'cannot be read').lower()}")
+            odd.append(f"{path}: {_words(error)}")
             continue
         lines = (reduce_file(path, text.encode()) or b"").decode().splitlines()
         if lines:
@@ -376,7 +385,7 @@ def _initramfs(root: Root, machine: Machine) -> Initramfs | Unknown:
 def _booted(root: Root) -> int | Unknown:
     for line in (root.get("/proc/stat") or "").splitlines():
         name, _, value = line.partition(" ")
-        if name == "btime" and value.isdecimal():
+        if name == "btime" and value.isascii() and value.isdecimal() and len(value) < 15:
             return int(value)
     return Unknown("/proc/stat does not say when the machine was started")
 
@@ -509,7 +518,7 @@ def _undriven(root: Root) -> tuple[str, ...] | Unknown:
 
 def _number(root: Root, path: str, scale: float) -> float | None:
     value = root.get_int(path)
-    return None if value is None else value / scale
+    return None if value is None or abs(value) > _SANE else value / scale
 
 
 def _sensors(root: Root, machine: Machine) -> Sensors | Unknown:
@@ -538,7 +547,7 @@ def _processor(root: Root) -> Processor:
         most, hardware = (
             root.get_int(f"{policy}/{name}") for name in ("scaling_max_freq", "cpuinfo_max_freq")
         )
-        if most and hardware:
+        if most and hardware and 0 < most <= _SANE and 0 < hardware <= _SANE:
             limits.append(most / hardware)
     boost = root.get_int(f"{base}/boost")
     # Named by the firmware: AC, ACAD, ADP1; no other supply is called so.

@@ -45,7 +45,7 @@ class LlamaServer:
     @property
     def build(self) -> int | None:
         """Number of the build; None where the program was built without one (0 or 1)."""
-        found = re.search(r"\bbuild (\d+)|^b?(\d+)\b(?!\.)", self.version)
+        found = re.search(r"\bbuild (\d{1,9})\b|^b?(\d{1,9})\b(?!\.)", self.version)
         number = int(found[1] or found[2]) if found else 0
         return number if number > 1 else None
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from infertune.doctor.base import (
     Answer,
     Finding,
+    Missing,
     Rule,
     Source,
     Unknown,
@@ -24,20 +25,30 @@ from infertune.units import GIB, MIB, format_size
 _PAGE = 4096
 
 
+_SANE = 1 << 50
+
+
+def _sane(size: int | None, what: str) -> int:
+    """A size that can be one.  Raises Missing."""
+    if size is None or not 0 < size <= _SANE:
+        raise Missing(Unknown(what))
+    return size
+
+
 def _ram(facts: Facts) -> int:
     """Raises Missing."""
-    return need(facts.machine.memory.total_bytes or Unknown("the size of RAM is not known"))
+    return _sane(facts.machine.memory.total_bytes, "the size of RAM is not known")
 
 
 def _limit(facts: Facts) -> int:
     """TTM's limit in bytes.  Raises Missing."""
     ttm = need(facts.machine.ttm or Unknown("no TTM module of amdgpu's was found"))
-    return need(ttm.pages_limit or Unknown(f"{ttm.module}.pages_limit cannot be read")) * _PAGE
+    return _sane(ttm.pages_limit, f"{ttm.module}.pages_limit cannot be read") * _PAGE
 
 
 def _gtt(facts: Facts) -> int:
     """Raises Missing."""
-    return need(facts.gpu.gtt_bytes or Unknown("the GTT limit cannot be read"))
+    return _sane(facts.gpu.gtt_bytes, "the GTT limit cannot be read")
 
 
 def _limit_above_ram(facts: Facts) -> Answer:
@@ -87,7 +98,7 @@ def _not_taken_over(facts: Facts) -> Answer:
 
 def _carveout(facts: Facts) -> Answer:
     gpu = facts.gpu
-    reserved = need(gpu.vram_bytes or Unknown("the carve-out cannot be read"))
+    reserved = _sane(gpu.vram_bytes, "the carve-out cannot be read")
     gtt = _gtt(facts)
     # 4 GiB is what a Z13 shows at its firmware's smallest choice.
     if reserved <= 4 * GIB or gtt <= reserved:
