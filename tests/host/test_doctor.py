@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -206,6 +208,35 @@ def test_smoke_needs_a_model(doctor: Doctor, fake: Callable[..., Path], tmp_path
     code, _, errors = doctor("--smoke", str(tmp_path / "model.gguf"))
     assert code == 2
     assert "not a GGUF file" in errors
+
+
+def test_smoke_without_a_server_is_not_known(doctor: Doctor, tmp_path: Path) -> None:
+    if importlib.util.find_spec("xllamacpp"):
+        pytest.skip("the embedded server is installed")
+    _, document, errors = doctor("--smoke", str(tmp_path / "model.gguf"))
+    assert errors == ""
+    assert document["smoke"]["outcome"] == "not-run"
+    assert "llama-no-token" in [each["id"] for each in document["unknown"]]
+
+
+def test_smoke_is_interrupted(doctor: Doctor, fake: Callable[..., Path], tmp_path: Path) -> None:
+    fake("--load-seconds", "60", "--report", str(tmp_path / "report"))
+    command = [sys.executable, "-B", "-m", "infertune", "doctor", "--smoke"]
+    with subprocess.Popen(
+        [*command, str(tmp_path / "model.gguf")],
+        env={
+            "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin",
+            "PYTHONPATH": str(REPOSITORY / "daemon"),
+        },
+        stdout=subprocess.DEVNULL,
+    ) as process:
+        end = time.monotonic() + 60
+        while not (tmp_path / "report.done").exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        server = json.loads((tmp_path / "report.done").read_text())["pid"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert not Path(f"/proc/{server}").exists()
 
 
 def test_smoke_with_the_embedded_server(doctor: Doctor) -> None:

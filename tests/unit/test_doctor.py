@@ -6,6 +6,7 @@ Machines are the recorded Strix Halo of tests/fixtures with a few files laid ove
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,8 +40,10 @@ from infertune.doctor.diagnose import Result, diagnose
 from infertune.doctor.facts import Facts, Smoke, read_facts
 from infertune.doctor.rules import RULES, SUBJECTS
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
-from infertune.doctor.surroundings import LlamaServer, Surroundings, recorded
+from infertune.doctor.surroundings import LlamaServer, Surroundings, look_around, recorded
 from infertune.kernel_log import SIGNS, find, messages, records, reduce_log
+from infertune.launch.binary import linked_backends, others_may_write
+from infertune.launch.system import kernel_journal
 from infertune.redaction import reduce_file
 from infertune.root import Root
 from infertune.snapshot import open_snapshot, record
@@ -464,10 +467,27 @@ def test_between_the_known_ends_a_build_is_a_doubt(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("version", "says"),
     [((1, 9), "good"), ((2,), "bad"), ((2, 5), "bad"), ((3, 0), "bad"), ((3, 0, 9), "bad"),
-     ((3, 1), "maybe"), ((4,), "good")],
+     ((3, 1), "maybe"), ((4,), "good"), ((4, 0, 1), "good")],
 )  # fmt: skip
 def test_window(version: tuple[int, ...], says: str) -> None:
     assert Window(first=(2,), last=(3, 0), good=(4,)).says(version) == says
+
+
+def test_a_shorter_version_than_the_fix_is_a_doubt() -> None:
+    window = Window(first=(7, 0), last=(7, 2, 0), good=(7, 2, 1))
+    assert [window.says(each) for each in ((7, 1), (7, 2), (7, 2, 0), (7, 2, 1))] == [
+        "bad", "maybe", "bad", "good",
+    ]  # fmt: skip
+
+
+def test_rocm_of_a_distribution(tmp_path: Path) -> None:
+    library = "/usr/lib64/libamdhip64.so.7.2.53211"
+    result = ask(
+        build(tmp_path, HEALTHY, {"/opt/rocm/.info/version": None, library: ""}),
+        "rocm-slow-prompts",
+    )
+    assert isinstance(result.answer, Finding)
+    assert "ROCm 7.2: its compiler may be among those" in result.answer.text
 
 
 def test_window_without_a_fix() -> None:
@@ -653,3 +673,63 @@ def test_signs_survive_the_snapshot() -> None:
         whole = find(sign, lines)
         assert whole, sign
         assert len(find(sign, messages(reduce_log(records(lines))))) == len(whole), sign
+
+
+# -- the surroundings ------------------------------------------------------------------
+
+
+def test_surroundings_of_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    binary = tmp_path / "bin" / "llama-server"
+    binary.parent.mkdir()
+    binary.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo 'version: 7464 (0a0bba05e)'\n")
+    binary.chmod(0o755)
+    (tmp_path / "bin" / "libggml-hip.so").touch()
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libggml-vulkan.so.0").touch()
+    monkeypatch.setattr("infertune.doctor.surroundings._journal", lambda: ("one", "two"))
+    caller = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "AMD_VULKAN_ICD": "RADV", "HF_TOKEN": "x"}
+    around = look_around(Root("/"), caller)
+    assert around.environment == {"AMD_VULKAN_ICD": "RADV"}
+    assert around.server == LlamaServer("7464 (0a0bba05e)", ("rocm", "vulkan", "cpu"))
+    # The same comes back out of a snapshot.
+    (tmp_path / "run/infertune").mkdir(parents=True)
+    (tmp_path / SURROUNDINGS[1:]).write_bytes(around.to_file())
+    again = recorded(Root(tmp_path))
+    assert again == replace(around, journal=None)
+
+
+def test_a_server_with_its_needs_inside(tmp_path: Path) -> None:
+    binary = tmp_path / "llama-server"
+    binary.write_bytes(b"\x7fELF" + bytes(5000) + b"\0libamdhip64.so.7\0" + bytes(5000))
+    assert linked_backends(str(binary)) == {"rocm", "cpu"}
+
+
+def test_others_may_write(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: files of root are what it is about")
+    binary = tmp_path / "llama-server"
+    binary.touch()
+    assert not others_may_write(str(binary))
+    os.chown(binary, 65534, -1)
+    assert others_may_write(str(binary))
+    os.chown(binary, 0, -1)
+    binary.chmod(0o775)
+    assert others_may_write(str(binary))
+    binary.chmod(0o755)
+    tmp_path.chmod(0o777)
+    assert others_may_write(str(binary))
+
+
+def test_the_journal_stands_in_for_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "journalctl"
+    program.write_text("#!/bin/sh\necho 'amdgpu 0000:c5:00.0: ring comp_1.1.0 timeout, signaled'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    lines = kernel_journal(5)
+    assert lines
+    around = Surroundings({}, None, {}, journal=tuple(lines))
+    facts = read_facts(build(tmp_path / "machine", HEALTHY), around)
+    [result] = diagnose(facts, [RULES["log-ring-timeout"]])
+    assert result.outcome == "finding"
+    program.write_text("#!/bin/sh\nexit 1\n")
+    assert kernel_journal(5) is None

@@ -123,6 +123,8 @@ class Window:
     def says(self, version: Version) -> Literal["bad", "maybe", "good"]:
         if version < self.first or (self.good is not None and version >= self.good):
             return "good"
+        if self.good is not None and version == self.good[: len(version)]:
+            return "maybe"  # 7.2, and the fix is in 7.2.1: the last number is not known
         return "bad" if version[: len(self.last)] <= self.last else "maybe"
 
     def __str__(self) -> str:

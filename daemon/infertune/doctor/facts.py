@@ -440,6 +440,12 @@ def _rocm(root: Root) -> Version | Unknown | None:
             if numbers is None:
                 return Unknown(f"{path} holds no version")
             return tuple(int(part) for part in numbers[0].split("."))
+    # A distribution's own: the library's name has the first two numbers of ROCm's version.
+    for pattern in ("/usr/lib64/libamdhip64.so.*", "/usr/lib/*-linux-gnu/libamdhip64.so.*"):
+        for path in root.glob(pattern):
+            numbers = re.search(r"\.so\.(\d{1,4})\.(\d{1,6})\.", path, re.ASCII)
+            if numbers and root.exists(path):
+                return int(numbers[1]), int(numbers[2])
     packages = _packages(root)
     if isinstance(packages, Unknown):
         return Unknown("ROCm is not in /opt/rocm, and the package database cannot be read")

@@ -43,29 +43,38 @@ def smoke_run(
 ) -> Smoke:
     """Serve a model, ask for one token, stop the server.
 
-    Raises UsageError for a model that is none; what the server does is the answer.
+    Raises UsageError for a model that is none, KeyboardInterrupt where a signal ended it; what the
+    server does is the answer.
     """
     try:
-        server = _server(caller)
         path = _model(caller, model)
     except UsageError:
         raise
     except Failed as error:
+        return Smoke("not-run", f"{error.message} (give a model: --smoke GGUF)")
+    try:
+        server = _server(caller)
+    except Failed as error:
         # A program that dies of --help has died of the same thing.
         illegal = "illegal instruction" in error.message
         return Smoke("illegal-instruction" if illegal else "died", error.message)
+    if server is None:
+        return Smoke("not-run", f"there is no llama-server here; {INSTALL_HINT}")
     with Signals() as signals:
-        return _run(caller, server, path, signals, patience_s)
+        result = _run(caller, server, path, signals, patience_s)
+        if signals.received():
+            raise KeyboardInterrupt
+    return result
 
 
-def _server(caller: Mapping[str, str]) -> Server:
+def _server(caller: Mapping[str, str]) -> Server | None:
     path = find_server(None, caller.get("PATH"))
     if path:
         return ask_server((path,), {}, caller, embedded=False)
     if embedded_is_installed():
         program, env = embedded_program()
         return ask_server(program, env, caller, embedded=True)
-    raise UsageError("there is no llama-server here", hint=INSTALL_HINT)
+    return None
 
 
 def _model(caller: Mapping[str, str], model: str | None) -> str:

@@ -25,12 +25,6 @@ _TTM = ("ttm", "amdttm", "amd_ttm")
 _MISSPELT = {
     "amdgpu.gtt_size": "ttm.pages_limit",
     "amdgpu.ggtsize": "ttm.pages_limit",
-    "amdgpu.ggt_size": "ttm.pages_limit",
-    "ttm.page_limit": "ttm.pages_limit",
-    "ttm.pageslimit": "ttm.pages_limit",
-    "ttm.pool_size": "ttm.page_pool_size",
-    "ttm.pages_pool_size": "ttm.page_pool_size",
-    "amdgpu.lockup_timeouts": "amdgpu.lockup_timeout",
 }
 """Parameters that guides and issues spell wrongly; the kernel ignores them."""
 
@@ -356,7 +350,7 @@ RULES: tuple[Rule, ...] = (
         when=STRIX_HALO,
         check=_iommu_trade,
         severity="info",
-        confidence="sure",
+        confidence="likely",
         fix="choose: amd_iommu=off for speed, nothing for the NPU, VFIO and protection",
         sources=(
             github("kyuz0/amd-strix-halo-toolboxes", 66),

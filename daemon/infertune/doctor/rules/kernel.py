@@ -31,7 +31,7 @@ def _slow_compute(facts: Facts) -> Answer:
         return Unknown(f"Ubuntu's {release} carries stable patches, and its number not which")
     if _SLOW.says(facts.kernel) == "good":
         return None
-    return Finding(f"Linux {release}: loading models and compute are up to 42 times slower")
+    return Finding(f"Linux {release}: loading models and compute were up to 42 times slower")
 
 
 _SAVE_AREA = Window(first=(0,), last=(6, 18, 3), good=(6, 18, 4))

@@ -31,9 +31,11 @@ _NO_GFX1151 = Window(first=(0,), last=(6, 4, 0), good=(6, 4, 4))
 
 def _too_old(facts: Facts) -> Answer:
     version = _installed(facts)
-    if _NO_GFX1151.says(version) == "good":
+    said = _NO_GFX1151.says(version)
+    if said == "good":
         return None
-    return Finding(f"ROCm {format_version(version)} has no complete support for gfx1151")
+    may = "has" if said == "bad" else "may have"
+    return Finding(f"ROCm {format_version(version)} {may} no complete support for gfx1151")
 
 
 _PROMPTS = Window(first=(7, 0), last=(7, 2, 0), good=(7, 2, 1))
