@@ -144,13 +144,15 @@ def _declaration(data: bytes) -> bytes | None:
 def _packages(data: bytes) -> bytes:
     """Name, state and version of the packages that matter, of dpkg's status file."""
     kept = []
+    data = b"\n" + data
     for name in PACKAGES:
-        found = re.search(
-            rb"^Package: %s\n(?:.+\n)*" % re.escape(name).encode(), data, re.MULTILINE
-        )
-        stanza = found[0] if found else b""
-        lines = [line for line in _text(stanza) if re.match(r"(Package|Status|Version): ", line)]
-        kept += [*lines, ""] if lines else []
+        # Not by a pattern: the file has megabytes.
+        start = data.find(f"\nPackage: {name}\n".encode())
+        if start >= 0:
+            end = data.find(b"\n\n", start)
+            lines = _text(data[start : end if end >= 0 else len(data)])
+            kept += [line for line in lines if re.match(r"(Package|Status|Version): ", line)]
+            kept.append("")
     return _bytes(kept)
 
 

@@ -129,7 +129,7 @@ class Window:
 
     def __str__(self) -> str:
         first, last = format_version(self.first), format_version(self.last)
-        bad = first if first == last else f"{first} to {last}"
+        bad = first if first == last else f"{first} to {last}" if any(self.first) else f"to {last}"
         good = f"good from {format_version(self.good)}" if self.good else "no fix known"
         return f"bad {bad}, {good}"
 

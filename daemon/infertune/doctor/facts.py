@@ -237,6 +237,7 @@ def read_facts(root: Root, surroundings: Surroundings, smoke: Smoke | None = Non
         options = parameters
     else:
         options = (*from_files, *_module_options(parameters))
+    packages = _guarded(lambda: _packages(root))
     return Facts(
         machine=machine,
         live=root.live,
@@ -248,8 +249,8 @@ def read_facts(root: Root, surroundings: Surroundings, smoke: Smoke | None = Non
         initramfs=_guarded(lambda: _initramfs(root, machine)),
         booted=_guarded(lambda: _booted(root)),
         mes=_guarded(lambda: _mes(root, machine)),
-        packages=_guarded(lambda: _packages(root)),
-        rocm=_guarded(lambda: _rocm(root)),
+        packages=packages,
+        rocm=_guarded(lambda: _rocm(root, packages)),
         vulkan=_guarded(lambda: _vulkan(root)),
         kfd_context=_guarded(lambda: _kfd_context(root)),
         npu_device=_guarded(lambda: _has_npu(root, machine)),
@@ -431,7 +432,7 @@ def _packages(root: Root) -> Mapping[str, str] | Unknown:
     return Unknown("the package database of this system is not one infertune reads")
 
 
-def _rocm(root: Root) -> Version | Unknown | None:
+def _rocm(root: Root, packages: Mapping[str, str] | Unknown) -> Version | Unknown | None:
     # /opt/rocm is a link to one of them, the one that programs find.
     for path in ("/opt/rocm/.info/version", *reversed(root.glob("/opt/rocm-*/.info/version"))):
         text = root.get(path)
@@ -446,7 +447,6 @@ def _rocm(root: Root) -> Version | Unknown | None:
             numbers = re.search(r"\.so\.(\d{1,4})\.(\d{1,6})\.", path, re.ASCII)
             if numbers and root.exists(path):
                 return int(numbers[1]), int(numbers[2])
-    packages = _packages(root)
     if isinstance(packages, Unknown):
         return Unknown("ROCm is not in /opt/rocm, and the package database cannot be read")
     for name in ("rocm-core", "hsa-rocr"):
