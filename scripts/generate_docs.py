@@ -269,7 +269,8 @@ def _usage(argument: Argument, *, brackets: bool = True) -> str:
     else:
         text = ", ".join(f"\\fB{_roff(each)}\\fR" for each in argument.names)
         if not str(options.get("action", "store")).startswith("store_"):
-            text += f" \\fI{_roff(value)}\\fR"
+            shown = f"\\fI{_roff(value)}\\fR"
+            text += f" [{shown}]" if options.get("nargs") == "?" else f" {shown}"
         optional = not options.get("required", False)
     return f"[{text}]" if optional and brackets else text
 

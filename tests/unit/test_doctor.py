@@ -525,6 +525,23 @@ def test_a_reading_that_fails_is_unknown(tmp_path: Path, monkeypatch: pytest.Mon
     assert need(facts.log)
 
 
+class Closed(Root):
+    """A machine whose kernel log is for somebody else."""
+
+    def read_records(self, path: str, limit: int) -> bytes:
+        raise PermissionError(1, "Operation not permitted", path)
+
+
+def test_a_log_that_may_not_be_read_is_not_a_clean_one(tmp_path: Path) -> None:
+    build(tmp_path, HEALTHY)
+    facts = read_facts(Closed(tmp_path), Surroundings({}, None, {}))
+    results = diagnose(facts, SUBJECTS["logs"])
+    assert {each.outcome for each in results} == {"unknown"}
+    assert {each.answer for each in results} == {
+        Unknown("the kernel log is for root here, and the journal gives none of it")
+    }
+
+
 def test_rules_say_who_says_so() -> None:
     for rule in RULES.values():
         assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", rule.id)
