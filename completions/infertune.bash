@@ -6,11 +6,12 @@
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
 _shtab_infertune_profile_subparsers=(show check explain)
-_shtab_infertune_subparsers=(machine snapshot knobs profiles profile plan apply confirm verify status revert recover run serve start servers stop logs setup probes)
+_shtab_infertune_subparsers=(machine snapshot knobs doctor profiles profile plan apply confirm verify status revert recover run serve start servers stop logs setup probes)
 
 _shtab_infertune_machine_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_snapshot_option_strings=(-h --help --root --debug --force --json)
 _shtab_infertune_knobs_option_strings=(-h --help --root --debug --json)
+_shtab_infertune_doctor_option_strings=(-h --help --root --debug --rule --all --list --smoke --json)
 _shtab_infertune_profiles_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_profile_show_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_profile_check_option_strings=(-h --help --root --debug --json)
@@ -42,7 +43,7 @@ _shtab_infertune_apply___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_verify___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_run___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_serve___backend_choices=(auto rocm vulkan cpu)
-_shtab_infertune_pos_0_choices=(machine snapshot knobs profiles profile plan apply confirm verify status revert recover run serve start servers stop logs setup probes)
+_shtab_infertune_pos_0_choices=(machine snapshot knobs doctor profiles profile plan apply confirm verify status revert recover run serve start servers stop logs setup probes)
 
 _shtab_infertune_machine__h_nargs=0
 _shtab_infertune_machine___help_nargs=0
@@ -57,6 +58,13 @@ _shtab_infertune_knobs__h_nargs=0
 _shtab_infertune_knobs___help_nargs=0
 _shtab_infertune_knobs___debug_nargs=0
 _shtab_infertune_knobs___json_nargs=0
+_shtab_infertune_doctor__h_nargs=0
+_shtab_infertune_doctor___help_nargs=0
+_shtab_infertune_doctor___debug_nargs=0
+_shtab_infertune_doctor___all_nargs=0
+_shtab_infertune_doctor___list_nargs=0
+_shtab_infertune_doctor___smoke_nargs='?'
+_shtab_infertune_doctor___json_nargs=0
 _shtab_infertune_profiles__h_nargs=0
 _shtab_infertune_profiles___help_nargs=0
 _shtab_infertune_profiles___debug_nargs=0

@@ -50,8 +50,8 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands machine snapshot knobs profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs setup probes
-set -g _shtab_infertune_opts_with_value --ask --backend --confirm-within --exporter --model --name --port --root --server --tokens --without
+set -g _shtab_infertune_commands machine snapshot knobs doctor profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs setup probes
+set -g _shtab_infertune_opts_with_value --ask --backend --confirm-within --exporter --model --name --port --root --rule --server --smoke --tokens --without
 
 complete -c infertune -e
 complete -c infertune -f
@@ -76,6 +76,15 @@ complete -c infertune -n '_shtab_infertune_using knobs' -s h -l help -d 'show th
 complete -c infertune -n '_shtab_infertune_using knobs' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using knobs' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using knobs' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a doctor -d 'Compares this machine with what is known: kernels, firmware, ROCm and llama.cpp builds with bugs, GPU memory set in the wrong place or not in force, limits, power caps, other tuners, what the kernel has logged, and the recommendations of a survey. Each finding says how sure it is, where it can be read, and what would put it right; what cannot be read is said to be not known, and why. Writes nothing and needs no privileges, but as root it may read more (the kernel'"'"'s log). With --root it works on a snapshot, so a report can be diagnosed elsewhere. With --smoke it starts the server, asks for one token, and stops it. The exit code is 1 where a finding is an error.'
+complete -c infertune -n '_shtab_infertune_using doctor' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using doctor' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using doctor' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using doctor' -l rule -x -d 'ask this rule only (may be repeated)'
+complete -c infertune -n '_shtab_infertune_using doctor' -l all -d 'show also the rules that found nothing'
+complete -c infertune -n '_shtab_infertune_using doctor' -l list -d 'list the rules and ask none'
+complete -c infertune -n '_shtab_infertune_using doctor' -l smoke -x -d 'ask the server for one token (default: of a small model)'
+complete -c infertune -n '_shtab_infertune_using doctor' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a profiles -d 'Lists every profile of the search path: /etc/infertune/profiles, /run/infertune/profiles, /usr/local/lib/infertune/profiles, /usr/lib/infertune/profiles, and those that come with infertune. The first directory that has a profile wins; a profile may extend the one of its own name in a later directory.'
 complete -c infertune -n '_shtab_infertune_using profiles' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using profiles' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'

@@ -12,6 +12,7 @@ _shtab_infertune_commands() {
   local _commands=(
     apply:'Writes the original values to a journal, then changes what differs. If any write fails, everything goes back and the exit code is 3. Another profile may be applied over it: only what differs is touched, and the originals stay those of the untuned machine.'
     confirm:'Ends the time limit of '"'"'apply --confirm-within'"'"'. Exit code 1 when nothing waits for it.'
+    doctor:'Compares this machine with what is known: kernels, firmware, ROCm and llama.cpp builds with bugs, GPU memory set in the wrong place or not in force, limits, power caps, other tuners, what the kernel has logged, and the recommendations of a survey. Each finding says how sure it is, where it can be read, and what would put it right; what cannot be read is said to be not known, and why. Writes nothing and needs no privileges, but as root it may read more (the kernel'"'"'s log). With --root it works on a snapshot, so a report can be diagnosed elsewhere. With --smoke it starts the server, asks for one token, and stops it. The exit code is 1 where a finding is an error.'
     knobs:'Prints each knob with its present value on this machine, its risk, and what is known about its effect on inference: measured, reported, protective but unmeasured, or no effect found.'
     logs:'The unit'"'"'s lines of the system journal; as JSON one entry per line, as journalctl prints.'
     machine:'Shows the facts profiles are resolved against: CPU, memory, GPU with carve-out and GTT limit, kernel, boot style, cgroups, and the other tuners that run. Needs no privileges. What cannot be read is said to be unknown.'
@@ -76,6 +77,20 @@ _shtab_infertune_confirm_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_confirm_defaults_added=0
+
+_shtab_infertune_doctor_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "*--rule[ask this rule only (may be repeated)]:ID:"
+  "--all[show also the rules that found nothing]"
+  "--list[list the rules and ask none]"
+  "--smoke[ask the server for one token (default\: of a small model)]:GGUF:"
+  "--json[print one JSON document (docs\/json.md)]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_doctor_defaults_added=0
 
 _shtab_infertune_knobs_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -342,6 +357,7 @@ _shtab_infertune() {
       case $line[1] in
         apply) _arguments -C -s $_shtab_infertune_apply_options ;;
         confirm) _arguments -C -s $_shtab_infertune_confirm_options ;;
+        doctor) _arguments -C -s $_shtab_infertune_doctor_options ;;
         knobs) _arguments -C -s $_shtab_infertune_knobs_options ;;
         logs) _arguments -C -s $_shtab_infertune_logs_options ;;
         machine) _arguments -C -s $_shtab_infertune_machine_options ;;

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write the documents that are made from declarations in the code.
 
-docs/knobs.md from the catalogue, docs/metrics.md from the collectors,
+docs/knobs.md from the catalogue, docs/metrics.md from the collectors, docs/doctor.md
+from the rules of the doctor,
 docs/man/infertune.1 and completions/ from the table of verbs, and the output of
 commands shown in README.md from the commands themselves.  ``--check`` writes
 nothing and exits 1 where one is out of date (tests/unit/test_house.py runs it).
@@ -24,6 +25,7 @@ from infertune import __version__
 from infertune.cli.base import Argument, Command
 from infertune.cli.main import COMMANDS, build_parser
 from infertune.cli.main import main as infertune
+from infertune.doctor.rules import SUBJECTS
 from infertune.errors import Exit
 from infertune.exporter.base import Metric
 from infertune.exporter.collectors import COLLECTORS
@@ -164,6 +166,35 @@ def _metrics(metrics: Iterable[Metric]) -> list[str]:
     return lines
 
 
+# -- docs/doctor.md ------------------------------------------------------------
+
+
+def doctor_page() -> str:
+    """Every rule of the doctor, by subject."""
+    out = [
+        "# Doctor",
+        "",
+        "Made from `daemon/infertune/doctor/rules/` by `scripts/generate_docs.py`; do not edit.",
+        "",
+        "What `infertune doctor` looks for. An *error* must be fixed before results or the machine",
+        "can be trusted, and makes the exit code 1; a *warning* costs speed, memory or stability;",
+        "*info* is worth knowing. *Sure* is what a source says of exactly this case, everything",
+        "else is *likely*; a finding may be less severe or less sure than its rule. What cannot be",
+        "read is *not known*, with the reason. Versions: between the last one reported bad and the",
+        "first one known to be good nobody has said, and the finding says *may*.",
+    ]
+    for subject, rules in SUBJECTS.items():
+        out += ["", f"## {subject}", "", "| rule | looks for | where | how bad | fix | source |"]
+        out.append("|---|---|---|---|---|---|")
+        for rule in rules:
+            versions = f" ({rule.window})" if rule.window else ""
+            sources = ", ".join(f"[{each.text}]({each.url})" for each in rule.sources)
+            kind = "advice" if subject == "survey" else f"{rule.severity}, {rule.confidence}"
+            cells = (f"`{rule.id}`", rule.title + versions, rule.when.words, kind, rule.fix)
+            out.append(_row((*cells, sources)))
+    return "\n".join(out) + "\n"
+
+
 # -- docs/man/infertune.1 ------------------------------------------------------
 
 
@@ -238,7 +269,8 @@ def _usage(argument: Argument, *, brackets: bool = True) -> str:
     else:
         text = ", ".join(f"\\fB{_roff(each)}\\fR" for each in argument.names)
         if not str(options.get("action", "store")).startswith("store_"):
-            text += f" \\fI{_roff(value)}\\fR"
+            shown = f"\\fI{_roff(value)}\\fR"
+            text += f" [{shown}]" if options.get("nargs") == "?" else f" {shown}"
         optional = not options.get("required", False)
     return f"[{text}]" if optional and brackets else text
 
@@ -277,6 +309,7 @@ def documents() -> dict[Path, str]:
     made = {
         Path("docs/knobs.md"): knobs_page(),
         Path("docs/metrics.md"): metrics_page(),
+        Path("docs/doctor.md"): doctor_page(),
         Path("docs/man/infertune.1"): man_page(),
         Path("README.md"): readme(),
     }

@@ -111,6 +111,59 @@ class Root:
         finally:
             os.close(fd)
 
+    def read_small(self, path: str, limit: int) -> str:
+        """A small text file as people write them (modprobe.d, a unit).  Raises OSError.
+
+        Anything but a regular file of at most ``limit`` bytes of text is an error that says so:
+        a FIFO would hang whoever reads it, and a large file is not what it seems.
+        """
+        fd = _open(self.at(path), os.O_RDONLY | os.O_NOCTTY)
+        try:
+            status = os.fstat(fd)
+            if stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "Not a regular file", path)
+            if status.st_size > limit:
+                raise OSError(errno.EFBIG, f"Larger than {limit // 1024} KiB", path)
+            data = os.read(fd, limit)
+        finally:
+            os.close(fd)
+        if b"\0" in data:
+            raise OSError(errno.EILSEQ, "Binary, not text", path)
+        return data.decode("utf-8", "replace")
+
+    def read_records(self, path: str, limit: int) -> bytes:
+        """What a device gives one record at a time (/dev/kmsg), at most ``limit`` bytes.
+
+        Raises OSError where it cannot be opened.
+        """
+        parts: list[bytes] = []
+        size = 0
+        fd = _open(self.at(path), os.O_RDONLY)
+        try:
+            while size < limit:
+                try:
+                    part = os.read(fd, 8192)  # CONSOLE_EXT_LOG_MAX of printk: no record is longer
+                except BrokenPipeError:
+                    continue  # records were overwritten meanwhile; the next read goes on after them
+                except BlockingIOError:
+                    break
+                if not part:
+                    break
+                parts.append(part)
+                size += len(part)
+        finally:
+            os.close(fd)
+        return b"".join(parts)
+
+    def modified(self, path: str) -> int | None:
+        """When the file was last written, in seconds since 1970; None where there is none."""
+        try:
+            return int(self.at(path).stat().st_mtime)
+        except OSError:
+            return None
+
     def read(self, path: str) -> str:
         """The file as text, without surrounding white space.  Raises OSError."""
         return self.read_bytes(path).decode("utf-8", "replace").strip("\0 \t\r\n")
@@ -431,10 +484,12 @@ def lay_out(
     directories: Iterable[str] = (),
     files: Mapping[str, tuple[bytes, int]],
     links: Mapping[str, str],
+    times: Mapping[str, int] | None = None,
 ) -> None:
     """Build a recorded machine in the empty directory ``base``.
 
-    ``files`` maps a path of the machine to content and permission bits, ``links`` to a target.
+    ``files`` maps a path of the machine to content and permission bits, ``links`` to a target,
+    ``times`` to when it was last written (seconds since 1970).
     Files come before links, so nothing is ever written through a link.  Raises OSError.
     """
     root = Root(base)
@@ -444,6 +499,9 @@ def lay_out(
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with os.fdopen(os.open(root.at(path), flags, 0o600), "wb") as file:
             file.write(data)
+            file.flush()
             os.fchmod(file.fileno(), mode)
+            if times and path in times:
+                os.utime(file.fileno(), (times[path], times[path]))
     for path, target in links.items():
         os.symlink(target, root.at(path))

@@ -12,6 +12,12 @@ file, and holds nothing that was not read::
     Lines: 1
     60
 
+    Path: /etc/modprobe.d/ttm.conf
+    Mode: 644
+    Modified: 2026-11-22T10:00:00Z
+    Lines: 1
+    options ttm pages_limit=25165824
+
     Path: /sys/class/drm/card1/device/driver
     SymlinkTo: ../../../../bus/pci/drivers/amdgpu
 
@@ -20,7 +26,8 @@ file, and holds nothing that was not read::
     # end of snapshot
 
 ``Lines: 0`` is a file that is empty, or of which only the existence counted.  Where the last
-line does not end in a newline the header says ``Lines: 1 without final newline``.  A byte that
+line does not end in a newline the header says ``Lines: 1 without final newline``.  ``Modified``
+stands where somebody asked when the file was written, in UTC.  A byte that
 is not printable text is written ``\\xNN``, a backslash ``\\\\``.
 """
 
@@ -32,7 +39,7 @@ import posixpath
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -40,6 +47,7 @@ from typing import NoReturn
 
 from infertune.errors import SnapshotError, UsageError
 from infertune.machine import TUNERS
+from infertune.redaction import PLAIN_PARAMETERS, reduce_file
 from infertune.root import MAX_READ, Root, lay_out, read_user_file
 
 MAGIC = "# infertune snapshot 1"
@@ -48,6 +56,7 @@ MAX_SIZE = 16 * 1024 * 1024
 """Bound of an archive: a 1024-thread machine has some 12,000 entries and about 2 MiB."""
 MAX_ENTRIES = 50_000
 _UNENDED = " without final newline"
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 @dataclass
@@ -58,6 +67,8 @@ class Archive:
     links: dict[str, str] = field(default_factory=dict)
     directories: set[str] = field(default_factory=set)
     unreadable: set[str] = field(default_factory=set)
+    times: dict[str, int] = field(default_factory=dict)
+    """When a file was last written, in seconds since 1970, where somebody asked."""
 
 
 # -- replaying -------------------------------------------------------------------
@@ -102,6 +113,7 @@ def open_snapshot(path: str) -> Iterator[Root]:
                 directories=sorted(archive.directories),
                 files=archive.files,
                 links=archive.links,
+                times=archive.times,
             )
         except OSError as error:
             raise SnapshotError(f"{path}: cannot be unpacked: {error.strerror}") from error
@@ -214,6 +226,9 @@ class _Parser:
         mode = self.header("Mode")
         if not re.fullmatch(r"[0-7]{3}", mode):
             self.fail(f"'{mode[:20]}' is not a mode such as 644")
+        upcoming = self.lines[self.at] if self.at < len(self.lines) else ""
+        if upcoming.startswith("Modified: "):
+            self.archive.times[path] = self.time(self.header("Modified"))
         count = self.header("Lines")
         ended = not count.endswith(_UNENDED)
         count = count.removesuffix(_UNENDED)
@@ -225,6 +240,13 @@ class _Parser:
             self.fail(f"{path} is larger than infertune reads")
         # The owner may always read: a recorded 0200 must not hide the content from its replay.
         self.archive.files[path] = (data, int(mode, 8) | 0o400)
+
+    def time(self, text: str) -> int:
+        try:
+            moment = datetime.strptime(text, _TIME).replace(tzinfo=UTC)
+        except ValueError:
+            self.fail(f"'{text[:30]}' is not a time such as 2026-11-22T10:00:00Z")
+        return int(moment.timestamp())
 
     def unescape(self, line: str) -> bytes:
         parts = re.split(r"\\(\\|x[0-9a-f]{2}|)", line)
@@ -240,16 +262,22 @@ class _Parser:
 # -- recording -------------------------------------------------------------------
 
 
-def record(root: Root, read: Callable[[Root], None]) -> str:
+def record(
+    root: Root, read: Callable[[Root], None], more: Mapping[str, bytes] | None = None
+) -> str:
     """The snapshot of everything that ``read`` looks at on ``root``, private facts left out.
 
-    ``read`` is given a Root that notes each file, link and directory it is asked for.
+    ``read`` is given a Root that notes each file, link and directory it is asked for.  ``more``
+    are files that this machine does not have and a replay needs, by path.
     """
     recorder = _Recorder(root.base)
     read(recorder)
+    for path, data in (more or {}).items():
+        recorder.note(path, data, 0o444)
     archive = recorder.archive
     for path in archive.unreadable & archive.files.keys():
         del archive.files[path]
+    archive.times = {path: at for path, at in archive.times.items() if path in archive.files}
     # As recorded: a self-built kernel may carry the host's name.
     release, _ = archive.files.get("/proc/sys/kernel/osrelease", (b"unknown", 0))
     kernel = release.decode("utf-8", "replace").strip()
@@ -270,7 +298,11 @@ def render(archive: Archive, header: list[str]) -> str:
             out += ["", f"Path: {path}", f"SymlinkTo: {archive.links[path]}"]
         elif path in archive.files:
             data, mode = archive.files[path]
-            out += ["", f"Path: {path}", f"Mode: {mode:03o}", *_content(data)]
+            out += ["", f"Path: {path}", f"Mode: {mode:03o}"]
+            if path in archive.times:
+                moment = datetime.fromtimestamp(archive.times[path], UTC)
+                out.append(f"Modified: {moment.strftime(_TIME)}")
+            out += _content(data)
         elif path not in above:
             out += ["", f"Directory: {path}"]
     return "\n".join([*out, "", END]) + "\n"
@@ -320,11 +352,38 @@ class _Recorder(Root):
         except PermissionError:
             self.archive.unreadable.add(path)
             raise
+        self.note(path, data, self._mode(path))
+        return data
+
+    def note(self, path: str, data: bytes, mode: int) -> None:
+        """Take a file into the archive, what is private left out."""
         kept = self._redact(path, data)
         if kept is not None:
             name, content = kept
-            self.archive.files[name] = (content, self._mode(path))
-        return data
+            self.archive.files[name] = (content, mode)
+        else:
+            self.archive.files.pop(path, None)
+
+    def read_small(self, path: str, limit: int) -> str:
+        text = ""
+
+        def read(where: str) -> bytes:
+            nonlocal text
+            text = super(_Recorder, self).read_small(where, limit)
+            return text.encode()
+
+        self._noted(path, read)
+        return text
+
+    def read_records(self, path: str, limit: int) -> bytes:
+        return self._noted(path, lambda where: super(_Recorder, self).read_records(where, limit))
+
+    def modified(self, path: str) -> int | None:
+        at = super().modified(path)
+        if at is not None:
+            self.archive.times[path] = at
+            self._note_presence(path)
+        return at
 
     def exists(self, path: str) -> bool:
         there = super().exists(path)
@@ -383,19 +442,6 @@ _SECRET_FILES = re.compile(
 )
 """Files whose content is never recorded, should somebody read one."""
 
-_PLAIN_PARAMETERS = re.compile(
-    r"""
-    (amdgpu|amdttm|amd_ttm|amd-ttm|ttm|amdxdna|i915|xe|nvidia|drm|iommu|acpi|pcie|rcu\w*
-     |processor|cpuidle\w*|cpufreq|zswap|zram|workqueue|page_reporting)\.[\w.-]+
-    |amd_\w+|intel_\w+|iommu(\.\w+)?|transparent_hugepage\w*|thp_\w+|hugepages\w*|hugepagesz
-    |default_hugepagesz|cma|numa\w*|isolcpus|nohz\w*|rcu_\w+|irqaffinity|mitigations|spec_\w+
-    |nosmt|maxcpus|nr_cpus|max_cstate|idle|clocksource|tsc|pci|pcie_\w+|mem|memmap|swiotlb
-    |systemd\.unified_cgroup_hierarchy|cgroup_\w+|psi|preempt|threadirqs|efi|swapaccount
-    """,
-    re.VERBOSE,
-)
-"""Kernel parameters whose value may be shown; of all others only the name is."""
-
 _TUNER_COMMS = frozenset(comm.encode() for tuner in TUNERS for comm in tuner.comms)
 
 
@@ -414,6 +460,10 @@ class _Redaction:
         """Path and content to record, or None for nothing."""
         if re.match(r"/proc/\d", path):
             return self._process(path, data)
+        part = reduce_file(path, data)
+        if part is None:
+            return None
+        data = part
         if path == "/proc/cmdline":
             data = f"{redact_cmdline(data.decode('utf-8', 'replace'))}\n".encode()
         elif path == "/proc/cpuinfo":
@@ -456,7 +506,7 @@ def redact_cmdline(text: str) -> str:
         name, equals, _ = word.partition("=")
         if not re.fullmatch(r"[A-Za-z][\w.-]{0,60}", name):
             shown.append("redacted")
-        elif not equals or _PLAIN_PARAMETERS.fullmatch(name):
+        elif not equals or PLAIN_PARAMETERS.fullmatch(name):
             shown.append(word)
         else:
             shown.append(f"{name}=redacted")

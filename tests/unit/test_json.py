@@ -98,6 +98,8 @@ READING = [
     ["plan", "low-latency", "--backend", "rocm"],
     ["verify", "big-moe"],
     ["status"],
+    ["doctor"],
+    ["doctor", "--list"],
 ]
 
 

@@ -148,3 +148,40 @@ def test_nobody_else_can_take_the_lock_or_part_of_it(tmp_path: Path) -> None:
         assert root.lock_owner("/lock") == "me"
     assert as_nobody() == (None, False)
     assert root.lock_owner("/lock") is None
+
+
+# -- small files, records ------------------------------------------------------------
+
+
+def test_small_files(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    (tmp_path / "text").write_bytes(b"gr\xf6\xdfer\r\n")
+    assert root.read_small("/text", 100) == "gr\ufffd\ufffder\r\n"
+    (tmp_path / "binary").write_bytes(b"a\0b")
+    (tmp_path / "large").write_bytes(b"x" * 101)
+    (tmp_path / "directory").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    for name, words in (
+        ("binary", "Binary, not text"),
+        ("large", "Larger than"),
+        ("directory", "Is a directory"),
+        ("fifo", "Not a regular file"),
+        ("none", "No such file"),
+    ):
+        with pytest.raises(OSError, match=words):
+            root.read_small(f"/{name}", 100)
+
+
+def test_records_end_where_there_are_none(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log")
+    reader = os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(tmp_path / "log", os.O_WRONLY)
+    try:
+        os.write(writer, b"one\ntwo\n")
+        # With a writer that is there the end is "would block", as on /dev/kmsg.
+        assert Root(tmp_path).read_records("/log", 100) == b"one\ntwo\n"
+        os.write(writer, b"x" * 20_000)
+        assert len(Root(tmp_path).read_records("/log", 100)) == 8192
+    finally:
+        os.close(writer)
+        os.close(reader)

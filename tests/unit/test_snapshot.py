@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infertune.cli.main import main
+from infertune.doctor.facts import read_facts
+from infertune.doctor.surroundings import recorded
 from infertune.errors import SnapshotError, UsageError
 from infertune.knobs import KNOBS, read_live, targets
 from infertune.machine import read_machine
@@ -42,6 +45,7 @@ def body(text: str) -> str:
 
 def read_everything(root: Root) -> None:
     machine = read_machine(root)
+    read_facts(root, recorded(root))
     for knob in KNOBS.values():
         read_live(root, targets(root, machine, knob))
     root.get("/proc/sys/kernel/random/boot_id")
@@ -126,6 +130,26 @@ def test_binary_and_unended_files(tmp_path: Path) -> None:
     assert text.isascii()
     archive = parse(text.encode(), "x")
     assert {path: data for path, (data, _) in archive.files.items()} == contents
+
+
+def test_time_of_a_file_survives(tmp_path: Path) -> None:
+    (tmp_path / "boot").mkdir()
+    image = tmp_path / "boot/initrd.img"
+    image.write_bytes(b"not of interest")
+    os.utime(image, (1_790_000_000, 1_790_000_000))
+    text = record(Root(tmp_path), lambda root: root.modified("/boot/initrd.img") and None)
+    assert "Path: /boot/initrd.img\nMode: 644\nModified: 2026-09-21T14:13:20Z\nLines: 0\n" in text
+    file = tmp_path / "file"
+    file.write_text(text)
+    with open_snapshot(str(file)) as replay:
+        assert replay.modified("/boot/initrd.img") == 1_790_000_000
+        assert replay.modified("/boot/none") is None
+
+
+@pytest.mark.parametrize("when", ["soon", "2026-13-01T00:00:00Z", "1790000000", ""])
+def test_a_time_that_is_none_is_refused(when: str) -> None:
+    with pytest.raises(SnapshotError, match="not a time such as"):
+        parse(snapshot("", "Path: /x", "Mode: 644", f"Modified: {when}", "Lines: 0"), "x")
 
 
 def test_links_are_recorded_as_seen_from_where_they_lie(tmp_path: Path) -> None:

@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, replace
 
+from infertune import kernel_log
 from infertune.cli.base import JSON, Command, Context, argument
+from infertune.doctor.facts import read_facts
+from infertune.doctor.surroundings import FILE as SURROUNDINGS
+from infertune.doctor.surroundings import Surroundings, look_around, recorded
 from infertune.errors import Exit, Failed, UsageError
 from infertune.knobs import KNOBS, read_live, targets
 from infertune.machine import BOOT_STYLES, Cgroup, Cpu, Gpu, Machine, Memory, Ttm, read_machine
@@ -145,7 +150,7 @@ def save_snapshot(context: Context) -> Exit:
     file = context.args.file
     if file == "-" and context.args.json:
         raise UsageError("'-' and --json would both print", hint="give a file name with --json")
-    text = record(context.root, _read_everything)
+    text = _record(context.root)
     if file == "-":
         context.stdout.write(text)
         return Exit.DONE
@@ -166,9 +171,24 @@ def save_snapshot(context: Context) -> Exit:
     return Exit.DONE
 
 
-def _read_everything(root: Root) -> None:
+def _record(root: Root) -> str:
     """All that any verb may want to know of a recorded machine."""
+    around = look_around(root, os.environ) if root.live else recorded(root)
+    more = {}
+    if root.live or root.exists(SURROUNDINGS):
+        more[SURROUNDINGS] = around.to_file()
+    if around.journal is not None:
+        more["/dev/kmsg"] = kernel_log.records(around.journal)
+
+    def read(recorder: Root) -> None:
+        _read_everything(recorder, around)
+
+    return record(root, read, more)
+
+
+def _read_everything(root: Root, around: Surroundings) -> None:
     machine = read_machine(root)
+    read_facts(root, around)
     for knob in KNOBS.values():
         read_live(root, targets(root, machine, knob))
     root.get("/proc/sys/kernel/random/boot_id")

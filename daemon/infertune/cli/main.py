@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from infertune import __version__
-from infertune.cli import engine, knobs, machine, probes, profile, run, serve, setup
+from infertune.cli import doctor, engine, knobs, machine, probes, profile, run, serve, setup
 from infertune.cli.base import Command, Context, printable
 from infertune.errors import Exit, InfertuneError
 from infertune.snapshot import open_root
@@ -20,6 +20,7 @@ from infertune.transaction import describe
 COMMANDS: tuple[Command, ...] = (
     *machine.COMMANDS,
     *knobs.COMMANDS,
+    *doctor.COMMANDS,
     *profile.COMMANDS,
     *engine.COMMANDS,
     *run.COMMANDS,

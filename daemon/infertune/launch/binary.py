@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import os
 import re
 import shutil
 import site
+import stat
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -25,6 +27,11 @@ _ANSWER_S = 30.0
 
 _DEVICE = re.compile(r"^\s+([A-Za-z]+)(\d*): ", re.MULTILINE)
 _BACKEND_OF: Mapping[str, Backend] = {"ROCm": "rocm", "HIP": "rocm", "Vulkan": "vulkan"}
+
+_ROCM: Backend = "rocm"
+_VULKAN: Backend = "vulkan"
+_LIBRARY_MARKS: Mapping[Backend, str] = {"rocm": "hip", "vulkan": "vulkan"}
+"""Backend and how its library is called: ``libggml-hip.so``."""
 
 INSTALL_HINT = "install llama.cpp, give --server PATH, or: pip install 'infertune[embedded]'"
 
@@ -108,7 +115,68 @@ def ask_server(
     )
 
 
-def _ask(program: tuple[str, ...], flag: str, env: Mapping[str, str]) -> str | None:
+def ask_version(program: str, caller: Mapping[str, str], patience_s: float) -> str | None:
+    """What a server program says its version is, without waking a GPU; None where it says nothing.
+
+    Raises Failed where it does not run, dies, or takes longer than ``patience_s``.
+    """
+    # ROCm takes seconds to open a device, and no version depends on one.
+    no_device = {"HIP_VISIBLE_DEVICES": "-1", "GGML_VK_VISIBLE_DEVICES": ""}
+    return _version(_ask((program,), "--version", environment(no_device, caller), patience_s))
+
+
+def others_may_write(path: str) -> bool:
+    """Whether somebody but root could have put something else at ``path``.
+
+    Root must not run such a program by itself.  Raises OSError.
+    """
+    real = os.path.realpath(path)
+    while True:
+        status = os.stat(real)
+        shared = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
+        if status.st_uid != 0 or shared:
+            return True
+        if real == "/":
+            return False
+        real = os.path.dirname(real)
+
+
+def linked_backends(path: str) -> frozenset[Backend]:
+    """The backends a llama-server can load: from the libraries beside it, and its own needs.
+
+    ``cpu`` is always there.  Nothing is run.
+    """
+    real = os.path.realpath(path)
+    here, name = os.path.split(real)
+    places = [here, *(os.path.join(os.path.dirname(here), lib) for lib in ("lib", "lib64"))]
+    libraries = [each for place in places for each in _listed(place)]
+    if here in ("/usr/bin", "/usr/local/bin"):
+        # Debian keeps the backends in a directory of ggml's own, one level deeper on some releases.
+        for directory in glob.glob("/usr/lib/*-linux-gnu/ggml/") + glob.glob("/usr/lib*/ggml/"):
+            libraries += [each for _, _, files in os.walk(directory) for each in files]
+    found: set[Backend] = {"cpu"}
+    for backend, mark in _LIBRARY_MARKS.items():
+        if any(each.startswith(f"libggml-{mark}") for each in libraries):
+            found.add(backend)
+    with open(os.path.join(here, name), "rb") as file:
+        # The names of needed libraries stand near the beginning (.dynstr).
+        head = file.read(8 * 1024 * 1024)
+    for backend, needed in ((_ROCM, b"libamdhip64.so"), (_VULKAN, b"libvulkan.so")):
+        if needed in head:
+            found.add(backend)
+    return frozenset(found)
+
+
+def _listed(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
+
+
+def _ask(
+    program: tuple[str, ...], flag: str, env: Mapping[str, str], patience_s: float = _ANSWER_S
+) -> str | None:
     """What ``program flag`` prints; None where it says no.  Raises Failed if it dies or hangs."""
     name = os.path.basename(program[-1])
     try:
@@ -118,11 +186,11 @@ def _ask(program: tuple[str, ...], flag: str, env: Mapping[str, str]) -> str | N
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=_ANSWER_S,
+            timeout=patience_s,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise Failed(f"{name} {flag} gave no answer in {_ANSWER_S:.0f} s") from None
+        raise Failed(f"{name} {flag} gave no answer in {patience_s:g} s") from None
     except OSError as error:
         raise Failed(f"cannot start {program[0]}: {error.strerror}") from None
     text = answer.stdout.decode("utf-8", "replace")

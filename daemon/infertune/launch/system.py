@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 
 from infertune.errors import Failed
 
@@ -18,3 +19,25 @@ def show_log(unit: str, *, as_json: bool, follow: bool) -> int:
         )
     except OSError as error:
         raise Failed(f"journalctl: {error.strerror}") from error
+
+
+def kernel_journal(patience_s: float) -> Sequence[str] | None:
+    """The kernel's messages of this boot as the journal has them; None where it gives none.
+
+    For those who may read the journal and not /dev/kmsg (group adm or systemd-journal).
+    """
+    command = ("journalctl", "--dmesg", "--boot", "--quiet", "--no-pager", "--output=cat")
+    try:
+        answer = subprocess.run(
+            ["/usr/bin/env", *command, "--lines=20000"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=patience_s,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    # Without the right to read it journalctl ends well and prints nothing.
+    lines = answer.stdout.decode("utf-8", "replace").splitlines()
+    return lines if answer.returncode == 0 and lines else None

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``infertune doctor``: is this combination known to be bad, and what would put it right."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import groupby
+from typing import Any
+
+from infertune.cli.base import JSON, Command, Context, argument
+from infertune.doctor.base import SEVERITIES, Advice, Finding, Rule, Unknown
+from infertune.doctor.diagnose import Outcome, Result, diagnose
+from infertune.doctor.facts import Smoke, read_facts
+from infertune.doctor.rules import RULES, SUBJECTS
+from infertune.doctor.smoke import smoke_run
+from infertune.doctor.surroundings import look_around, recorded
+from infertune.errors import Exit, UsageError
+
+
+def _doctor(ctx: Context) -> Exit:
+    rules = _chosen(ctx.args.rule)
+    if ctx.args.list:
+        return _list(ctx, rules)
+    smoke = _smoke(ctx)
+    around = look_around(ctx.root, os.environ) if ctx.root.live else recorded(ctx.root)
+    results = diagnose(read_facts(ctx.root, around, smoke), rules)
+    if ctx.args.json:
+        ctx.print_json("infertune.doctor/1", _document(results, smoke))
+    else:
+        _print(ctx, results, smoke)
+    return Exit.DIFFERS if any(each.severity == "error" for each in results) else Exit.DONE
+
+
+def _chosen(ids: Sequence[str] | None) -> list[Rule]:
+    for each in ids or ():
+        if each not in RULES:
+            near = difflib.get_close_matches(each, RULES, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else "'infertune doctor --list' lists them"
+            raise UsageError(f"there is no rule '{each}'", hint=hint)
+    return [RULES[each] for each in ids] if ids else list(RULES.values())
+
+
+def _smoke(ctx: Context) -> Smoke | None:
+    model = ctx.args.smoke
+    if model is None:
+        return None
+    if not ctx.root.live:
+        raise UsageError("--smoke works on this machine only", hint="leave out --root")
+    if not ctx.args.json:
+        ctx.print("asking the server for one token; nothing is applied")
+    return smoke_run(os.environ, model or None)
+
+
+# -- as text -----------------------------------------------------------------------
+
+
+def _print(ctx: Context, results: Sequence[Result], smoke: Smoke | None) -> None:
+    for severity in SEVERITIES:
+        for result in results:
+            if result.severity == severity:
+                _print_finding(ctx, result)
+    _print_advice(ctx, [each for each in results if isinstance(each.answer, Advice)])
+    _print_unknown(ctx, [each for each in results if isinstance(each.answer, Unknown)])
+    if ctx.args.all:
+        for outcome in ("fine", "not applicable"):
+            _print_quiet(ctx, outcome, [each for each in results if each.outcome == outcome])
+    if smoke:
+        ctx.print(f"smoke run: {smoke.detail}")
+    ctx.print(_counts(results))
+
+
+def _print_finding(ctx: Context, result: Result) -> None:
+    finding = result.answer
+    if not isinstance(finding, Finding):
+        return
+    confidence = finding.confidence or result.rule.confidence
+    doubt = "" if confidence == "sure" else " (likely)"
+    ctx.print(f"{result.severity}: {finding.text}{doubt}")
+    ctx.print(f"  fix:  {finding.fix or result.rule.fix}")
+    source = result.rule.sources[0]
+    ctx.print(f"  see:  {source.text}, {source.url}")
+    ctx.print(f"  rule: {result.rule.id}")
+
+
+def _print_advice(ctx: Context, results: Sequence[Result]) -> None:
+    if not results:
+        return
+    ctx.print("recommendations of the survey of March 2026:")
+    for result in results:
+        advice = result.answer
+        if isinstance(advice, Advice):
+            ctx.print(f"  {advice.status:<8}  {result.rule.title}: {advice.why}")
+
+
+def _print_unknown(ctx: Context, results: Sequence[Result]) -> None:
+    """Rules that fare the same for the same reason share a line."""
+    if not results:
+        return
+    ctx.print("not known:")
+
+    def reason(result: Result) -> str:
+        return result.answer.why if isinstance(result.answer, Unknown) else ""
+
+    for why, group in groupby(sorted(results, key=reason), key=reason):
+        ctx.print(f"  {why}: {', '.join(each.rule.id for each in group)}")
+
+
+def _print_quiet(ctx: Context, label: str, results: Sequence[Result]) -> None:
+    if results:
+        ctx.print(f"{label}:")
+        for result in results:
+            where = f" ({result.rule.when.words})" if label != "fine" else ""
+            ctx.print(f"  {result.rule.id}: {result.rule.title}{where}")
+
+
+def _count(results: Sequence[Result], outcome: Outcome) -> int:
+    return sum(result.outcome == outcome for result in results)
+
+
+def _counts(results: Sequence[Result]) -> str:
+    found = [
+        f"{sum(each.severity == severity for each in results)} {plural}"
+        for severity, plural in zip(SEVERITIES, ("errors", "warnings", "notes"), strict=True)
+    ]
+    rest = (
+        f"{_count(results, 'fine')} fine, {_count(results, 'unknown')} not known, "
+        f"{_count(results, 'not applicable')} not for this machine"
+    )
+    return f"{', '.join(found)}; of {len(results)} rules {rest}"
+
+
+def _list(ctx: Context, rules: Sequence[Rule]) -> Exit:
+    if ctx.args.json:
+        documents = [
+            {
+                "id": rule.id,
+                "subject": subject,
+                "title": rule.title,
+                "when": rule.when.words,
+                "severity": rule.severity,
+                "confidence": rule.confidence,
+                "fix": rule.fix,
+                "sources": [asdict(source) for source in rule.sources],
+            }
+            for subject, group in SUBJECTS.items()
+            for rule in group
+            if rule in rules
+        ]
+        ctx.print_json("infertune.rules/1", {"rules": documents})
+    else:
+        rows = [(rule.id, rule.severity, rule.confidence, rule.title) for rule in rules]
+        ctx.table(("RULE", "SEVERITY", "", "LOOKS FOR"), rows)
+    return Exit.DONE
+
+
+# -- as a document -------------------------------------------------------------------
+
+
+def _document(results: Sequence[Result], smoke: Smoke | None) -> dict[str, Any]:
+    return {
+        "findings": [
+            {
+                "id": each.rule.id,
+                "title": each.rule.title,
+                "severity": each.severity,
+                "confidence": each.answer.confidence or each.rule.confidence,
+                "text": each.answer.text,
+                "fix": each.answer.fix or each.rule.fix,
+                "sources": [asdict(source) for source in each.rule.sources],
+            }
+            for severity in SEVERITIES
+            for each in results
+            if each.severity == severity and isinstance(each.answer, Finding)
+        ],
+        "survey": [
+            {
+                "id": each.rule.id,
+                "title": each.rule.title,
+                "status": each.answer.status,
+                "why": each.answer.why,
+                "fix": each.rule.fix,
+                "sources": [asdict(source) for source in each.rule.sources],
+            }
+            for each in results
+            if isinstance(each.answer, Advice)
+        ],
+        "unknown": [
+            {"id": each.rule.id, "title": each.rule.title, "why": each.answer.why}
+            for each in results
+            if isinstance(each.answer, Unknown)
+        ],
+        "fine": [each.rule.id for each in results if each.outcome == "fine"],
+        "not_applicable": [each.rule.id for each in results if each.outcome == "not applicable"],
+        "smoke": asdict(smoke) if smoke else None,
+    }
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        "doctor",
+        "look for what is known to be bad on this machine",
+        _doctor,
+        (
+            argument(
+                "--rule",
+                action="append",
+                metavar="ID",
+                help="ask this rule only (may be repeated)",
+            ),
+            argument("--all", action="store_true", help="show also the rules that found nothing"),
+            argument("--list", action="store_true", help="list the rules and ask none"),
+            argument(
+                "--smoke",
+                nargs="?",
+                const="",
+                metavar="GGUF",
+                help="ask the server for one token (default: of a small model)",
+            ),
+            JSON,
+        ),
+        "Compares this machine with what is known: kernels, firmware, ROCm and llama.cpp builds "
+        "with bugs, GPU memory set in the wrong place or not in force, limits, power caps, other "
+        "tuners, what the kernel has logged, and the recommendations of a survey. Each finding "
+        "says how sure it is, where it can be read, and what would put it right; what cannot be "
+        "read is said to be not known, and why. Writes nothing and needs no privileges, but as "
+        "root it may read more (the kernel's log). With --root it works on a snapshot, so a report "
+        "can be diagnosed elsewhere. With --smoke it starts the server, asks for one token, and "
+        "stops it. The exit code is 1 where a finding is an error.",
+    ),
+)

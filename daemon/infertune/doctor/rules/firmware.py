@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Firmware of the GPU."""
+
+from __future__ import annotations
+
+import re
+
+from infertune.doctor.base import Answer, Finding, Rule, Unknown, github, need, rocm
+from infertune.doctor.conditions import STRIX_HALO
+from infertune.doctor.facts import Facts
+
+_BROKEN_MES = 0x83
+_HANGING_MES = 0x86
+
+
+def _broken_mes(facts: Facts) -> Answer:
+    if need(facts.mes) != _BROKEN_MES:
+        return None
+    return Finding(f"MES firmware {_BROKEN_MES:#x}: ROCm programs fault or hang the GPU")
+
+
+def _hanging_mes(facts: Facts) -> Answer:
+    if need(facts.mes) != _HANGING_MES:
+        return None
+    return Finding(
+        f"MES firmware {_HANGING_MES:#x}: one machine hangs without a message under long compute"
+    )
+
+
+_BROKEN_PACKAGE = "20251125"
+_FIRMWARE = ("linux-firmware", "linux-firmware-amdgpu", "firmware-amd-graphics")
+
+
+def _broken_package(facts: Facts) -> Answer:
+    if not isinstance(facts.mes, Unknown):
+        return None  # what is loaded counts, and another rule looks at it
+    packages = need(facts.packages)
+    versions = {name: packages[name] for name in _FIRMWARE if name in packages}
+    if not versions:
+        return Unknown("no package with the GPU's firmware was found")
+    for name, version in versions.items():
+        if re.search(rf"\b{_BROKEN_PACKAGE}\b", version):
+            return Finding(f"{name} {version} brings MES firmware 0x83")
+    return None
+
+
+def _leftover(facts: Facts) -> Answer:
+    if isinstance(facts.modules, Unknown) or facts.modules & {"amdttm", "amd_ttm"}:
+        return None  # the driver it belongs to is in use
+    version = need(facts.packages).get("amdgpu-dkms-firmware")
+    if version is None:
+        return None
+    return Finding(
+        f"amdgpu-dkms-firmware {version} is installed without its driver in use; its files win "
+        "over linux-firmware's"
+    )
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        id="firmware-mes-broken",
+        title="MES firmware 0x83 faults and hangs under ROCm",
+        when=STRIX_HALO,
+        check=_broken_mes,
+        severity="error",
+        confidence="sure",
+        fix="install another linux-firmware than 20251125, rebuild the initramfs, and reboot",
+        sources=(rocm(5724),),
+    ),
+    Rule(
+        id="firmware-mes-hang",
+        title="MES firmware 0x86 was seen to hang without a message under sustained compute",
+        when=STRIX_HALO,
+        check=_hanging_mes,
+        severity="info",
+        confidence="likely",
+        fix="if the machine freezes under load, try another linux-firmware; there is no known fix",
+        sources=(rocm(6165), github("FrameworkComputer/SoftwareFirmwareIssueTracker", 206)),
+    ),
+    Rule(
+        id="firmware-package-broken",
+        title="linux-firmware 20251125 brings the broken MES firmware",
+        when=STRIX_HALO,
+        check=_broken_package,
+        severity="error",
+        # Distributions took the file back within the same version.
+        confidence="likely",
+        fix="install another version, rebuild the initramfs, and reboot",
+        sources=(rocm(5724),),
+    ),
+    Rule(
+        id="firmware-leftover",
+        title="firmware of amdgpu-dkms stays in force without the driver",
+        when=STRIX_HALO,
+        check=_leftover,
+        severity="warning",
+        confidence="likely",
+        fix="apt autoremove --purge amdgpu-dkms-firmware, rebuild the initramfs, and reboot",
+        sources=(rocm(5991),),
+    ),
+)

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel has said since it was started.  The signs themselves: infertune/kernel_log.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from infertune import kernel_log
+from infertune.doctor.base import (
+    Answer,
+    Finding,
+    Rule,
+    Source,
+    github,
+    kernel_doc,
+    linux,
+    llama,
+    need,
+    rocm,
+)
+from infertune.doctor.conditions import ALWAYS
+from infertune.doctor.facts import Facts
+
+
+def _sign(sign: str, meaning: str) -> Callable[[Facts], Answer]:
+    """A check for one sign: how often, its first words, and what it means."""
+
+    def check(facts: Facts) -> Answer:
+        found = kernel_log.find(sign, need(facts.log))
+        if not found:
+            return None
+        times = "once" if len(found) == 1 else f"{len(found)} times"
+        return Finding(f"'{found[0][0][:100]}' ({times}): {meaning}")
+
+    return check
+
+
+def _killed(facts: Facts) -> Answer:
+    names = [match["name"] for match in kernel_log.find("oom", need(facts.log))]
+    if not names:
+        return None
+    innocents = [name for name in names if not kernel_log.is_server(name)]
+    text = f"{len(names)} processes killed for want of memory"
+    if innocents:
+        text += (
+            f", {len(innocents)} of them no model servers: the killer does not see memory the GPU "
+            "holds"
+        )
+    return Finding(text)
+
+
+def _died(facts: Facts) -> Answer:
+    found = kernel_log.find("invalid-opcode", need(facts.log))
+    if not found:
+        return None
+    return Finding(
+        f"a program died of an illegal instruction in {found[0]['file']}: it was built for "
+        "another CPU"
+    )
+
+
+_DEVICE_LOST = (llama(21724), github("defilantech/LLMKube", 886), github("ollama/ollama", 17870))
+_GTTSIZE = (kernel_doc("gpu/amdgpu/module-parameters"), rocm(5595))
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        id="log-ring-timeout",
+        title="the GPU did not finish work in time and was reset",
+        when=ALWAYS,
+        check=_sign("ring-timeout", "work of a program was thrown away ('device lost')"),
+        severity="warning",
+        confidence="sure",
+        fix="smaller ubatch_size (128 worked where 512 did not), or amdgpu.lockup_timeout=20000",
+        sources=_DEVICE_LOST,
+    ),
+    Rule(
+        id="log-mes",
+        title="the GPU's scheduler firmware did not answer",
+        when=ALWAYS,
+        check=_sign("mes", "the GPU hangs until it is reset"),
+        severity="error",
+        confidence="sure",
+        fix="look at the rules on MES firmware and on the kernel's save area; then reboot",
+        sources=(rocm(5724), rocm(5590), rocm(5151)),
+    ),
+    Rule(
+        id="log-gpu-reset",
+        title="the GPU was reset",
+        when=ALWAYS,
+        check=_sign("gpu-reset", "every program that used it lost its work"),
+        severity="warning",
+        confidence="sure",
+        fix="see what stands before it in the kernel log",
+        sources=(kernel_doc("gpu/drm-uapi"), llama(21724)),
+    ),
+    Rule(
+        id="log-page-fault",
+        title="the GPU touched memory it may not",
+        when=ALWAYS,
+        check=_sign("page-fault", "a program or its driver is at fault"),
+        severity="warning",
+        confidence="sure",
+        fix="look at the rules on MES firmware, ROCm and HSA_OVERRIDE_GFX_VERSION",
+        sources=(rocm(5991), rocm(5724)),
+    ),
+    Rule(
+        id="log-oom",
+        title="the OOM killer ended processes",
+        when=ALWAYS,
+        check=_killed,
+        severity="warning",
+        confidence="sure",
+        fix="smaller GTT, context or --cache-ram (8 GiB by default); oom_score_adj for the server",
+        sources=(rocm(6370),),
+    ),
+    Rule(
+        id="log-illegal-instruction",
+        title="a model server died of an illegal instruction",
+        when=ALWAYS,
+        check=_died,
+        severity="error",
+        confidence="sure",
+        fix="install a build for this CPU; 'infertune doctor --smoke' tries it",
+        sources=(
+            Source(
+                "llama.cpp: docs/build.md",
+                "https://github.com/ggml-org/llama.cpp/blob/master/docs/build.md",
+            ),
+        ),
+    ),
+    Rule(
+        id="log-gttsize",
+        title="the driver says that gttsize is deprecated",
+        when=ALWAYS,
+        check=_sign("gttsize-deprecated", "set pages_limit of TTM"),
+        severity="warning",
+        confidence="sure",
+        fix="set ttm.pages_limit (GiB x 262144) on its own",
+        sources=_GTTSIZE,
+    ),
+    Rule(
+        id="log-gtt-differs",
+        title="the driver says that GTT and TTM have different sizes",
+        when=ALWAYS,
+        check=_sign("gtt-ttm-differ", "one of the two is not what was meant"),
+        severity="warning",
+        confidence="sure",
+        fix="take amdgpu.gttsize away and keep pages_limit",
+        sources=_GTTSIZE,
+    ),
+    Rule(
+        id="log-gtt-capped",
+        title="the driver made GTT as small as RAM",
+        when=ALWAYS,
+        check=_sign("gtt-capped", "the configured size is more than there is"),
+        severity="warning",
+        confidence="sure",
+        fix="set pages_limit below RAM, less what the system needs",
+        sources=(linux("5dafdd649280", "July 2026"),),
+    ),
+    Rule(
+        id="log-unknown-parameter",
+        title="the kernel ignored a parameter of a GPU module",
+        when=ALWAYS,
+        check=_sign("unknown-parameter", "it has no effect"),
+        severity="error",
+        confidence="sure",
+        fix="correct its name, or take it away",
+        sources=(rocm(5595),),
+    ),
+    Rule(
+        id="log-iommu-option",
+        title="the kernel ignored a value of amd_iommu",
+        when=ALWAYS,
+        check=_sign("iommu-option", "it has no effect"),
+        severity="warning",
+        confidence="sure",
+        fix="take it away; iommu=pt is what is meant by pt, and gains nothing here",
+        sources=(github("kyuz0/amd-strix-halo-toolboxes", 66),),
+    ),
+    Rule(
+        id="log-firmware-missing",
+        title="a firmware file of the GPU was not found",
+        when=ALWAYS,
+        check=_sign("firmware-missing", "some files are optional, most are not"),
+        severity="warning",
+        confidence="likely",
+        fix="install linux-firmware (firmware-amd-graphics on Debian), rebuild the initramfs",
+        sources=(kernel_doc("driver-api/firmware/introduction"),),
+    ),
+    Rule(
+        id="log-npu-fault",
+        title="the NPU's memory accesses fault",
+        when=ALWAYS,
+        check=_sign("npu-page-fault", "the NPU becomes many times slower"),
+        severity="warning",
+        confidence="likely",
+        fix="use a kernel and firmware in which it is fixed; the IOMMU off ends the NPU altogether",
+        sources=(github("OpenGamingCollective/kernel-packages", 39),),
+    ),
+)

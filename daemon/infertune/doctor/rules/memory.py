@@ -1,0 +1,417 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory: sizes that do not fit together, limits that bite, pages that help nobody."""
+
+from __future__ import annotations
+
+from infertune.doctor.base import (
+    Answer,
+    Finding,
+    Missing,
+    Rule,
+    Source,
+    Unknown,
+    When,
+    github,
+    kernel_doc,
+    linux,
+    llama,
+    need,
+    rocm,
+)
+from infertune.doctor.conditions import ALWAYS, AMDGPU, INTEGRATED, STRIX_HALO
+from infertune.doctor.facts import Facts
+from infertune.units import GIB, MIB, format_size
+
+_PAGE = 4096
+
+
+_SANE = 1 << 50
+
+
+def _sane(size: int | None, what: str) -> int:
+    """A size that can be one.  Raises Missing."""
+    if size is None or not 0 < size <= _SANE:
+        raise Missing(Unknown(what))
+    return size
+
+
+def _ram(facts: Facts) -> int:
+    """Raises Missing."""
+    return _sane(facts.machine.memory.total_bytes, "the size of RAM is not known")
+
+
+def _limit(facts: Facts) -> int:
+    """TTM's limit in bytes.  Raises Missing."""
+    ttm = need(facts.machine.ttm or Unknown("no TTM module of amdgpu's was found"))
+    return _sane(ttm.pages_limit, f"{ttm.module}.pages_limit cannot be read") * _PAGE
+
+
+def _gtt(facts: Facts) -> int:
+    """Raises Missing."""
+    return _sane(facts.gpu.gtt_bytes, "the GTT limit cannot be read")
+
+
+def _limit_above_ram(facts: Facts) -> Answer:
+    limit, ram = _limit(facts), _ram(facts)
+    if limit <= ram:
+        return None
+    return Finding(
+        f"the TTM limit is {format_size(limit)} and RAM is {format_size(ram)}: the GPU can take "
+        "everything, and the OOM killer does not see what it holds"
+    )
+
+
+def _limit_close_to_ram(facts: Facts) -> Answer:
+    limit, ram = _limit(facts), _ram(facts)
+    if limit > ram or limit <= 0.9 * ram:
+        return None
+    return Finding(
+        f"the TTM limit is {format_size(limit)} of {format_size(ram)}: "
+        f"{format_size(ram - limit)} are left for everything else"
+    )
+
+
+def _limit_is_default(facts: Facts) -> Answer:
+    limit, ram = _limit(facts), _ram(facts)
+    # ttm_global_init: half of RAM, unless the parameter says otherwise.
+    if not 0.49 * ram <= limit <= 0.51 * ram or facts.configured(_module(facts), "pages_limit"):
+        return None
+    return Finding(f"GPU memory is the kernel's default, half of RAM: {format_size(limit)}")
+
+
+def _module(facts: Facts) -> str:
+    ttm = facts.machine.ttm
+    return ttm.module if ttm else "ttm"
+
+
+def _not_taken_over(facts: Facts) -> Answer:
+    limit, gtt = _limit(facts), _gtt(facts)
+    if abs(limit - gtt) <= 64 * MIB:
+        return None
+    sizes = f"the TTM limit is {format_size(limit)} and the driver's GTT {format_size(gtt)}"
+    if need(facts.live_options).get("amdgpu.gttsize", "-1") not in (None, "-1"):
+        return None  # gtt-sizes-differ has the reason
+    if gtt >= 0.98 * _ram(facts):
+        return None  # the driver capped it to RAM: ttm-above-ram
+    return Finding(f"{sizes}: it takes the limit once, at its start")
+
+
+def _carveout(facts: Facts) -> Answer:
+    gpu = facts.gpu
+    reserved = _sane(gpu.vram_bytes, "the carve-out cannot be read")
+    gtt = _gtt(facts)
+    # 4 GiB is what a Z13 shows at its firmware's smallest choice.
+    if reserved <= 4 * GIB or gtt <= reserved:
+        return None
+    return Finding(
+        f"{format_size(reserved)} are carved out for the GPU, and with a larger GTT of "
+        f"{format_size(gtt)} ROCm allocates there: the carve-out is lost to everybody"
+    )
+
+
+def _no_system_limit(facts: Facts) -> Answer:
+    value = need(facts.live_options).get("amdgpu.no_system_mem_limit")
+    if value not in ("1", "Y"):
+        return None
+    return Finding("amdgpu.no_system_mem_limit is on: compute may take all memory")
+
+
+def _locked(facts: Facts) -> Answer:
+    limit = need(facts.paging).locked_limit
+    servers = [
+        server
+        for server in need(facts.declared)
+        if (server.has("--mlock") or "mlock" in server.flags.get("--load-mode", ""))
+        and server.settings.get("LimitMEMLOCK") != "infinity"
+    ]
+    if servers:
+        return Finding(
+            f"{servers[0].path} locks its memory and LimitMEMLOCK is "
+            f"{servers[0].settings.get('LimitMEMLOCK', 'the default, 8 MiB')}"
+        )
+    if limit is None or limit >= GIB:
+        return None
+    return Finding(
+        f"you may lock {format_size(limit)} only: load_mode mlock would fail in silence", "info"
+    )
+
+
+def _group_limit(facts: Facts) -> Answer:
+    limit = need(facts.paging).group_limit
+    if limit is None:
+        return None
+    ram = _ram(facts)
+    if limit < 0.9 * ram:
+        return Finding(
+            f"memory.max here is {format_size(limit)}: a mapped model counts against it, memory "
+            "of the GPU does not",
+            "info",
+        )
+    if limit > ram:
+        return None
+    return Finding(
+        f"memory.max here is {format_size(limit)} of {format_size(ram)}: memory of the GPU comes "
+        "on top, so the host runs out first"
+    )
+
+
+def _in_container(facts: Facts) -> bool:
+    return facts.machine.boot_style == "none" or (need(facts.paging).group_limit is not None)
+
+
+def _thp(facts: Facts) -> Answer:
+    mode = need(need(facts.paging).thp or Unknown("this kernel has no transparent huge pages"))
+    if mode != "madvise":
+        return None
+    return Finding(
+        "transparent huge pages are on for madvise: llama.cpp asks for none, so it gets none"
+    )
+
+
+def _read_ahead(facts: Facts) -> Answer:
+    disks = need(facts.paging).read_ahead
+    if not disks:
+        return Unknown("no NVMe disk was found")
+    off = [name for name, size in disks.items() if size == 0]
+    if off:
+        return Finding(f"read-ahead of {', '.join(off)} is off: a mapped model loads page by page")
+    small = {name: size for name, size in disks.items() if size <= 128}
+    if not small:
+        return None
+    name, size = next(iter(small.items()))
+    return Finding(
+        f"read-ahead of {name} is {size} KiB: a cold model comes in small pieces, and fadvise "
+        "reads no more than that at a call",
+        "info",
+        "likely",
+    )
+
+
+def _overcommit(facts: Facts) -> Answer:
+    if need(facts.paging).overcommit != 2:
+        return None
+    return Finding("vm.overcommit_memory is 2: private mappings of a whole model are refused")
+
+
+def _static_pages(facts: Facts) -> Answer:
+    info = need(facts.paging).meminfo
+    total, free = info.get("HugePages_Total", 0), info.get("HugePages_Free", 0)
+    size = info.get("Hugepagesize", 0)
+    if free * size < GIB:
+        return None
+    return Finding(
+        f"{free} of {total} static huge pages are unused: {format_size(free * size)} that nobody "
+        "else can have, and llama.cpp uses none"
+    )
+
+
+def _killed(facts: Facts) -> Answer:
+    kills = need(facts.paging).oom_kills
+    if not kills:
+        return None if kills == 0 else Unknown("/proc/vmstat does not count OOM kills here")
+    return Finding(f"the kernel killed {kills} for want of memory since the machine was started")
+
+
+def _stalled(facts: Facts) -> Answer:
+    share = need(facts.paging).stalled_percent
+    if share is None:
+        return Unknown("this kernel gives no pressure figures (PSI)")
+    if share < 1:
+        return None
+    return Finding(f"in the last five minutes everything waited for memory {share:.1f} % of time")
+
+
+def _fragmented(facts: Facts) -> Answer:
+    blocks = need(facts.paging).free_huge_blocks
+    if blocks is None:
+        return Unknown("/proc/buddyinfo cannot be read")
+    available = need(
+        facts.machine.memory.available_bytes or Unknown("available memory is not known")
+    )
+    whole = blocks * 2 * MIB
+    if available < 8 * GIB or whole >= available / 16:
+        return None
+    return Finding(
+        f"of {format_size(available)} available only {format_size(whole)} lie in pieces of 2 MiB: "
+        "the driver compacts memory while it loads a model"
+    )
+
+
+def _no_swap(facts: Facts) -> Answer:
+    swap = facts.machine.memory.swap_bytes
+    if swap is None:
+        return Unknown("/proc/meminfo does not say")
+    if swap:
+        return None
+    return Finding("there is no swap: what the desktop does not use cannot give way to a model")
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        id="ttm-above-ram",
+        title="the GPU may take more memory than there is",
+        when=INTEGRATED,
+        check=_limit_above_ram,
+        severity="error",
+        confidence="sure",
+        fix="set ttm.pages_limit to RAM less what the system needs (infertune's profiles leave it)",
+        sources=(linux("5dafdd649280", "July 2026"), rocm(6370)),
+    ),
+    Rule(
+        id="ttm-close-to-ram",
+        title="the GPU may take nearly all memory",
+        when=INTEGRATED,
+        check=_limit_close_to_ram,
+        severity="warning",
+        confidence="likely",
+        fix="leave a tenth of RAM, or 8 GiB where a desktop runs",
+        sources=(github("superm1/amd-debug-tools", 10), rocm(6370)),
+    ),
+    Rule(
+        id="ttm-default",
+        title="the GPU may take half of RAM only",
+        when=STRIX_HALO,
+        check=_limit_is_default,
+        severity="info",
+        confidence="sure",
+        fix="for larger models set ttm.pages_limit (GiB x 262144); 'infertune plan' compares it",
+        sources=(github("ROCm/rocm-systems", 351),),
+    ),
+    Rule(
+        id="ttm-not-in-force",
+        title="the TTM limit was changed after the driver had taken it",
+        when=INTEGRATED,
+        check=_not_taken_over,
+        severity="warning",
+        confidence="likely",
+        fix="set it at boot (modprobe.d and initramfs, or the command line), and reboot",
+        sources=(github("ROCm/rocm-systems", 3978), rocm(5595)),
+    ),
+    Rule(
+        id="carveout-wasted",
+        title="memory carved out for the GPU that nothing uses",
+        when=INTEGRATED,
+        check=_carveout,
+        severity="warning",
+        confidence="likely",
+        fix="set the firmware's smallest carve-out and size GTT instead",
+        sources=(
+            github("ROCm/rocm-systems", 351),
+            Source(
+                "ROCm: RDNA 3.5 system optimization",
+                "https://rocm.docs.amd.com/en/docs-7.14.0/reference/system-optimization/rdna3-5.html",
+            ),
+        ),
+    ),
+    Rule(
+        id="gpu-no-system-limit",
+        title="amdgpu.no_system_mem_limit lets compute take all memory",
+        when=AMDGPU,
+        check=_no_system_limit,
+        severity="warning",
+        confidence="sure",
+        fix="take the option away",
+        sources=(kernel_doc("gpu/amdgpu/module-parameters"),),
+    ),
+    Rule(
+        id="memlock-limit",
+        title="memory cannot be locked",
+        when=ALWAYS,
+        check=_locked,
+        severity="warning",
+        confidence="sure",
+        fix="LimitMEMLOCK=infinity in the unit; on an integrated GPU no locking is needed at all",
+        sources=(github("lemonade-sdk/lemonade", 1088),),
+    ),
+    Rule(
+        id="container-limit",
+        title="a container's memory limit that does not hold the GPU's memory",
+        when=When("in a container", _in_container) & AMDGPU,
+        check=_group_limit,
+        severity="warning",
+        confidence="likely",
+        fix="take from the container's limit what the GPU may hold",
+        sources=(llama(20472), rocm(6370)),
+    ),
+    Rule(
+        id="thp-madvise",
+        title="huge pages for those who ask, and llama.cpp does not ask",
+        when=ALWAYS,
+        check=_thp,
+        severity="info",
+        confidence="sure",
+        fix="for models on the CPU try 'always' (load_mode none); weights in GTT are not affected",
+        sources=(llama(22022), kernel_doc("admin-guide/mm/transhuge")),
+    ),
+    Rule(
+        id="read-ahead",
+        title="a disk that reads ahead too little, or nothing",
+        when=ALWAYS,
+        check=_read_ahead,
+        severity="warning",
+        confidence="sure",
+        fix="set queue/read_ahead_kb to 4096 (TuneD's accelerator-performance does); its effect on "
+        "loading has not been measured here",
+        sources=(kernel_doc("block/queue-sysfs"),),
+    ),
+    Rule(
+        id="overcommit-strict",
+        title="strict accounting refuses the mappings a model needs",
+        when=ALWAYS,
+        check=_overcommit,
+        severity="warning",
+        confidence="likely",
+        fix="set vm.overcommit_memory to 0",
+        sources=(kernel_doc("mm/overcommit-accounting"),),
+    ),
+    Rule(
+        id="hugepages-unused",
+        title="static huge pages that nobody uses",
+        when=ALWAYS,
+        check=_static_pages,
+        severity="warning",
+        confidence="sure",
+        fix="set vm.nr_hugepages to 0, and take hugepages= off the command line",
+        sources=(kernel_doc("admin-guide/mm/hugetlbpage"),),
+    ),
+    Rule(
+        id="oom-kills",
+        title="processes were killed for want of memory",
+        when=ALWAYS,
+        check=_killed,
+        severity="warning",
+        confidence="sure",
+        fix="give models less (context, --cache-ram, GTT), and see log-oom for who was killed",
+        sources=(rocm(6370),),
+    ),
+    Rule(
+        id="memory-stalls",
+        title="the machine waits for memory",
+        when=ALWAYS,
+        check=_stalled,
+        severity="warning",
+        confidence="likely",
+        fix="free memory, or give models less (context, --cache-ram)",
+        sources=(kernel_doc("accounting/psi"),),
+    ),
+    Rule(
+        id="memory-fragmented",
+        title="free memory lies in small pieces",
+        when=INTEGRATED,
+        check=_fragmented,
+        severity="info",
+        confidence="likely",
+        fix="load models early after boot, or write 1 to /proc/sys/vm/compact_memory before",
+        sources=(kernel_doc("admin-guide/sysctl/vm"),),
+    ),
+    Rule(
+        id="swap-none",
+        title="no swap",
+        when=INTEGRATED,
+        check=_no_swap,
+        severity="info",
+        confidence="likely",
+        fix="a few GiB of swap or zram let idle memory give way; the server itself needs none",
+        sources=(kernel_doc("admin-guide/mm/concepts"),),
+    ),
+)

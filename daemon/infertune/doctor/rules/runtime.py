@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ROCm, Vulkan, and the variables that steer them."""
+
+from __future__ import annotations
+
+from infertune.doctor.base import (
+    Answer,
+    Finding,
+    Rule,
+    Source,
+    Unknown,
+    Version,
+    Window,
+    format_version,
+    github,
+    llama,
+    need,
+    rocm,
+)
+from infertune.doctor.conditions import AMDGPU, RDNA35, ROCM, STRIX_HALO
+from infertune.doctor.facts import Facts
+
+
+def _installed(facts: Facts) -> Version:
+    """Raises Missing."""
+    return need(need(facts.rocm) or Unknown("ROCm is not installed"))
+
+
+_NO_GFX1151 = Window(first=(0,), last=(6, 4, 0), good=(6, 4, 4))
+
+
+def _too_old(facts: Facts) -> Answer:
+    version = _installed(facts)
+    said = _NO_GFX1151.says(version)
+    if said == "good":
+        return None
+    may = "has" if said == "bad" else "may have"
+    return Finding(f"ROCm {format_version(version)} {may} no complete support for gfx1151")
+
+
+_PROMPTS = Window(first=(7, 0), last=(7, 2, 0), good=(7, 2, 1))
+_PROMPTS_PREVIEW = Window(first=(7, 10), last=(7, 11), good=(7, 13))
+
+
+def _slow_prompts(facts: Facts) -> Answer:
+    version = _installed(facts)
+    # The previews 7.9 to 7.12 were a line of their own: a larger number, an older compiler.
+    window = _PROMPTS_PREVIEW if version >= (7, 9) else _PROMPTS
+    said = window.says(version)
+    if said == "good":
+        return None
+    may = "" if said == "bad" else "may be among those that "
+    return Finding(
+        f"ROCm {format_version(version)}: its compiler {may}"
+        f"{'makes' if said == 'bad' else 'make'} llama.cpp's quantised kernels slow; prompts took "
+        "up to three times as long"
+    )
+
+
+_OLD_RUNTIME = Window(first=(0,), last=(7, 1, 1), good=(7, 2, 1))
+
+
+def _mismatch(facts: Facts) -> Answer:
+    version = _installed(facts)
+    if facts.kernel < (6, 18, 4) or _OLD_RUNTIME.says(version) == "good":
+        return None
+    return Finding(
+        f"ROCm {format_version(version)} counts the save area itself and Linux "
+        f"{facts.machine.kernel} wants a larger one: queues may be refused or fault"
+    )
+
+
+def _isa(target: str) -> str:
+    """``gfx1151`` as HSA_OVERRIDE_GFX_VERSION writes it: 11.5.1."""
+    digits = target.removeprefix("gfx")
+    return f"{int(digits[:-2])}.{int(digits[-2], 16)}.{int(digits[-1], 16)}"
+
+
+def _override(facts: Facts) -> Answer:
+    found = facts.variables("HSA_OVERRIDE_GFX_VERSION")
+    if not found:
+        return None
+    target = need(facts.gpu.gfx_target or Unknown("the GPU's instruction set is not known"))
+    own = _isa(target)
+    wrong = [(value, where) for value, where in found if value != own]
+    if wrong:
+        value, where = wrong[0]
+        return Finding(
+            f"HSA_OVERRIDE_GFX_VERSION={value} ({where}) on {target}: programs for another chip"
+        )
+    value, where = found[0]
+    return Finding(
+        f"HSA_OVERRIDE_GFX_VERSION={value} ({where}) says what the GPU says itself", "info"
+    )
+
+
+def _hidden(facts: Facts) -> Answer:
+    for name in ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES"):
+        for value, where in facts.variables(name):
+            if value.strip() in ("", "-1"):
+                return Finding(f"{name}={value} ({where}) hides every GPU")
+    return None
+
+
+def _folk(facts: Facts) -> Answer:
+    names = ("HSA_ENABLE_SDMA", "GPU_MAX_HW_QUEUES", "RADV_PERFTEST")
+    found = [
+        f"{name}={value} ({where})" for name in names for value, where in facts.variables(name)
+    ]
+    if not found:
+        return None
+    return Finding(f"{', '.join(found)}: no measurement on this hardware is known")
+
+
+def _managed(facts: Facts) -> Answer:
+    found = facts.variables("GGML_CUDA_ENABLE_UNIFIED_MEMORY")
+    on = [where for value, where in found if value not in ("", "0")]
+    if not on:
+        return None
+    return Finding(
+        f"GGML_CUDA_ENABLE_UNIFIED_MEMORY ({on[0]}): weights are managed memory, charged to the "
+        "server's control group and not limited by GTT"
+    )
+
+
+def _amdvlk(facts: Facts) -> Answer:
+    icds = need(facts.vulkan)
+    amdvlk = [name for name in icds if name.startswith(("amd_icd", "amd_pro_icd"))]
+    if not amdvlk:
+        return None
+    chosen = [value.upper() for value, _ in facts.variables("AMD_VULKAN_ICD")]
+    if chosen and all(value == "RADV" for value in chosen):
+        return None
+    radv = any(name.startswith("radeon_icd") for name in icds)
+    return Finding(
+        f"{amdvlk[0]}: AMDVLK is installed{' beside RADV' if radv else ''}; it refuses buffers "
+        "over 2 GiB and is slower at prompts"
+    )
+
+
+def _no_radv(facts: Facts) -> Answer:
+    if any(name.startswith("radeon_icd") for name in need(facts.vulkan)):
+        return None
+    return Finding("RADV is not installed: Vulkan cannot use the GPU")
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        id="rocm-too-old",
+        title="ROCm from before native gfx1151 support",
+        when=STRIX_HALO & ROCM,
+        check=_too_old,
+        severity="warning",
+        confidence="likely",
+        fix="install ROCm 7.2.1 or newer, or use Vulkan",
+        sources=(github("ROCm/pytorch", 2582), rocm(4499)),
+        window=_NO_GFX1151,
+    ),
+    Rule(
+        id="rocm-slow-prompts",
+        title="ROCm 7.0 to 7.2.0 compiles llama.cpp's quantised kernels badly",
+        when=RDNA35 & ROCM,
+        check=_slow_prompts,
+        severity="warning",
+        # It counts for what was built with this ROCm, and a server may bring its own.
+        confidence="likely",
+        fix="build llama.cpp with ROCm 7.2.1 or newer (or with "
+        "-DCMAKE_HIP_FLAGS='-mllvm --amdgpu-unroll-threshold-local=600')",
+        sources=(github("ROCm/rocm-systems", 2865), llama(17917)),
+        window=_PROMPTS,
+    ),
+    Rule(
+        id="rocm-save-area",
+        title="ROCm before 7.2.1 does not ask the kernel how large a queue's save area is",
+        when=STRIX_HALO & ROCM,
+        check=_mismatch,
+        severity="warning",
+        confidence="likely",
+        fix="install ROCm 7.2.1 or newer",
+        sources=(github("ROCm/rocm-systems", 2200), github("ROCm/TheRock", 2991)),
+        window=_OLD_RUNTIME,
+    ),
+    Rule(
+        id="rocm-override",
+        title="HSA_OVERRIDE_GFX_VERSION makes ROCm run programs for another chip",
+        when=AMDGPU,
+        check=_override,
+        severity="error",
+        confidence="sure",
+        fix="unset HSA_OVERRIDE_GFX_VERSION; ROCm knows this GPU",
+        sources=(github("ROCm/rocm-systems", 3461),),
+    ),
+    Rule(
+        id="gpu-hidden",
+        title="a variable hides every GPU from the server",
+        when=AMDGPU,
+        check=_hidden,
+        severity="warning",
+        confidence="sure",
+        fix="unset it, or give the number of the GPU",
+        sources=(
+            Source(
+                "ROCm: GPU isolation",
+                "https://rocm.docs.amd.com/en/latest/conceptual/gpu-isolation.html",
+            ),
+        ),
+    ),
+    Rule(
+        id="rocm-folk-settings",
+        title="variables from guides whose effect nobody has shown here",
+        when=AMDGPU,
+        check=_folk,
+        severity="info",
+        confidence="likely",
+        fix="leave them out unless a measurement of yours says otherwise",
+        sources=(github("noamsto/nix-amd-ai", 105),),
+    ),
+    Rule(
+        id="rocm-managed-memory",
+        title="unified memory changes what the weights are charged to",
+        when=AMDGPU,
+        check=_managed,
+        severity="info",
+        confidence="sure",
+        fix="unset it unless it works around wrong results of an old build (llama-wrong-logits)",
+        sources=(llama(26543), rocm(6370)),
+    ),
+    Rule(
+        id="vulkan-amdvlk",
+        title="AMDVLK can take the place of RADV",
+        when=AMDGPU,
+        check=_amdvlk,
+        severity="warning",
+        confidence="sure",
+        fix="remove AMDVLK, or set AMD_VULKAN_ICD=RADV for the server (infertune's profiles do)",
+        sources=(
+            github("GPUOpen-Drivers/AMDVLK", 413),
+            github("GPUOpen-Drivers/AMDVLK", 420),
+        ),
+    ),
+    Rule(
+        id="vulkan-no-radv",
+        title="no Vulkan driver for the GPU",
+        when=AMDGPU,
+        check=_no_radv,
+        severity="info",
+        confidence="likely",
+        fix="install mesa-vulkan-drivers (vulkan-radeon on Arch)",
+        sources=(Source("Mesa: RADV", "https://docs.mesa3d.org/drivers/radv.html"),),
+    ),
+)

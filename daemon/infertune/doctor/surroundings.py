@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What does not stand in files of the machine: the caller's variables, the server's own words.
+
+A snapshot takes it along as one file of JSON, so that a replay has it too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from infertune.doctor.base import Unknown
+from infertune.errors import InfertuneError
+from infertune.launch.binary import (
+    BACKENDS,
+    Backend,
+    ask_version,
+    find_server,
+    linked_backends,
+    others_may_write,
+)
+from infertune.launch.system import kernel_journal
+from infertune.redaction import SHOWN_ENVIRONMENT
+from infertune.root import Root
+
+FILE = "/run/infertune/surroundings"
+"""Where a snapshot keeps them; a live machine has no such file."""
+
+_VERSION_S = 1.0
+_JOURNAL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaServer:
+    """The llama-server the caller would start."""
+
+    version: str
+    """Its own words: ``0.7.0 (build 11669, commit Debian)``."""
+    backends: tuple[Backend, ...]
+
+    @property
+    def build(self) -> int | None:
+        """Number of the build; None where the program was built without one (0 or 1)."""
+        found = re.search(r"\bbuild (\d{1,9})\b|^b?(\d{1,9})\b(?!\.)", self.version)
+        number = int(found[1] or found[2]) if found else 0
+        return number if number > 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    environment: Mapping[str, str] | Unknown
+    """Variables of SHOWN_ENVIRONMENT the caller has."""
+    server: LlamaServer | Unknown | None
+    """None where there is no llama-server on the caller's search path."""
+    devices: Mapping[str, bool] | Unknown
+    """Whether the caller may use a device node, by path."""
+    journal: tuple[str, ...] | None = None
+    """The kernel's messages, where the journal gives them and /dev/kmsg does not."""
+
+    def to_file(self) -> bytes:
+        """For a snapshot; what is unknown here stays unknown there."""
+        server: Any = self.server
+        if isinstance(server, Unknown):
+            server = {"unknown": server.why}
+        elif server is not None:
+            server = asdict(server)
+        known = {
+            "environment": _plain(self.environment),
+            "server": server,
+            "devices": _plain(self.devices),
+        }
+        return json.dumps(known, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def _plain(fact: Mapping[str, Any] | Unknown) -> dict[str, Any] | None:
+    return None if isinstance(fact, Unknown) else dict(fact)
+
+
+def look_around(root: Root, caller: Mapping[str, str]) -> Surroundings:
+    """The surroundings of a caller on this machine.  Never raises."""
+    nodes = ["/dev/kfd", *root.glob("/dev/dri/renderD*")]
+    return Surroundings(
+        environment={name: caller[name] for name in SHOWN_ENVIRONMENT if name in caller},
+        server=_server(caller),
+        devices={node: root.writable(node) for node in nodes if root.exists(node)},
+        journal=_journal(),
+    )
+
+
+def _journal() -> tuple[str, ...] | None:
+    try:
+        # Its mode says nothing: the kernel decides when it is opened (kernel.dmesg_restrict).
+        os.close(os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError:
+        lines = kernel_journal(_JOURNAL_S)
+        return None if lines is None else tuple(lines)
+    return None
+
+
+def _server(caller: Mapping[str, str]) -> LlamaServer | Unknown | None:
+    path = find_server(None, caller.get("PATH"))
+    if path is None:
+        return None
+    try:
+        if os.geteuid() == 0 and others_may_write(path):
+            return Unknown(f"root does not run {path}, which others may write")
+        version = ask_version(path, caller, _VERSION_S)
+        backends = linked_backends(path)
+    except InfertuneError as error:
+        return Unknown(error.message)
+    except OSError as error:
+        return Unknown(f"{path}: {error.strerror}")
+    if version is None:
+        return Unknown(f"{path} --version says nothing")
+    return LlamaServer(version, tuple(name for name in BACKENDS if name in backends))
+
+
+def recorded(root: Root) -> Surroundings:
+    """The surroundings a snapshot has; unknown where it has none.  Never raises."""
+    nothing = Unknown("the snapshot does not say")
+    try:
+        found = json.loads(root.read_small(FILE, 64 * 1024))
+        return Surroundings(
+            environment=_texts(found["environment"]),
+            server=_recorded_server(found["server"]),
+            devices={str(node): bool(usable) for node, usable in found["devices"].items()},
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return Surroundings(nothing, nothing, nothing)
+
+
+def _texts(found: Any) -> dict[str, str]:
+    return {str(name): str(value) for name, value in found.items()}
+
+
+def _recorded_server(found: Any) -> LlamaServer | Unknown | None:
+    if found is None:
+        return None
+    if "unknown" in found:
+        return Unknown(str(found["unknown"]))
+    return LlamaServer(
+        str(found["version"]), tuple(name for name in BACKENDS if name in found["backends"])
+    )
