@@ -123,9 +123,7 @@ def _ffn(model: Known, layer: int = 0, *, gate: bool = True) -> Tensors:
     yield _w(model, "ffn_down", inner, width)
 
 
-def _experts(
-    model: Known, *, shared: int = 0, biased: bool = False, gate: bool = True
-) -> Tensors:
+def _experts(model: Known, *, shared: int = 0, biased: bool = False, gate: bool = True) -> Tensors:
     width, experts = model.get("embedding_length"), model.get("expert_count")
     key = "expert_feed_forward_length"
     inner = model.get(key if key in model.keys else "feed_forward_length", 0)

@@ -37,14 +37,16 @@ class Architecture:
 
 
 _PLAIN = (
-    "llama mistral3 llama-embed deci grok falcon gpt2 gptj gptneox mpt baichuan starcoder "
-    "starcoder2 refact bloom stablelm qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3vl "
-    "qwen3vlmoe phi2 phi3 phimoe plamo codeshell orion internlm2 minicpm minicpm3 gemma command-r "
-    "dbrx olmo olmoe openelm arctic deepseek deepseek2 chatglm glm4 glm4moe bitnet jais jais2 "
-    "nemotron exaone granite granitemoe chameleon plm bailingmoe bailingmoe2 dots1 arcee "
-    "ernie4_5 ernie4_5-moe hunyuan-moe hunyuan-dense smollm3 seed_oss grovemoe apertus "
-    "minimax-m2 pangu-embedded maincoder xverse mistral4"
-).split()
+    "llama", "mistral3", "llama-embed", "deci", "grok", "falcon", "gpt2", "gptj", "gptneox", "mpt",
+    "baichuan", "starcoder", "starcoder2", "refact", "bloom", "stablelm", "qwen", "qwen2",
+    "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe", "phi2", "phi3", "phimoe",
+    "plamo", "codeshell", "orion", "internlm2", "minicpm", "minicpm3", "gemma", "command-r",
+    "dbrx", "olmo", "olmoe", "openelm", "arctic", "deepseek", "deepseek2", "chatglm", "glm4",
+    "glm4moe", "bitnet", "jais", "jais2", "nemotron", "exaone", "granite", "granitemoe",
+    "chameleon", "plm", "bailingmoe", "bailingmoe2", "dots1", "arcee", "ernie4_5", "ernie4_5-moe",
+    "hunyuan-moe", "hunyuan-dense", "smollm3", "seed_oss", "grovemoe", "apertus", "minimax-m2",
+    "pangu-embedded", "maincoder", "xverse", "mistral4",
+)  # fmt: skip
 """Every layer keeps K and V of every token (deepseek2 and mistral4: the latent of MLA)."""
 
 ARCHITECTURES: Mapping[str, Architecture] = {

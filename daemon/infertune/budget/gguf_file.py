@@ -345,9 +345,7 @@ def _scalar(cursor: _Cursor, kind: int, what: str) -> Scalar:
     return value
 
 
-def _tensors(
-    cursor: _Cursor, count: int, metadata: Mapping[str, Value]
-) -> tuple[Tensor, ...]:
+def _tensors(cursor: _Cursor, count: int, metadata: Mapping[str, Value]) -> tuple[Tensor, ...]:
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment not in {2**power for power in range(21)}:
         raise cursor.bad(f"general.alignment is {alignment}, which is no power of two")

@@ -62,7 +62,9 @@ class Shape:
     input_bytes: int
     """The embedding: llama.cpp keeps it in host memory whatever the GPU holds."""
     output_bytes: int
-    """Output and what else is in no layer; has the embedding too, where that serves as output."""
+    """Output and what else is in no layer, without the embedding."""
+    tied: bool
+    """Whether the embedding serves as output too: a GPU then has a copy of it."""
     repacked_bytes: int
     """Weights of which the CPU backend makes a copy in another order."""
     active_bytes: int
@@ -153,15 +155,17 @@ def read_shape(model: ModelFile) -> Shape:
         expert_feed_forward=_inner(model, "ffn_down_exps.weight"),
         experts=experts,
         experts_used=used,
-        gated=any("_gate_exps." in each.name or "_gate_up_exps." in each.name
-                  for each in model.tensors),
+        gated=any(
+            "_gate_exps." in each.name or "_gate_up_exps." in each.name for each in model.tensors
+        ),
         recurrent_width=_recurrent_width(keys) if any(each.state_values for each in layers) else 0,
         mla=(latent, rank, keys.number("rope.dimension_count", 0)) if latent else None,
         vocab=vocab,
         parameters=sum(tensor.elements for tensor in model.tensors),
         weights_bytes=model.tensor_bytes,
         input_bytes=embed_bytes,
-        output_bytes=outside - (embed_bytes if head else 0),
+        output_bytes=outside - embed_bytes,
+        tied=head is None,
         repacked_bytes=sum(
             tensor.bytes
             for tensor in model.tensors
@@ -178,7 +182,9 @@ _REPACKED = {"q4_0", "q4_K", "iq4_nl", "mxfp4"}
 
 def _inner(model: ModelFile, name: str) -> int:
     """Width inside of the widest feed-forward of this name; 0 where there is none."""
-    return max((each.dims[0] for each in model.tensors if each.name.endswith(f".{name}")), default=0)
+    return max(
+        (each.dims[0] for each in model.tensors if each.name.endswith(f".{name}")), default=0
+    )
 
 
 def _named(model: ModelFile, name: str) -> Tensor | None:
