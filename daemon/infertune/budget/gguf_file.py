@@ -15,6 +15,7 @@ import stat
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from infertune.errors import UsageError
 from infertune.units import KIB, MIB, format_size
@@ -123,6 +124,8 @@ def read_model(path: str) -> ModelFile:
     first = _read_head(path)
     heads = [first, *(_read_head(part) for part in _other_parts(path, first))]
     tensors = tuple(tensor for head in heads for tensor in head.tensors)
+    if not tensors:
+        raise ModelError(f"{path}: holds no tensors", hint="only a vocabulary, or a damaged file")
     total = first.metadata.get("split.tensors.count")
     if len(heads) > 1 and isinstance(total, int) and total != len(tensors):
         raise ModelError(
@@ -370,9 +373,8 @@ def _tensors(cursor: _Cursor, count: int, metadata: Mapping[str, Value]) -> tupl
 
 def _ends(offsets: list[int], data: int) -> Callable[[int], int]:
     """Where the room of a tensor that starts at an offset ends: at the next one's start."""
-    ordered = sorted(set(offsets))
-    ends = dict(zip(ordered, [*ordered[1:], data], strict=True))
-    return ends.__getitem__
+    ordered = [*sorted(set(offsets)), data]
+    return dict(pairwise(ordered)).__getitem__
 
 
 def _tensor(
