@@ -161,7 +161,7 @@ def _weights(
     if not shape.known:
         return (0, shape.weights_bytes) if backend == "cpu" else (shape.weights_bytes, 0)
     gpu, host = 0, shape.input_bytes
-    if backend != "cpu" and memory.gpu_layers > len(shape.layers):
+    if backend != "cpu" and memory.gpu_layers:
         gpu += shape.output_bytes + (shape.input_bytes if shape.tied else 0)
     else:
         host += shape.output_bytes
@@ -175,7 +175,7 @@ def _weights(
 
 
 def _offloaded(shape: Shape, memory: ServerMemory) -> list[bool]:
-    """Which layers are the GPU's: the last ones, and the output counts as one of them."""
+    """Which layers are the GPU's: the output, which counts as one, and then from the last on."""
     first = len(shape.layers) + 1 - memory.gpu_layers
     return [number >= first for number in range(len(shape.layers))]
 
