@@ -17,6 +17,7 @@ from infertune.budget.gguf_file import read_model
 from infertune.budget.kv import cells, kv_bytes, state_bytes, token_bytes
 from infertune.budget.settings import ServerMemory, server_memory
 from infertune.budget.shape import Shape, read_shape
+from infertune.cli import serve
 from infertune.cli.main import main
 from infertune.machine import Machine, read_machine
 from infertune.snapshot import open_root
@@ -417,6 +418,30 @@ def test_exit_codes(llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["fit", llama, "--", "ctx=1"]) == 2
     assert main(["fit", llama, "--", "cache_ram=many"]) == 2
     capsys.readouterr()
+
+
+def test_serve_refuses_before_it_asks_anybody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The checks of a path (others may read it) are not what this is about.
+    monkeypatch.setattr(serve, "_model", lambda path: path)
+    deepseek, llama = BY_NAME["DeepSeek V3"], BY_NAME["Llama 3.1 8B"]
+    big = gguf_files.write(tmp_path / "big.gguf", deepseek.metadata(), deepseek.tensors())
+    words = ["--root", STRIX_HALO, "serve", "long-context", "--model", str(big)]
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert "does not fit: GTT limit: " in err
+    assert "nothing was touched" in err
+    assert main([*words, "--force"]) == 5  # and then: no daemon on a recorded machine
+    assert "does not fit: GTT limit: " in capsys.readouterr().err
+    small = gguf_files.write(tmp_path / "small.gguf", llama.metadata(), llama.tensors())
+    words[-1] = str(small)
+    assert main(words) == 5
+    assert "fit" not in capsys.readouterr().err
+    strange = replace(llama, architecture="tomorrow")
+    gguf_files.write(small, strange.metadata(), strange.tensors())
+    assert main(words) == 5
+    assert "whether the model fits is unknown" in capsys.readouterr().err
 
 
 def test_run_refuses_before_anything_is_touched(

@@ -66,6 +66,17 @@ def parse_setting(text: str) -> tuple[str, str | int | bool]:
     return name, configured
 
 
+def canonical(given: Mapping[str, str | int | bool], machine: Machine) -> dict[str, str]:
+    """Server settings as this machine's server would have them.  Raises UsageError."""
+    found = {}
+    for name, value in given.items():
+        try:
+            found[name] = SERVER_SETTINGS[name].value.parse(value, machine)
+        except ValueError as error:
+            raise UsageError(f"{name}: {error}") from None
+    return found
+
+
 # -- before a start ------------------------------------------------------------------
 
 
@@ -125,12 +136,7 @@ def _settings(ctx: Context, machine: Machine, backend: str) -> dict[str, str]:
     if ctx.args.profile:
         desired = resolve(load_profile(ctx.root, ctx.args.profile), machine, backend)
         found = {name: setting.canonical for name, setting in desired.server.items()}
-    for text in ctx.command:
-        name, value = parse_setting(text)
-        try:
-            found[name] = SERVER_SETTINGS[name].value.parse(value, machine)
-        except ValueError as error:
-            raise UsageError(f"{name}: {error}") from None
+    found |= canonical(dict(map(parse_setting, ctx.command)), machine)
     if ctx.args.ctx is not None:
         found["ctx_size"] = str(ctx.args.ctx)
     if ctx.args.parallel is not None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from infertune.cli.base import JSON, Command, Context, argument
 from infertune.cli.engine import BACKEND, PROFILE, daemon_runs
-from infertune.cli.fit import FORCE, parse_setting, refuse_misfit
+from infertune.cli.fit import FORCE, canonical, parse_setting, refuse_misfit
 from infertune.cli.run import Silent
 from infertune.errors import Busy, Exit, Failed, NotPermitted, Unreachable, UsageError
 from infertune.launch.client import healthy
@@ -90,14 +90,14 @@ def _serve(ctx: Context) -> Exit:
     if args.print:
         ctx.print(_as_systemd_run(ctx, declaration))
         return Exit.DONE
+    if declaration.model:
+        _refuse_misfit(ctx, declaration, declaration.model, profile)
     _need_daemon(ctx)
     if os.geteuid() != 0:
         raise NotPermitted(
             "declaring a server needs root; nothing was touched",
             hint="a server that is declared in /etc/infertune/servers.d starts with the daemon",
         )
-    if declaration.model:
-        _refuse_misfit(ctx, declaration, declaration.model, profile)
     if ctx.root.exists(f"{DECLARED}/{name}.toml"):
         raise UsageError(
             f"'{name}' is declared in {DECLARED}, which counts; nothing was touched",
@@ -125,10 +125,7 @@ def _refuse_misfit(ctx: Context, declaration: Declaration, model: str, profile: 
         backend, _ = assume_backend(machine)
     desired = resolve(profile, machine, backend)
     settings = {name: setting.canonical for name, setting in desired.server.items()}
-    settings |= {
-        name: SERVER_SETTINGS[name].value.parse(value, machine)
-        for name, value in (declaration.settings or {}).items()
-    }
+    settings |= canonical(declaration.settings or {}, machine)
     if remark := refuse_misfit(ctx, machine, model, backend, settings):
         print(f"infertune: {remark}", file=sys.stderr)
 
