@@ -450,16 +450,20 @@ def test_run_refuses_before_anything_is_touched(
     deepseek = BY_NAME["DeepSeek V3"]
     path = gguf_files.write(tmp_path / "big.gguf", deepseek.metadata(), deepseek.tensors())
     server = tmp_path / "llama-server"
+    started = tmp_path / "started"
     server.write_text(
         "#!/bin/sh\ncase $1 in --help) echo '--port N'; echo '--model F'; echo '--ctx-size N';;"
-        " --version) echo 'version: 1';; *) touch started; exit 1;; esac\n"
+        " --version) echo 'version: 1';; "
+        f" *) touch '{started}'; exit 1;; esac\n"
     )
     server.chmod(0o755)
     words = ["run", "base", "--launch-only", "--server", str(server), "--model", str(path)]
     assert main(words) == 2
+    assert not started.exists()
     err = capsys.readouterr().err
     assert "does not fit: RAM: " in err
     assert "nothing was touched" in err
     assert "--force" in err
-    assert main([*words, "--force"]) == 3  # the server was started, and ended
+    assert main([*words, "--force"]) == 3
+    assert started.exists()
     assert "does not fit" in capsys.readouterr().out
