@@ -50,8 +50,8 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands machine snapshot knobs doctor profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs setup probes
-set -g _shtab_infertune_opts_with_value --ask --backend --confirm-within --exporter --model --name --port --root --rule --server --smoke --tokens --without
+set -g _shtab_infertune_commands machine snapshot knobs doctor profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover fit expect run serve start servers stop logs setup probes
+set -g _shtab_infertune_opts_with_value --ask --backend --confirm-within --ctx --exporter --model --name --parallel --port --profile --root --rule --server --smoke --tokens --without
 
 complete -c infertune -e
 complete -c infertune -f
@@ -152,7 +152,22 @@ complete -c infertune -n '_shtab_infertune_using recover' -s h -l help -d 'show 
 complete -c infertune -n '_shtab_infertune_using recover' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using recover' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using recover' -l json -d 'print one JSON document (docs/json.md)'
-complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a run -d 'Applies the profile, starts llama-server with the profile'"'"'s settings as flags of that very binary, shows the model getting into memory, and serves in the foreground. When it ends, for whatever reason, every value goes back; after '"'"'kill -9'"'"' the next call of infertune does that. Without a llama-server on PATH the embedded one is used (extra '"'"'embedded'"'"'), without --model a small one. Any other command can stand after the options: '"'"'infertune run PROFILE -- COMMAND...'"'"'; it gets the profile'"'"'s placement and environment. A command starts with an empty environment plus PATH, HOME, LANG, TERM, TMPDIR, HIP_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES, GGML_VK_VISIBLE_DEVICES and what the profile sets; more can be given as '"'"'-- env NAME=VALUE COMMAND'"'"'. Signals go to the command; ten seconds after SIGINT or SIGTERM, or at the second one, it is killed, and so is what it left running in its process group. The exit code is the command'"'"'s, 128+N after signal N.'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a fit -d 'Reads the head of a GGUF file (all parts of a split one) and adds what a llama-server takes for it: weights, KV cache and recurrent state of all layers, compute buffers, prompt cache. Holds that against the memory of this machine: carve-out or GTT limit, and RAM less a reserve for the system. Says fits, tight or does not fit, where each figure comes from, and which single change helps. Without a profile the server'"'"'s own defaults count. Server settings may follow after \-\-, as SETTING=VALUE. Exit code 1: does not fit, or not known.'
+complete -c infertune -n '_shtab_infertune_using fit' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using fit' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using fit' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using fit' -l profile -x -d 'with the server settings of this profile'
+complete -c infertune -n '_shtab_infertune_using fit' -l ctx -x -d 'tokens of context, of all slots together'
+complete -c infertune -n '_shtab_infertune_using fit' -l parallel -x -d slots
+complete -c infertune -n '_shtab_infertune_using fit' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
+complete -c infertune -n '_shtab_infertune_using fit' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a expect -d 'Bytes that are read for each token, the memory bandwidth of this machine (measured for a second, on the CPU), and so the most tokens per second that memory allows; beside it what others measured on this hardware.'
+complete -c infertune -n '_shtab_infertune_using expect' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using expect' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using expect' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using expect' -l ctx -x -d 'tokens of context, of all slots together'
+complete -c infertune -n '_shtab_infertune_using expect' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a run -d 'Applies the profile, starts llama-server with the profile'"'"'s settings as flags of that very binary, shows the model getting into memory, and serves in the foreground. When it ends, for whatever reason, every value goes back; after '"'"'kill -9'"'"' the next call of infertune does that. Without a llama-server on PATH the embedded one is used (extra '"'"'embedded'"'"'), without --model a small one. A model that does not fit ('"'"'infertune fit'"'"') is refused unless --force is given. Any other command can stand after the options: '"'"'infertune run PROFILE -- COMMAND...'"'"'; it gets the profile'"'"'s placement and environment. A command starts with an empty environment plus PATH, HOME, LANG, TERM, TMPDIR, HIP_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES, GGML_VK_VISIBLE_DEVICES and what the profile sets; more can be given as '"'"'-- env NAME=VALUE COMMAND'"'"'. Signals go to the command; ten seconds after SIGINT or SIGTERM, or at the second one, it is killed, and so is what it left running in its process group. The exit code is the'
 complete -c infertune -n '_shtab_infertune_using run' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using run' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using run' -l debug -d 'show a traceback when something fails'
@@ -164,8 +179,9 @@ complete -c infertune -n '_shtab_infertune_using run' -l ask -x -d 'complete thi
 complete -c infertune -n '_shtab_infertune_using run' -l tokens -x -d 'tokens for --ask (64)'
 complete -c infertune -n '_shtab_infertune_using run' -l without -x -d 'apply the profile as if it did not name this knob; may be given more than once'
 complete -c infertune -n '_shtab_infertune_using run' -l launch-only -d 'leave the kernel'"'"'s settings alone (needs no root)'
+complete -c infertune -n '_shtab_infertune_using run' -l force -d 'start the server even if the model does not fit'
 complete -c infertune -n '_shtab_infertune_using run' -l json -d 'print one JSON document (docs/json.md)'
-complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a serve -d 'Declares the server for this boot and asks infertuned to start it: an unprivileged unit in infertune.slice with the profile'"'"'s memory protection, CPUs and limits. It outlives the daemon. With nothing applied, the profile is applied first. Server settings over the profile'"'"'s may follow after \-\-, as SETTING=VALUE (ctx_size=8192).'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a serve -d 'Declares the server for this boot and asks infertuned to start it: an unprivileged unit in infertune.slice with the profile'"'"'s memory protection, CPUs and limits. It outlives the daemon. With nothing applied, the profile is applied first. A model that does not fit ('"'"'infertune fit'"'"') is refused unless --force is given. Server settings over the profile'"'"'s may follow after \-\-, as SETTING=VALUE (ctx_size=8192).'
 complete -c infertune -n '_shtab_infertune_using serve' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using serve' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using serve' -l debug -d 'show a traceback when something fails'
@@ -174,6 +190,7 @@ complete -c infertune -n '_shtab_infertune_using serve' -l name -x -d 'name of t
 complete -c infertune -n '_shtab_infertune_using serve' -l port -x -d 'default: the first free from 8080'
 complete -c infertune -n '_shtab_infertune_using serve' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
 complete -c infertune -n '_shtab_infertune_using serve' -l print -d 'print the equivalent systemd-run command instead'
+complete -c infertune -n '_shtab_infertune_using serve' -l force -d 'start the server even if the model does not fit'
 complete -c infertune -n '_shtab_infertune_using serve' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a start -d 'Starts a server of /etc/infertune/servers.d by hand; they start with the daemon.'
 complete -c infertune -n '_shtab_infertune_using start' -s h -l help -d 'show this help message and exit'

@@ -13,6 +13,8 @@ _shtab_infertune_commands() {
     apply:'Writes the original values to a journal, then changes what differs. If any write fails, everything goes back and the exit code is 3. Another profile may be applied over it: only what differs is touched, and the originals stay those of the untuned machine.'
     confirm:'Ends the time limit of '"'"'apply --confirm-within'"'"'. Exit code 1 when nothing waits for it.'
     doctor:'Compares this machine with what is known: kernels, firmware, ROCm and llama.cpp builds with bugs, GPU memory set in the wrong place or not in force, limits, power caps, other tuners, what the kernel has logged, and the recommendations of a survey. Each finding says how sure it is, where it can be read, and what would put it right; what cannot be read is said to be not known, and why. Writes nothing and needs no privileges, but as root it may read more (the kernel'"'"'s log). With --root it works on a snapshot, so a report can be diagnosed elsewhere. With --smoke it starts the server, asks for one token, and stops it. The exit code is 1 where a finding is an error.'
+    expect:'Bytes that are read for each token, the memory bandwidth of this machine (measured for a second, on the CPU), and so the most tokens per second that memory allows; beside it what others measured on this hardware.'
+    fit:'Reads the head of a GGUF file (all parts of a split one) and adds what a llama-server takes for it: weights, KV cache and recurrent state of all layers, compute buffers, prompt cache. Holds that against the memory of this machine: carve-out or GTT limit, and RAM less a reserve for the system. Says fits, tight or does not fit, where each figure comes from, and which single change helps. Without a profile the server'"'"'s own defaults count. Server settings may follow after \-\-, as SETTING=VALUE. Exit code 1: does not fit, or not known.'
     knobs:'Prints each knob with its present value on this machine, its risk, and what is known about its effect on inference: measured, reported, protective but unmeasured, or no effect found.'
     logs:'The unit'"'"'s lines of the system journal; as JSON one entry per line, as journalctl prints.'
     machine:'Shows the facts profiles are resolved against: CPU, memory, GPU with carve-out and GTT limit, kernel, boot style, cgroups, and the other tuners that run. Needs no privileges. What cannot be read is said to be unknown.'
@@ -22,8 +24,8 @@ _shtab_infertune_commands() {
     profiles:'Lists every profile of the search path: /etc/infertune/profiles, /run/infertune/profiles, /usr/local/lib/infertune/profiles, /usr/lib/infertune/profiles, and those that come with infertune. The first directory that has a profile wins; a profile may extend the one of its own name in a later directory.'
     recover:'Like '"'"'revert'"'"', for a machine on which infertune was killed or whose journal is damaged: a damaged journal is kept for inspection, and only lines with a correct checksum are restored.'
     revert:'Restores the journal'"'"'s originals. A value that someone else has set since is left and reported (exit code 1).'
-    run:'Applies the profile, starts llama-server with the profile'"'"'s settings as flags of that very binary, shows the model getting into memory, and serves in the foreground. When it ends, for whatever reason, every value goes back; after '"'"'kill -9'"'"' the next call of infertune does that. Without a llama-server on PATH the embedded one is used (extra '"'"'embedded'"'"'), without --model a small one. Any other command can stand after the options: '"'"'infertune run PROFILE -- COMMAND...'"'"'; it gets the profile'"'"'s placement and environment. A command starts with an empty environment plus PATH, HOME, LANG, TERM, TMPDIR, HIP_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES, GGML_VK_VISIBLE_DEVICES and what the profile sets; more can be given as '"'"'-- env NAME=VALUE COMMAND'"'"'. Signals go to the command; ten seconds after SIGINT or SIGTERM, or at the second one, it is killed, and so is what it left running in its process group. The exit code is the command'"'"'s, 128+N after signal N.'
-    serve:'Declares the server for this boot and asks infertuned to start it: an unprivileged unit in infertune.slice with the profile'"'"'s memory protection, CPUs and limits. It outlives the daemon. With nothing applied, the profile is applied first. Server settings over the profile'"'"'s may follow after \-\-, as SETTING=VALUE (ctx_size=8192).'
+    run:'Applies the profile, starts llama-server with the profile'"'"'s settings as flags of that very binary, shows the model getting into memory, and serves in the foreground. When it ends, for whatever reason, every value goes back; after '"'"'kill -9'"'"' the next call of infertune does that. Without a llama-server on PATH the embedded one is used (extra '"'"'embedded'"'"'), without --model a small one. A model that does not fit ('"'"'infertune fit'"'"') is refused unless --force is given. Any other command can stand after the options: '"'"'infertune run PROFILE -- COMMAND...'"'"'; it gets the profile'"'"'s placement and environment. A command starts with an empty environment plus PATH, HOME, LANG, TERM, TMPDIR, HIP_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES, GGML_VK_VISIBLE_DEVICES and what the profile sets; more can be given as '"'"'-- env NAME=VALUE COMMAND'"'"'. Signals go to the command; ten seconds after SIGINT or SIGTERM, or at the second one, it is killed, and so is what it left running in its process group. The exit code is the'
+    serve:'Declares the server for this boot and asks infertuned to start it: an unprivileged unit in infertune.slice with the profile'"'"'s memory protection, CPUs and limits. It outlives the daemon. With nothing applied, the profile is applied first. A model that does not fit ('"'"'infertune fit'"'"') is refused unless --force is given. Server settings over the profile'"'"'s may follow after \-\-, as SETTING=VALUE (ctx_size=8192).'
     servers:'Declared and running servers.'
     setup:'Writes the units, the bus policy and the polkit actions; a second run changes nothing. '"'"'--remove'"'"' stops servers and exporter and takes away exactly these files.'
     snapshot:'Writes every file that the facts and the knobs read into one reviewable text file, which --root replays. Serial numbers, MAC addresses, UUIDs, the host name, and values on the kernel command line that are not about hardware or tuning are left out. As root it holds more: /dev/cpu_dma_latency can be read by root only.'
@@ -91,6 +93,33 @@ _shtab_infertune_doctor_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_doctor_defaults_added=0
+
+_shtab_infertune_expect_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--ctx[tokens of context, of all slots together]:N:"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":GGUF file (default\: the embedded one):"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_expect_defaults_added=0
+
+_shtab_infertune_fit_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--profile[with the server settings of this profile]:P:"
+  "--ctx[tokens of context, of all slots together]:N:"
+  "--parallel[slots]:N:"
+  "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":GGUF file (default\: the embedded one):"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_fit_defaults_added=0
 
 _shtab_infertune_knobs_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -235,6 +264,7 @@ _shtab_infertune_run_options=(
   "--tokens[tokens for --ask (64)]:N:"
   "*--without[apply the profile as if it did not name this knob\; may be given more than once]:KNOB:"
   "--launch-only[leave the kernel\'s settings alone (needs no root)]"
+  "--force[start the server even if the model does not fit]"
   "--json[print one JSON document (docs\/json.md)]"
   ":name of a profile (\'infertune profiles\'):"
 )
@@ -251,6 +281,7 @@ _shtab_infertune_serve_options=(
   "--port[default\: the first free from 8080]:PORT:"
   "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
   "--print[print the equivalent systemd-run command instead]"
+  "--force[start the server even if the model does not fit]"
   "--json[print one JSON document (docs\/json.md)]"
   ":name of a profile (\'infertune profiles\'):"
 )
@@ -358,6 +389,8 @@ _shtab_infertune() {
         apply) _arguments -C -s $_shtab_infertune_apply_options ;;
         confirm) _arguments -C -s $_shtab_infertune_confirm_options ;;
         doctor) _arguments -C -s $_shtab_infertune_doctor_options ;;
+        expect) _arguments -C -s $_shtab_infertune_expect_options ;;
+        fit) _arguments -C -s $_shtab_infertune_fit_options ;;
         knobs) _arguments -C -s $_shtab_infertune_knobs_options ;;
         logs) _arguments -C -s $_shtab_infertune_logs_options ;;
         machine) _arguments -C -s $_shtab_infertune_machine_options ;;

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -69,6 +69,9 @@ class Request:
     """Server settings (canonical) over the profile's."""
     stdout: int = 1
     """Where a command's standard output goes."""
+    check: Callable[[Machine, str, str, Mapping[str, str]], str | None] | None = None
+    """Asked before anything is touched, with model, backend and server settings: may refuse
+    (UsageError), or give a remark."""
 
 
 @dataclass(slots=True)
@@ -264,6 +267,11 @@ def _serving(one: Run, server: Server, model: str, desired: Desired) -> Job:
             )
         one.audience.say(f"{each.setting} = {each.value} left out: {each.reason}")
     one.result.refused = tuple(refused)
+    if one.request.check:
+        left_out = {each.setting for each in refused}
+        given = {name: value for name, value in settings.items() if name not in left_out}
+        if remark := one.request.check(one.machine, model, desired.backend, given):
+            one.audience.say(remark)
     one.result.url = f"http://127.0.0.1:{port}"
     arguments += _device_arguments(one.request, server, desired.backend)
     env = environment({**_canonical(desired.env), **server.env}, one.request.caller)

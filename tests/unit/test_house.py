@@ -104,9 +104,11 @@ HARMLESS = {"shutil.which", "tempfile.TemporaryDirectory"}
 MODULES_THAT_WRITE = {"sqlite3", "dbm", "shelve", "pickle"}
 # ctypes could call anything; launch/ needs it for prctl(2) and mincore(2), the daemon's timer for
 # timerfd_create(2), the exporter for capset(2).  The daemon replaces itself (execv) when a new
-# version takes over, and setup tells systemd what it wrote.  bpf/ calls libbpf.
+# version takes over, and setup tells systemd what it wrote.  bpf/ calls libbpf.  The bandwidth of
+# memory is measured with memchr(3).
 STARTS = {
     "bpf",
+    "budget/bandwidth.py",
     "launch",
     "service/timer.py",
     "service/daemon.py",

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+import gguf_files
 import support
 from infertune.cli.main import main
+from known_models import KNOWN
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FIXTURES = REPOSITORY / "tests" / "fixtures"
@@ -127,6 +129,18 @@ def test_changing_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert [schema.partition(".")[2] for schema in seen] == [
         "apply/1", "status/1", "apply/1", "revert/1", "recover/1",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["DeepSeek V3", "gpt-oss 120B", "Llama 3.1 8B"])
+@pytest.mark.parametrize("machine", ["strix-halo-128", "recorded-vm"])
+def test_models(
+    machine: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = next(each for each in KNOWN if each.name == name)
+    path = str(gguf_files.write(tmp_path / "m.gguf", model.metadata(), model.tensors()))
+    root = ["--root", str(FIXTURES / f"{machine}.snapshot")]
+    assert ask(capsys, *root, "fit", path, "--profile", "long-context") == "infertune.fit/1"
+    assert ask(capsys, *root, "expect", path) == "infertune.expect/1"
 
 
 def test_snapshot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

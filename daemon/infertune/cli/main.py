@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from infertune import __version__
-from infertune.cli import doctor, engine, knobs, machine, probes, profile, run, serve, setup
+from infertune.cli import doctor, engine, fit, knobs, machine, probes, profile, run, serve, setup
 from infertune.cli.base import Command, Context, printable
 from infertune.errors import Exit, InfertuneError
 from infertune.snapshot import open_root
@@ -23,6 +23,7 @@ COMMANDS: tuple[Command, ...] = (
     *doctor.COMMANDS,
     *profile.COMMANDS,
     *engine.COMMANDS,
+    *fit.COMMANDS,
     *run.COMMANDS,
     *serve.COMMANDS,
     *setup.COMMANDS,
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(words[:cut])
     command = tuple(words[cut + 1 :])
     if cut < len(words) and not (args.command.takes_command and command):
-        parser.error("only 'run' takes '--', and then a command")
+        parser.error("this verb takes no '--', or nothing follows it")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # "µ" on an ASCII terminal

@@ -8,10 +8,12 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from infertune.cli.base import JSON, Command, Context, argument
 from infertune.cli.engine import BACKEND, PROFILE, WITHOUT, without
+from infertune.cli.fit import FORCE, refuse_misfit
 from infertune.cli.render import print_report
 from infertune.documents import report_document
 from infertune.engine import Report
@@ -111,6 +113,7 @@ def _run(ctx: Context) -> int:
         without=tuple(without(ctx)),
         launch_only=args.launch_only,
         stdout=2 if args.json else 1,
+        check=partial(refuse_misfit, ctx),
     )
     result = Result(args.profile)
     if args.json:
@@ -198,13 +201,15 @@ COMMANDS: tuple[Command, ...] = (
                 action="store_true",
                 help="leave the kernel's settings alone (needs no root)",
             ),
+            FORCE,
             JSON,
         ),
         "Applies the profile, starts llama-server with the profile's settings as flags of that "
         "very binary, shows the model getting into memory, and serves in the foreground. When "
         "it ends, for whatever reason, every value goes back; after 'kill -9' the next call of "
         "infertune does that. Without a llama-server on PATH the embedded one is used (extra "
-        "'embedded'), without --model a small one. Any other command can stand after the options: "
+        "'embedded'), without --model a small one. A model that does not fit ('infertune fit') is "
+        "refused unless --force is given. Any other command can stand after the options: "
         "'infertune run PROFILE -- COMMAND...'; it "
         "gets the profile's placement and environment. A command starts with an empty "
         "environment plus PATH, HOME, LANG, TERM, TMPDIR, HIP_VISIBLE_DEVICES, "

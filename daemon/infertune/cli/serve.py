@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import shlex
 import stat
@@ -18,6 +17,7 @@ from typing import Any
 
 from infertune.cli.base import JSON, Command, Context, argument
 from infertune.cli.engine import BACKEND, PROFILE, daemon_runs
+from infertune.cli.fit import FORCE, canonical, parse_setting, refuse_misfit
 from infertune.cli.run import Silent
 from infertune.errors import Busy, Exit, Failed, NotPermitted, Unreachable, UsageError
 from infertune.launch.client import healthy
@@ -25,7 +25,8 @@ from infertune.launch.listening import listeners
 from infertune.launch.ready import Progress, choose_port
 from infertune.launch.system import show_log
 from infertune.machine import read_machine
-from infertune.profile import load_profile
+from infertune.profile import Profile, load_profile
+from infertune.resolve import assume_backend, resolve
 from infertune.root import Root, read_plain_file
 from infertune.run import Request, Result, Run, prepare
 from infertune.server_settings import SERVER_SETTINGS
@@ -81,14 +82,16 @@ def _serve(ctx: Context) -> Exit:
         model=_model(args.model) if args.model else None,
         port=_free_port(ctx, name),
         backend=args.backend,
-        settings=dict(_setting(text) for text in ctx.command),
+        settings=dict(parse_setting(text) for text in ctx.command),
     )
-    load_profile(ctx.root, declaration.profile)
+    profile = load_profile(ctx.root, declaration.profile)
     # What the daemon will refuse is refused before it is written.
     parse_declaration(name, declaration_text(declaration), f"{TRANSIENT}/{name}.toml")
     if args.print:
         ctx.print(_as_systemd_run(ctx, declaration))
         return Exit.DONE
+    if declaration.model:
+        _refuse_misfit(ctx, declaration, declaration.model, profile)
     _need_daemon(ctx)
     if os.geteuid() != 0:
         raise NotPermitted(
@@ -112,6 +115,19 @@ def _serve(ctx: Context) -> Exit:
         write_declaration(ctx.root, declaration)
         unit = _call("Serve", "s", name)
     return _wait_and_say(ctx, declaration.name, unit, declaration.port)
+
+
+def _refuse_misfit(ctx: Context, declaration: Declaration, model: str, profile: Profile) -> None:
+    """The check is here and not in the daemon: root does not read models."""
+    machine = read_machine(ctx.root)
+    backend = declaration.backend
+    if backend == "auto":
+        backend, _ = assume_backend(machine)
+    desired = resolve(profile, machine, backend)
+    settings = {name: setting.canonical for name, setting in desired.server.items()}
+    settings |= canonical(declaration.settings or {}, machine)
+    if remark := refuse_misfit(ctx, machine, model, backend, settings):
+        print(f"infertune: {remark}", file=sys.stderr)
 
 
 def _start(ctx: Context) -> Exit:
@@ -170,22 +186,6 @@ def _port(text: str) -> int:
     if not text.isdecimal() or len(text) > 5 or not 1024 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port; write 1024 to 65535")
     return int(text)
-
-
-def _setting(text: str) -> tuple[str, str | int | bool]:
-    """``ctx_size=4096`` as a profile would say it.  Raises UsageError."""
-    name, _, value = text.partition("=")
-    if name not in SERVER_SETTINGS:
-        raise UsageError(f"{text}: there is no server setting '{name}'")
-    try:
-        configured = json.loads(value)
-    except (ValueError, RecursionError):
-        configured = value
-    try:
-        SERVER_SETTINGS[name].value.parse(configured)
-    except ValueError as error:
-        raise UsageError(f"{name}: {error}") from None
-    return name, configured
 
 
 def _as_systemd_run(ctx: Context, declaration: Declaration) -> str:
@@ -345,11 +345,13 @@ COMMANDS: tuple[Command, ...] = (
                 action="store_true",
                 help="print the equivalent systemd-run command instead",
             ),
+            FORCE,
             JSON,
         ),
         "Declares the server for this boot and asks infertuned to start it: an unprivileged unit "
         "in infertune.slice with the profile's memory protection, CPUs and limits. It outlives the "
-        "daemon. With nothing applied, the profile is applied first. Server settings over the "
+        "daemon. With nothing applied, the profile is applied first. A model that does not fit "
+        "('infertune fit') is refused unless --force is given. Server settings over the "
         "profile's may follow after \\-\\-, as SETTING=VALUE (ctx_size=8192).",
         takes_command=True,
     ),

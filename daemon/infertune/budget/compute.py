@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Working memory of one batch: llama.cpp's compute and output buffers.
+
+llama.cpp lays the tensors of its largest graph over each other (ggml-alloc.c) and keeps the
+result.  Which tensors live at once decides; the sums below are those of the largest moment of
+each kind of layer.  They are what build 11549 allocates on the CPU, to 1 % for the models of
+tests/unit/test_budget.py; on a GPU they are unmeasured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from infertune.budget.kv import cells
+from infertune.budget.settings import ServerMemory
+from infertune.budget.shape import Shape
+from infertune.units import MIB
+
+_F32 = 4
+SERVER_BYTES = 30 * MIB
+"""Code and tables of a llama-server without a model: 12 MiB anonymous, 18 MiB of its files."""
+TOKEN_BYTES = 230
+"""Host memory for each entry of the vocabulary: its text, its pieces, two maps.  Both measured
+with build 11549."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    buffer: int
+    masks: int
+    """Of the buffer: who sees whom.  Prepared in host memory too, where a GPU computes."""
+    output: int
+    """Logits on their way to the sampler."""
+
+
+def compute(shape: Shape, memory: ServerMemory) -> Compute:
+    """Bytes of the buffers."""
+    room = cells(shape, memory)
+    tokens = min(memory.ubatch, room.full * room.streams)
+    sees = [
+        *([room.full] if any(each.k_values and not each.window for each in shape.layers) else []),
+        *([room.window] if room.window else []),
+    ]
+    # The mask is f16 for flash attention (llama-graph.cpp, build_attn_inp_kq_mask), else f32.
+    masks = sum(sees) * tokens * (2 if memory.flash_attn else _F32)
+    logits = memory.slots * shape.vocab * _F32
+    peak = max(_widths(shape, memory, max(sees, default=0))) * tokens
+    if shape.recurrent_width:
+        # A layer's states are taken out of the cache, and put back.
+        states = max(each.state_values for each in shape.layers) * memory.slots
+        peak = max(peak, (5 * shape.embedding + shape.recurrent_width) * tokens + states)
+    peak *= _F32
+    return Compute(buffer=max(peak, logits) + masks, masks=masks, output=logits)
+
+
+def _widths(shape: Shape, memory: ServerMemory, sees: int) -> list[int]:
+    """Numbers for one token that live at once, of each kind of layer this model has.
+
+    Five rows as wide as the embedding are always there: what the layer got, and the sums and
+    norms around it.
+    """
+    rows = 5 * shape.embedding
+    found = [rows + 3 * shape.feed_forward]  # gate, up, and their product
+    if shape.experts:
+        inner = shape.experts_used * shape.expert_feed_forward
+        out = shape.experts_used * shape.embedding
+        if not shape.gated:
+            found.append(rows + inner + out)
+        else:
+            # What experts give finds no room where gate and up were, if it is wider than both.
+            wider = out if shape.embedding > 2 * shape.expert_feed_forward else 0
+            found.append(rows + 3 * inner + wider)
+    heads = max((each.heads for each in shape.layers if each.k_values), default=0)
+    if shape.mla:
+        head, rank, rope = shape.mla
+        attention = heads * (head + rope + rank + rank + rope)
+    else:
+        q_values = max((each.q_values for each in shape.layers if each.k_values), default=0)
+        attention = q_values * (2 if memory.flash_attn else 3)
+    found.append(rows + attention + (0 if memory.flash_attn else sees * heads))
+    return found

@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs ``fit`` and ``expect``, and the question that ``run`` and ``serve`` ask first.
+
+The daemon never reads a model: a root process has no business in files of anybody's making.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from infertune.budget.budget import Budget, budget
+from infertune.budget.expect import Expectation, expect
+from infertune.budget.gguf_file import ModelError, ModelFile, read_model
+from infertune.budget.settings import ServerMemory, server_memory
+from infertune.budget.shape import Shape, read_shape
+from infertune.cli.base import JSON, Argument, Command, Context, argument
+from infertune.cli.engine import BACKEND
+from infertune.errors import Exit, UsageError
+from infertune.launch.embedded import default_model
+from infertune.machine import Machine, read_machine
+from infertune.profile import load_profile
+from infertune.resolve import assume_backend, resolve
+from infertune.root import Root
+from infertune.server_settings import SERVER_SETTINGS
+from infertune.units import GIB, MIB
+
+FORCE = argument(
+    "--force", action="store_true", help="start the server even if the model does not fit"
+)
+
+
+def _tokens(text: str) -> int:
+    if not text.isdecimal() or len(text) > 8 or not 1 <= int(text) <= 2**24:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a context; write 1 to 16777216")
+    return int(text)
+
+
+def _slots(text: str) -> int:
+    if not text.isdecimal() or len(text) > 4 or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of slots; write 1 to 1024")
+    return int(text)
+
+
+MODEL = argument("model", metavar="MODEL", nargs="?", help="GGUF file (default: the embedded one)")
+CTX = argument("--ctx", type=_tokens, metavar="N", help="tokens of context, of all slots together")
+
+
+def parse_setting(text: str) -> tuple[str, str | int | bool]:
+    """``ctx_size=4096`` as a profile would say it.  Raises UsageError."""
+    name, _, value = text.partition("=")
+    if name not in SERVER_SETTINGS:
+        raise UsageError(f"{text}: there is no server setting '{name}'")
+    try:
+        configured: str | int | bool = json.loads(value)
+    except (ValueError, RecursionError):
+        configured = value
+    try:
+        SERVER_SETTINGS[name].value.parse(configured)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from None
+    return name, configured
+
+
+def canonical(given: Mapping[str, str | int | bool], machine: Machine) -> dict[str, str]:
+    """Server settings as this machine's server would have them.  Raises UsageError."""
+    found = {}
+    for name, value in given.items():
+        try:
+            found[name] = SERVER_SETTINGS[name].value.parse(value, machine)
+        except ValueError as error:
+            raise UsageError(f"{name}: {error}") from None
+    return found
+
+
+# -- before a start ------------------------------------------------------------------
+
+
+def refuse_misfit(
+    ctx: Context, machine: Machine, path: str, backend: str, settings: Mapping[str, str]
+) -> str | None:
+    """Raise UsageError for a model that does not fit; give a remark for one that may not.
+
+    A file that infertune cannot read is not refused: the server may know more.
+    """
+    try:
+        found = budget(read_shape(read_model(path)), server_memory(settings), machine, backend)
+    except ModelError as error:
+        return f"whether the model fits is unknown: {error.message}"
+    if found.verdict == "fits":
+        return None
+    why = "; ".join(found.reasons)
+    if found.verdict == "does not fit" and not ctx.args.force:
+        helps = "".join(f"\n  would fit with {each.text}" for each in found.remedies)
+        raise UsageError(
+            f"does not fit: {why}; nothing was touched",
+            hint=f"'infertune fit' shows the sums; --force starts it all the same{helps}",
+        )
+    word = "whether the model fits is unknown" if found.verdict == "unknown" else found.verdict
+    return f"{word}: {why}"
+
+
+# -- fit ------------------------------------------------------------------------------
+
+
+def _fit(ctx: Context) -> Exit:
+    args = ctx.args
+    model = _model(args.model)
+    shape = read_shape(model)
+    machine = read_machine(ctx.root)
+    backend = args.backend if args.backend != "auto" else assume_backend(machine)[0]
+    settings = _settings(ctx, machine, backend)
+    memory = server_memory(settings)
+    found = budget(shape, memory, machine, backend)
+    if args.json:
+        ctx.print_json("infertune.fit/1", _fit_document(ctx, model, shape, memory, backend, found))
+    else:
+        _print_fit(ctx, model, shape, backend, found)
+    return Exit.DONE if found.verdict in ("fits", "tight") else Exit.DIFFERS
+
+
+def _model(path: str | None) -> ModelFile:
+    if path is None:
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        path = default_model(os.path.join(cache, "infertune"))
+    return read_model(os.path.abspath(path))
+
+
+def _settings(ctx: Context, machine: Machine, backend: str) -> dict[str, str]:
+    """Canonical settings: the profile's, over them those after ``--``, over these the options."""
+    found: dict[str, str] = {}
+    if ctx.args.profile:
+        desired = resolve(load_profile(ctx.root, ctx.args.profile), machine, backend)
+        found = {name: setting.canonical for name, setting in desired.server.items()}
+    found |= canonical(dict(map(parse_setting, ctx.command)), machine)
+    if ctx.args.ctx is not None:
+        found["ctx_size"] = str(ctx.args.ctx)
+    if ctx.args.parallel is not None:
+        found["parallel"] = str(ctx.args.parallel)
+    return found
+
+
+def _print_fit(ctx: Context, model: ModelFile, shape: Shape, backend: str, found: Budget) -> None:
+    ctx.print(f"{shape.name or os.path.basename(model.files[0])}: {_describe(model, shape)}")
+    ctx.print(f"backend {backend}")
+    rows = [
+        (part.what, _size(part.bytes), part.where, part.when, part.source) for part in found.parts
+    ]
+    ctx.table(("WHAT", "SIZE", "WHERE", "WHEN", "FROM"), rows)
+    ctx.table(
+        ("POOL", "SIZE", "AT START", "LATER", "FROM"),
+        [
+            (pool.name, _size(pool.bytes), _size(pool.need), _size(pool.need_later), pool.source)
+            for pool in found.pools
+        ],
+    )
+    for note in found.notes:
+        ctx.print(f"note: {note}")
+    why = f": {'; '.join(found.reasons)}" if found.reasons else ""
+    ctx.print(f"{'unknown whether it fits' if found.verdict == 'unknown' else found.verdict}{why}")
+    for remedy in found.remedies:
+        ctx.print(f"  {remedy.verdict} with {remedy.text}")
+
+
+def _describe(model: ModelFile, shape: Shape) -> str:
+    parts = f" in {len(model.files)} files" if len(model.files) > 1 else ""
+    facts = [
+        f"{shape.architecture}, {_billions(shape.parameters)} parameters",
+        *([f"{_billions(shape.active_parameters)} active"] if shape.experts else []),
+        f"{_size(shape.weights_bytes)}{parts}",
+        *([f"trained for {shape.context} tokens"] if shape.context else []),
+    ]
+    return ", ".join(facts)
+
+
+def _billions(count: int) -> str:
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.0f} M"
+
+
+def _size(size: int) -> str:
+    return f"{size / MIB:.0f} MiB" if size < 10 * GIB else f"{size / GIB:.1f} GiB"
+
+
+def _fit_document(
+    ctx: Context,
+    model: ModelFile,
+    shape: Shape,
+    memory: ServerMemory,
+    backend: str,
+    found: Budget,
+) -> dict[str, Any]:
+    return {
+        "files": list(model.files),
+        "profile": ctx.args.profile,
+        "backend": backend,
+        "model": _model_document(shape),
+        "settings": asdict(replace(memory, ctx=memory.ctx or shape.context)),
+        **asdict(found),
+    }
+
+
+def _model_document(shape: Shape) -> dict[str, Any]:
+    fields = (
+        "name", "architecture", "known", "parameters", "active_parameters", "weights_bytes",
+        "active_bytes", "context", "experts", "experts_used", "vocab",
+    )  # fmt: skip
+    return {**{field: getattr(shape, field) for field in fields}, "layers": len(shape.layers)}
+
+
+# -- expect ---------------------------------------------------------------------------
+
+
+def _expect(ctx: Context) -> Exit:
+    model = _model(ctx.args.model)
+    shape = read_shape(model)
+    machine = read_machine(ctx.root)
+    read: float | None = None
+    notes: tuple[str, ...] = ()
+    if ctx.root.live:
+        from infertune.budget.bandwidth import read_bandwidth
+
+        read = read_bandwidth(machine)
+        notes = _busy(ctx.root, machine)
+    depth = ctx.args.ctx or min(32768, shape.context or 32768)
+    found = expect(shape, machine, read, depth)
+    found = replace(found, notes=(*found.notes, *notes))
+    if ctx.args.json:
+        document = {"files": list(model.files), "model": _model_document(shape), **asdict(found)}
+        ctx.print_json("infertune.expect/1", document)
+    else:
+        _print_expect(ctx, model, shape, found)
+    return Exit.DONE
+
+
+def _busy(root: Root, machine: Machine) -> tuple[str, ...]:
+    """A remark where other programs want the CPUs, and so the memory."""
+    load = (root.get("/proc/loadavg") or "").partition(" ")[0]
+    try:
+        wanting = float(load)
+    except ValueError:
+        return ()
+    if wanting < len(machine.cpu.online) / 2:
+        return ()
+    return (f"load {load}: other programs run, and the bandwidth measured is what they leave",)
+
+
+def _print_expect(ctx: Context, model: ModelFile, shape: Shape, found: Expectation) -> None:
+    ctx.print(f"{shape.name or os.path.basename(model.files[0])}: {_describe(model, shape)}")
+    deep = "unknown" if found.depth_bytes is None else _size(found.depth_bytes)
+    ctx.print(
+        f"read for each token: {_size(found.active_bytes)} of weights, and {deep} for a context "
+        f"of {found.depth} tokens"
+    )
+    if found.rooflines:
+        header = ("READER", "BANDWIDTH", "AT MOST, TOKENS/S", f"AT {found.depth}", "FROM")
+        ctx.table(
+            header,
+            [
+                (
+                    each.reader,
+                    f"{_range(tuple(one / 1e9 for one in each.bandwidth))} GB/s",
+                    _range(each.tokens_per_second),
+                    _range(each.tokens_per_second_deep),
+                    each.source,
+                )
+                for each in found.rooflines
+            ],
+        )
+    for speed in found.measured_by_others:
+        ctx.print(
+            f"measured by others: {speed.model}: {_range(speed.tokens_per_second)} tokens/s "
+            f"({speed.how}; {speed.source})"
+        )
+    if not found.measured_by_others:
+        ctx.print("measured by others: nothing is known here of this model on this hardware")
+    ctx.print("last bench: no measurement yet")
+    for note in found.notes:
+        ctx.print(f"note: {note}")
+
+
+def _range(pair: tuple[float, ...] | None) -> str:
+    if pair is None:
+        return "unknown"
+    low, high = (f"{each:.0f}" if each >= 20 else f"{each:.1f}" for each in pair)
+    return low if low == high else f"{low} to {high}"
+
+
+_ARGUMENTS: tuple[Argument, ...] = (
+    MODEL,
+    argument("--profile", metavar="P", help="with the server settings of this profile"),
+    CTX,
+    argument("--parallel", type=_slots, metavar="N", help="slots"),
+    BACKEND,
+    JSON,
+)
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        "fit",
+        "say whether a model fits into this machine, and what would make it fit",
+        _fit,
+        _ARGUMENTS,
+        "Reads the head of a GGUF file (all parts of a split one) and adds what a llama-server "
+        "takes for it: weights, KV cache and recurrent state of all layers, compute buffers, "
+        "prompt cache. Holds that against the memory of this machine: carve-out or GTT limit, "
+        "and RAM less a reserve for the system. Says fits, tight or does not fit, where each "
+        "figure comes from, and which single change helps. Without a profile the server's own "
+        "defaults count. Server settings may follow after \\-\\-, as SETTING=VALUE. Exit code 1: "
+        "does not fit, or not known.",
+        takes_command=True,
+    ),
+    Command(
+        "expect",
+        "say how fast a model can be on this machine",
+        _expect,
+        (MODEL, CTX, JSON),
+        "Bytes that are read for each token, the memory bandwidth of this machine (measured for a "
+        "second, on the CPU), and so the most tokens per second that memory allows; beside it "
+        "what others measured on this hardware.",
+    ),
+)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real server under a real model: what it takes is what was predicted, within 10 %."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infertune.budget.bandwidth import read_bandwidth
+from infertune.budget.budget import parts
+from infertune.budget.gguf_file import read_model
+from infertune.budget.settings import server_memory
+from infertune.budget.shape import read_shape
+from infertune.launch.binary import embedded_is_installed, embedded_program
+from infertune.launch.client import complete, healthy
+from infertune.launch.embedded import default_model
+from infertune.launch.ready import choose_port
+from infertune.machine import read_machine
+from infertune.root import Root
+from infertune.units import MIB
+
+pytestmark = pytest.mark.skipif(
+    not embedded_is_installed(), reason="the extra 'embedded' is not installed"
+)
+
+_READY_S = 120.0
+PROMPT = "The quick brown fox jumps over the lazy dog. " * 90
+"""Longer than one ubatch of 512 tokens: the working memory is used."""
+
+CASES = {
+    "4096, f16": ("4096", "f16", "f16"),
+    "16384, q8_0": ("16384", "q8_0", "q8_0"),
+    "32768, f16": ("32768", "f16", "f16"),
+    "32768, q8_0 and q4_0": ("32768", "q8_0", "q4_0"),
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> str:
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return default_model(os.path.join(cache, "infertune"))
+
+
+@pytest.fixture
+def servers() -> Iterator[list[subprocess.Popen[bytes]]]:
+    started: list[subprocess.Popen[bytes]] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def resident(pid: int) -> int:
+    """Bytes in memory, with the pages of files; a page that others map too counts in part."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    match = re.search(r"^Pss: +(\d+) kB", text, re.MULTILINE)
+    assert match
+    return int(match[1]) * 1024
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_predicted_is_measured(
+    case: str, model: str, servers: list[subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    ctx, k, v = CASES[case]
+    given = {"ctx_size": ctx, "parallel": "1", "cache_type_k": k, "cache_type_v": v}
+    port = choose_port(None)
+    words = {"--ctx-size": ctx, "--cache-type-k": k, "--cache-type-v": v, "--parallel": "1"}
+    words |= {"--model": model, "--port": str(port), "--flash-attn": "on", "--cache-ram": "0"}
+    program, env = embedded_program()
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [*program, *(word for pair in words.items() for word in pair)],
+            env={**os.environ, **env},
+            stdout=log,
+            stderr=log,
+        )
+    servers.append(process)
+    url = f"http://127.0.0.1:{port}"
+    end = time.monotonic() + _READY_S
+    while not healthy(url):
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < end, "not ready"
+        time.sleep(0.2)
+    complete(url, PROMPT, 4, timeout_s=_READY_S)
+    measured = resident(process.pid)
+    shape = read_shape(read_model(model))
+    found = parts(shape, server_memory({**given, "cache_ram": "0"}), "cpu")
+    predicted = sum(part.bytes for part in found if part.when != "later")
+    print(f"{case}: predicted {predicted / MIB:.0f} MiB, measured {measured / MIB:.0f} MiB")
+    assert predicted == pytest.approx(measured, rel=0.10)
+
+
+def test_memory_is_read_faster_than_a_disk_and_slower_than_a_cache() -> None:
+    speed = read_bandwidth(read_machine(Root()))
+    if speed is None:
+        pytest.skip("less than 512 MiB available")
+    assert 1e8 < speed < 2e12
+    print(f"{speed / 1e9:.1f} GB/s", file=sys.stderr)

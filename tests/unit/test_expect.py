@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The roofline: bytes for a token, bandwidth, and what others measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import gguf_files
+from infertune.budget.expect import chip_of, expect
+from infertune.budget.gguf_file import read_model
+from infertune.budget.measured import CHIPS, SPEEDS, speeds_of
+from infertune.budget.shape import Shape, read_shape
+from infertune.cli.main import main
+from infertune.machine import Machine, read_machine
+from infertune.snapshot import open_root
+from known_models import KNOWN
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+STRIX_HALO = str(FIXTURES / "strix-halo-128.snapshot")
+BY_NAME = {model.name: model for model in KNOWN}
+
+
+def machine(name: str = "strix-halo-128") -> Machine:
+    with open_root(str(FIXTURES / f"{name}.snapshot")) as root:
+        return read_machine(root)
+
+
+def shape_of(name: str, directory: Path) -> Shape:
+    model = BY_NAME[name]
+    path = gguf_files.write(directory / "model.gguf", model.metadata(), model.tensors())
+    return read_shape(read_model(str(path)))
+
+
+def test_dense_reads_all_but_the_embedding(tmp_path: Path) -> None:
+    shape = shape_of("Llama 3.1 8B", tmp_path)
+    assert shape.active_bytes == shape.weights_bytes - shape.input_bytes
+    found = expect(shape, machine(), 50e9, 8192)
+    gpu, cpu = found.rooflines
+    assert (gpu.reader, cpu.reader) == ("GPU", "CPU")
+    assert gpu.tokens_per_second == (212e9 / shape.active_bytes, 221e9 / shape.active_bytes)
+    assert cpu.tokens_per_second[0] == 50e9 / shape.active_bytes
+    assert found.depth_bytes == 2**30  # 128 KiB a token
+    assert cpu.tokens_per_second_deep == (50e9 / (shape.active_bytes + 2**30),) * 2
+
+
+def test_a_tied_embedding_is_read_as_output(tmp_path: Path) -> None:
+    shape = shape_of("Gemma 3 27B", tmp_path)
+    assert shape.active_bytes == shape.weights_bytes
+
+
+def test_experts_count_as_far_as_they_are_used(tmp_path: Path) -> None:
+    shape = shape_of("gpt-oss 120B", tmp_path)
+    experts = sum(layer.expert_bytes for layer in shape.layers)
+    rest = shape.weights_bytes - shape.input_bytes - experts
+    assert shape.active_bytes == round(rest + experts * 4 / 128)
+
+
+def test_layers_for_mtp_are_not_read(tmp_path: Path) -> None:
+    shape = shape_of("GLM 4.5 Air", tmp_path)
+    assert len(shape.layers) == 46
+    assert shape.active_parameters < 13e9  # with that layer 14.8e9
+
+
+def test_what_others_measured_stays_below_the_roofline(tmp_path: Path) -> None:
+    """Else one of the two is wrong."""
+    for name in ("gpt-oss 120B",):
+        shape = shape_of(name, tmp_path)
+        [speed] = speeds_of(shape, "gfx1151")
+        [gpu, _] = expect(shape, machine(), 50e9, 0).rooflines
+        assert speed.tokens_per_second[1] < gpu.tokens_per_second[1]
+        assert speed.tokens_per_second[0] > gpu.tokens_per_second[0] / 4
+
+
+def test_only_the_same_model_at_the_same_bits_is_compared(tmp_path: Path) -> None:
+    shape = shape_of("Qwen3 30B-A3B", tmp_path)  # 8.5 bits
+    assert speeds_of(shape, "gfx1151") == ()
+    four = replace(shape, weights_bytes=round(shape.parameters * 4.6 / 8))
+    assert [speed.model for speed in speeds_of(four, "gfx1151")] == ["Qwen3 (Coder) 30B-A3B, Q4"]
+    assert speeds_of(four, "gfx1100") == ()
+    assert speeds_of(replace(four, parameters=four.parameters * 2), "gfx1151") == ()
+
+
+def test_table_of_others() -> None:
+    for speed in SPEEDS:
+        assert speed.source
+        assert speed.how
+        low, high = speed.tokens_per_second
+        assert 0 < low <= high
+        assert speed.gfx_target in {chip.gfx_target for chip in CHIPS}
+    for chip in CHIPS:
+        assert chip.cpu_read[1] < chip.gpu_read[0] < chip.gpu_read[1] < chip.peak
+
+
+def test_unknown_is_not_zero(tmp_path: Path) -> None:
+    shape = shape_of("Llama 3.1 8B", tmp_path)
+    on = machine("recorded-vm")
+    assert chip_of(on) is None
+    found = expect(shape, on, None, 8192)
+    assert found.rooflines == ()
+    assert "memory bandwidth was not measured on this machine" in found.notes
+    strange = replace(shape, known=False, layers=())
+    found = expect(strange, machine(), None, 8192)
+    assert found.depth_bytes is None
+    assert found.rooflines[0].tokens_per_second_deep is None
+    assert found.rooflines[0].tokens_per_second[0] > 0
+
+
+def test_verb_on_a_recorded_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = BY_NAME["gpt-oss 120B"]
+    path = gguf_files.write(tmp_path / "m.gguf", model.metadata(), model.tensors())
+    assert main(["--root", STRIX_HALO, "expect", str(path), "--ctx", "8192"]) == 0
+    out = capsys.readouterr().out
+    assert "measured by others: gpt-oss 120B MXFP4: 51 to 56 tokens/s" in out
+    assert "last bench: no measurement yet" in out
+    assert "not measured on this machine" in out
