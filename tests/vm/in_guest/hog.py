@@ -19,7 +19,7 @@ mib, pages, seconds = map(int, sys.argv[1:])
 end, enough = time.monotonic() + seconds, swapped_out() + pages
 blocks: list[bytearray] = []
 turn = 0
-while time.monotonic() < end and (len(blocks) < mib or swapped_out() < enough):
+while time.monotonic() < end and swapped_out() < enough:
     if len(blocks) < mib:
         blocks.append(bytearray(b"x") * (1 << 20))
     # Some of the blocks each time, and all of them in the end: what is left alone goes to swap
