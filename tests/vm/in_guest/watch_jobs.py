@@ -74,7 +74,8 @@ try:
     (GROUP / "memory.max").write_text(str(24 << 20))
     in_group(
         "import os\nfd = os.open('/root/large', os.O_RDWR | os.O_CREAT)\n"
-        "for _ in range(64): os.write(fd, bytes(1 << 20))\nos.fsync(fd)\n"
+        # Written back on the way: a group full of dirty pages may be out of memory.
+        "for _ in range(16): os.write(fd, bytes(4 << 20)); os.fsync(fd)\n"
     )
     (GROUP / "memory.max").write_text("max")
     seen["after reclaim"] = samples(probes)
