@@ -3,8 +3,8 @@
 
     .venv/bin/python benchmarks/daemon_beside_tuned.py [6.12|7.x]
 
-Starts a Debian guest (tests/vm), prints a table, and writes it to
-benchmarks/daemon_beside_tuned.md.  An emulated processor is some ten times
+Starts a Debian guest (tests/vm), prints a table, and writes it to benchmarks/results.  An
+emulated processor is some ten times
 slower than a real one: the ratios count, not the milliseconds.
 """
 
@@ -174,10 +174,12 @@ def main() -> None:
     about = (
         f"{today}, Debian guest with Linux {release} on an emulated processor, TuneD {tuned}; "
         "median (lowest to highest).  Both keep running; the calls alternate.  "
-        "Made by `benchmarks/daemon_beside_tuned.py`."
+        "infertuned asks polkit, keeps a journal on disk before and after, and reads each value "
+        "back; TuneD writes.  Made by `benchmarks/daemon_beside_tuned.py`."
     )
     text = table(found, about)
-    Path(__file__).with_suffix(".md").write_text(text)
+    name = f"daemon-beside-tuned-{kernel}-{today}.md"
+    (REPOSITORY / "benchmarks/results" / name).write_text(text)
     print(text)
 
 
