@@ -4,8 +4,8 @@
     .venv/bin/python benchmarks/daemon_beside_tuned.py [6.12|7.x]
 
 Starts a Debian guest (tests/vm), prints a table, and writes it to benchmarks/results.  An
-emulated processor is some ten times
-slower than a real one: the ratios count, not the milliseconds.
+emulated processor is some ten times slower than a real one: the ratios count, not the
+milliseconds.
 """
 
 from __future__ import annotations
