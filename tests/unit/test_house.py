@@ -107,6 +107,7 @@ MODULES_THAT_WRITE = {"sqlite3", "dbm", "shelve", "pickle"}
 # version takes over, and setup tells systemd what it wrote.  bpf/ calls libbpf.
 STARTS = {
     "bpf",
+    "boot/commands.py",
     "launch",
     "service/timer.py",
     "service/daemon.py",

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from infertune import __version__
-from infertune.cli import engine, knobs, machine, probes, profile, run, serve, setup
+from infertune.cli import boot, engine, knobs, machine, probes, profile, run, serve, setup
 from infertune.cli.base import Command, Context, printable
 from infertune.errors import Exit, InfertuneError
 from infertune.snapshot import open_root
@@ -22,6 +22,7 @@ COMMANDS: tuple[Command, ...] = (
     *knobs.COMMANDS,
     *profile.COMMANDS,
     *engine.COMMANDS,
+    *boot.COMMANDS,
     *run.COMMANDS,
     *serve.COMMANDS,
     *setup.COMMANDS,
