@@ -50,7 +50,7 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands machine snapshot knobs profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs setup probes
+set -g _shtab_infertune_commands machine snapshot knobs profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' run serve start servers stop logs setup probes
 set -g _shtab_infertune_opts_with_value --ask --backend --confirm-within --exporter --model --name --port --root --server --tokens --without
 
 complete -c infertune -e
@@ -143,6 +143,36 @@ complete -c infertune -n '_shtab_infertune_using recover' -s h -l help -d 'show 
 complete -c infertune -n '_shtab_infertune_using recover' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using recover' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using recover' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a boot -d 'settings that take effect at the next boot'
+complete -c infertune -n '_shtab_infertune_using boot' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using boot' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using boot' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using boot; and test $_shtab_infertune_npos -eq 0' -a plan -d 'Prints every file with its difference and every command, and what brings the machine back if it does not start with them. Needs no privilege.'
+complete -c infertune -n '_shtab_infertune_using boot plan' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using boot plan' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using boot plan' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using boot plan' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using boot; and test $_shtab_infertune_npos -eq 0' -a stage -d 'Notes what is there, writes the files and rebuilds what is read at boot. If anything fails, everything is put back. The next boot tries it: when the default target is reached it is kept; if not, the boot after that puts the old settings back. Exit code 1 where a part is left to do by hand.'
+complete -c infertune -n '_shtab_infertune_using boot stage' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using boot stage' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using boot stage' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using boot stage' -l confirm-by-hand -d 'keep it only after '"'"'infertune boot confirm'"'"', and not because the machine has started'
+complete -c infertune -n '_shtab_infertune_using boot stage' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using boot; and test $_shtab_infertune_npos -eq 0' -a status -d 'Compares what was staged with what the running kernel says; reports parameters that are deprecated, misspelt or overruled. Exit code 1 unless all is well.'
+complete -c infertune -n '_shtab_infertune_using boot status' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using boot status' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using boot status' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using boot status' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using boot; and test $_shtab_infertune_npos -eq 0' -a confirm -d 'Ends the trial by hand. Exit code 1 when nothing waits for it.'
+complete -c infertune -n '_shtab_infertune_using boot confirm' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using boot confirm' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using boot confirm' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using boot confirm' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using boot; and test $_shtab_infertune_npos -eq 0' -a undo -d 'Restores content, mode and owner of every file, removes what was not there, and rebuilds what is read at boot. Finishes what was cut short, too.'
+complete -c infertune -n '_shtab_infertune_using boot undo' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using boot undo' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using boot undo' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using boot undo' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a run -d 'Applies the profile, starts llama-server with the profile'"'"'s settings as flags of that very binary, shows the model getting into memory, and serves in the foreground. When it ends, for whatever reason, every value goes back; after '"'"'kill -9'"'"' the next call of infertune does that. Without a llama-server on PATH the embedded one is used (extra '"'"'embedded'"'"'), without --model a small one. Any other command can stand after the options: '"'"'infertune run PROFILE -- COMMAND...'"'"'; it gets the profile'"'"'s placement and environment. A command starts with an empty environment plus PATH, HOME, LANG, TERM, TMPDIR, HIP_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES, GGML_VK_VISIBLE_DEVICES and what the profile sets; more can be given as '"'"'-- env NAME=VALUE COMMAND'"'"'. Signals go to the command; ten seconds after SIGINT or SIGTERM, or at the second one, it is killed, and so is what it left running in its process group. The exit code is the command'"'"'s, 128+N after signal N.'
 complete -c infertune -n '_shtab_infertune_using run' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using run' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'

@@ -52,6 +52,15 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class CarveoutSize:
+    """One size that the firmware can set apart for the GPU."""
+
+    number: str
+    """Its number in the firmware's list; what is written to choose it."""
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Gpu:
     path: str
     """Device directory as reached from the card: ``/sys/class/drm/card1/device``."""
@@ -70,8 +79,8 @@ class Gpu:
     carveout: str | None
     """Chosen entry of uma/carveout, in the firmware's words (Linux >= 7.0)."""
     carveout_options: tuple[str, ...]
-    carveout_sizes: tuple[tuple[str, int], ...] = ()
-    """Number in the firmware's list and bytes, of each option that names its size."""
+    carveout_sizes: tuple[CarveoutSize, ...] = ()
+    """The options that name their size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -509,7 +518,7 @@ def _read_gpu(root: Root, device: str, kfd: dict[str, str], cpu: Cpu) -> Gpu:
         carveout=carveout,
         carveout_options=tuple(options.values()),
         carveout_sizes=tuple(
-            (number, int(found[1]) << (30 if found[2] == "GB" else 20))
+            CarveoutSize(number, int(found[1]) << (30 if found[2] == "GB" else 20))
             for number, text in options.items()
             if (found := re.search(r"\((\d{1,6}) (MB|GB)\)$", text))
         ),

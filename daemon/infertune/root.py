@@ -258,6 +258,14 @@ class Root:
             file.unlink(missing_ok=True)
         self._sync_directory(os.path.dirname(path))
 
+    def discard(self, path: str) -> None:
+        """Remove the half-written successor that a killed ``replace`` left beside a file."""
+        left = _successor(self._inside(path))
+        if left.exists():
+            self._step("unlink", str(left))
+            left.unlink(missing_ok=True)
+            self._sync_directory(os.path.dirname(path))
+
     def mkdir(self, path: str, mode: int = 0o755) -> None:
         """Make a directory and its parents; an existing one is fine.  Raises OSError."""
         if self.at(path).is_dir():

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import boot_trees
 import support
 from infertune.cli.main import main
 
@@ -98,6 +99,8 @@ READING = [
     ["plan", "low-latency", "--backend", "rocm"],
     ["verify", "big-moe"],
     ["status"],
+    ["boot", "plan", "long-context"],
+    ["boot", "status"],
 ]
 
 
@@ -125,6 +128,14 @@ def test_changing_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert [schema.partition(".")[2] for schema in seen] == [
         "apply/1", "status/1", "apply/1", "revert/1", "recover/1",
     ]  # fmt: skip
+
+
+def test_boot_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for tree in ("debian-grub", "bootc", "fedora-bls"):
+        root = ["--root", str(boot_trees.build(tmp_path / tree, tree))]
+        verbs = (["confirm"], ["plan", "boot"], ["stage", "boot"], ["status"], ["undo"])
+        seen = [ask(capsys, *root, "boot", *argv) for argv in verbs]
+        assert seen == [f"infertune.boot-{argv[0]}/1" for argv in verbs]
 
 
 def test_snapshot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,7 +90,7 @@ def read_sources(root: Root) -> Sources:
         raw = b""
     if not _is_text(raw):
         problems.append(f"{COMMAND_LINE} holds bytes that are not UTF-8; they match nothing")
-    for name, value in parameters(raw.decode("utf-8", "replace").strip("\0")):
+    for name, value in parameters(raw.decode("utf-8", "replace").replace("\0", " ")):
         module, dot, parameter = name.partition(".")
         if dot:
             found.append(Assignment(_plain(module), _plain(parameter), value, COMMAND_LINE))

@@ -122,23 +122,25 @@ def put_back(root: Root, old: Stage, run: Runner) -> None:
             hint="move your change away (it is not lost by that), or put the file back by hand",
         )
     with failing("'infertune boot undo' tries again"):
+        if old.in_force:
+            # What a command edited is put back only if nobody else touched it since.
+            ours = [file for file in old.files if not file.edited or _is_ours(root, file)]
+            old = replace(old, files=tuple(ours))
         record.save(root, replace(old, phase="undoing"))
-        # What a command edited is put back after its undo, and only if nobody else touched it:
-        # a kernel that was installed meanwhile has entries of its own.
-        edited = [file for file in old.files if file.edited]
-        ours = [file for file in edited if old.phase == "staging" or _is_ours(root, file)]
         for file in reversed([file for file in old.files if not file.edited]):
             _restore(root, file)
+        for directory in reversed(old.directories):
+            with contextlib.suppress(OSError):
+                root.rmdir(directory)  # somebody else's file keeps it
         for setting in reversed(old.settings):
             root.write_value(setting.path, setting.before)
         for step in old.steps:
             if step.undo:
                 run_step(run, step.undo)
-        for file in ours:
-            _restore(root, file)
-        for directory in reversed(old.directories):
-            with contextlib.suppress(OSError):
-                root.rmdir(directory)  # somebody else's file keeps it
+        # After the command's own undo, which a kernel that was installed meanwhile needs.
+        for file in old.files:
+            if file.edited:
+                _restore(root, file)
 
 
 def _prepare(root: Root, profile: str, change: Change, by_hand: bool) -> Stage:
@@ -196,6 +198,8 @@ def _restore(root: Root, file: Kept) -> None:
         root.unlink(file.path)
     elif record.read_content(root, file.path) != file.before:
         _put(root, file.path, file.before)
+    else:
+        root.discard(file.path)
 
 
 def _seen(root: Root, file: Kept) -> Kept:

@@ -47,7 +47,7 @@ class KernelParameter(Value):
         return self.inner.parse(configured, machine)
 
     def decode(self, raw: bytes) -> str:
-        given = dict(parameters(raw.decode("utf-8", "replace").strip("\0")))
+        given = dict(parameters(raw.decode("utf-8", "replace").replace("\0", " ")))
         return given.get(self.name, DEFAULT)
 
     def accepts(self) -> str:
@@ -99,16 +99,16 @@ class Carveout(Value):
         if machine is None:
             return configured
         gpu = machine.inference_gpu
-        options = dict(gpu.carveout_sizes) if gpu else {}
+        options = gpu.carveout_sizes if gpu else ()
         if not options:
             raise ValueError(
                 "this kernel or firmware offers no carve-out to the system (it takes Linux 7.0 and "
                 "a BIOS with ATCS function 0xA): set it in the BIOS, to its minimum"
             )
-        for number, size in options.items():
-            if size == wanted:
-                return number
-        offer = ", ".join(format_size(size) for size in options.values())
+        for option in options:
+            if option.size_bytes == wanted:
+                return option.number
+        offer = ", ".join(format_size(option.size_bytes) for option in options)
         raise ValueError(f"the firmware has no carve-out of '{configured}'; it offers {offer}")
 
     def decode(self, raw: bytes) -> str:
