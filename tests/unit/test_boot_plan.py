@@ -13,7 +13,7 @@ import pytest
 from boot_trees import KERNEL, MACHINE, TREES, build, facts
 from infertune.boot.commands import PROGRAMS, find, runner
 from infertune.boot.guard import check_sizes, reserve
-from infertune.boot.loaders import GRUB_SCRIPT, grub_script
+from infertune.boot.loaders import GRUB_DROP_IN, GRUB_SCRIPT, grub_script, plan
 from infertune.boot.options import PLACES, options
 from infertune.boot.sources import findings, read_sources
 from infertune.cli.main import main
@@ -178,6 +178,19 @@ def test_what_is_there_already_is_left_to_whoever_set_it(
     assert "nothing to stage" in out
 
 
+def test_a_required_setting_without_a_place_stops_everything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(tmp_path, "debian-grub")
+    (tmp_path / "sys/module/ttm").rename(tmp_path / "ttm")
+    (tmp_path / f"lib/modules/{KERNEL}/modules.dep").unlink()
+    _profile(tmp_path, '[boot]\nttm.pages_limit = { value = "9GiB", required = true }\n')
+    assert infertune(tmp_path, "stage", "mine") == 2
+    assert "no TTM module is loaded, but /etc/infertune/profiles/mine.toml:2 requires it" in (
+        capsys.readouterr().err
+    )
+
+
 def test_isolating_every_cpu_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build(tmp_path, "debian-grub")
     _profile(tmp_path, '[boot]\nisolcpus = "0-3"\n')
@@ -223,6 +236,18 @@ printf '%s' "$infertune_options"
     # Where it cannot count, it does not try.
     saved.write_text("staged")
     assert start("return 1") == ""
+
+
+def test_the_drop_in_leaves_the_variable_to_grub(tmp_path: Path) -> None:
+    root = Root(build(tmp_path, "debian-grub"))
+    wanted = resolve(load_profile(root, "kernel"), read_machine(root))
+    found, _ = options(root, read_machine(root), wanted, read_sources(root))
+    [drop_in] = [f for f in plan(root, read_machine(root), found).files if f.path == GRUB_DROP_IN]
+    # As grub-mkconfig reads it, and as its 10_linux then prints it.
+    code = f"GRUB_CMDLINE_LINUX_DEFAULT=quiet\n{drop_in.data.decode()}"
+    code += 'args="$GRUB_CMDLINE_LINUX_DEFAULT"\ncat <<EOF\nlinux ro ${args}\nEOF\n'
+    done = subprocess.run(["sh", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "linux ro quiet $infertune_options\n"
 
 
 # -- who says what ----------------------------------------------------------------------

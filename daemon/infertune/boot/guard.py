@@ -86,7 +86,12 @@ def at_start(root: Root, run: Runner) -> Verdict:
     if stage.phase == "trying":
         return _put_back(root, stage, run, "the start before this one was not confirmed")
     if stage.counted and _dropped(root, stage):
-        return _put_back(root, stage, run, "the first start with it ended before it was confirmed")
+        return _put_back(
+            root,
+            stage,
+            run,
+            "the boot loader has left the options out, as after a start that was not confirmed",
+        )
     with staging.failing("this start is not counted"):
         record.save(root, replace(stage, phase="trying", tried=here))
     return Verdict("tried", f"'{stage.profile}' is tried: unconfirmed, it goes back")

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from infertune.boot.sources import COMMAND_LINE, Sources
+from infertune.errors import UsageError
 from infertune.knobs import KNOBS
 from infertune.machine import TTM_MODULES, Machine
 from infertune.resolve import Desired, Setting
@@ -77,12 +78,17 @@ def options(
     """The options to stage, and one sentence for each setting that is left out.
 
     ``ours`` are options that infertune has put in force: they are not somebody else's.
+    Raises UsageError for a required setting that has no place here.
     """
     found: list[Option] = []
     left = [f"{each.id} is left out: {each.reason}" for each in desired.unresolved if _boot(each)]
     mine = {(option.id, option.value) for option in ours}
     for setting in desired.boot:
         option = _option(root, machine, setting)
+        if isinstance(option, str) and setting.required:
+            raise UsageError(
+                f"{setting.id}: {option}, but {setting.source} requires it; nothing was touched"
+            )
         if isinstance(option, str):
             left.append(f"{setting.id} is left out: {option}")
         elif (option.id, option.value) not in mine and _is_there(root, option, sources):

@@ -9,6 +9,7 @@ always one whole state.
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import stat
@@ -18,7 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from infertune.boot.options import Option, Parameter
-from infertune.errors import Failed
+from infertune.errors import Failed, NotPermitted
 from infertune.root import Root
 from infertune.transaction import describe
 
@@ -111,8 +112,10 @@ def load(root: Root) -> Stage | None:
         data = root.read_bytes(PATH) if root.exists(PATH) else None
     except FileNotFoundError:
         return None
+    except PermissionError as error:
+        raise NotPermitted(f"{PATH} holds a file that only root may read") from error
     except OSError as error:
-        raise Failed(f"{describe(error)}") from error
+        raise Failed(describe(error)) from error
     if data is None:
         return None
     try:
@@ -199,5 +202,5 @@ def read_content(root: Root, path: str) -> Content | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     if len(data) > MAX_FILE:
-        raise OSError(27, "File too large", path)
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
     return Content(data, stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)

@@ -18,7 +18,7 @@ from infertune.boot.state import OptionStatus, overruled, read_status, sorts_aft
 from infertune.cli.base import JSON, Command, Context, argument, printable
 from infertune.cli.engine import PROFILE
 from infertune.engine import boot_id
-from infertune.errors import Exit, NotPermitted
+from infertune.errors import Exit
 from infertune.knobs.boot import PAGE
 from infertune.machine import read_machine
 from infertune.profile import load_profile
@@ -85,10 +85,7 @@ def _stage(ctx: Context) -> Exit:
 
 
 def _status(ctx: Context) -> Exit:
-    try:
-        found = read_status(ctx.root, read_machine(ctx.root))
-    except PermissionError as error:
-        raise NotPermitted(f"{record.PATH} holds files that only root may read") from error
+    found = read_status(ctx.root, read_machine(ctx.root))
     stage = found.stage
     if ctx.args.json:
         document = {
