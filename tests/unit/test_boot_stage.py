@@ -397,6 +397,30 @@ def test_a_start_with_the_options_is_tried(tmp_path: Path) -> None:
     assert tools.ran == ["/usr/bin/grub-editenv - set infertune_boot=confirmed"]
 
 
+def test_an_undo_that_was_cut_short_is_finished_and_no_failure(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    before = facts(tmp_path)
+    stage(Root(tmp_path), Tools(tmp_path), "size")
+    with pytest.raises(Failed):
+        undo(Root(tmp_path), Tools(tmp_path, lambda _: True))
+    assert start(tmp_path, 1, pages=PAGES) == "put-back"
+    assert facts(tmp_path) == before
+    assert state(tmp_path) == "none"
+
+
+def test_a_guard_that_was_cut_short_goes_on_and_still_says_why(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    before = facts(tmp_path)
+    stage(Root(tmp_path), Tools(tmp_path), "size")
+    start(tmp_path, 1, pages=PAGES)
+    (tmp_path / BOOT_ID.lstrip("/")).write_text("another\n")
+    with pytest.raises(Failed):
+        guard.at_start(Root(tmp_path), Tools(tmp_path, lambda _: True))
+    assert start(tmp_path, 3) == "reboot"
+    assert facts(tmp_path) == before
+    assert "was not confirmed" in read_status(Root(tmp_path), read_machine(Root(tmp_path))).notes[0]
+
+
 def test_by_hand_is_not_confirmed_by_the_unit(tmp_path: Path) -> None:
     build(tmp_path, "debian-grub")
     stage(Root(tmp_path), Tools(tmp_path), "size", by_hand=True)

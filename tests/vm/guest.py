@@ -130,18 +130,19 @@ class Guest:
         self._wait_for(is_there, BOOT_S, "reboot")
         self._wait_for_login()
 
-    def restart_with_its_own_initramfs(self) -> None:
-        """Shut it down and start it with the initramfs that the guest itself has built.
+    def restart(self, *, own_initramfs: bool = False) -> None:
+        """Shut it down and start it, with the initramfs that the guest itself has built or ours.
 
         QEMU starts the kernel, not a boot loader on the guest's disk: what a boot loader would
         have read from there is fetched.
         """
-        release = self.read("/proc/sys/kernel/osrelease")
-        built = [*self._ssh_to("root"), f"sync && cat /boot/initrd.img-{release}"]
-        initrd = self.directory / "initrd"
-        with initrd.open("wb") as file:
-            subprocess.run(built, stdout=file, check=True, timeout=300)
-        self._initrd = initrd
+        self._initrd = None
+        if own_initramfs:
+            release = self.read("/proc/sys/kernel/osrelease")
+            built = [*self._ssh_to("root"), f"sync && cat /boot/initrd.img-{release}"]
+            self._initrd = self.directory / "initrd"
+            with self._initrd.open("wb") as file:
+                subprocess.run(built, stdout=file, check=True, timeout=300)
         self.run("systemctl poweroff")
         assert self._qemu is not None
         self._hang_up()

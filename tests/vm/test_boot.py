@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from vm.conftest import OURS, STATE
 from vm.guest import Guest
-from vm.lab import KERNELS
 
 PROFILE = "/etc/infertune/profiles/size.toml"
 LIMIT = "/sys/module/ttm/parameters/pages_limit"
@@ -30,17 +30,23 @@ FILES = (
 )
 
 
-@pytest.fixture(params=KERNELS)
-def machine(request: pytest.FixtureRequest, new_guest: Callable[[str], Guest]) -> Iterator[Guest]:
-    """A guest that loads TTM at its start, with the units installed."""
-    guest = new_guest(request.param)
+@pytest.fixture(scope="module")
+def machine(guest: Guest) -> Iterator[Guest]:
+    """A guest that loads TTM at its start, with the units installed; afterwards as it was."""
+    files = guest.sh(OURS)
     guest.infertune("setup")
     guest.sh("echo ttm >/etc/modules-load.d/ttm.conf && modprobe ttm")
     guest.sh(f"mkdir -p {PROFILE.rpartition('/')[0]}")
     size = f'[boot]\nttm.pages_limit = "{int(PAGES) * 4}KiB"\n'
     assert guest.write(PROFILE, size + 'ttm.page_pool_size = "4MiB"\n').code == 0
     guest.sh("sync")
-    return guest
+    yield guest
+    guest.infertune("boot undo")
+    guest.infertune("setup --remove")
+    guest.sh(f"rm -rf {STATE} /etc/infertune /etc/modules-load.d/ttm.conf /boot/initrd.img-*")
+    guest.sh("sed -i '/^ttm$/d' /etc/initramfs-tools/modules")
+    guest.restart()
+    assert guest.sh(OURS) == files
 
 
 def status(guest: Guest) -> dict[str, Any]:
@@ -57,8 +63,8 @@ def settled(guest: Guest) -> dict[str, Any]:
     return status(guest)
 
 
-def test_boot_settings(machine: Guest) -> None:
-    """One guest for all of it: a start takes half a minute where everything is emulated."""
+@pytest.mark.timeout(3600)  # six starts, each of which may take minutes
+def test_tried_kept_and_put_back(machine: Guest) -> None:
     guest = machine
     units = "infertune-boot-guard.service infertune-boot-confirm.service"
     verify = guest.run(f"systemd-analyze verify --man=no {units}")
@@ -109,6 +115,7 @@ def test_boot_settings(machine: Guest) -> None:
     assert guest.sh(FILES) == before
 
 
+@pytest.mark.timeout(3600)
 def test_power_cut_while_staging_and_undoing(machine: Guest, thorough: bool) -> None:
     guest = machine
     before = guest.sh(FILES)
@@ -129,13 +136,14 @@ def test_power_cut_while_staging_and_undoing(machine: Guest, thorough: bool) -> 
         assert guest.sh(FILES) == before
 
 
+@pytest.mark.timeout(3600)
 def test_the_initramfs_has_it(machine: Guest) -> None:
     """Where the driver lies in the initramfs, the copy of modprobe.d in there is what counts."""
     guest = machine
     release = guest.read("/proc/sys/kernel/osrelease")
     guest.sh("echo ttm >>/etc/initramfs-tools/modules && rm /etc/modules-load.d/ttm.conf")
     guest.sh(f"update-initramfs -c -k {release}", timeout=900)
-    guest.restart_with_its_own_initramfs()
+    guest.restart(own_initramfs=True)
     default = guest.read(LIMIT)
     before = guest.sh(FILES)
     assert guest.run("infertune boot stage size", timeout=900).code == 0
@@ -143,10 +151,10 @@ def test_the_initramfs_has_it(machine: Guest) -> None:
         f"cd /tmp && unmkinitramfs /boot/initrd.img-{release} x && "
         "cat $(find x -name zz-infertune.conf)"
     )
-    guest.restart_with_its_own_initramfs()
+    guest.restart(own_initramfs=True)
     assert guest.read(LIMIT) == PAGES
     assert settled(guest)["phase"] == "confirmed"
     assert guest.run("infertune boot undo", timeout=900).code == 0
     assert guest.sh(FILES) == before
-    guest.restart_with_its_own_initramfs()
+    guest.restart(own_initramfs=True)
     assert guest.read(LIMIT) == default

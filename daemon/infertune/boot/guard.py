@@ -80,18 +80,19 @@ def at_start(root: Root, run: Runner) -> Verdict:
     if stage.phase in ("staging", "undoing"):
         if stage.boot_id == here and stage.phase == "staging":
             return Verdict("nothing", "somebody is at it")
-        return _put_back(root, stage, run, f"{stage.phase} was cut short")
+        if stage.phase == "undoing" and stage.reason is None:
+            staging.undo(root, run)
+            return Verdict(
+                "put-back", f"the undo of '{stage.profile}' was cut short, and is done now"
+            )
+        return _put_back(root, stage, run, stage.reason or "staging was cut short")
     if here in (stage.boot_id, stage.tried):
         return Verdict("nothing")
     if stage.phase == "trying":
         return _put_back(root, stage, run, "the start before this one was not confirmed")
     if stage.counted and _dropped(root, stage):
-        return _put_back(
-            root,
-            stage,
-            run,
-            "the boot loader has left the options out, as after a start that was not confirmed",
-        )
+        reason = "the boot loader left the options out, as it does after one start unconfirmed"
+        return _put_back(root, stage, run, reason)
     with staging.failing("this start is not counted"):
         record.save(root, replace(stage, phase="trying", tried=here))
     return Verdict("tried", f"'{stage.profile}' is tried: unconfirmed, it goes back")
@@ -104,6 +105,7 @@ def _dropped(root: Root, stage: Stage) -> bool:
 
 
 def _put_back(root: Root, stage: Stage, run: Runner, reason: str) -> Verdict:
+    stage = replace(stage, reason=reason)
     staging.put_back(root, stage, run)
     # Asked only now: a module that is loaded from here on reads the old files.
     has_it = stage.boot_id != boot_id(root) and any(
@@ -112,7 +114,6 @@ def _put_back(root: Root, stage: Stage, run: Runner, reason: str) -> Verdict:
     failed = replace(
         stage,
         phase="failed",
-        reason=reason,
         files=(),
         directories=(),
         settings=(),
