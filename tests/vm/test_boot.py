@@ -121,9 +121,16 @@ def test_power_cut_while_staging_and_undoing(machine: Guest, thorough: bool) -> 
     before = guest.sh(FILES)
     drop_in = "# Written by infertune; 'infertune boot undo' puts back what was here before.\n"
     drop_in += f"options ttm pages_limit={PAGES} page_pool_size=1024"
-    for number in range(12 if thorough else 3):
-        delay = 0.4 + 0.35 * number
-        guest.run(f"(infertune boot stage size & sleep {delay:.2f}) >/dev/null 2>&1")
+    record = "/var/lib/infertune/boot"
+    moments = (
+        f"[ -e {record} ]",
+        f"[ -e {DROP_IN} ]",
+        f'grep -qs \'"phase":"staged"\' {record}',
+    )
+    for moment in moments * (4 if thorough else 1):
+        guest.run(
+            f"infertune boot stage size >/dev/null 2>&1 & until {moment}; do :; done", timeout=300
+        )
         guest.power_cut()
         found = settled(guest)
         there = guest.run(f"cat {DROP_IN}").out.rstrip("\n")
@@ -131,7 +138,7 @@ def test_power_cut_while_staging_and_undoing(machine: Guest, thorough: bool) -> 
         # Either it was staged, and this start has it, or there is nothing of it.
         assert (found["phase"] == "confirmed") == (there == drop_in), found
         assert (guest.read(LIMIT) == PAGES) == (there == drop_in)
-        print(f"power cut {delay:.2f} s into staging: {found['phase']}")
+        print(f"power cut at {moment}: {found['phase']}")
         guest.infertune("boot undo")
         assert guest.sh(FILES) == before
 
