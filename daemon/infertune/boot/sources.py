@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -55,11 +55,12 @@ class Sources:
     assignments: tuple[Assignment, ...]
     problems: tuple[str, ...]
     """What could not be read, one sentence each."""
+    last: Mapping[tuple[str, str], Assignment]
+    """The one that counts, by module and parameter."""
 
     def winner(self, module: str, name: str) -> Assignment | None:
         """Who has the last word on a parameter."""
-        found = [a for a in self.assignments if (a.module, a.name) == (module, name)]
-        return found[-1] if found else None
+        return self.last.get((module, name))
 
 
 def read_sources(root: Root) -> Sources:
@@ -96,7 +97,8 @@ def read_sources(root: Root) -> Sources:
             found.append(Assignment(_plain(module), _plain(parameter), value, COMMAND_LINE))
         else:
             found.append(Assignment("", name, value, COMMAND_LINE))
-    return Sources(tuple(found), tuple(problems))
+    last = {(each.module, each.name): each for each in found}
+    return Sources(tuple(found), tuple(problems), last)
 
 
 def _linked(root: Root, path: str) -> bytes | None:
@@ -206,11 +208,11 @@ MISTAKES: tuple[Mistake, ...] = (
 
 def findings(sources: Sources) -> tuple[Finding, ...]:
     """Deprecated and misspelt parameters, and places that disagree."""
+    known = {(mistake.module, mistake.name): mistake for mistake in MISTAKES}
     found = [
         Finding(f"{_shown(each)}: {mistake.what}", mistake.fix)
         for each in sources.assignments
-        for mistake in MISTAKES
-        if (mistake.module, mistake.name) == (each.module, each.name)
+        if (mistake := known.get((each.module, each.name)))
         and fnmatchcase(each.value, mistake.value)
     ]
     by_name: dict[tuple[str, str], list[Assignment]] = {}
@@ -220,7 +222,7 @@ def findings(sources: Sources) -> tuple[Finding, ...]:
     for same in by_name.values():
         last, others = same[-1], [a for a in same[:-1] if a.value != same[-1].value]
         if others:
-            said = ", ".join(map(_shown, others))
+            said = ", ".join(map(_shown, others[:3])) + (" and others" if others[3:] else "")
             found.append(Finding(f"{said} is overruled by {_shown(last)}", "keep one of them"))
     return tuple(found)
 
