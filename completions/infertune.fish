@@ -50,7 +50,7 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands machine snapshot knobs doctor profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover fit expect run serve start servers stop logs setup probes
+set -g _shtab_infertune_commands machine snapshot knobs doctor profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' fit expect run serve start servers stop logs setup probes
 set -g _shtab_infertune_opts_with_value --ask --backend --confirm-within --ctx --exporter --model --name --parallel --port --profile --root --rule --server --smoke --tokens --without
 
 complete -c infertune -e
@@ -152,6 +152,36 @@ complete -c infertune -n '_shtab_infertune_using recover' -s h -l help -d 'show 
 complete -c infertune -n '_shtab_infertune_using recover' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using recover' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using recover' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a boot -d 'settings that take effect at the next boot'
+complete -c infertune -n '_shtab_infertune_using boot' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using boot' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using boot' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using boot; and test $_shtab_infertune_npos -eq 0' -a plan -d 'Prints every file with its difference and every command, and what brings the machine back if it does not start with them. Needs no privilege.'
+complete -c infertune -n '_shtab_infertune_using boot plan' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using boot plan' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using boot plan' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using boot plan' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using boot; and test $_shtab_infertune_npos -eq 0' -a stage -d 'Notes what is there, writes the files and rebuilds what is read at boot. If anything fails, everything is put back. The next boot tries it: when the default target is reached it is kept; if not, the boot after that puts the old settings back. Exit code 1 where a part is left to do by hand.'
+complete -c infertune -n '_shtab_infertune_using boot stage' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using boot stage' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using boot stage' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using boot stage' -l confirm-by-hand -d 'keep it only after '"'"'infertune boot confirm'"'"', and not because the machine has started'
+complete -c infertune -n '_shtab_infertune_using boot stage' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using boot; and test $_shtab_infertune_npos -eq 0' -a status -d 'Compares what was staged with what the running kernel says; reports parameters that are deprecated, misspelt or overruled. Exit code 1 unless all is well.'
+complete -c infertune -n '_shtab_infertune_using boot status' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using boot status' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using boot status' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using boot status' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using boot; and test $_shtab_infertune_npos -eq 0' -a confirm -d 'Ends the trial by hand. Exit code 1 when nothing waits for it.'
+complete -c infertune -n '_shtab_infertune_using boot confirm' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using boot confirm' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using boot confirm' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using boot confirm' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using boot; and test $_shtab_infertune_npos -eq 0' -a undo -d 'Restores content, mode and owner of every file, removes what was not there, and rebuilds what is read at boot. Finishes what was cut short, too.'
+complete -c infertune -n '_shtab_infertune_using boot undo' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using boot undo' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using boot undo' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using boot undo' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a fit -d 'Reads the head of a GGUF file (all parts of a split one) and adds what a llama-server takes for it: weights, KV cache and recurrent state of all layers, compute buffers, prompt cache. Holds that against the memory of this machine: carve-out or GTT limit, and RAM less a reserve for the system. Says fits, tight or does not fit, where each figure comes from, and which single change helps. Without a profile the server'"'"'s own defaults count. Server settings may follow after \-\-, as SETTING=VALUE. Exit code 1: does not fit, or not known.'
 complete -c infertune -n '_shtab_infertune_using fit' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using fit' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'

@@ -11,6 +11,7 @@
 _shtab_infertune_commands() {
   local _commands=(
     apply:'Writes the original values to a journal, then changes what differs. If any write fails, everything goes back and the exit code is 3. Another profile may be applied over it: only what differs is touched, and the originals stay those of the untuned machine.'
+    boot:'settings that take effect at the next boot'
     confirm:'Ends the time limit of '"'"'apply --confirm-within'"'"'. Exit code 1 when nothing waits for it.'
     doctor:'Compares this machine with what is known: kernels, firmware, ROCm and llama.cpp builds with bugs, GPU memory set in the wrong place or not in force, limits, power caps, other tuners, what the kernel has logged, and the recommendations of a survey. Each finding says how sure it is, where it can be read, and what would put it right; what cannot be read is said to be not known, and why. Writes nothing and needs no privileges, but as root it may read more (the kernel'"'"'s log). With --root it works on a snapshot, so a report can be diagnosed elsewhere. With --smoke it starts the server, asks for one token, and stops it. The exit code is 1 where a finding is an error.'
     expect:'Bytes that are read for each token, the memory bandwidth of this machine (measured for a second, on the CPU), and so the most tokens per second that memory allows; beside it what others measured on this hardware.'
@@ -35,6 +36,17 @@ _shtab_infertune_commands() {
     verify:'Plans again and expects nothing to do. Exit code 1 when something differs, is still waiting for a reboot or cannot be read.'
   )
   _describe 'infertune commands' _commands
+}
+
+_shtab_infertune_boot_commands() {
+  local _commands=(
+    confirm:'Ends the trial by hand. Exit code 1 when nothing waits for it.'
+    plan:'Prints every file with its difference and every command, and what brings the machine back if it does not start with them. Needs no privilege.'
+    stage:'Notes what is there, writes the files and rebuilds what is read at boot. If anything fails, everything is put back. The next boot tries it: when the default target is reached it is kept; if not, the boot after that puts the old settings back. Exit code 1 where a part is left to do by hand.'
+    status:'Compares what was staged with what the running kernel says; reports parameters that are deprecated, misspelt or overruled. Exit code 1 unless all is well.'
+    undo:'Restores content, mode and owner of every file, removes what was not there, and rebuilds what is read at boot. Finishes what was cut short, too.'
+  )
+  _describe 'infertune boot commands' _commands
 }
 
 _shtab_infertune_profile_commands() {
@@ -69,6 +81,68 @@ _shtab_infertune_apply_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_apply_defaults_added=0
+
+_shtab_infertune_boot_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_boot_defaults_added=0
+
+_shtab_infertune_boot_confirm_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--json[print one JSON document (docs\/json.md)]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_boot_confirm_defaults_added=0
+
+_shtab_infertune_boot_plan_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":name of a profile (\'infertune profiles\'):"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_boot_plan_defaults_added=0
+
+_shtab_infertune_boot_stage_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--confirm-by-hand[keep it only after \'infertune boot confirm\', and not because the machine has started]"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":name of a profile (\'infertune profiles\'):"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_boot_stage_defaults_added=0
+
+_shtab_infertune_boot_status_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--json[print one JSON document (docs\/json.md)]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_boot_status_defaults_added=0
+
+_shtab_infertune_boot_undo_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--json[print one JSON document (docs\/json.md)]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_boot_undo_defaults_added=0
 
 _shtab_infertune_confirm_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -387,6 +461,7 @@ _shtab_infertune() {
       curcontext="${curcontext%:*:*}:_shtab_infertune-$line[1]:"
       case $line[1] in
         apply) _arguments -C -s $_shtab_infertune_apply_options ;;
+        boot) _shtab_infertune_boot ;;
         confirm) _arguments -C -s $_shtab_infertune_confirm_options ;;
         doctor) _arguments -C -s $_shtab_infertune_doctor_options ;;
         expect) _arguments -C -s $_shtab_infertune_expect_options ;;
@@ -409,6 +484,33 @@ _shtab_infertune() {
         status) _arguments -C -s $_shtab_infertune_status_options ;;
         stop) _arguments -C -s $_shtab_infertune_stop_options ;;
         verify) _arguments -C -s $_shtab_infertune_verify_options ;;
+      esac
+  esac
+}
+
+_shtab_infertune_boot() {
+  local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->boot'
+
+  # Add default positional/remainder specs only if none exist, and only once per session
+  if (( ! _shtab_infertune_boot_defaults_added )); then
+    if (( ${_shtab_infertune_boot_options[(I)${(q)one_or_more}*]} +          ${_shtab_infertune_boot_options[(I)${(q)remainder}*]} +          ${_shtab_infertune_boot_options[(I)${(q)default}]} == 0 )); then
+      _shtab_infertune_boot_options+=(': :_shtab_infertune_boot_commands' '*::: :->boot')
+    fi
+    _shtab_infertune_boot_defaults_added=1
+  fi
+  _arguments -C -s $_shtab_infertune_boot_options
+
+  case $state in
+    boot)
+      words=($line[1] "${words[@]}")
+      (( CURRENT += 1 ))
+      curcontext="${curcontext%:*:*}:_shtab_infertune_boot-$line[1]:"
+      case $line[1] in
+        confirm) _arguments -C -s $_shtab_infertune_boot_confirm_options ;;
+        plan) _arguments -C -s $_shtab_infertune_boot_plan_options ;;
+        stage) _arguments -C -s $_shtab_infertune_boot_stage_options ;;
+        status) _arguments -C -s $_shtab_infertune_boot_status_options ;;
+        undo) _arguments -C -s $_shtab_infertune_boot_undo_options ;;
       esac
   esac
 }

@@ -52,6 +52,15 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class CarveoutSize:
+    """One size that the firmware can set apart for the GPU."""
+
+    number: str
+    """Its number in the firmware's list; what is written to choose it."""
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Gpu:
     path: str
     """Device directory as reached from the card: ``/sys/class/drm/card1/device``."""
@@ -70,6 +79,8 @@ class Gpu:
     carveout: str | None
     """Chosen entry of uma/carveout, in the firmware's words (Linux >= 7.0)."""
     carveout_options: tuple[str, ...]
+    carveout_sizes: tuple[CarveoutSize, ...] = ()
+    """The options that name their size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +192,7 @@ BOOT_STYLES: tuple[BootStyle, ...] = (
         "a container: the command line is the host's",
         (("/run/.containerenv", "/.dockerenv", "/run/systemd/container"),),
     ),
+    BootStyle("nixos", "boot.kernelParams in configuration.nix", (("/etc/NIXOS",),)),
     # rpm-ostree images ship bootc too, and kargs of rpm-ostree are the easier ones to undo.
     BootStyle(
         "rpm-ostree", "rpm-ostree kargs", (("/run/ostree-booted",), ("/usr/bin/rpm-ostree",))
@@ -504,7 +516,12 @@ def _read_gpu(root: Root, device: str, kfd: dict[str, str], cpu: Cpu) -> Gpu:
         visible_vram_bytes=root.get_int(f"{device}/mem_info_vis_vram_total"),
         gtt_bytes=root.get_int(f"{device}/mem_info_gtt_total"),
         carveout=carveout,
-        carveout_options=options,
+        carveout_options=tuple(options.values()),
+        carveout_sizes=tuple(
+            CarveoutSize(number, int(found[1]) << (30 if found[2] == "GB" else 20))
+            for number, text in options.items()
+            if (found := re.search(r"\((\d{1,6}) (MB|GB)\)$", text))
+        ),
     )
 
 
@@ -518,10 +535,10 @@ def _is_integrated(root: Root, device: str, driver: str | None, pci_id: str | No
     return any(root.get(f"{device}/hwmon/{name}/in1_label") == "vddnb" for name in monitors)
 
 
-def _read_carveout(root: Root, device: str) -> tuple[str | None, tuple[str, ...]]:
+def _read_carveout(root: Root, device: str) -> tuple[str | None, dict[str, str]]:
     """The firmware's memory sizes for the GPU (Documentation/gpu/amdgpu, uma/carveout)."""
     options = _pairs(root.get(f"{device}/uma/carveout_options"), ":")
-    return options.get(root.get(f"{device}/uma/carveout") or ""), tuple(options.values())
+    return options.get(root.get(f"{device}/uma/carveout") or ""), options
 
 
 def _kfd_targets(root: Root) -> dict[str, str]:

@@ -199,11 +199,13 @@ def _plan_file(
         return item("rejected", f"{reading.error}: it cannot be read, so it could not be put back")
     original = original_of(record, live)
     if knob.value.satisfied(live, want):
+        if reason := knob.not_in_force(machine, want):
+            return item("pending-reboot", reason)
         return item("already", original=original)
     if record is not None and record.settled and (record.ours, record.want) == (live, want):
         return item("already", f"the kernel makes {live} of {want}", original)
     if knob.time == "boot":
-        return item("pending-reboot", "takes effect at the next start of the GPU driver")
+        return item("pending-reboot", "takes effect at the next boot: infertune boot plan")
     guard = refusal(knob.id, want, machine)
     if guard:
         return item("refused", f"{guard.reason} ({guard.source})")

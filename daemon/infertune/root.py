@@ -183,6 +183,17 @@ class Root:
         except ValueError:
             return None
 
+    def read_file(self, path: str, limit: int) -> tuple[bytes, os.stat_result]:
+        """At most ``limit`` bytes of a regular file, and its status.
+
+        Raises OSError: ELOOP for a symbolic link, EINVAL for a FIFO, a device or a directory.
+        """
+        try:
+            return read_plain_file(self.at(path), limit, follow=False)
+        except OSError as error:
+            error.filename = path
+            raise
+
     def exists(self, path: str) -> bool:
         """Whether there is something; what may not be looked at counts as not there."""
         try:
@@ -249,11 +260,19 @@ class Root:
         finally:
             os.close(fd)
 
-    def replace(self, path: str, data: bytes, mode: int = 0o644) -> None:
+    def replace(
+        self,
+        path: str,
+        data: bytes,
+        mode: int = 0o644,
+        *,
+        owner: tuple[int, int] | None = None,
+    ) -> None:
         """Make the file hold ``data``, all of it or nothing, also across a power cut.
 
-        New file beside it, write, fsync, rename, fsync of the directory.
-        Raises OSError; the old content is then still there.
+        New file beside it, write, fsync, rename, fsync of the directory.  ``owner`` is a user
+        and a group id; without it the file is the caller's.  Raises OSError; the old content
+        is then still there.
         """
         target = self._inside(path)
         temporary = _successor(target)
@@ -261,7 +280,9 @@ class Root:
         fd = _open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
         try:
             try:
-                os.fchmod(fd, mode)
+                if owner is not None and owner != (os.fstat(fd).st_uid, os.fstat(fd).st_gid):
+                    os.fchown(fd, *owner)
+                os.fchmod(fd, mode)  # after the owner: a change of that clears set-user-id
                 taken = self._step("write", path, len(data))
                 self._write(fd, path, data, taken)
                 self._step("fsync", path)
@@ -289,6 +310,14 @@ class Root:
         for file in there:
             file.unlink(missing_ok=True)
         self._sync_directory(os.path.dirname(path))
+
+    def discard(self, path: str) -> None:
+        """Remove the half-written successor that a killed ``replace`` left beside a file."""
+        left = _successor(self._inside(path))
+        if left.exists():
+            self._step("unlink", str(left))
+            left.unlink(missing_ok=True)
+            self._sync_directory(os.path.dirname(path))
 
     def mkdir(self, path: str, mode: int = 0o755) -> None:
         """Make a directory and its parents; an existing one is fine.  Raises OSError."""

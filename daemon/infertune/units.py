@@ -99,3 +99,11 @@ def format_cpulist(cpus: Iterable[int]) -> str:
         parts.append(str(cpu) if first == cpu else f"{first}-{cpu}")
         start = index + 1
     return ",".join(parts)
+
+
+def printable_line(text: str, length: int) -> str:
+    """At most ``length`` characters of ``text``, none of which can drive a terminal or a log."""
+    shown = "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+    return shown if len(shown) <= length else f"{shown[: length - 3]}..."

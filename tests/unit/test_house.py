@@ -108,6 +108,7 @@ MODULES_THAT_WRITE = {"sqlite3", "dbm", "shelve", "pickle"}
 # memory is measured with memchr(3).
 STARTS = {
     "bpf",
+    "boot/commands.py",
     "budget/bandwidth.py",
     "launch",
     "service/timer.py",

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import boot_trees
 import gguf_files
 import support
 from infertune.cli.main import main
@@ -102,6 +103,8 @@ READING = [
     ["status"],
     ["doctor"],
     ["doctor", "--list"],
+    ["boot", "plan", "long-context"],
+    ["boot", "status"],
 ]
 
 
@@ -141,6 +144,14 @@ def test_models(
     root = ["--root", str(FIXTURES / f"{machine}.snapshot")]
     assert ask(capsys, *root, "fit", path, "--profile", "long-context") == "infertune.fit/1"
     assert ask(capsys, *root, "expect", path) == "infertune.expect/1"
+
+
+def test_boot_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for tree in ("debian-grub", "bootc", "fedora-bls"):
+        root = ["--root", str(boot_trees.build(tmp_path / tree, tree))]
+        verbs = (["confirm"], ["plan", "boot"], ["stage", "boot"], ["status"], ["undo"])
+        seen = [ask(capsys, *root, "boot", *argv) for argv in verbs]
+        assert seen == [f"infertune.boot-{argv[0]}/1" for argv in verbs]
 
 
 def test_snapshot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

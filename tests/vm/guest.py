@@ -93,6 +93,7 @@ class Guest:
         self.directory = Path(tempfile.mkdtemp(prefix="infertune-guest-"))
         self.log = self.directory / "console"
         self._disk = self.directory / "disk.qcow2"
+        self._initrd: Path | None = None
         self._qemu: subprocess.Popen[bytes] | None = None
         self._port = 0
         self._boot_id = ""
@@ -113,6 +114,45 @@ class Guest:
         self._hang_up()
         self._qmp("system_reset")
         self._wait_for_login()
+
+    def reboot(self, until: str = "true") -> None:
+        """Let the guest start itself again; QEMU hands it the same kernel and initramfs.
+
+        ``until`` is a command that succeeds in the boot to wait for, where there may be several.
+        """
+
+        def is_there() -> bool:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                booted = f"[ $(cat /proc/sys/kernel/random/boot_id) != {self._boot_id.strip()} ]"
+                if self._ssh(f"{booted} && {until}", "root", 60).code == 0:
+                    return True
+            self._hang_up()
+            return False
+
+        self.run("systemctl reboot")
+        self._hang_up()
+        self._wait_for(is_there, BOOT_S, "reboot")
+        self._wait_for_login()
+
+    def restart(self, *, own_initramfs: bool = False) -> None:
+        """Shut it down and start it, with the initramfs that the guest itself has built or ours.
+
+        QEMU starts the kernel, not a boot loader on the guest's disk: what a boot loader would
+        have read from there is fetched.
+        """
+        self._initrd = None
+        if own_initramfs:
+            release = self.read("/proc/sys/kernel/osrelease")
+            built = [*self._ssh_to("root"), f"sync && cat /boot/initrd.img-{release}"]
+            self._initrd = self.directory / "initrd"
+            with self._initrd.open("wb") as file:
+                subprocess.run(built, stdout=file, check=True, timeout=300)
+        self.run("systemctl poweroff")
+        assert self._qemu is not None
+        self._hang_up()
+        self._qemu.wait(BOOT_S)
+        self._power_off()
+        self._power_on()
 
     def power_cut(self) -> None:
         """Take the power away and give it back: what was not flushed may be lost."""
@@ -136,8 +176,9 @@ class Guest:
             *MEMORY[self.kernel],
             "display none",
             f"kernel {kernel}/vmlinuz",
-            f"initrd {kernel}/initrd",
-            f"append {COMMAND_LINE}",
+            f"initrd {self._initrd or kernel / 'initrd'}",
+            # Ours finds the disk by itself; one of initramfs-tools is told.
+            f"append {COMMAND_LINE}{' root=/dev/vda rw' if self._initrd else ''}",
             f"drive file={self._disk},if=virtio,format=qcow2,cache=writeback",
             "netdev user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:22",
             "device virtio-net-pci,netdev=net,romfile=",

@@ -11,7 +11,19 @@ import sys
 from collections.abc import Sequence
 
 from infertune import __version__
-from infertune.cli import doctor, engine, fit, knobs, machine, probes, profile, run, serve, setup
+from infertune.cli import (
+    boot,
+    doctor,
+    engine,
+    fit,
+    knobs,
+    machine,
+    probes,
+    profile,
+    run,
+    serve,
+    setup,
+)
 from infertune.cli.base import Command, Context, printable
 from infertune.errors import Exit, InfertuneError
 from infertune.snapshot import open_root
@@ -23,6 +35,7 @@ COMMANDS: tuple[Command, ...] = (
     *doctor.COMMANDS,
     *profile.COMMANDS,
     *engine.COMMANDS,
+    *boot.COMMANDS,
     *fit.COMMANDS,
     *run.COMMANDS,
     *serve.COMMANDS,

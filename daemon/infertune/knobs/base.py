@@ -56,6 +56,9 @@ class Knob:
     note: Callable[[Machine], str | None] = lambda _: None
     """Something to say out loud about this knob on this machine."""
 
+    not_in_force: Callable[[Machine, str], str | None] = lambda _machine, _value: None
+    """For a boot setting whose file holds the wanted value: why it is not in force all the same."""
+
     @property
     def held(self) -> bool:
         """Whether it is in force only while a process keeps the file open."""

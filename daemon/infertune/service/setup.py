@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from infertune.boot.record import PATH as STAGED
 from infertune.errors import Failed, NotPermitted, UsageError
 from infertune.root import Root
 from infertune.service.declared import declared_names, remove_declaration
@@ -22,6 +23,8 @@ FILES: tuple[tuple[str, str], ...] = (
     ("infertune-server@.service", "/etc/systemd/system/infertune-server@.service"),
     ("infertune-exporter.service", "/etc/systemd/system/infertune-exporter.service"),
     ("infertune-exporter.socket", "/etc/systemd/system/infertune-exporter.socket"),
+    ("infertune-boot-guard.service", "/etc/systemd/system/infertune-boot-guard.service"),
+    ("infertune-boot-confirm.service", "/etc/systemd/system/infertune-boot-confirm.service"),
     (
         "org.infertune.Infertune1.conf",
         "/etc/dbus-1/system.d/org.infertune.Infertune1.conf",
@@ -30,6 +33,9 @@ FILES: tuple[tuple[str, str], ...] = (
     ("org.infertune.policy", "/usr/share/polkit-1/actions/org.infertune.policy"),
 )
 """Every file of ours outside the package: where it comes from, and where it goes."""
+
+BOOT_UNITS = ("infertune-boot-guard.service", "infertune-boot-confirm.service")
+"""Enabled as they are installed: without a staged change they do nothing."""
 
 RUNNING = "/run/systemd/system"
 """There where systemd is PID 1 (sd_booted(3))."""
@@ -54,6 +60,7 @@ def install(root: Root) -> tuple[Placed, ...]:
     placed = tuple(_write(root, target, content) for target, content in contents)
     if root.live and root.exists(RUNNING):
         _tell_the_system()
+        _run("systemctl", "enable", *BOOT_UNITS)
     return placed
 
 
@@ -61,6 +68,11 @@ def remove(root: Root) -> tuple[Placed, ...]:
     """Take away exactly what ``install`` writes.  Raises NotPermitted, UsageError or Failed."""
     if root.live:
         _need_root()
+        if root.exists(STAGED):
+            raise UsageError(
+                "boot settings are staged, and the guard would go; nothing was removed",
+                hint="infertune boot undo",
+            )
         if root.exists(RUNNING) and _run("systemctl", "is-active", "-q", "infertune.service"):
             raise UsageError(
                 "infertune.service is running; nothing was removed",
@@ -71,7 +83,7 @@ def remove(root: Root) -> tuple[Placed, ...]:
             _run("systemctl", "stop", "infertune.slice", "infertune-server@*.service")
             exporter = ("infertune-exporter.socket", "infertune-exporter.service")
             _run("systemctl", "disable", "--now", *exporter)
-            _run("systemctl", "disable", "infertune.service")
+            _run("systemctl", "disable", "infertune.service", *BOOT_UNITS)
         _remove_servers(root)
     placed = []
     for _, target in FILES:

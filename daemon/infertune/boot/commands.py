@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the system's own tools that rebuild what is read at boot.
+
+A program is one of PROGRAMS, found in the system's directories; nothing of a profile, of the
+environment or of a caller names one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from infertune.root import Root
+from infertune.units import printable_line
+
+DIRECTORIES = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
+PROGRAMS = (
+    "dracut",
+    "grub-editenv",
+    "grub-mkconfig",
+    "grub2-mkconfig",
+    "grubby",
+    "kernel-install",
+    "limine-mkinitcpio",
+    "limine-dracut",
+    "limine-update",
+    "mkinitcpio",
+    "rpm-ostree",
+    "systemctl",
+    "update-grub",
+    "update-initramfs",
+)
+TIMEOUT_S = 1800
+"""An emulated machine with six kernels takes minutes; what takes longer hangs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How a command ended."""
+
+    code: int
+    said: str
+    """The last lines it printed."""
+
+
+Say = Callable[[str], None]
+"""Is told what is done, now and then while it lasts."""
+
+Runner = Callable[[Sequence[str]], Ran]
+
+
+def find(root: Root, name: str) -> str | None:
+    """Absolute path of one of PROGRAMS on this machine, or None."""
+    if name not in PROGRAMS:
+        raise ValueError(f"{name} is not a program of the catalogue")
+    for directory in DIRECTORIES:
+        if root.exists(f"{directory}/{name}"):
+            return f"{directory}/{name}"
+    return None
+
+
+def runner(root: Root, say: Say) -> Runner:
+    """What runs commands on this machine; on a recorded one they are only named."""
+
+    def run(argv: Sequence[str]) -> Ran:
+        if not root.live:
+            say(f"not run on a recorded machine: {' '.join(argv)}")
+            return Ran(0, "")
+        directory, _, name = argv[0].rpartition("/")
+        if directory not in DIRECTORIES or name not in PROGRAMS:
+            raise ValueError(f"{argv[0]} is not a program of the catalogue")
+        return _run(argv, say)
+
+    return run
+
+
+def _run(argv: Sequence[str], say: Say) -> Ran:
+    line = " ".join(argv)
+    began = time.monotonic()
+    say(line)
+    # A group of its own: Ctrl-C reaches us first, and we decide.
+    with subprocess.Popen(
+        list(argv),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={"PATH": ":".join(DIRECTORIES), "LC_ALL": "C", "HOME": "/root"},
+        start_new_session=True,
+    ) as process:
+        while True:
+            try:
+                output, _ = process.communicate(timeout=5)
+                break
+            except subprocess.TimeoutExpired:
+                lasted = time.monotonic() - began
+                if lasted > TIMEOUT_S:
+                    _end(process)
+                    return Ran(-1, f"no end after {TIMEOUT_S // 60} minutes")
+                say(f"{line}: {lasted:.0f} s")
+            except BaseException:
+                _end(process)
+                raise
+    lines = output.decode("utf-8", "replace").strip().splitlines()[-3:]
+    return Ran(process.returncode, printable_line(" / ".join(lines), 400))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()

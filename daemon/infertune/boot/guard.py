@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps a bad boot setting from keeping the machine: sizes before, one try after.
+
+A staged change is tried at one start.  Two units ask for what is here: one early in each start
+(``at_start``), one when the default target is reached (``confirm``).  A start that finds the one
+before it unconfirmed has missed the confirm point for the second time: it puts the old settings
+back, and starts the machine once more where the running kernel still has the new ones.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from infertune.boot import record, staging
+from infertune.boot.commands import Ran, Runner, find, runner
+from infertune.boot.options import Option
+from infertune.boot.record import Stage
+from infertune.boot.state import live
+from infertune.engine import boot_id
+from infertune.errors import InfertuneError, UsageError
+from infertune.knobs.boot import PAGE
+from infertune.machine import Machine
+from infertune.root import Root
+from infertune.transaction import describe
+from infertune.units import GIB, format_size
+
+SIZES = ("ttm.pages_limit", "ttm.page_pool_size")
+
+
+def reserve(total: int) -> int:
+    """Bytes that stay the system's: 8 GiB, or an eighth where that is less."""
+    return min(8 * GIB, total // 8)
+
+
+def check_sizes(machine: Machine, options: Sequence[Option]) -> None:
+    """Raises UsageError for a size that leaves too little to the system."""
+    total = machine.memory.total_bytes
+    for option in options:
+        if option.id not in SIZES:
+            continue
+        size = int(option.value) * PAGE
+        if total is None:
+            raise UsageError(f"{option.id}: the size of memory is not known; nothing was touched")
+        most = total - reserve(total)
+        if size > most:
+            raise UsageError(
+                f"{option.id}: {format_size(size)} is refused ({option.source}): of "
+                f"{format_size(total)} at most {format_size(most)} may go to the GPU; nothing was "
+                "touched",
+                hint=f"write 'at most {most * 100 // total}%' beside the size",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a start found."""
+
+    what: str
+    """nothing, tried, put-back, or reboot: put back, and the machine has to start once more."""
+    said: str = ""
+
+
+def at_start(root: Root, run: Runner) -> Verdict:
+    """Count this start, or put back what the one before did not confirm.  Raises Failed.
+
+    The caller holds the lock.  A second call in one boot changes nothing.
+    """
+    stage = record.load(root)
+    if stage is None or stage.phase == "confirmed":
+        return Verdict("nothing")
+    here = boot_id(root)
+    if stage.phase == "undone":
+        if stage.tried != here:
+            staging.undo(root, run)
+        return Verdict("nothing")
+    if stage.phase == "failed":
+        return Verdict("nothing")
+    if stage.phase in ("staging", "undoing"):
+        if stage.boot_id == here and stage.phase == "staging":
+            return Verdict("nothing", "somebody is at it")
+        if stage.phase == "undoing" and stage.reason is None:
+            staging.undo(root, run)
+            return Verdict(
+                "put-back", f"the undo of '{stage.profile}' was cut short, and is done now"
+            )
+        return _put_back(root, stage, run, stage.reason or "staging was cut short")
+    if here in (stage.boot_id, stage.tried):
+        return Verdict("nothing")
+    if stage.phase == "trying":
+        return _put_back(root, stage, run, "the start before this one was not confirmed")
+    if stage.counted and _dropped(root, stage):
+        reason = "the boot loader left the options out, as it does after one start unconfirmed"
+        return _put_back(root, stage, run, reason)
+    with staging.failing("this start is not counted"):
+        record.save(root, replace(stage, phase="trying", tried=here))
+    return Verdict("tried", f"'{stage.profile}' is tried: unconfirmed, it goes back")
+
+
+def _dropped(root: Root, stage: Stage) -> bool:
+    """Whether the boot loader has left the options out at this start."""
+    of_kernel = [o for o in stage.options if o.on_command_line]
+    return bool(of_kernel) and all(live(root, o) != o.value for o in of_kernel)
+
+
+def _put_back(root: Root, stage: Stage, run: Runner, reason: str) -> Verdict:
+    stage = replace(stage, reason=reason)
+    staging.put_back(root, stage, run)
+    # Asked only now: a module that is loaded from here on reads the old files.
+    has_it = stage.boot_id != boot_id(root) and any(
+        live(root, option) == option.value for option in stage.options if option.parameters
+    )
+    failed = replace(
+        stage,
+        phase="failed",
+        files=(),
+        directories=(),
+        settings=(),
+        steps=(),
+        tried=boot_id(root),
+        rebooted=has_it,
+    )
+    with staging.failing("everything is back, but the record is not"):
+        record.save(root, failed)
+    said = f"'{stage.profile}' was put back: {reason}"
+    return Verdict("reboot" if has_it else "put-back", said)
+
+
+def confirm(root: Root, run: Runner, *, by_unit: bool = False) -> bool:
+    """Keep what this start tries; False where there is nothing to keep.  Raises Failed, UsageError.
+
+    The caller holds the lock.
+    """
+    stage = record.load(root)
+    if stage is None or stage.phase not in ("staged", "trying"):
+        return False
+    if stage.boot_id == boot_id(root):
+        if by_unit:
+            return False
+        raise UsageError(
+            "the staged settings take effect at the next boot; there is nothing to confirm yet"
+        )
+    if by_unit and stage.by_hand:
+        return False
+    with staging.failing("it is not confirmed"):
+        for step in stage.steps:
+            if step.confirm:
+                staging.run_step(run, step.confirm)
+        record.save(root, replace(stage, phase="confirmed", tried=boot_id(root)))
+    return True
+
+
+def main() -> int:
+    """What the units run: ``start`` or ``confirm``."""
+    root = Root("/")
+    run = runner(root, lambda text: print(text, flush=True))
+    try:
+        with staging.lock(root, "boot guard"):
+            if sys.argv[1:] == ["confirm"] and confirm(root, run, by_unit=True):
+                print("the default target is reached: the boot settings are kept")
+                return 0
+            # Late as well as early: rpm-ostree, for one, answers only once D-Bus is there.
+            verdict = at_start(root, run)
+            if verdict.said:
+                print(verdict.said, flush=True)
+            if verdict.what == "reboot":
+                _reboot(root, run)
+    except InfertuneError as error:
+        print(error.message, file=sys.stderr)
+        return int(error.exit_code)
+    except OSError as error:
+        print(describe(error), file=sys.stderr)
+        return 3
+    return 0
+
+
+def _reboot(root: Root, run: Runner) -> None:
+    """Start again, once: the running kernel still has what was put back."""
+    systemctl = find(root, "systemctl")
+    ran = run((systemctl, "--no-block", "reboot")) if systemctl else Ran(1, "no systemctl")
+    if ran.code:
+        print(f"the running kernel keeps the settings until a reboot: {ran.said}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What has become of staged boot settings: read, never remembered."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from infertune.boot import record
+from infertune.boot.loaders import MODPROBE, OURS
+from infertune.boot.options import Option, Parameter
+from infertune.boot.record import Stage
+from infertune.boot.sources import COMMAND_LINE, Finding, Sources, findings, read_sources
+from infertune.engine import boot_id
+from infertune.knobs import KNOBS
+from infertune.machine import Machine
+from infertune.root import Root
+
+OptionState = Literal["pending-reboot", "active", "overridden", "failed"]
+State = Literal["none", "staged", "pending-reboot", "active", "overridden", "failed"]
+"""staged: not all of it is on disk yet, or it was cut short there."""
+
+
+@dataclass(frozen=True, slots=True)
+class OptionStatus:
+    """One option: what it is now, and why that is not what was asked for."""
+
+    option: Option
+    state: OptionState
+    now: str | None
+    """None: not known."""
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BootStatus:
+    state: State
+    stage: Stage | None
+    options: tuple[OptionStatus, ...]
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def fine(self) -> bool:
+        return self.state in ("none", "active") and not self.findings and not self.notes
+
+
+def read_status(root: Root, machine: Machine) -> BootStatus:
+    """What is staged, and whether it is in force.  Changes nothing.  Raises Failed."""
+    stage = record.load(root)
+    sources = read_sources(root)
+    notes = list(sources.problems)
+    found = findings(sources)
+    if stage is None or stage.phase == "undone":
+        if stage and stage.tried == boot_id(root):
+            notes.append("put back; the running kernel still has it until the next boot")
+        return BootStatus("none", None, (), found, tuple(notes))
+    if stage.phase == "failed":
+        notes.append(f"'{stage.profile}' was put back: {stage.reason}")
+        return BootStatus("failed", stage, (), found, tuple(notes))
+    if stage.phase in ("staging", "undoing"):
+        notes.append(f"{stage.phase} was cut short: 'infertune boot undo' puts everything back")
+        return BootStatus("staged", stage, (), found, tuple(notes))
+    options = tuple(_status(root, machine, stage, option, sources) for option in stage.options)
+    if stage.phase == "trying":
+        notes.append("not confirmed yet: if it stays so, the next start puts everything back")
+    return BootStatus(_overall(options), stage, options, found, tuple(notes))
+
+
+def _overall(options: Sequence[OptionStatus]) -> State:
+    states = {each.state for each in options}
+    worst: tuple[OptionState, ...] = ("failed", "overridden", "pending-reboot")
+    for state in worst:
+        if state in states:
+            return state
+    return "active"
+
+
+def _status(
+    root: Root, machine: Machine, stage: Stage, option: Option, sources: Sources
+) -> OptionStatus:
+    now = live(root, option)
+    if stage.boot_id == boot_id(root):
+        # Whatever the files say now: somebody may have written them live, and that is not it.
+        return OptionStatus(option, "pending-reboot", now, "staged in this boot")
+    if not option.parameters:
+        kept = now == option.value
+        reason = None if kept else "the firmware did not keep it; set it in the BIOS"
+        return OptionStatus(option, "active" if kept else "failed", now, reason)
+    for parameter in option.parameters:
+        if other := overruled(sources, parameter, option):
+            return OptionStatus(option, "overridden", now, other)
+    knob = KNOBS.get(option.id)
+    if now is not None and knob and knob.value.satisfied(now, option.value):
+        if late := knob.not_in_force(machine, option.value):
+            return OptionStatus(option, "failed", now, late)
+        return OptionStatus(option, "active", now)
+    if now is None:
+        return OptionStatus(option, "pending-reboot", None, "its module is not loaded")
+    return OptionStatus(option, "failed", now, "the kernel was started with something else")
+
+
+def live(root: Root, option: Option) -> str | None:
+    """What the kernel says an option is now; None where it does not say."""
+    if option.file:
+        return root.get(option.file)
+    decode = KNOBS[option.id].value.decode if option.id in KNOBS else None
+    values = []
+    for parameter in option.parameters:
+        with contextlib.suppress(OSError, ValueError):
+            raw = root.read_value(parameter.path, 64 * 1024)
+            values.append(decode(raw) if decode else raw.decode().strip())
+    # Where it is not sure which module is used, the one that took the value counts.
+    return option.value if option.value in values else next(iter(values), None)
+
+
+def overruled(sources: Sources, parameter: Parameter, option: Option) -> str | None:
+    """Who has the last word on a parameter and says something else, in one phrase."""
+    winner = sources.winner(parameter.module, parameter.name)
+    if winner is None or winner.value == option.value or winner.file in OURS:
+        return None
+    return f"{winner.source} says {winner.value or 'nothing'} and wins"
+
+
+def sorts_after(sources: Sources, parameter: Parameter) -> bool:
+    """Whether who has the last word now would still have it after a drop-in of ours."""
+    winner = sources.winner(parameter.module, parameter.name)
+    if winner is None or winner.file == COMMAND_LINE:
+        return winner is not None
+    return os.path.basename(winner.file) > os.path.basename(MODPROBE)

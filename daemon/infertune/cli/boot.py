@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``infertune boot``: settings that take effect at the next boot."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from infertune.boot import guard, record, staging
+from infertune.boot.commands import Runner, runner
+from infertune.boot.loaders import Change, NewFile, plan
+from infertune.boot.options import Option, options
+from infertune.boot.sources import Finding, Sources, findings, read_sources
+from infertune.boot.state import OptionStatus, overruled, read_status, sorts_after
+from infertune.cli.base import JSON, Command, Context, argument, printable
+from infertune.cli.engine import PROFILE
+from infertune.engine import boot_id
+from infertune.errors import Exit
+from infertune.knobs.boot import PAGE
+from infertune.machine import read_machine
+from infertune.profile import load_profile
+from infertune.resolve import Desired, resolve
+from infertune.units import format_size
+
+GUARD_UNIT = "/etc/systemd/system/infertune-boot-guard.service"
+
+
+def _prepared(ctx: Context) -> tuple[Desired, Change, list[str], tuple[Finding, ...]]:
+    """What staging the profile takes, what is left out, and what is wrong already."""
+    machine = read_machine(ctx.root)
+    # [boot] is for the whole machine: every backend has the same.
+    wanted = resolve(load_profile(ctx.root, ctx.args.profile), machine)
+    sources = read_sources(ctx.root)
+    old = record.load(ctx.root)
+    ours = old.options if old and (old.in_force or old.tried == boot_id(ctx.root)) else ()
+    found, left = options(ctx.root, machine, wanted, sources, ours)
+    guard.check_sizes(machine, found)
+    change = plan(ctx.root, machine, found)
+    notes = [*left, *change.notes, *sources.problems, *_rivals(found, sources)]
+    if ctx.root.live and change.options and not ctx.root.exists(GUARD_UNIT):
+        notes.append("the guard is not installed ('infertune setup'): nothing goes back by itself")
+    return wanted, change, notes, findings(sources)
+
+
+def _rivals(found: Sequence[Option], sources: Sources) -> list[str]:
+    """Who will win over what is to be staged."""
+    return [
+        f"{option.id} will be overridden: {other}; remove it there"
+        for option in found
+        for parameter in option.parameters
+        if (other := overruled(sources, parameter, option))
+        and not option.on_command_line  # there ours is put last
+        and sorts_after(sources, parameter)
+    ]
+
+
+def _plan(ctx: Context) -> Exit:
+    wanted, change, notes, wrong = _prepared(ctx)
+    if ctx.args.json:
+        ctx.print_json("infertune.boot-plan/1", _plan_document(ctx, wanted, change, notes, wrong))
+        return Exit.DONE
+    _print_plan(ctx, wanted, change, notes, wrong)
+    if change.options:
+        ctx.print("nothing was written; 'infertune boot stage' does it")
+    return Exit.DONE
+
+
+def _stage(ctx: Context) -> Exit:
+    with staging.lock(ctx.root, "boot stage"):
+        wanted, change, notes, wrong = _prepared(ctx)
+        document = _plan_document(ctx, wanted, change, notes, wrong)
+        if not ctx.args.json:
+            _print_plan(ctx, wanted, change, notes, wrong)
+        if change.options:
+            by_hand = ctx.args.confirm_by_hand
+            staging.stage(ctx.root, wanted.profile, change, _runner(ctx), by_hand=by_hand)
+    if ctx.args.json:
+        ctx.print_json("infertune.boot-stage/1", {**document, "staged": bool(change.options)})
+    elif change.options:
+        ctx.print("staged: tried at the next boot; 'infertune boot undo' takes it back")
+    return Exit.DIFFERS if change.by_hand else Exit.DONE
+
+
+def _status(ctx: Context) -> Exit:
+    found = read_status(ctx.root, read_machine(ctx.root))
+    stage = found.stage
+    if ctx.args.json:
+        document = {
+            "state": found.state,
+            "phase": stage.phase if stage else None,
+            "profile": stage.profile if stage else None,
+            "since": stage.since if stage else None,
+            "options": [_option_state(each) for each in found.options],
+            "findings": [{"what": each.what, "fix": each.fix} for each in found.findings],
+            "notes": list(found.notes),
+        }
+        ctx.print_json("infertune.boot-status/1", document)
+    else:
+        about = f": {stage.profile} ({stage.phase}) since {stage.since}" if stage else ""
+        ctx.print(f"{found.state}{about}")
+        if found.options:
+            rows = [
+                (
+                    each.option.id,
+                    _shown(each.option, each.now),
+                    _shown(each.option, each.option.value),
+                    each.state,
+                    each.reason or "",
+                )
+                for each in found.options
+            ]
+            ctx.table(("SETTING", "NOW", "WANTED", "STATE", ""), rows)
+        for finding in found.findings:
+            ctx.print(f"finding: {finding}")
+        for note in found.notes:
+            ctx.print(f"note: {note}")
+    return Exit.DONE if found.fine else Exit.DIFFERS
+
+
+def _confirm(ctx: Context) -> Exit:
+    with staging.lock(ctx.root, "boot confirm"):
+        confirmed = guard.confirm(ctx.root, _runner(ctx))
+    if ctx.args.json:
+        ctx.print_json("infertune.boot-confirm/1", {"confirmed": confirmed})
+    else:
+        ctx.print("confirmed" if confirmed else "nothing waits for a confirmation")
+    return Exit.DONE if confirmed else Exit.DIFFERS
+
+
+def _undo(ctx: Context) -> Exit:
+    with staging.lock(ctx.root, "boot undo"):
+        old = staging.undo(ctx.root, _runner(ctx))
+    if ctx.args.json:
+        document = {"undone": old is not None, "profile": old.profile if old else None}
+        ctx.print_json("infertune.boot-undo/1", document)
+    elif old is None:
+        ctx.print("nothing to put back")
+    else:
+        ctx.print(f"'{old.profile}' is put back; the next boot has what was there before it")
+    return Exit.DONE
+
+
+def _runner(ctx: Context) -> Runner:
+    # Progress of a rebuild that takes minutes; standard output is for the result.
+    def say(text: str) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            print(printable(f"... {text}"), file=sys.stderr, flush=True)
+
+    return runner(ctx.root, say)
+
+
+def _shown(option: Option, value: str | None) -> str:
+    if value is None:
+        return "-"
+    if option.id in guard.SIZES and value.isdecimal():
+        return f"{value} ({format_size(int(value) * PAGE)})"
+    return value
+
+
+def _option_state(each: OptionStatus) -> dict[str, Any]:
+    return {
+        "id": each.option.id,
+        "value": each.option.value,
+        "now": each.now,
+        "state": each.state,
+        "reason": each.reason,
+    }
+
+
+def _plan_document(
+    ctx: Context,
+    wanted: Desired,
+    change: Change,
+    notes: Sequence[str],
+    wrong: Sequence[Finding],
+) -> dict[str, Any]:
+    return {
+        "profile": wanted.profile,
+        "style": change.style,
+        "options": [
+            {
+                "id": option.id,
+                "value": option.value,
+                "places": [option.file] if option.file else [p.word for p in option.parameters],
+                "source": option.source,
+                "note": option.note,
+            }
+            for option in change.options
+        ],
+        "files": [{"path": f.path, "diff": _diff(ctx, f)} for f in change.files],
+        "commands": [
+            {"argv": list(c.argv), "why": c.why, "undo": list(c.undo)} for c in change.commands
+        ],
+        "comes_back": change.rescue,
+        "by_hand": list(change.manual),
+        "findings": [{"what": each.what, "fix": each.fix} for each in wrong],
+        "notes": list(notes),
+    }
+
+
+def _print_plan(
+    ctx: Context,
+    wanted: Desired,
+    change: Change,
+    notes: Sequence[str],
+    wrong: Sequence[Finding],
+) -> None:
+    ctx.print(f"profile {wanted.profile}, boot loader {change.style or 'unknown'}")
+    for option in change.options:
+        places = option.file or ", ".join(p.word for p in option.parameters)
+        ctx.print(f"set {option.id} = {_shown(option, option.value)}  ({places}; {option.source})")
+        if option.note:
+            ctx.print(f"    {option.note}")
+        if option.file:
+            ctx.print(f"    written to {option.file}: the firmware takes it at the next boot")
+    for file in change.files:
+        ctx.print(_diff(ctx, file).rstrip("\n"))
+    for command in change.commands:
+        ctx.print(f"run {' '.join(command.argv)}")
+        ctx.print(f"    {command.why}")
+        for pattern in command.touches:
+            ctx.print(f"    edits {pattern}; what is there is kept")
+    if change.rescue:
+        ctx.print(f"if the kernel does not start: {change.rescue}")
+    for instruction in change.manual:
+        ctx.print(f"by hand: {instruction}")
+    for finding in wrong:
+        ctx.print(f"finding: {finding}")
+    for note in notes:
+        ctx.print(f"note: {note}")
+    if not change.options and not change.manual:
+        ctx.print("nothing to stage")
+
+
+def _diff(ctx: Context, file: NewFile) -> str:
+    before = ctx.root.get(file.path) if ctx.root.exists(file.path) else None
+    old = [] if before is None else (before + "\n").splitlines(keepends=True)
+    new = file.data.decode("utf-8", "replace").splitlines(keepends=True)
+    origin = "/dev/null" if before is None else file.path
+    return printable("".join(difflib.unified_diff(old, new, origin, file.path)))
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        "boot",
+        "settings that take effect at the next boot",
+        subcommands=(
+            Command(
+                "plan",
+                "show what a profile's [boot] would write and run; change nothing",
+                _plan,
+                (PROFILE, JSON),
+                "Prints every file with its difference and every command, and what brings the "
+                "machine back if it does not start with them. Needs no privilege.",
+            ),
+            Command(
+                "stage",
+                "write a profile's [boot] for the next boot",
+                _stage,
+                (
+                    PROFILE,
+                    argument(
+                        "--confirm-by-hand",
+                        action="store_true",
+                        help="keep it only after 'infertune boot confirm', and not because the "
+                        "machine has started",
+                    ),
+                    JSON,
+                ),
+                "Notes what is there, writes the files and rebuilds what is read at boot. If "
+                "anything fails, everything is put back. The next boot tries it: when the default "
+                "target is reached it is kept; if not, the boot after that puts the old settings "
+                "back. Exit code 1 where a part is left to do by hand.",
+            ),
+            Command(
+                "status",
+                "show whether staged settings are in force",
+                _status,
+                (JSON,),
+                "Compares what was staged with what the running kernel says; reports parameters "
+                "that are deprecated, misspelt or overruled. Exit code 1 unless all is well.",
+            ),
+            Command(
+                "confirm",
+                "keep what this boot tries",
+                _confirm,
+                (JSON,),
+                "Ends the trial by hand. Exit code 1 when nothing waits for it.",
+            ),
+            Command(
+                "undo",
+                "put boot settings back as they were",
+                _undo,
+                (JSON,),
+                "Restores content, mode and owner of every file, removes what was not there, and "
+                "rebuilds what is read at boot. Finishes what was cut short, too.",
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,511 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Staging and undoing: exact, and old or new wherever it is cut off."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from boot_trees import BOOT_ID, TREES, Facts, Tools, build, facts
+from infertune.boot import guard, record, staging
+from infertune.boot.loaders import Change, plan
+from infertune.boot.options import options
+from infertune.boot.sources import read_sources
+from infertune.boot.state import read_status
+from infertune.cli.main import main
+from infertune.errors import Failed, InfertuneError, UsageError
+from infertune.machine import read_machine
+from infertune.profile import load_profile
+from infertune.resolve import resolve
+from infertune.root import Root, Step
+from support import At, Counter, fail, in_child, kill, shorten
+
+WRITABLE = [tree for tree in TREES if tree not in ("bootc", "nixos", "container")]
+KINDS = ["debian-grub", "fedora-bls", "debian-systemd-boot"]
+"""Drop-ins alone, a command that edits files, and a file edited in place."""
+
+
+def change_for(root: Root, profile: str = "boot") -> Change:
+    machine = read_machine(root)
+    wanted = resolve(load_profile(root, profile), machine)
+    return plan(root, machine, options(root, machine, wanted, read_sources(root))[0])
+
+
+def stage(root: Root, tools: Tools, profile: str = "boot", *, by_hand: bool = False) -> None:
+    with staging.lock(root, "test"):
+        staging.stage(root, profile, change_for(root, profile), tools, by_hand=by_hand)
+
+
+def undo(root: Root, tools: Tools) -> None:
+    with staging.lock(root, "test"):
+        staging.undo(root, tools)
+
+
+def start(base: Path, number: int, **live: str) -> str:
+    """Another boot, with what the kernel then says; what the early unit does at it."""
+    (base / BOOT_ID.lstrip("/")).write_text(f"{number:08d}-0000-0000-0000-000000000000\n")
+    for name, text in live.items():
+        path = {"cmdline": "proc/cmdline", "pages": "sys/module/ttm/parameters/pages_limit"}[name]
+        (base / path).write_text(text)
+    root = Root(base)
+    with staging.lock(root, "start"):
+        return guard.at_start(root, Tools(base)).what
+
+
+def confirm(base: Path, *, by_unit: bool = True) -> bool:
+    root = Root(base)
+    with staging.lock(root, "confirm"):
+        return guard.confirm(root, Tools(base), by_unit=by_unit)
+
+
+@pytest.fixture(params=WRITABLE)
+def tree(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return build(tmp_path, request.param)
+
+
+# -- exact ---------------------------------------------------------------------------
+
+
+def test_undo_is_exact(tree: Path) -> None:
+    odd = {path for path in (tree / "etc").rglob("*") if path.is_file()}
+    for number, path in enumerate(sorted(odd)):
+        os.chmod(path, 0o600 + number % 0o70)
+        if os.geteuid() == 0:
+            os.chown(path, 1000 + number, 2000)
+    before = facts(tree)
+    tools = Tools(tree)
+    stage(Root(tree), tools)
+    assert facts(tree) != before or tools.ran
+    undo(Root(tree), tools)
+    assert facts(tree) == before
+    assert not list((tree / "var/lib/infertune").iterdir())
+
+
+def test_an_existing_drop_in_of_that_name_comes_back(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    drop_in = tmp_path / "etc/modprobe.d/zz-infertune.conf"
+    drop_in.write_bytes(b"# mine\r\n\xff\n")
+    drop_in.chmod(0o640)
+    before = facts(tmp_path)
+    stage(Root(tmp_path), Tools(tmp_path))
+    assert b"pages_limit" in drop_in.read_bytes()
+    assert drop_in.stat().st_mode & 0o777 == 0o640
+    # What others may not read there they may not read in the record either.
+    assert (tmp_path / "var/lib/infertune/boot").stat().st_mode & 0o777 == 0o600
+    undo(Root(tmp_path), Tools(tmp_path))
+    assert facts(tmp_path) == before
+
+
+def test_undo_rebuilds_what_stage_has_built(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    tools = Tools(tmp_path)
+    stage(Root(tmp_path), tools)
+    assert tools.ran == [
+        "/usr/sbin/update-initramfs -u -k all",
+        "/usr/bin/grub-editenv - set infertune_boot=staged",
+        "/usr/sbin/update-grub",
+    ]
+    tools.ran.clear()
+    undo(Root(tmp_path), tools)
+    assert tools.ran == [
+        "/usr/sbin/update-initramfs -u -k all",
+        "/usr/bin/grub-editenv - unset infertune_boot",
+        "/usr/sbin/update-grub",
+    ]
+
+
+def test_a_kernel_installed_meanwhile_keeps_its_entry_without_our_options(tmp_path: Path) -> None:
+    build(tmp_path, "fedora-bls")
+    before = facts(tmp_path)
+    stage(Root(tmp_path), Tools(tmp_path))
+    entry = tmp_path / "boot/loader/entries/abc-7.2.conf"
+    cmdline = (tmp_path / "etc/kernel/cmdline").read_text()
+    assert "amd_iommu=off" in cmdline
+    entry.write_text(f"title new\noptions {cmdline}")
+    undo(Root(tmp_path), Tools(tmp_path))
+    assert "amd_iommu" not in entry.read_text()
+    entry.unlink()
+    assert facts(tmp_path) == before
+
+
+def test_what_somebody_changed_since_is_not_overwritten(tmp_path: Path) -> None:
+    build(tmp_path, "debian-systemd-boot")
+    stage(Root(tmp_path), Tools(tmp_path))
+    (tmp_path / "etc/kernel/cmdline").write_text("root=UUID=2 theirs\n")
+    before = facts(tmp_path)
+    with pytest.raises(Failed, match="/etc/kernel/cmdline was changed by someone else"):
+        undo(Root(tmp_path), Tools(tmp_path))
+    assert facts(tmp_path) == before
+
+
+def test_stage_twice_is_refused(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    stage(Root(tmp_path), Tools(tmp_path))
+    before = facts(tmp_path)
+    with pytest.raises(UsageError, match="nothing was touched"):
+        stage(Root(tmp_path), Tools(tmp_path))
+    assert facts(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_tool_that_fails_puts_everything_back(name: str, tmp_path: Path) -> None:
+    build(tmp_path, name)
+    before = facts(tmp_path)
+    count = len(change_for(Root(tmp_path)).commands)
+    for number in range(count):
+        calls: list[Sequence[str]] = []
+
+        def nth(argv: Sequence[str], n: int = number, seen: list[Sequence[str]] = calls) -> bool:
+            seen.append(argv)
+            return len(seen) == n + 1
+
+        with pytest.raises(Failed, match=r"no space left.*everything is as it was"):
+            stage(Root(tmp_path), Tools(tmp_path, nth))
+        assert facts(tmp_path) == before
+        assert not (tmp_path / "var/lib/infertune/boot").exists()
+
+
+def test_a_tool_that_always_fails_is_said_and_tried_again(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    before = facts(tmp_path)
+    with pytest.raises(Failed, match="not everything could be put back"):
+        stage(Root(tmp_path), Tools(tmp_path, lambda _: True))
+    assert facts(tmp_path) == before
+    status = read_status(Root(tmp_path), read_machine(Root(tmp_path)))
+    assert status.state == "staged"
+    assert "cut short" in status.notes[0]
+    undo(Root(tmp_path), Tools(tmp_path))
+    assert not (tmp_path / "var/lib/infertune/boot").exists()
+
+
+# -- cut off -------------------------------------------------------------------------
+
+
+def steps(base: Path, work: Callable[[Root], None]) -> int:
+    counter = Counter()
+    work(Root(base, hook=counter))
+    return len(counter.steps)
+
+
+def whole(base: Path, old: Facts, new: Facts) -> None:
+    """Every file is old or new; none is half, and none is of a third kind."""
+    for path, found in facts(base).items():
+        if path.endswith(".new"):
+            continue  # a successor that was not renamed: nobody reads it
+        words = [_words(each) for each in (old.get(path), new.get(path)) if each]
+        assert _words(found) in words, path
+
+
+def _words(fact: tuple[bytes, int, int, int]) -> tuple[object, ...]:
+    """Content but for the spaces that a tool leaves between options, mode and owner."""
+    return (fact[0].replace(b'"', b" ").split(), *fact[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "recovery"), [*((name, "undo") for name in KINDS), (KINDS[0], "start")]
+)
+def test_killed_at_every_step(
+    name: str, recovery: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = build(tmp_path / "model", name)
+    old = facts(model)
+    stage(Root(model), Tools(model))
+    new = facts(model)
+    undo(Root(model), Tools(model))
+    points = 0
+    for before in (None, stage):
+        work = undo if before else stage
+        number = 0
+        while True:
+            number += 1
+            base = build(tmp_path / f"{work.__name__}-{number}", name)
+            if before:
+                before(Root(base), Tools(base))
+            root = Root(base, hook=At(number, kill))
+            status = in_child(lambda r=root, w=work: w(r, Tools(r.base)))  # type: ignore[misc]
+            if status == 0:
+                break
+            assert status == 9
+            points += 1
+            whole(base, old, new)
+            if recovery == "start":
+                start(base, number)
+            state = record.load(Root(base))
+            if state and state.in_force:
+                assert {k: v for k, v in facts(base).items() if not k.endswith(".new")} == new
+            undo(Root(base), Tools(base))
+            undo(Root(base), Tools(base))
+            assert facts(base) == old, f"killed at step {number} of {work.__name__}"
+            assert not (base / "var/lib/infertune/boot").exists()
+    assert points > 15
+    with capsys.disabled():
+        print(f"\n  kill -9 in stage and undo ({name}, then {recovery}): {points} of {points}")
+
+
+FAULTS: dict[str, Callable[[Step], int | None]] = {
+    **{each: fail(getattr(errno, each)) for each in ("ENOSPC", "EROFS", "EIO", "EACCES", "EINTR")},
+    "short write": shorten,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", KINDS)
+def test_every_step_fails(name: str, fault: str, tmp_path: Path) -> None:
+    model = build(tmp_path / "model", name)
+    old = facts(model)
+    total = steps(model, lambda root: stage(root, Tools(model)))
+    for number in range(1, total + 1):
+        base = build(tmp_path / str(number), name)
+        hook = At(number, FAULTS[fault])
+        error = None
+        try:
+            stage(Root(base, hook=hook), Tools(base))
+        except InfertuneError as caught:
+            error = caught
+        if fault == "short write" and not (hook.hit and hook.hit.size):
+            continue
+        assert error is not None, f"{fault} at {hook.hit}"
+        assert "\n" not in error.message
+        undo(Root(base), Tools(base))
+        assert facts(base) == old, f"{fault} at {hook.hit}"
+
+
+def test_a_second_at_the_same_time_is_refused(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    root = Root(tmp_path)
+    with staging.lock(root, "first"), pytest.raises(InfertuneError, match="busy: first"):
+        stage(root, Tools(tmp_path))
+
+
+# -- the record ----------------------------------------------------------------------
+
+
+def test_every_flipped_byte_and_every_cut_is_seen(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    stage(Root(tmp_path), Tools(tmp_path), "kernel")
+    file = tmp_path / "var/lib/infertune/boot"
+    data = file.read_bytes()
+    assert record.dump(record.parse(data)) == data
+    for number in range(len(data)):
+        for bad in (data[:number], data[:number] + bytes([data[number] ^ 1]) + data[number + 1 :]):
+            with pytest.raises(ValueError, match=r"checksum"):
+                record.parse(bad)
+
+
+@pytest.mark.parametrize("what", [b"", b"\x00" * 99, b"x" * 4096, b"00000000 {}\n", os.mkfifo])
+def test_a_damaged_record_is_one_clear_line(
+    what: bytes | Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(tmp_path, "debian-grub")
+    file = tmp_path / "var/lib/infertune/boot"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(what) if isinstance(what, bytes) else what(file)
+    for words in (["status"], ["plan", "boot"], ["stage", "boot"], ["undo"], ["confirm"]):
+        assert main(["--root", str(tmp_path), "boot", *words]) == 3
+        err = capsys.readouterr().err
+        assert "/var/lib/infertune/boot is damaged" in err
+        assert "a bug" not in err
+
+
+def test_a_record_is_not_trusted_with_paths(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    stage(Root(tmp_path), Tools(tmp_path), "kernel")
+    stored = record.load(Root(tmp_path))
+    assert stored is not None
+    bad = record.dump(stored).replace(b"/etc/grub.d/01_infertune", b"/etc/../etc/01_infertune")
+    import zlib
+
+    text = bad.partition(b" ")[2].rstrip(b"\n")
+    with pytest.raises(ValueError, match="not a path of a record"):
+        record.parse(b"%08x %s\n" % (zlib.crc32(text), text))
+
+
+# -- the guard -----------------------------------------------------------------------
+
+PAGES = "25165824\n"
+OPTIONS = "amd_iommu=off isolcpus=2-3 transparent_hugepage=madvise"
+
+
+def state(base: Path) -> str:
+    return read_status(Root(base), read_machine(Root(base))).state
+
+
+def test_tried_once_and_kept(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    before = facts(tmp_path)
+    stage(Root(tmp_path), Tools(tmp_path), "size")
+    new = facts(tmp_path)
+    assert state(tmp_path) == "pending-reboot"
+    assert start(tmp_path, 1, pages=PAGES) == "tried"
+    assert start(tmp_path, 1) == "nothing"  # a second call in the same boot
+    assert confirm(tmp_path)
+    assert not confirm(tmp_path)
+    assert state(tmp_path) == "active"
+    for number in range(2, 5):
+        assert start(tmp_path, number) == "nothing"
+    assert facts(tmp_path) == new
+    undo(Root(tmp_path), Tools(tmp_path))
+    assert facts(tmp_path) == before
+
+
+def test_unconfirmed_it_comes_back_at_the_second_start_and_reboots_once(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    before = facts(tmp_path)
+    stage(Root(tmp_path), Tools(tmp_path), "size")
+    assert start(tmp_path, 1, pages=PAGES) == "tried"
+    assert start(tmp_path, 2) == "reboot"  # the running kernel has it still
+    assert facts(tmp_path) == before
+    assert start(tmp_path, 2) == "nothing"
+    assert start(tmp_path, 3, pages="16384000\n") == "nothing"
+    status = read_status(Root(tmp_path), read_machine(Root(tmp_path)))
+    assert status.state == "failed"
+    assert status.notes == (
+        "'size' was put back: the start before this one was not confirmed",
+    )  # fmt: skip
+    stage(Root(tmp_path), Tools(tmp_path), "size")  # another try is a person's to make
+    assert state(tmp_path) == "pending-reboot"
+
+
+def test_no_reboot_where_the_running_kernel_has_none_of_it(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    stage(Root(tmp_path), Tools(tmp_path), "size")
+    assert start(tmp_path, 1) == "tried"
+    assert start(tmp_path, 2) == "put-back"
+
+
+def test_what_grub_has_dropped_is_put_back_at_the_start_that_finds_out(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    before = facts(tmp_path)
+    stage(Root(tmp_path), Tools(tmp_path))
+    # The first start hung before the guard ran; GRUB started the second without the options.
+    assert start(tmp_path, 2) == "put-back"
+    assert facts(tmp_path) == before
+
+
+def test_a_start_with_the_options_is_tried(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    stage(Root(tmp_path), Tools(tmp_path))
+    assert start(tmp_path, 1, cmdline=f"ro {OPTIONS}\n") == "tried"
+    tools = Tools(tmp_path)
+    with staging.lock(Root(tmp_path), "confirm"):
+        assert guard.confirm(Root(tmp_path), tools, by_unit=True)
+    assert tools.ran == ["/usr/bin/grub-editenv - set infertune_boot=confirmed"]
+
+
+def test_an_undo_that_was_cut_short_is_finished_and_no_failure(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    before = facts(tmp_path)
+    stage(Root(tmp_path), Tools(tmp_path), "size")
+    with pytest.raises(Failed):
+        undo(Root(tmp_path), Tools(tmp_path, lambda _: True))
+    assert start(tmp_path, 1, pages=PAGES) == "put-back"
+    assert facts(tmp_path) == before
+    assert state(tmp_path) == "none"
+
+
+def test_a_guard_that_was_cut_short_goes_on_and_still_says_why(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    before = facts(tmp_path)
+    stage(Root(tmp_path), Tools(tmp_path), "size")
+    start(tmp_path, 1, pages=PAGES)
+    (tmp_path / BOOT_ID.lstrip("/")).write_text("another\n")
+    with pytest.raises(Failed):
+        guard.at_start(Root(tmp_path), Tools(tmp_path, lambda _: True))
+    assert start(tmp_path, 3) == "reboot"
+    assert facts(tmp_path) == before
+    assert "was not confirmed" in read_status(Root(tmp_path), read_machine(Root(tmp_path))).notes[0]
+
+
+def test_by_hand_is_not_confirmed_by_the_unit(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    stage(Root(tmp_path), Tools(tmp_path), "size", by_hand=True)
+    start(tmp_path, 1, pages=PAGES)
+    assert not confirm(tmp_path)
+    assert confirm(tmp_path, by_unit=False)
+    assert start(tmp_path, 2) == "nothing"
+
+
+def test_nothing_to_confirm_in_the_boot_that_staged_it(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    stage(Root(tmp_path), Tools(tmp_path), "size")
+    assert not confirm(tmp_path)
+    with pytest.raises(UsageError, match="at the next boot"):
+        confirm(tmp_path, by_unit=False)
+
+
+def test_a_confirmation_that_cannot_be_written_is_none(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    stage(Root(tmp_path), Tools(tmp_path))
+    start(tmp_path, 1, cmdline=f"ro {OPTIONS}\n", pages=PAGES)
+    root = Root(tmp_path)
+    with pytest.raises(Failed, match="it is not confirmed"):
+        guard.confirm(root, Tools(tmp_path, lambda _: True), by_unit=True)
+    assert start(tmp_path, 2) == "reboot"
+
+
+# -- what is said about it --------------------------------------------------------------
+
+
+def test_a_live_write_is_never_called_applied(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    stage(Root(tmp_path), Tools(tmp_path), "size")
+    (tmp_path / "sys/module/ttm/parameters/pages_limit").write_text(PAGES)
+    assert state(tmp_path) == "pending-reboot"
+    # After the boot amdgpu says what it took.
+    card = tmp_path / "sys/class/drm/card1/device"
+    card.mkdir(parents=True)
+    (card / "driver").symlink_to("../../../../bus/pci/drivers/amdgpu")
+    (card / "mem_info_gtt_total").write_text(f"{62 << 30}\n")
+    start(tmp_path, 1)
+    status = read_status(Root(tmp_path), read_machine(Root(tmp_path)))
+    assert status.state == "failed"
+    assert "took a GTT of 62 GiB" in str(status.options[0].reason)
+    (card / "mem_info_gtt_total").write_text(f"{96 << 30}\n")
+    assert state(tmp_path) == "active"
+
+
+def test_plan_does_not_call_a_live_write_applied_either(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(tmp_path, "debian-grub")
+    card = tmp_path / "sys/class/drm/card1/device"
+    card.mkdir(parents=True)
+    (card / "driver").symlink_to("../../../../bus/pci/drivers/amdgpu")
+    (card / "mem_info_gtt_total").write_text(f"{62 << 30}\n")
+    (tmp_path / "sys/module/ttm/parameters/pages_limit").write_text(PAGES)
+    assert main(["--root", str(tmp_path), "plan", "size", "--json"]) == 0
+    [item] = json.loads(capsys.readouterr().out)["items"]
+    assert item["outcome"] == "pending-reboot"
+    assert "took a GTT of 62 GiB" in item["reason"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "who"),
+    [
+        ("etc/modprobe.d/zzz.conf", "options ttm pages_limit=5\n", "/etc/modprobe.d/zzz.conf:1"),
+        ("proc/cmdline", "ro ttm.pages_limit=5\n", "/proc/cmdline"),
+    ],
+)
+def test_overridden_names_who(file: str, text: str, who: str, tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    stage(Root(tmp_path), Tools(tmp_path), "size")
+    (tmp_path / file).write_text(text)
+    start(tmp_path, 1, pages="5\n")
+    [option] = read_status(Root(tmp_path), read_machine(Root(tmp_path))).options
+    assert option.state == "overridden"
+    assert option.reason == f"{who} says 5 and wins"
+
+
+def test_after_an_undo_in_a_boot_that_has_it_the_same_can_be_staged(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    stage(Root(tmp_path), Tools(tmp_path), "kernel")
+    start(tmp_path, 1, cmdline="ro amd_iommu=off\n")
+    confirm(tmp_path)
+    undo(Root(tmp_path), Tools(tmp_path))
+    assert main(["--root", str(tmp_path), "boot", "stage", "kernel"]) == 0
+    assert (tmp_path / "etc/default/grub.d/zz-infertune.cfg").exists()
