@@ -30,7 +30,9 @@ def files() -> Iterator[Path]:
     """Every file of the repository, as it lies here: also one that is not committed yet."""
     for directory, names, found in os.walk(REPOSITORY):
         names[:] = [name for name in names if name not in IGNORED and not name.endswith("_cache")]
-        yield from (Path(directory, name) for name in found if not name.startswith(".coverage"))
+        # .git is a file in a worktree.
+        found = [name for name in found if name != ".git" and not name.startswith(".coverage")]
+        yield from (Path(directory, name) for name in found)
 
 
 def run(*command: str | Path) -> str:
