@@ -367,7 +367,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 def test_broken_inputs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build(tmp_path, "debian-grub")
     where, what, said = BROKEN[name]
