@@ -202,12 +202,20 @@ def test_major_faults_of_a_cold_file(probes: Probes, cgroup: Path) -> None:
         assert counted == pytest.approx(expected, rel=0.01)
 
 
+# Both looks of the process lie between both looks at the probe, and it waits meanwhile.
 SLEEP = """
 import time
+def seen():
+    status = dict(line.split(':', 1) for line in open('/proc/self/status'))
+    kinds = 'voluntary_ctxt_switches', 'nonvoluntary_ctxt_switches'
+    return [int(status[kind]) for kind in kinds] + open('/proc/self/schedstat').read().split()
+print('ready', flush=True)
+input()
+before = seen()
 for _ in range(2000): time.sleep(0.0001)
 end = time.thread_time() + 0.3
 while time.thread_time() < end: pass
-print(open('/proc/self/status').read(), open('/proc/self/schedstat').read(), flush=True)
+print(*(int(now) - int(then) for then, now in zip(before, seen())), flush=True)
 print('ready', flush=True)
 input()
 """
@@ -224,33 +232,35 @@ def until_ready(stream: IO[str]) -> list[str]:
 
 
 def test_switches_and_times_are_the_kernel_s(probes: Probes, cgroup: Path) -> None:
-    began = time.monotonic()
+    def told(metric: str, label: str, *words: str) -> list[float]:
+        return [value(probes, metric, cgroup="test", **{label: word}) for word in words]
+
+    def look() -> list[float]:
+        return [
+            *told("infertune_context_switches_total", "kind", "voluntary", "involuntary"),
+            *told("infertune_thread_seconds_total", "state", "running", "waiting", "blocked"),
+        ]
+
     process = start(cgroup, SLEEP)
-    assert process.stdout
-    lines = until_ready(process.stdout)
-    status = dict(line.split(":\t") for line in lines if ":\t" in line)
-    running, waiting, _ = (int(word) for word in lines[-1].split())
-    seconds = {
-        state: value(probes, "infertune_thread_seconds_total", cgroup="test", state=state)
-        for state in ("running", "waiting", "blocked")
-    }
-    counted = {
-        kind: value(probes, "infertune_context_switches_total", cgroup="test", kind=kind)
-        for kind in ("voluntary", "involuntary")
-    }
-    lifetime = time.monotonic() - began
     assert process.stdin
+    assert process.stdout
+    until_ready(process.stdout)
+    began, before = time.monotonic(), look()
+    process.stdin.write("\n")
+    process.stdin.flush()
+    [line] = until_ready(process.stdout)
+    counted = [now - then for then, now in zip(before, look(), strict=True)]
+    lifetime = time.monotonic() - began
     process.stdin.write("\n")
     finish(process)
-    voluntary = int(status["voluntary_ctxt_switches"])
-    involuntary = int(status["nonvoluntary_ctxt_switches"])
+    voluntary, involuntary, running, waiting, _ = (int(word) for word in line.split())
     assert voluntary > 1900  # a short sleep may be over before it began
-    # The process switches once or twice more after it has looked, and before it was in the group.
-    assert counted["voluntary"] == pytest.approx(voluntary, rel=0.01)
-    assert counted["involuntary"] == pytest.approx(involuntary, rel=0.01, abs=5)
-    assert seconds["running"] == pytest.approx(running / 1e9, rel=0.05)
-    assert seconds["waiting"] == pytest.approx(waiting / 1e9, rel=0.05, abs=0.005)
-    assert sum(seconds.values()) == pytest.approx(lifetime, rel=0.1, abs=0.05)
+    # None is missed; on a busy machine there are a few more between its looks and ours.
+    assert voluntary <= counted[0] <= voluntary + 5
+    assert involuntary <= counted[1] <= involuntary * 1.01 + 20
+    assert counted[2] == pytest.approx(running / 1e9, rel=0.05)
+    assert counted[3] == pytest.approx(waiting / 1e9, rel=0.05, abs=0.005)
+    assert sum(counted[2:]) == pytest.approx(lifetime, rel=0.1, abs=0.05)
 
 
 BUSY = """
