@@ -23,7 +23,7 @@ import shtab
 
 from infertune import __version__
 from infertune.cli.base import Argument, Command
-from infertune.cli.main import COMMANDS, build_parser
+from infertune.cli.main import build_parser, commands
 from infertune.cli.main import main as infertune
 from infertune.doctor.rules import SUBJECTS
 from infertune.errors import Exit
@@ -200,7 +200,7 @@ def doctor_page() -> str:
 
 def man_page() -> str:
     """infertune(1) in man(7) macros."""
-    parser = build_parser()
+    parser = build_parser(commands())
     out = [
         f'.TH INFERTUNE 1 "" "infertune {__version__}" "User Commands"',
         ".SH NAME",
@@ -222,7 +222,7 @@ def man_page() -> str:
         "Show the version and exit.",
         ".SH VERBS",
     ]
-    for command in COMMANDS:
+    for command in commands():
         out += _man_verb(command, ())
     out += [".SH EXIT STATUS"]
     for code, meaning in EXIT_MEANING.items():
@@ -305,7 +305,7 @@ def _console(block: re.Match[str]) -> str:
 
 def documents() -> dict[Path, str]:
     """Every generated file and what it should hold."""
-    parser = build_parser()
+    parser = build_parser(commands())
     made = {
         Path("docs/knobs.md"): knobs_page(),
         Path("docs/metrics.md"): metrics_page(),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from infertune.cli.base import printable
-from infertune.cli.main import main
+from infertune.cli.main import VERBS, commands, main
 from support import build, values
 
 REPOSITORY = Path(__file__).parents[2]
@@ -28,6 +28,25 @@ def profile(base: Path, text: str, name: str = "mine") -> None:
     directory = base / "etc/infertune/profiles"
     directory.mkdir(parents=True, exist_ok=True)
     (directory / f"{name}.toml").write_text(f'description = "x"\n{text}')
+
+
+def test_every_verb_is_found_in_its_module() -> None:
+    for verbs in VERBS.values():
+        for verb in verbs:
+            assert tuple(command.name for command in commands(verb)) == verbs
+    modules = {path.stem for path in (REPOSITORY / "daemon/infertune/cli").glob("*.py")}
+    assert set(VERBS) == modules - {"__init__", "base", "main", "render"}
+
+
+@pytest.mark.parametrize("words", [["status"], ["--root", "doctor", "status"]])
+def test_a_verb_costs_only_its_own_modules(words: list[str], tmp_path: Path) -> None:
+    build(tmp_path / "doctor")
+    done = infertune(
+        *words, capture_output=True, cwd=tmp_path, more={"PYTHONPROFILEIMPORTTIME": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"infertune.engine" in done.stderr
+    assert b"infertune.doctor" not in done.stderr
 
 
 @pytest.mark.parametrize("output", ["closed pipe", "/dev/full", "closed"])

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from infertune.cli.main import COMMANDS
+from infertune.cli.main import commands
 from infertune.errors import Exit
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -300,7 +300,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
 def test_documents_name_only_verbs_that_exist(path: Path) -> None:
-    verbs = {command.name for command in COMMANDS}
+    verbs = {command.name for command in commands()}
     code = re.findall(r"```.*?```|`[^`]+`", path.read_text(), re.DOTALL)
     used = set(re.findall(r"^(?:[`$ ]*)(?:\S*bin/)?infertune ([a-z]+)\b", "\n".join(code), re.M))
     assert used <= verbs

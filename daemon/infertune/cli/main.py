@@ -8,44 +8,41 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 
 from infertune import __version__
-from infertune.cli import (
-    boot,
-    doctor,
-    engine,
-    fit,
-    knobs,
-    machine,
-    probes,
-    profile,
-    run,
-    serve,
-    setup,
-)
 from infertune.cli.base import Command, Context, printable
 from infertune.errors import Exit, InfertuneError
 from infertune.snapshot import open_root
 from infertune.transaction import describe
 
-COMMANDS: tuple[Command, ...] = (
-    *machine.COMMANDS,
-    *knobs.COMMANDS,
-    *doctor.COMMANDS,
-    *profile.COMMANDS,
-    *engine.COMMANDS,
-    *boot.COMMANDS,
-    *fit.COMMANDS,
-    *run.COMMANDS,
-    *serve.COMMANDS,
-    *setup.COMMANDS,
-    *probes.COMMANDS,
-)
+VERBS: Mapping[str, tuple[str, ...]] = {
+    "machine": ("machine", "snapshot"),
+    "knobs": ("knobs",),
+    "doctor": ("doctor",),
+    "profile": ("profiles", "profile"),
+    "engine": ("plan", "apply", "confirm", "verify", "status", "revert", "recover"),
+    "boot": ("boot",),
+    "fit": ("fit", "expect"),
+    "run": ("run",),
+    "serve": ("serve", "start", "servers", "stop", "logs"),
+    "setup": ("setup",),
+    "probes": ("probes",),
+}
+"""Modules of this package and the verbs in each.  Only the module of the verb is imported: all of
+them take longer than most verbs do."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line; completion and the man page are made from this too."""
+def commands(verb: str | None = None) -> tuple[Command, ...]:
+    """Those of the module that has this verb; all where none has, to say what there is."""
+    modules = [name for name, verbs in VERBS.items() if verb in verbs] or VERBS
+    found = (import_module(f"infertune.cli.{name}").COMMANDS for name in modules)
+    return tuple(command for group in found for command in group)
+
+
+def build_parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
+    """The command line of these; completion and the man page are made from it too."""
     parser = argparse.ArgumentParser(
         prog="infertune",
         description="Tune this machine for local LLM inference, and put everything back.",
@@ -53,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"infertune {__version__}")
     _add_common(parser, suppress=False)
-    _add_commands(parser, COMMANDS)
+    _add_commands(parser, commands)
     return parser
 
 
@@ -97,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     # argparse cannot tell options after "--" from ours when there are options before it.
     cut = words.index("--") if "--" in words else len(words)
-    parser = build_parser()
+    parser = build_parser(commands(_verb(words[:cut])))
     args = parser.parse_args(words[:cut])
     command = tuple(words[cut + 1 :])
     if cut < len(words) and not (args.command.takes_command and command):
@@ -131,6 +128,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         if context and context.unheard:
             _not_heard(context.unheard)
+
+
+def _verb(words: Sequence[str]) -> str | None:
+    """The first word that is not an option or the value of one."""
+    rest = iter(words)
+    for word in rest:
+        if word == "--root":
+            next(rest, None)
+        elif not word.startswith("-"):
+            return word
+    return None
 
 
 def _complain(message: str, hint: str | None = None) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attaches the probes, then loads a GPU scheduler and gives it work; prints JSON of what was seen.
+"""Attaches the probes, makes memory short, loads a GPU scheduler and gives it work; prints JSON.
 
 Every step is in one process, as in a service that runs since before the module was loaded.
 """
@@ -7,6 +7,7 @@ Every step is in one process, as in a service that runs since before the module 
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -34,6 +35,36 @@ def samples(probes: Probes) -> list[dict[str, Any]]:
     ]
 
 
+def everywhere(probes: Probes, name: str, **labels: str) -> float:
+    return sum(
+        s.value
+        for family in probes.collect()
+        for s in family.samples
+        if s.name == name and labels.items() <= s.labels.items()
+    )
+
+
+def stalls(probes: Probes) -> dict[str, float]:
+    """What the kernel counts of threads that had to make room themselves, and what we count."""
+    rows = (line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    kernel = {name: int(number) for name, number in rows}
+    return {
+        "kernel: direct reclaim": sum(v for k, v in kernel.items() if k.startswith("allocstall_")),
+        "kernel: reclaimed pages": kernel["pgsteal_direct"],
+        "kernel: compaction": kernel["compact_stall"],
+        "direct reclaim": everywhere(
+            probes, "infertune_direct_reclaim_seconds_count", limit="machine"
+        ),
+        "reclaimed pages": everywhere(
+            probes, "infertune_direct_reclaimed_bytes_total", limit="machine"
+        )
+        / mmap.PAGESIZE,
+        "compaction": everywhere(probes, "infertune_compaction_stall_seconds_count"),
+        "seconds": everywhere(probes, "infertune_direct_reclaim_seconds_sum", limit="machine"),
+        "compaction seconds": everywhere(probes, "infertune_compaction_stall_seconds_sum"),
+    }
+
+
 def states(probes: Probes) -> dict[str, tuple[str, str]]:
     return {s.name: (s.state, s.why) for s in probes.states()}
 
@@ -53,6 +84,30 @@ def work(jobs: int, usec: int, ring: str) -> None:
         f"os.write(fd, b'{jobs} {usec} {ring}')\n"
     )
 
+
+# More than there is without swap; then half of the pages of most of it go, in holes of one page,
+# and huge pages are wanted, for which others have to move.
+SHORT_OF_MEMORY = """
+import mmap, re
+[free] = re.findall(r"MemAvailable: +(\\d+) kB", open("/proc/meminfo").read())
+free = int(free) << 10
+def memory(size, advice):
+    made = mmap.mmap(-1, size >> 21 << 21)
+    made.madvise(advice)
+    return made
+def touch(made):
+    for start in range(0, len(made), 1 << 21):
+        made.madvise(23, start, 1 << 21)  # MADV_POPULATE_WRITE
+first = memory(free + (128 << 20), mmap.MADV_NOHUGEPAGE)
+touch(first)
+first.close()
+first = memory(free * 7 // 10, mmap.MADV_NOHUGEPAGE)
+touch(first)
+for start in range(0, len(first), 2 * mmap.PAGESIZE):
+    first.madvise(mmap.MADV_DONTNEED, start, mmap.PAGESIZE)
+touch(memory(free * 5 // 10, mmap.MADV_HUGEPAGE))
+"""
+SWAP = Path("/sys/block/zram0")
 
 seen: dict[str, Any] = {}
 run("modprobe", "-r", "gpu_sched")
@@ -80,6 +135,13 @@ try:
     (GROUP / "memory.max").write_text("max")
     seen["after reclaim"] = samples(probes)
 
+    run("modprobe", "zram")
+    (SWAP / "disksize").write_text(str(1 << 30))
+    assert run("mkswap", "/dev/zram0") == run("swapon", "/dev/zram0") == 0
+    earlier = stalls(probes)
+    in_group(SHORT_OF_MEMORY)
+    seen["stalls"] = {name: now - earlier[name] for name, now in stalls(probes).items()}
+
     assert run("modprobe", "mock_gpusched") == 0
     began = time.monotonic()
     while states(probes)["drm_scheduler"][0] == "absent" and time.monotonic() < began + 30:
@@ -102,6 +164,9 @@ try:
     seen["after reload"] = samples(probes)
 finally:
     probes.close()
+    run("swapoff", "/dev/zram0")
+    run("udevadm", "settle")
+    run("rmmod", "zram")
     Path("/root/large").unlink(missing_ok=True)
     time.sleep(0.5)
     GROUP.rmdir()
