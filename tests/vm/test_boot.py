@@ -31,8 +31,10 @@ FILES = (
 
 
 @pytest.fixture(scope="module")
-def machine(guest: Guest) -> Iterator[Guest]:
+def machine(guest: Guest, thorough: bool) -> Iterator[Guest]:
     """A guest that loads TTM at its start, with the units installed; afterwards as it was."""
+    if guest.kernel != "7.x" and not thorough:
+        pytest.skip("each start takes a minute: this kernel with --thorough")
     files = guest.sh(OURS)
     guest.infertune("setup")
     guest.sh("echo ttm >/etc/modules-load.d/ttm.conf && modprobe ttm")
@@ -63,7 +65,13 @@ def settled(guest: Guest) -> dict[str, Any]:
     return status(guest)
 
 
-@pytest.mark.timeout(3600)  # six starts, each of which may take minutes
+@pytest.fixture
+def takes_many_starts(thorough: bool) -> None:
+    if not thorough:
+        pytest.skip("each start takes a minute: with --thorough")
+
+
+@pytest.mark.timeout(3600)  # each start may take minutes
 def test_tried_kept_and_put_back(machine: Guest) -> None:
     guest = machine
     units = "infertune-boot-guard.service infertune-boot-confirm.service"
@@ -89,7 +97,12 @@ def test_tried_kept_and_put_back(machine: Guest) -> None:
     assert guest.read(LIMIT) == default
     assert settled(guest)["state"] == "none"
 
-    # Nobody confirms: the start after the one that tried it has the old settings, by itself.
+
+@pytest.mark.timeout(3600)
+def test_what_nobody_confirms_is_put_back(machine: Guest) -> None:
+    """The start after the one that tried it has the old settings, by itself."""
+    guest = machine
+    before, default = guest.sh(FILES), guest.read(LIMIT)
     guest.infertune("boot stage size --confirm-by-hand")
     guest.reboot()
     assert settled(guest)["phase"] == "trying"
@@ -102,7 +115,12 @@ def test_tried_kept_and_put_back(machine: Guest) -> None:
     assert guest.sh(FILES) == before
     print(f"boots: {boots} before, {guest.sh('journalctl --list-boots | wc -l').strip()} after")
 
-    # What the kernel's command line or a later file says is named.
+
+@pytest.mark.timeout(3600)
+@pytest.mark.usefixtures("takes_many_starts")
+def test_a_later_file_is_named(machine: Guest) -> None:
+    guest = machine
+    before = guest.sh(FILES)
     guest.sh("echo options ttm pages_limit=77777 >/etc/modprobe.d/zzz.conf")
     guest.infertune("boot stage size")
     guest.reboot()
@@ -116,6 +134,7 @@ def test_tried_kept_and_put_back(machine: Guest) -> None:
 
 
 @pytest.mark.timeout(3600)
+@pytest.mark.usefixtures("takes_many_starts")
 def test_power_cut_while_staging_and_undoing(machine: Guest, thorough: bool) -> None:
     guest = machine
     before = guest.sh(FILES)
@@ -144,6 +163,7 @@ def test_power_cut_while_staging_and_undoing(machine: Guest, thorough: bool) -> 
 
 
 @pytest.mark.timeout(3600)
+@pytest.mark.usefixtures("takes_many_starts")
 def test_the_initramfs_has_it(machine: Guest) -> None:
     """Where the driver lies in the initramfs, the copy of modprobe.d in there is what counts."""
     guest = machine
