@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import gguf_files
+from infertune.budget.architectures import ARCHITECTURES, CHECKED
 from infertune.budget.budget import budget, largest_context, parts, system_reserve
 from infertune.budget.compute import compute
 from infertune.budget.gguf_file import read_model
@@ -24,7 +26,8 @@ from infertune.snapshot import open_root
 from infertune.units import GIB, MIB
 from known_models import KNOWN, Known
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+REPOSITORY = Path(__file__).resolve().parents[2]
+FIXTURES = REPOSITORY / "tests" / "fixtures"
 STRIX_HALO = str(FIXTURES / "strix-halo-128.snapshot")
 BY_NAME = {model.name: model for model in KNOWN}
 PUBLISHED = [model for model in KNOWN if model.parameters]
@@ -227,6 +230,13 @@ def test_as_llama_cpp_allocates(
     assert low * buffer - 0.6 < found < high * buffer
 
 
+def test_checked_is_what_was_held_against_llama_cpp() -> None:
+    assert {BY_NAME[name].architecture for name, *_ in ALLOCATED} == CHECKED
+    assert CHECKED < ARCHITECTURES.keys()
+    told = (REPOSITORY / "docs" / "memory.md").read_text().partition("architectures: ")[2]
+    assert set(re.split(r",\s+", told.partition(". ")[0])) == CHECKED
+
+
 def test_windows_need_room_for_a_batch(shapes: Mapping[str, Shape]) -> None:
     gemma = shapes["Gemma 3 27B"]  # a window of 1024
     memory = server_memory({"ctx_size": "32768", "parallel": "4", "kv_unified": "1"})
@@ -402,6 +412,30 @@ def test_settings_of_profile_and_options(llama: str, capsys: pytest.CaptureFixtu
     more = settings("--profile", "long-context", "--parallel", "2", "--", "cache_type_k=q8_0")
     assert (more["slots"], more["cache_type_k"]) == (2, "q8_0")
     assert settings("--ctx", "4096", "--", "ctx_size=9999")["ctx"] == 4096
+
+
+def test_an_architecture_that_was_never_measured_says_so(
+    llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(path: str) -> tuple[object, bool]:
+        _, document = fit(capsys, path, "--ctx", "4096")
+        notes, model = document["notes"], document["model"]
+        assert isinstance(notes, list)
+        assert isinstance(model, dict)
+        main(["--root", STRIX_HALO, "fit", path, "--ctx", "4096"])
+        assert ("note: not checked: " in capsys.readouterr().out) is any(
+            note.startswith("not checked: ") for note in notes
+        )
+        return model["checked"], any(note.startswith("not checked: ") for note in notes)
+
+    assert told(llama) == (True, False)
+    other = replace(BY_NAME["Llama 3.1 8B"], architecture="qwen2")
+    path = gguf_files.write(tmp_path / "qwen2.gguf", other.metadata(), other.tensors())
+    assert told(str(path)) == (False, True)
+    # Of an architecture that is not known nothing was added up that could be checked.
+    other = replace(other, architecture="tomorrow")
+    gguf_files.write(path, other.metadata(), other.tensors())
+    assert told(str(path)) == (False, False)
 
 
 def test_exit_codes(llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -306,6 +306,11 @@ def _notes(shape: Shape, memory: ServerMemory, machine: Machine) -> list[str]:
             f"{format_size(machine.memory.swap_bytes)} of swap are not counted: a model in swap "
             "is read from disk for every token"
         )
+    if shape.known and not shape.checked:
+        notes.append(
+            f"not checked: what a model of architecture '{shape.architecture}' keeps follows from "
+            "llama.cpp's source and was held against no server"
+        )
     if shape.known:
         old = 4 * shape.vocab * memory.ubatch
         notes.append(

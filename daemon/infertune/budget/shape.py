@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from infertune.budget.architectures import ARCHITECTURES, Architecture
+from infertune.budget.architectures import ARCHITECTURES, CHECKED, Architecture
 from infertune.budget.gguf_file import ModelError, ModelFile, Tensor, Value, tensors_of_layer
 
 _LAYERS = 4096
@@ -40,6 +40,8 @@ class Shape:
     architecture: str
     known: bool
     """Whether it is known what this architecture keeps; else no layer is true."""
+    checked: bool
+    """Whether that was held against what a server allocates."""
     layers: tuple[Layer, ...]
     """Without the layers that only predict further tokens (MTP): a server loads and skips them."""
     context: int
@@ -148,6 +150,7 @@ def read_shape(model: ModelFile) -> Shape:
         name=name if isinstance(name, str) else None,
         architecture=keys.architecture,
         known=entry is not None,
+        checked=keys.architecture in CHECKED,
         layers=layers,
         context=keys.number("context_length", 0),
         embedding=embedding,

@@ -205,8 +205,8 @@ def _fit_document(
 
 def _model_document(shape: Shape) -> dict[str, Any]:
     fields = (
-        "name", "architecture", "known", "parameters", "active_parameters", "weights_bytes",
-        "active_bytes", "context", "experts", "experts_used", "vocab",
+        "name", "architecture", "known", "checked", "parameters", "active_parameters",
+        "weights_bytes", "active_bytes", "context", "experts", "experts_used", "vocab",
     )  # fmt: skip
     return {**{field: getattr(shape, field) for field in fields}, "layers": len(shape.layers)}
 
@@ -308,7 +308,8 @@ COMMANDS: tuple[Command, ...] = (
         "takes for it: weights, KV cache and recurrent state of all layers, compute buffers, "
         "prompt cache. Holds that against the memory of this machine: carve-out or GTT limit, "
         "and RAM less a reserve for the system. Says fits, tight or does not fit, where each "
-        "figure comes from, and which single change helps. Without a profile the server's own "
+        "figure comes from, which single change helps, and not checked where no server of that "
+        "architecture was ever measured against the sums. Without a profile the server's own "
         "defaults count. Server settings may follow after \\-\\-, as SETTING=VALUE. Exit code 1: "
         "does not fit, or not known.",
         takes_command=True,
