@@ -494,6 +494,12 @@ def test_window_without_a_fix() -> None:
     assert Window(first=(2,), last=(3,), good=None).says((99,)) == "maybe"
 
 
+def test_an_end_that_nobody_has_named_says_about() -> None:
+    known = Window(first=(7349,), last=(7522,), good=(7700,))
+    assert str(known) == "bad 7349 to 7522, good from 7700"
+    assert str(replace(known, estimated=True)) == "bad 7349 to 7522, good from about 7700"
+
+
 @pytest.mark.parametrize(
     ("version", "build_number"),
     [("0.7.0 (build 11669, commit Debian)", 11669), ("7464 (0a0bba05e)", 7464),
