@@ -17,7 +17,7 @@ from infertune.budget.kv import checkpoint_bytes, kv_bytes, pad, state_bytes
 from infertune.budget.settings import ServerMemory
 from infertune.budget.shape import Shape
 from infertune.machine import Machine
-from infertune.units import GIB, MIB, PAGES_PER_GIB, format_size
+from infertune.units import GIB, MIB, format_size
 
 Where = Literal["GPU", "host"]
 When = Literal["start", "later", "reclaimable"]
@@ -344,8 +344,9 @@ def _remedies(
         gpus = tuple(larger if each is gpu else each for each in machine.gpus)
         verdict = helps(memory, replace(machine, gpus=gpus))
         if verdict and gib * GIB > gpu.gtt_bytes:
-            pages = gib * PAGES_PER_GIB
-            yield Remedy(f"a GTT limit of {gib} GiB (ttm.pages_limit={pages}, next boot)", verdict)
+            how = f'ttm.pages_limit = "{gib}GiB" under [boot] of a profile'
+            text = f"a GTT limit of {gib} GiB ({how}, 'infertune boot stage' and a reboot)"
+            yield Remedy(text, verdict)
     settings = {
         "cache_ram=0MiB (no prompt cache)": replace(memory, cache_ram=0),
         "cache_type_k=q8_0 cache_type_v=q8_0": replace(

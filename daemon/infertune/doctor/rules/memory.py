@@ -274,7 +274,7 @@ RULES: tuple[Rule, ...] = (
         check=_limit_is_default,
         severity="info",
         confidence="sure",
-        fix="for larger models set ttm.pages_limit (GiB x 262144); 'infertune plan' compares it",
+        fix="for larger models set ttm.pages_limit: 'infertune boot stage' does it for a profile",
         sources=(github("ROCm/rocm-systems", 351),),
     ),
     Rule(
