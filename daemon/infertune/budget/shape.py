@@ -108,11 +108,14 @@ class _Keys:
             )
         return [self._checked(key, each) for each in value[:layers]]
 
+    def bad(self, key: str, problem: str) -> ModelError:
+        return ModelError(f"{self._path}: '{self.architecture}.{key}' {problem}")
+
     def _checked(self, key: str, value: object) -> int:
         if value is None:
             raise ModelError(f"{self._path}: has no '{self.architecture}.{key}'")
         if not isinstance(value, int) or not 0 <= value < _LARGEST:
-            raise ModelError(f"{self._path}: '{self.architecture}.{key}' is {value!r}")
+            raise self.bad(key, f"is {value!r}")
         return int(value)
 
 
@@ -244,6 +247,8 @@ def _layers(
     ffn = keys.of_layer("feed_forward_length", count, 0)
     window = _windows(keys, entry, count)
     most = max(heads, default=0)
+    if not most and entry.recurrent == "none":
+        raise keys.bad("attention.head_count", "is 0 or missing, and every layer has attention")
     length = embedding // most if most else 0
     k_full = keys.number("attention.key_length", length)
     v_full = keys.number("attention.value_length", length)
@@ -254,6 +259,8 @@ def _layers(
     )
     shared = keys.number("attention.shared_kv_layers", 0)
     own = count - shared if shared else entry.own_kv_layers or count
+    if any(kv_heads) and not k_full:
+        raise keys.bad("attention.key_length", "is 0 or missing, and there are KV heads")
     states = _states(keys, entry, count, embedding, kv_heads, ffn, most)
     found = []
     for number in range(count):

@@ -25,7 +25,7 @@ from infertune.launch.embedded import default_model
 from infertune.machine import Machine, read_machine
 from infertune.profile import load_profile
 from infertune.resolve import assume_backend, resolve
-from infertune.root import Root
+from infertune.root import Root, full_path
 from infertune.server_settings import SERVER_SETTINGS
 from infertune.units import GIB, MIB
 
@@ -35,13 +35,13 @@ FORCE = argument(
 
 
 def _tokens(text: str) -> int:
-    if not text.isdecimal() or len(text) > 8 or not 1 <= int(text) <= 2**24:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 8 or not 1 <= int(text) <= 2**24:
         raise argparse.ArgumentTypeError(f"{text!r} is not a context; write 1 to 16777216")
     return int(text)
 
 
 def _slots(text: str) -> int:
-    if not text.isdecimal() or len(text) > 4 or not 1 <= int(text) <= 1024:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 4 or not 1 <= int(text) <= 1024:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of slots; write 1 to 1024")
     return int(text)
 
@@ -127,7 +127,7 @@ def _model(path: str | None) -> ModelFile:
     if path is None:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         path = default_model(os.path.join(cache, "infertune"))
-    return read_model(os.path.abspath(path))
+    return read_model(full_path(path))
 
 
 def _settings(ctx: Context, machine: Machine, backend: str) -> dict[str, str]:
