@@ -350,6 +350,27 @@ def test_unknown_is_not_zero(shapes: Mapping[str, Shape], tmp_path: Path) -> Non
     assert budget(shape, memory, replace(machine(), memory=small), "cpu").verdict == "does not fit"
 
 
+def test_no_room_for_a_slot_is_no_fit(shapes: Mapping[str, Shape]) -> None:
+    """llama_context: n_ctx_seq == 0 is an error, and a part of 256 tokens becomes 256."""
+    shape = shapes["Llama 3.1 8B"]
+    assert judge(shape, machine(), ctx_size="100", parallel="256") == "fits"
+    memory = server_memory({"ctx_size": "100", "parallel": "1024", "gpu_layers": "999"})
+    found = budget(shape, memory, machine(), "vulkan")
+    assert found.verdict == "does not fit"
+    assert "1024 slots share 256 tokens" in found.reasons[0]
+    assert "parallel=1" in [each.text for each in found.remedies]
+    assert budget(shape, replace(memory, unified=True), machine(), "vulkan").verdict == "fits"
+
+
+def test_a_context_that_nobody_tells_is_unknown(shapes: Mapping[str, Shape]) -> None:
+    silent = replace(shapes["Llama 3.1 8B"], context=0)
+    found = budget(silent, server_memory({"parallel": "1"}), machine(), "vulkan")
+    assert (found.verdict, found.reasons[-1]) == (
+        "unknown", "the file does not say its context, and ctx_size is not set"
+    )  # fmt: skip
+    assert judge(silent, machine(), ctx_size="4096") == "fits"
+
+
 def test_layers_and_experts_stay_where_they_are_told(shapes: Mapping[str, Shape]) -> None:
     shape = shapes["Qwen3 30B-A3B"]
 
@@ -448,7 +469,8 @@ def test_exit_codes(llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     path = gguf_files.write(tmp_path / "big.gguf", deepseek.metadata(), deepseek.tensors())
     code, document = fit(capsys, str(path))
     assert (code, document["verdict"]) == (1, "does not fit")
-    for wrong in (["--ctx", "0"], ["--ctx", "x"], ["--parallel", "0"]):
+    arabic = ["--ctx", "\u0664\u0660\u0669\u0666"]
+    for wrong in (["--ctx", "0"], ["--ctx", "x"], arabic, ["--parallel", "0"]):
         with pytest.raises(SystemExit) as ended:
             main(["fit", llama, *wrong])
         assert ended.value.code == 2

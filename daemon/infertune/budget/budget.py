@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from infertune.budget.compute import SERVER_BYTES, TOKEN_BYTES, compute
-from infertune.budget.kv import checkpoint_bytes, kv_bytes, pad, state_bytes
+from infertune.budget.kv import cells, checkpoint_bytes, kv_bytes, pad, state_bytes
 from infertune.budget.settings import ServerMemory
 from infertune.budget.shape import Shape
 from infertune.machine import Machine
@@ -220,6 +220,16 @@ def _judge(shape: Shape, memory: ServerMemory, machine: Machine, backend: str) -
             in_ram += start["GPU"] if shares_ram else 0
             verdict = _worse(verdict, _of_pool(pool, reasons))
     verdict = _worse(verdict, _of_ram(machine, in_ram, later, pools, reasons, backend != "cpu"))
+    if shape.known and not cells(shape, memory).full:
+        if memory.ctx:
+            verdict = "does not fit"
+            reasons.append(
+                f"{memory.slots} slots share {pad(memory.ctx)} tokens: no whole one is left for "
+                "each, and the server does not start"
+            )
+        else:
+            verdict = _worse(verdict, "unknown")
+            reasons.append("the file does not say its context, and ctx_size is not set")
     if not shape.known and verdict != "does not fit":
         verdict = "unknown"
         reasons.insert(
