@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 from collections import defaultdict
 
+from infertune.boot.sources import Mistake, mistake_in
 from infertune.doctor.base import (
     Answer,
     Finding,
@@ -21,12 +22,6 @@ from infertune.doctor.facts import Facts, Option
 from infertune.units import MIB, PAGES_PER_GIB, format_size
 
 _TTM = ("ttm", "amdttm", "amd_ttm")
-
-_MISSPELT = {
-    "amdgpu.gtt_size": "ttm.pages_limit",
-    "amdgpu.ggtsize": "ttm.pages_limit",
-}
-"""Parameters that guides and issues spell wrongly; the kernel ignores them."""
 
 _KNOWN = ("pages_limit", "page_pool_size", "lockup_timeout", "cwsr_enable", "gttsize")
 
@@ -79,20 +74,23 @@ def _disagree(facts: Facts) -> Answer:
 
 def _misspelt(facts: Facts) -> Answer:
     for option in need(facts.options):
-        name = f"{option.module}.{option.name}"
-        if name in _MISSPELT:
-            return Finding(
-                f"{option} ({option.origin}): the kernel has no such parameter and ignores it",
-                fix=f"write {_MISSPELT[name]}",
-            )
+        mistake = _mistake(option)
+        if mistake:
+            return Finding(f"{option} ({option.origin}): {mistake.what}", fix=mistake.fix)
     return None
+
+
+def _mistake(option: Option) -> Mistake | None:
+    """A name that guides and issues spell wrongly."""
+    mistake = mistake_in(option.module, option.name, option.value)
+    return mistake if mistake and mistake.nameless else None
 
 
 def _unknown_option(facts: Facts) -> Answer:
     live = need(facts.live_options)
     for option in need(facts.options):
         name = f"{option.module}.{option.name}"
-        if name in _MISSPELT or name not in live or live[name] is not None:
+        if _mistake(option) or name not in live or live[name] is not None:
             continue
         near = difflib.get_close_matches(option.name, _KNOWN, n=1, cutoff=0.75)
         hint = f"; did you mean {option.module}.{near[0]}?" if near else ""
