@@ -33,6 +33,7 @@ from doctor_support import (
     surroundings,
     unit,
 )
+from infertune.boot.record import Stage, save
 from infertune.cli.main import main
 from infertune.doctor.base import Advice, Finding, Unknown, Window, need
 from infertune.doctor.conditions import ALWAYS
@@ -40,7 +41,13 @@ from infertune.doctor.diagnose import Result, diagnose
 from infertune.doctor.facts import Facts, Smoke, read_facts
 from infertune.doctor.rules import RULES, SUBJECTS
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
-from infertune.doctor.surroundings import LlamaServer, Surroundings, look_around, recorded
+from infertune.doctor.surroundings import (
+    LlamaServer,
+    Staged,
+    Surroundings,
+    look_around,
+    recorded,
+)
 from infertune.kernel_log import SIGNS, find, messages, records, reduce_log
 from infertune.launch.binary import linked_backends, others_may_write
 from infertune.launch.system import kernel_journal
@@ -251,6 +258,11 @@ CASES: dict[str, Case] = {
     "option-not-in-force": Case(
         {MODPROBE: File("options ttm pages_limit=27262976\n", BOOTED - 2000)},
         says="is not in force",
+    ),
+    "boot-staged": Case(
+        surroundings(staged=("overridden", ("ttm.pages_limit: /proc/cmdline says 1 and wins",))),
+        surroundings(staged=("active", ())),
+        says="/proc/cmdline says 1 and wins",
     ),
     "modprobe-odd-file": Case(
         {"/etc/modprobe.d/odd.conf": b"\x7fELF\x00\x00"}, says="binary, not text"
@@ -719,6 +731,40 @@ def test_surroundings_of_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / SURROUNDINGS[1:]).write_bytes(around.to_file())
     again = recorded(Root(tmp_path))
     assert again == replace(around, journal=None)
+
+
+def test_what_became_of_staged_boot_settings_is_asked(tmp_path: Path) -> None:
+    root = build(tmp_path, HEALTHY)
+    assert look_around(root, {}).staged == Staged("none", ())
+    why = "its start was not confirmed"
+    stage = Stage(phase="failed", profile="x", since="2026-01-01", boot_id="b", reason=why)
+    save(root, stage)
+    around = look_around(root, {})
+    assert around.staged == Staged("failed", (why,))
+    root.replace(SURROUNDINGS, around.to_file(), 0o644)
+    assert recorded(root).staged == around.staged
+    assert "/var/lib/infertune/boot" not in taken(root)
+    [result] = diagnose(read_facts(root, around), [RULES["boot-staged"]])
+    assert isinstance(result.answer, Finding)
+    assert result.answer.text.endswith(f"are not in force ({why})")
+    root.replace("/var/lib/infertune/boot", b"nothing\n", 0o644)
+    found = look_around(root, {}).staged
+    assert isinstance(found, Unknown)
+    assert "is damaged" in found.why
+
+
+@pytest.mark.parametrize(
+    ("state", "severity", "says"),
+    [("pending-reboot", "info", "next boot"), ("staged", "warning", "half staged or half put back"),
+     ("failed", "warning", "are not in force"), ("overridden", "warning", "overruled")],
+)  # fmt: skip
+def test_staged_boot_settings(state: str, severity: str, says: str, tmp_path: Path) -> None:
+    root = build(tmp_path, HEALTHY, surroundings(staged=(state, ())))
+    result = ask(root, "boot-staged")
+    assert isinstance(result.answer, Finding)
+    assert (result.severity, says in result.answer.text) == (severity, True)
+    old = build(tmp_path / "old", HEALTHY, surroundings(staged=("banana", ())))
+    assert ask(old, "boot-staged").outcome == "unknown"
 
 
 def test_a_server_with_its_needs_inside(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from infertune import kernel_log
 from infertune.boot.sources import config_files, options_of
 from infertune.doctor.base import Unknown, Version, need
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
-from infertune.doctor.surroundings import LlamaServer, Surroundings
+from infertune.doctor.surroundings import LlamaServer, Staged, Surroundings
 from infertune.knobs.boot import parameters
 from infertune.machine import Gpu, Machine, read_machine
 from infertune.redaction import GPU_MODULES, reduce_file
@@ -178,6 +178,7 @@ class Facts:
     environment: Mapping[str, str] | Unknown
     server: LlamaServer | Unknown | None
     devices: Mapping[str, bool] | Unknown
+    staged: Staged | Unknown
     smoke: Smoke | None = None
 
     # -- what many rules ask ---------------------------------------------------
@@ -268,6 +269,7 @@ def read_facts(root: Root, surroundings: Surroundings, smoke: Smoke | None = Non
         environment=surroundings.environment,
         server=surroundings.server,
         devices=surroundings.devices,
+        staged=surroundings.staged,
         smoke=smoke,
     )
 

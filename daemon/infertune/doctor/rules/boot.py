@@ -162,6 +162,21 @@ def _same(configured: str, live: str) -> bool:
         return configured == live or {configured, live} <= {"1", "Y", "y"} | {"on"}
 
 
+def _staged(facts: Facts) -> Answer:
+    staged = need(facts.staged)
+    if staged.state in ("none", "active"):
+        return None
+    if staged.state == "pending-reboot":
+        return Finding("boot settings that infertune staged wait for the next boot", "info")
+    said = f" ({'; '.join(staged.said)})" if any(staged.said) else ""
+    became = {
+        "staged": "were left half staged or half put back",
+        "overridden": "are overruled by another place",
+        "failed": "are not in force",
+    }
+    return Finding(f"boot settings that infertune staged {became[staged.state]}{said}")
+
+
 def _odd_files(facts: Facts) -> Answer:
     if not facts.odd_files:
         return None
@@ -308,6 +323,16 @@ RULES: tuple[Rule, ...] = (
         confidence="likely",
         fix="rebuild the initramfs, look for a second place that sets it, and reboot",
         sources=(rocm(5595), rocm(5562)),
+    ),
+    Rule(
+        id="boot-staged",
+        title="boot settings that infertune staged and that are not in force",
+        when=ALWAYS,
+        check=_staged,
+        severity="warning",
+        confidence="sure",
+        fix="see 'infertune boot status'; 'infertune boot undo' puts everything back",
+        sources=(kernel_doc("admin-guide/kernel-parameters"),),
     ),
     Rule(
         id="modprobe-odd-file",
