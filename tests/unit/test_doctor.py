@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -453,6 +454,22 @@ def test_nothing_is_wrong_with_a_healthy_machine(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("gone", "rules"),
+    [
+        ("/proc/sys/vm/overcommit_memory", ["overcommit-strict"]),
+        ("/proc/meminfo", ["hugepages-unused", "swap-none"]),
+        (CPUFREQ, ["governor-powersave", "preference-power", "cpu-capped", "cpu-boost-off"]),
+    ],
+)
+def test_what_cannot_be_read_is_not_fine(gone: str, rules: list[str], tmp_path: Path) -> None:
+    root = build(tmp_path, HEALTHY)
+    at = root.at(gone)
+    shutil.rmtree(at) if at.is_dir() else at.unlink()
+    results = diagnose(read_facts(root, recorded(root)), [RULES[each] for each in rules])
+    assert {each.rule.id: each.outcome for each in results} == dict.fromkeys(rules, "unknown")
+
+
+@pytest.mark.parametrize(
     "machine", ["strix-halo-128", "strix-halo-64-laptop", "rog-z13", "intel-desktop", "recorded-vm"]
 )
 def test_no_error_on_recorded_machines(machine: str, tmp_path: Path) -> None:
@@ -598,7 +615,7 @@ def test_exit_code_is_1_only_for_errors(tmp_path: Path, capsys: pytest.CaptureFi
     assert {"error", "warning", "info"} == set(kinds)
     assert "https://github.com/ggml-org/llama.cpp/issues/28211" in out
     assert "  there is no kernel log here: log-ring-timeout, log-mes" in out
-    assert re.search(r"^5 errors, 1 warnings, .* 107 rules ", out, re.MULTILINE), out[-200:]
+    assert re.search(r"^5 errors, 1 warnings, .* 108 rules ", out, re.MULTILINE), out[-200:]
 
 
 def test_chosen_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

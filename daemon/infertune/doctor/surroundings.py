@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does not stand in files of the machine: the caller's variables, the server's own words.
+"""What no file of the machine tells, or none of a snapshot: the caller's variables, the server's own
+words, what became of staged boot settings.
 
 A snapshot takes it along as one file of JSON, so that a replay has it too.
 """
