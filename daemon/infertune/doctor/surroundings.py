@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What no file of the machine tells, or none of a snapshot: the caller's variables, the server's own
-words, what became of staged boot settings.
+"""What no file of the machine tells, or none of a snapshot: the caller's variables, the words of
+the server, what became of staged boot settings.
 
 A snapshot takes it along as one file of JSON, so that a replay has it too.
 """
