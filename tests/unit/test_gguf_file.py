@@ -71,16 +71,6 @@ def test_a_type_of_tomorrow_takes_the_room_up_to_the_next(tmp_path: Path) -> Non
     assert (first.type, first.bytes) == ("type 999", 6816)  # 6800, to the next 32
 
 
-def test_the_library_reads_the_same(model: Path) -> None:
-    gguf = pytest.importorskip("gguf", reason="the library gguf is not installed")
-    theirs = gguf.GGUFReader(model)
-    ours = read_model(str(model))
-    assert [(each.name, each.n_bytes) for each in theirs.tensors] == [
-        (each.name, each.bytes) for each in ours.tensors
-    ]
-    assert theirs.fields["llama.block_count"].contents() == ours.metadata["llama.block_count"]
-
-
 def test_parts_are_added(tmp_path: Path) -> None:
     names = split(tmp_path)
     found = read_model(str(names[0]))
