@@ -411,6 +411,12 @@ def test_every_rule_has_a_machine_that_fires_and_one_that_is_silent() -> None:
     assert len(RULES) == sum(map(len, SUBJECTS.values()))  # no id twice
 
 
+def test_the_survey_is_whole() -> None:
+    """Its first tier has seven recommendations, its second five."""
+    numbers = [rule.title.partition(":")[0] for rule in SUBJECTS["survey"]]
+    assert numbers == [f"1.{n}" for n in range(1, 8)] + [f"2.{n}" for n in range(1, 6)]
+
+
 @pytest.mark.parametrize("id_", CASES)
 def test_rule_fires(id_: str, tmp_path: Path) -> None:
     case, rule = CASES[id_], RULES[id_]

@@ -28,7 +28,8 @@ from infertune.doctor.rules.llama_cpp import LOAD_MODE_ONLY
 
 _SURVEY = Source(
     "strix-halo-optimizations: survey of March 2026",
-    "https://github.com/cardosofelipe/strix-halo-optimizations",
+    "https://gitea.pragmazest.com/cardosofelipe/strix-halo-optimizations/src/commit/"
+    "c8479917405ca7fe96e828546f5768dd9be02c71/docs/inference-optimization-landscape.md",
 )
 
 
