@@ -277,7 +277,7 @@ BROKEN: dict[str, tuple[Make, str]] = {
     "the second part missing": (without_part(1), "is missing (2 of 3 are there)"),
     "not the first part": (parts(lambda names: names[1]), "not the first part"),
     "a part of another model": (parts(foreign_part), "and it says 3"),
-    "one part under two names": (parts(part_twice), "says it is part 1 (split.no)"),
+    "one part under two names": (parts(part_twice), "split.no is 1, and by its name it would be 2"),
     "one tensor in two parts": (parts(tensor_twice), "two of its parts hold the same tensor"),
     "no heads": (keyed(**{"attention.head_count": 0}), "head_count' is 0 or missing"),
     "heads nobody counted": (keyed(**{"attention.head_count": None}), "head_count' is 0 or"),

@@ -134,7 +134,7 @@ def read_model(path: str) -> ModelFile:
         said = heads[-1].metadata.get("split.no")
         if said != number:
             raise ModelError(
-                f"{part}: says it is part {said} (split.no), and its name says {number}",
+                f"{part}: split.no is {said!r}, and by its name it would be {number}",
                 hint="a part under another part's name",
             )
     tensors = tuple(tensor for head in heads for tensor in head.tensors)

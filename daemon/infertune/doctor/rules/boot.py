@@ -207,8 +207,8 @@ def _npu_lost(facts: Facts) -> Answer:
 def _iommu_trade(facts: Facts) -> Answer:
     if _iommu_off(facts):
         return Finding(
-            "the IOMMU is off: prompts gain 5 to 12 %, generation 2 %; the price is protection "
-            "from devices' DMA, VFIO, and the NPU"
+            "the IOMMU is off: on one host prompts gained 5 to 12 %, generation 2 %; the price is "
+            "protection from devices' DMA, VFIO, and the NPU"
         )
     if facts.parameter("iommu") == "pt":
         return Finding("iommu=pt was no faster than translation in comparisons on this chip")
