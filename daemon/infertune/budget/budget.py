@@ -238,9 +238,11 @@ def _judge(shape: Shape, memory: ServerMemory, machine: Machine, backend: str) -
     return Budget(verdict, tuple(reasons), tuple(notes), found, tuple(pools), ())
 
 
+_ORDER: tuple[Verdict, ...] = ("fits", "tight", "unknown", "does not fit")
+
+
 def _worse(one: Verdict, other: Verdict) -> Verdict:
-    order: tuple[Verdict, ...] = ("fits", "tight", "unknown", "does not fit")
-    return max(one, other, key=order.index)
+    return max(one, other, key=_ORDER.index)
 
 
 def _gpu_pool(machine: Machine, need: int) -> tuple[Pool | None, bool]:
@@ -337,11 +339,10 @@ def _remedies(
     shape: Shape, memory: ServerMemory, machine: Machine, backend: str, now: Budget
 ) -> Iterator[Remedy]:
     """Single changes that help, those of the machine first."""
-    order: tuple[Verdict, ...] = ("fits", "tight", "unknown", "does not fit")
 
     def helps(changed: ServerMemory, on: Machine = machine) -> Verdict | None:
         then = _judge(shape, changed, on, backend)
-        better = order.index(then.verdict) < order.index(now.verdict) or (
+        better = _ORDER.index(then.verdict) < _ORDER.index(now.verdict) or (
             len(then.reasons) < len(now.reasons) and then.verdict == now.verdict
         )
         return then.verdict if better else None
