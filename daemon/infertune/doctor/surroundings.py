@@ -115,6 +115,8 @@ def _staged(root: Root) -> Staged | Unknown:
         status = read_status(root, read_machine(root))
     except InfertuneError as error:
         return Unknown(error.message)
+    except OSError as error:
+        return Unknown(f"boot settings cannot be read: {error.strerror}")
     if status.stage is None or status.stage.phase == "failed":
         return Staged(status.state, (status.stage.reason or "",) if status.stage else ())
     reasons = (each for each in status.options if each.reason)
