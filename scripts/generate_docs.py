@@ -181,7 +181,8 @@ def doctor_page() -> str:
         "*info* is worth knowing. *Sure* is what a source says of exactly this case, everything",
         "else is *likely*; a finding may be less severe or less sure than its rule. What cannot be",
         "read is *not known*, with the reason. Versions: between the last one reported bad and the",
-        "first one known to be good nobody has said, and the finding says *may*.",
+        "first one known to be good nobody has said, and the finding says *may*. *About*: nobody",
+        "has named the first good one; the number is of a build after the fix by its date.",
     ]
     for subject, rules in SUBJECTS.items():
         out += ["", f"## {subject}", "", "| rule | looks for | where | how bad | fix | source |"]

@@ -47,6 +47,7 @@ def surroundings(
     backends: tuple[str, ...] = ("rocm", "vulkan", "cpu"),
     server: bool = True,
     kfd: bool = True,
+    staged: tuple[str, tuple[str, ...]] = ("none", ()),
     **environment: str,
 ) -> dict[str, str]:
     known = {"version": version, "backends": backends} if server else None
@@ -54,6 +55,7 @@ def surroundings(
         "environment": environment,
         "server": known,
         "devices": {"/dev/kfd": kfd, "/dev/dri/renderD128": True},
+        "staged": dict(zip(("state", "said"), staged, strict=True)),
     }
     return {SURROUNDINGS: json.dumps(document)}
 

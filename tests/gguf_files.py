@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """GGUF files for tests: a head as told, and behind it nothing (a hole of the right length).
 
-Written from ggml/docs/gguf.md, not with the reader under test; tests/unit/test_gguf_file.py
-compares with the library ``gguf`` where that is installed.
+Written from ggml/docs/gguf.md, not with the reader under test; llama.cpp has loaded such files
+(tests/unit/test_budget.py).  tests/host/test_budget.py compares the reader with llama.cpp's own.
 """
 
 from __future__ import annotations

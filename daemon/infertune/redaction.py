@@ -87,10 +87,11 @@ def _bytes(lines: list[str]) -> bytes:
 def _modprobe(data: bytes) -> bytes | None:
     """``options`` of the GPU's modules, and of them what a command line may show."""
     kept = []
-    for line in _text(data):
+    for line in _text(data.replace(b"\\\n", b"")):  # kmod joins lines so
         word, module, *options = [*line.split("#", 1)[0].split(), "", ""]
         if word == "options" and module.replace("-", "_") in GPU_MODULES:
-            shown = [each for each in options if _PLAIN_OPTION.fullmatch(each)]
+            plain = [each.replace('"', "") for each in options]
+            shown = [each for each in plain if _PLAIN_OPTION.fullmatch(each)]
             kept.append(" ".join((word, module, *shown)))
     return _bytes(kept) if kept else None
 

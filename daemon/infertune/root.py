@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from infertune.errors import UsageError
 from infertune.recorded import as_the_kernel_would
 
 _SOMEBODY = "another infertune"
@@ -489,6 +490,16 @@ def read_plain_file(path: Path, size: int, *, follow: bool) -> tuple[bytes, os.s
             return file.read(size), status
     finally:
         os.close(fd)
+
+
+def full_path(path: str) -> str:
+    """A path the user named, from the root of this system.  Raises UsageError."""
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError:
+        raise UsageError(
+            f"{path}: the current directory is gone", hint="give a path that starts with '/'"
+        ) from None
 
 
 def read_user_file(path: str, limit: int) -> bytes:

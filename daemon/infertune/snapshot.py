@@ -45,7 +45,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
-from infertune.errors import SnapshotError, UsageError
+from infertune.errors import NotPermitted, SnapshotError, UsageError
 from infertune.machine import TUNERS
 from infertune.redaction import PLAIN_PARAMETERS, reduce_file
 from infertune.root import MAX_READ, Root, lay_out, read_user_file
@@ -78,9 +78,13 @@ class Archive:
 def open_root(path: str) -> Iterator[Root]:
     """The machine ``--root`` means: ``/``, a directory tree, or a snapshot file.
 
-    Raises UsageError where there is no such path, SnapshotError for a damaged file.
+    Raises UsageError where there is no such path, NotPermitted where the caller may not read it,
+    SnapshotError for a damaged file.
     """
     if os.path.isdir(path):
+        # Else everything in it would be absent, and much of it "fine".
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise NotPermitted(f"--root {path}: you may not read this directory")
         yield Root(os.path.realpath(path))
     elif os.path.isfile(path):
         with open_snapshot(path) as root:
@@ -96,10 +100,12 @@ def open_root(path: str) -> Iterator[Root]:
 def open_snapshot(path: str) -> Iterator[Root]:
     """The recorded machine, on a temporary directory that is gone afterwards.
 
-    Raises SnapshotError.
+    Raises SnapshotError, NotPermitted.
     """
     try:
         data = read_user_file(path, MAX_SIZE + 1)
+    except PermissionError as error:
+        raise NotPermitted(f"{path}: {error.strerror}") from error
     except OSError as error:
         raise SnapshotError(f"{path}: {error.strerror}") from error
     if len(data) > MAX_SIZE:

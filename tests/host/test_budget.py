@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,17 +67,14 @@ def resident(pid: int) -> int:
     return int(match[1]) * 1024
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_predicted_is_measured(
-    case: str, model: str, servers: list[subprocess.Popen[bytes]], tmp_path: Path
-) -> None:
-    ctx, k, v = CASES[case]
-    given = {"ctx_size": ctx, "parallel": "1", "cache_type_k": k, "cache_type_v": v}
+def serve(
+    flags: dict[str, str], model: str, servers: list[subprocess.Popen[bytes]], log_file: Path
+) -> str:
+    """Start a server, wait until it is ready; its address."""
     port = choose_port(None)
-    words = {"--ctx-size": ctx, "--cache-type-k": k, "--cache-type-v": v, "--parallel": "1"}
-    words |= {"--model": model, "--port": str(port), "--flash-attn": "on", "--cache-ram": "0"}
+    words = {**flags, "--model": model, "--port": str(port), "--parallel": "1", "--cache-ram": "0"}
     program, env = embedded_program()
-    with (tmp_path / "log").open("wb") as log:
+    with log_file.open("wb") as log:
         process = subprocess.Popen(
             [*program, *(word for pair in words.items() for word in pair)],
             env={**os.environ, **env},
@@ -86,11 +85,35 @@ def test_predicted_is_measured(
     url = f"http://127.0.0.1:{port}"
     end = time.monotonic() + _READY_S
     while not healthy(url):
-        assert process.poll() is None, (tmp_path / "log").read_text()
+        assert process.poll() is None, log_file.read_text()
         assert time.monotonic() < end, "not ready"
         time.sleep(0.2)
+    return url
+
+
+def test_llama_cpp_reads_the_same(
+    model: str, servers: list[subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    """What the server says of the model it has loaded, by another reader than ours."""
+    url = serve({"--ctx-size": "256"}, model, servers, tmp_path / "log")
+    with urllib.request.urlopen(f"{url}/v1/models", timeout=10) as answer:
+        theirs = json.load(answer)["data"][0]["meta"]
+    ours = read_shape(read_model(model))
+    assert (ours.parameters, ours.weights_bytes) == (theirs["n_params"], theirs["size"])
+    assert (ours.vocab, ours.embedding) == (theirs["n_vocab"], theirs["n_embd"])
+    assert ours.context == theirs["n_ctx_train"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_predicted_is_measured(
+    case: str, model: str, servers: list[subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    ctx, k, v = CASES[case]
+    given = {"ctx_size": ctx, "parallel": "1", "cache_type_k": k, "cache_type_v": v}
+    flags = {"--ctx-size": ctx, "--cache-type-k": k, "--cache-type-v": v, "--flash-attn": "on"}
+    url = serve(flags, model, servers, tmp_path / "log")
     complete(url, PROMPT, 4, timeout_s=_READY_S)
-    measured = resident(process.pid)
+    measured = resident(servers[-1].pid)
     shape = read_shape(read_model(model))
     found = parts(shape, server_memory({**given, "cache_ram": "0"}), "cpu")
     predicted = sum(part.bytes for part in found if part.when != "later")

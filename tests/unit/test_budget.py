@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import gguf_files
+from infertune.budget.architectures import ARCHITECTURES, CHECKED
 from infertune.budget.budget import budget, largest_context, parts, system_reserve
 from infertune.budget.compute import compute
 from infertune.budget.gguf_file import read_model
@@ -19,12 +21,14 @@ from infertune.budget.settings import ServerMemory, server_memory
 from infertune.budget.shape import Shape, read_shape
 from infertune.cli import serve
 from infertune.cli.main import main
+from infertune.knobs import KNOBS
 from infertune.machine import Machine, read_machine
 from infertune.snapshot import open_root
 from infertune.units import GIB, MIB
 from known_models import KNOWN, Known
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+REPOSITORY = Path(__file__).resolve().parents[2]
+FIXTURES = REPOSITORY / "tests" / "fixtures"
 STRIX_HALO = str(FIXTURES / "strix-halo-128.snapshot")
 BY_NAME = {model.name: model for model in KNOWN}
 PUBLISHED = [model for model in KNOWN if model.parameters]
@@ -227,6 +231,13 @@ def test_as_llama_cpp_allocates(
     assert low * buffer - 0.6 < found < high * buffer
 
 
+def test_checked_is_what_was_held_against_llama_cpp() -> None:
+    assert {BY_NAME[name].architecture for name, *_ in ALLOCATED} == CHECKED
+    assert ARCHITECTURES.keys() > CHECKED
+    told = (REPOSITORY / "docs" / "memory.md").read_text().partition("architectures: ")[2]
+    assert set(re.split(r",\s+", told.partition(". ")[0])) == CHECKED
+
+
 def test_windows_need_room_for_a_batch(shapes: Mapping[str, Shape]) -> None:
     gemma = shapes["Gemma 3 27B"]  # a window of 1024
     memory = server_memory({"ctx_size": "32768", "parallel": "4", "kv_unified": "1"})
@@ -258,9 +269,12 @@ def test_gtt_is_the_limit_and_a_larger_one_the_remedy(shapes: Mapping[str, Shape
     assert found.verdict == "does not fit"
     assert "GTT limit" in found.reasons[0]
     first = found.remedies[0]
-    assert "ttm.pages_limit=" in first.text
-    gib = int(first.text.split("GTT limit of ")[1].split(" GiB")[0])
-    assert f"ttm.pages_limit={gib * 262144}," in first.text
+    told = re.search(r"GTT limit of (\d+) GiB .*'infertune boot stage'", first.text)
+    assert told
+    gib = int(told[1])
+    assert f'ttm.pages_limit = "{gib}GiB" under [boot]' in first.text
+    # As the text says it, it is what a profile takes: a GiB is 262144 pages.
+    assert KNOBS["ttm.pages_limit"].value.parse(f"{gib}GiB", on) == str(gib * 262144)
     assert budget(shape, memory, with_gtt(on, gib), "vulkan").verdict == first.verdict
     assert judge(shape, with_gtt(on, 96), ctx_size="131072") in ("fits", "tight")
 
@@ -336,6 +350,27 @@ def test_unknown_is_not_zero(shapes: Mapping[str, Shape], tmp_path: Path) -> Non
     assert budget(shape, memory, replace(machine(), memory=small), "cpu").verdict == "does not fit"
 
 
+def test_no_room_for_a_slot_is_no_fit(shapes: Mapping[str, Shape]) -> None:
+    """llama_context: n_ctx_seq == 0 is an error, and a part of 256 tokens becomes 256."""
+    shape = shapes["Llama 3.1 8B"]
+    assert judge(shape, machine(), ctx_size="100", parallel="256") == "fits"
+    memory = server_memory({"ctx_size": "100", "parallel": "1024", "gpu_layers": "999"})
+    found = budget(shape, memory, machine(), "vulkan")
+    assert found.verdict == "does not fit"
+    assert "1024 slots share 256 tokens" in found.reasons[0]
+    assert "parallel=1" in [each.text for each in found.remedies]
+    assert budget(shape, replace(memory, unified=True), machine(), "vulkan").verdict == "fits"
+
+
+def test_a_context_that_nobody_tells_is_unknown(shapes: Mapping[str, Shape]) -> None:
+    silent = replace(shapes["Llama 3.1 8B"], context=0)
+    found = budget(silent, server_memory({"parallel": "1"}), machine(), "vulkan")
+    assert (found.verdict, found.reasons[-1]) == (
+        "unknown", "the file does not say its context, and ctx_size is not set"
+    )  # fmt: skip
+    assert judge(silent, machine(), ctx_size="4096") == "fits"
+
+
 def test_layers_and_experts_stay_where_they_are_told(shapes: Mapping[str, Shape]) -> None:
     shape = shapes["Qwen3 30B-A3B"]
 
@@ -404,13 +439,38 @@ def test_settings_of_profile_and_options(llama: str, capsys: pytest.CaptureFixtu
     assert settings("--ctx", "4096", "--", "ctx_size=9999")["ctx"] == 4096
 
 
+def test_an_architecture_that_was_never_measured_says_so(
+    llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(path: str) -> tuple[object, bool]:
+        _, document = fit(capsys, path, "--ctx", "4096")
+        notes, model = document["notes"], document["model"]
+        assert isinstance(notes, list)
+        assert isinstance(model, dict)
+        main(["--root", STRIX_HALO, "fit", path, "--ctx", "4096"])
+        assert ("note: not checked: " in capsys.readouterr().out) is any(
+            note.startswith("not checked: ") for note in notes
+        )
+        return model["checked"], any(note.startswith("not checked: ") for note in notes)
+
+    assert told(llama) == (True, False)
+    other = replace(BY_NAME["Llama 3.1 8B"], architecture="qwen2")
+    path = gguf_files.write(tmp_path / "qwen2.gguf", other.metadata(), other.tensors())
+    assert told(str(path)) == (False, True)
+    # Of an architecture that is not known nothing was added up that could be checked.
+    other = replace(other, architecture="tomorrow")
+    gguf_files.write(path, other.metadata(), other.tensors())
+    assert told(str(path)) == (False, False)
+
+
 def test_exit_codes(llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit(capsys, llama, "--ctx", "8192")[0] == 0
     deepseek = BY_NAME["DeepSeek V3"]
     path = gguf_files.write(tmp_path / "big.gguf", deepseek.metadata(), deepseek.tensors())
     code, document = fit(capsys, str(path))
     assert (code, document["verdict"]) == (1, "does not fit")
-    for wrong in (["--ctx", "0"], ["--ctx", "x"], ["--parallel", "0"]):
+    arabic = ["--ctx", "\u0664\u0660\u0669\u0666"]
+    for wrong in (["--ctx", "0"], ["--ctx", "x"], arabic, ["--parallel", "0"]):
         with pytest.raises(SystemExit) as ended:
             main(["fit", llama, *wrong])
         assert ended.value.code == 2

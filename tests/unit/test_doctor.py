@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from doctor_support import (
     surroundings,
     unit,
 )
+from infertune.boot.record import Stage, save
 from infertune.cli.main import main
 from infertune.doctor.base import Advice, Finding, Unknown, Window, need
 from infertune.doctor.conditions import ALWAYS
@@ -40,7 +42,13 @@ from infertune.doctor.diagnose import Result, diagnose
 from infertune.doctor.facts import Facts, Smoke, read_facts
 from infertune.doctor.rules import RULES, SUBJECTS
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
-from infertune.doctor.surroundings import LlamaServer, Surroundings, look_around, recorded
+from infertune.doctor.surroundings import (
+    LlamaServer,
+    Staged,
+    Surroundings,
+    look_around,
+    recorded,
+)
 from infertune.kernel_log import SIGNS, find, messages, records, reduce_log
 from infertune.launch.binary import linked_backends, others_may_write
 from infertune.launch.system import kernel_journal
@@ -252,6 +260,11 @@ CASES: dict[str, Case] = {
         {MODPROBE: File("options ttm pages_limit=27262976\n", BOOTED - 2000)},
         says="is not in force",
     ),
+    "boot-staged": Case(
+        surroundings(staged=("overridden", ("ttm.pages_limit: /proc/cmdline says 1 and wins",))),
+        surroundings(staged=("active", ())),
+        says="/proc/cmdline says 1 and wins",
+    ),
     "modprobe-odd-file": Case(
         {"/etc/modprobe.d/odd.conf": b"\x7fELF\x00\x00"}, says="binary, not text"
     ),
@@ -398,6 +411,12 @@ def test_every_rule_has_a_machine_that_fires_and_one_that_is_silent() -> None:
     assert len(RULES) == sum(map(len, SUBJECTS.values()))  # no id twice
 
 
+def test_the_survey_is_whole() -> None:
+    """Its first tier has seven recommendations, its second five."""
+    numbers = [rule.title.partition(":")[0] for rule in SUBJECTS["survey"]]
+    assert numbers == [f"1.{n}" for n in range(1, 8)] + [f"2.{n}" for n in range(1, 6)]
+
+
 @pytest.mark.parametrize("id_", CASES)
 def test_rule_fires(id_: str, tmp_path: Path) -> None:
     case, rule = CASES[id_], RULES[id_]
@@ -438,6 +457,22 @@ def test_nothing_is_wrong_with_a_healthy_machine(tmp_path: Path) -> None:
     assert found == []
     # Fedora's package database is SQLite, which infertune does not read.
     assert [each.rule.id for each in results if each.outcome == "unknown"] == ["firmware-leftover"]
+
+
+@pytest.mark.parametrize(
+    ("gone", "rules"),
+    [
+        ("/proc/sys/vm/overcommit_memory", ["overcommit-strict"]),
+        ("/proc/meminfo", ["hugepages-unused", "swap-none"]),
+        (CPUFREQ, ["governor-powersave", "preference-power", "cpu-capped", "cpu-boost-off"]),
+    ],
+)
+def test_what_cannot_be_read_is_not_fine(gone: str, rules: list[str], tmp_path: Path) -> None:
+    root = build(tmp_path, HEALTHY)
+    at = root.at(gone)
+    shutil.rmtree(at) if at.is_dir() else at.unlink()
+    results = diagnose(read_facts(root, recorded(root)), [RULES[each] for each in rules])
+    assert {each.rule.id: each.outcome for each in results} == dict.fromkeys(rules, "unknown")
 
 
 @pytest.mark.parametrize(
@@ -492,6 +527,12 @@ def test_rocm_of_a_distribution(tmp_path: Path) -> None:
 
 def test_window_without_a_fix() -> None:
     assert Window(first=(2,), last=(3,), good=None).says((99,)) == "maybe"
+
+
+def test_an_end_that_nobody_has_named_says_about() -> None:
+    known = Window(first=(7349,), last=(7522,), good=(7700,))
+    assert str(known) == "bad 7349 to 7522, good from 7700"
+    assert str(replace(known, estimated=True)) == "bad 7349 to 7522, good from about 7700"
 
 
 @pytest.mark.parametrize(
@@ -580,7 +621,7 @@ def test_exit_code_is_1_only_for_errors(tmp_path: Path, capsys: pytest.CaptureFi
     assert {"error", "warning", "info"} == set(kinds)
     assert "https://github.com/ggml-org/llama.cpp/issues/28211" in out
     assert "  there is no kernel log here: log-ring-timeout, log-mes" in out
-    assert re.search(r"^5 errors, 1 warnings, .* 107 rules ", out, re.MULTILINE), out[-200:]
+    assert re.search(r"^5 errors, 1 warnings, .* 108 rules ", out, re.MULTILINE), out[-200:]
 
 
 def test_chosen_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -713,6 +754,40 @@ def test_surroundings_of_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / SURROUNDINGS[1:]).write_bytes(around.to_file())
     again = recorded(Root(tmp_path))
     assert again == replace(around, journal=None)
+
+
+def test_what_became_of_staged_boot_settings_is_asked(tmp_path: Path) -> None:
+    root = build(tmp_path, HEALTHY)
+    assert look_around(root, {}).staged == Staged("none", ())
+    why = "its start was not confirmed"
+    stage = Stage(phase="failed", profile="x", since="2026-01-01", boot_id="b", reason=why)
+    save(root, stage)
+    around = look_around(root, {})
+    assert around.staged == Staged("failed", (why,))
+    root.replace(SURROUNDINGS, around.to_file(), 0o644)
+    assert recorded(root).staged == around.staged
+    assert "/var/lib/infertune/boot" not in taken(root)
+    [result] = diagnose(read_facts(root, around), [RULES["boot-staged"]])
+    assert isinstance(result.answer, Finding)
+    assert result.answer.text.endswith(f"are not in force ({why})")
+    root.replace("/var/lib/infertune/boot", b"nothing\n", 0o644)
+    found = look_around(root, {}).staged
+    assert isinstance(found, Unknown)
+    assert "is damaged" in found.why
+
+
+@pytest.mark.parametrize(
+    ("state", "severity", "says"),
+    [("pending-reboot", "info", "next boot"), ("staged", "warning", "half staged or half put back"),
+     ("failed", "warning", "are not in force"), ("overridden", "warning", "overruled")],
+)  # fmt: skip
+def test_staged_boot_settings(state: str, severity: str, says: str, tmp_path: Path) -> None:
+    root = build(tmp_path, HEALTHY, surroundings(staged=(state, ())))
+    result = ask(root, "boot-staged")
+    assert isinstance(result.answer, Finding)
+    assert (result.severity, says in result.answer.text) == (severity, True)
+    old = build(tmp_path / "old", HEALTHY, surroundings(staged=("banana", ())))
+    assert ask(old, "boot-staged").outcome == "unknown"
 
 
 def test_a_server_with_its_needs_inside(tmp_path: Path) -> None:

@@ -100,6 +100,12 @@ BROKEN: dict[str, Broken] = {
         text(f"options ttm pages_limit={'9' * 200}\n"),
         *("ttm-wrong-unit", "finding", "is not a number of pages"),
     ),
+    "modprobe-continued": Broken(
+        ODD, text("options ttm \\\n  pages_limit=98304\n"), "ttm-wrong-unit", "finding", "4 KiB"
+    ),
+    "modprobe-quoted": Broken(
+        ODD, text('options ttm pages_limit="98304"\n'), "ttm-wrong-unit", "finding", "4 KiB"
+    ),
     "modprobe-half-a-line": Broken(ODD, text("options ttm"), "ttm-wrong-unit", "fine"),
     "modprobe-long-line": Broken(
         ODD, text("options ttm " + "x" * 60_000 + "\n"), "option-unknown", "fine"
@@ -116,8 +122,12 @@ BROKEN: dict[str, Broken] = {
     "cmdline-directory": Broken("/proc/cmdline", directory, "iommu-invalid", "unknown", NO_LINE),
     "cmdline-fifo": Broken("/proc/cmdline", fifo, "iommu-invalid", "unknown", NO_LINE),
     "cmdline-1-gb": Broken("/proc/cmdline", sparse, "iommu-invalid", "unknown", NO_LINE),
+    # Until the end it is one value, as the kernel takes it (next_arg, lib/cmdline.c).
     "cmdline-quote": Broken(
-        "/proc/cmdline", text('ro x="open amd_iommu=pt'), "iommu-invalid", "finding", "=pt"
+        "/proc/cmdline", text('ro x="open amd_iommu=pt'), "iommu-invalid", "fine"
+    ),
+    "cmdline-quoted": Broken(
+        "/proc/cmdline", text('ro "amd_iommu=pt" x'), "iommu-invalid", "finding", "=pt"
     ),
     "release-word": Broken(
         "/proc/sys/kernel/osrelease", text("banana\n"), "kernel-slow-compute", "unknown", NO_RELEASE

@@ -71,16 +71,6 @@ def test_a_type_of_tomorrow_takes_the_room_up_to_the_next(tmp_path: Path) -> Non
     assert (first.type, first.bytes) == ("type 999", 6816)  # 6800, to the next 32
 
 
-def test_the_library_reads_the_same(model: Path) -> None:
-    gguf = pytest.importorskip("gguf", reason="the library gguf is not installed")
-    theirs = gguf.GGUFReader(model)
-    ours = read_model(str(model))
-    assert [(each.name, each.n_bytes) for each in theirs.tensors] == [
-        (each.name, each.bytes) for each in ours.tensors
-    ]
-    assert theirs.fields["llama.block_count"].contents() == ours.metadata["llama.block_count"]
-
-
 def test_parts_are_added(tmp_path: Path) -> None:
     names = split(tmp_path)
     found = read_model(str(names[0]))
@@ -171,6 +161,22 @@ def parts(change: Callable[[list[Path]], Path]) -> Make:
 def foreign_part(names: list[Path]) -> Path:
     gguf_files.write(names[1], {"split.no": 1, "split.count": 3}, TENSORS[1:])
     return names[0]
+
+
+def part_twice(names: list[Path]) -> Path:
+    names[2].write_bytes(names[1].read_bytes())
+    return names[0]
+
+
+def tensor_twice(names: list[Path]) -> Path:
+    gguf_files.write(names[1], {"split.no": 1, "split.count": 3}, TENSORS[:1])
+    return names[0]
+
+
+def lines_in_its_name(directory: Path) -> Path:
+    path = directory / "mo\ndel\x1b[31m.gguf"
+    path.write_bytes(b"nothing")
+    return path
 
 
 def renamed_part(names: list[Path]) -> Path:
@@ -271,6 +277,12 @@ BROKEN: dict[str, tuple[Make, str]] = {
     "the second part missing": (without_part(1), "is missing (2 of 3 are there)"),
     "not the first part": (parts(lambda names: names[1]), "not the first part"),
     "a part of another model": (parts(foreign_part), "and it says 3"),
+    "one part under two names": (parts(part_twice), "split.no is 1, and by its name it would be 2"),
+    "one tensor in two parts": (parts(tensor_twice), "two of its parts hold the same tensor"),
+    "no heads": (keyed(**{"attention.head_count": 0}), "head_count' is 0 or missing"),
+    "heads nobody counted": (keyed(**{"attention.head_count": None}), "head_count' is 0 or"),
+    "heads of no length": (keyed(**{"attention.key_length": 0}), "key_length' is 0 or missing"),
+    "lines in its name": (lines_in_its_name, r"mo\ndel\x1b[31m.gguf: not a GGUF file"),
     "a first part of another name": (parts(renamed_part), "not named so"),
     "65535 parts": (many_parts, "65535 parts"),
     "a FIFO": (fifo, "not a regular file"),
@@ -306,6 +318,20 @@ def test_a_file_that_may_not_be_read(
     monkeypatch.setattr(os, "open", refused)
     with pytest.raises(ModelError, match="Permission denied"):
         read_model(str(model))
+    assert main(["fit", str(model)]) == 4
+    assert capsys.readouterr().err == f"infertune: {model}: Permission denied\n"
+
+
+def test_a_directory_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for words in (["fit", "m.gguf"], ["expect", "m.gguf"], ["doctor", "--smoke", "m.gguf"]):
+        assert main(words) == 2
+        assert "infertune: m.gguf: the current directory is gone\n" in capsys.readouterr().err
 
 
 def test_every_cut_and_every_flipped_byte_is_an_error_or_a_model(tmp_path: Path) -> None:

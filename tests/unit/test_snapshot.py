@@ -369,6 +369,27 @@ def test_verb_prints_to_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--root", str(FIXTURES[0]), "snapshot", "-", "--json"]) == 2
 
 
+def test_a_root_that_may_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else a closed directory would be a machine without anything, and all well with it."""
+    file = tmp_path / "a.snapshot"
+    file.write_bytes(FIXTURES[0].read_bytes())
+
+    def forbidden(path: str, limit: int) -> bytes:
+        raise PermissionError(13, "Permission denied", path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda *_: False)
+        patched.setattr("infertune.snapshot.read_user_file", forbidden)
+        for path in (tmp_path, file):
+            assert main(["--root", str(path), "doctor"]) == 4
+            out, err = capsys.readouterr()
+            assert (out, err.count("\n")) == ("", 1)
+            assert str(path) in err
+    assert main(["--root", str(tmp_path), "doctor"]) == 0
+
+
 def test_what_may_not_be_read_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "dev/cpu_dma_latency"
     file.parent.mkdir()

@@ -67,7 +67,7 @@ def read_sources(root: Root) -> Sources:
     """Never raises: what cannot be read is a problem in the answer."""
     problems: list[str] = []
     found: list[Assignment] = []
-    for path in _files(root):
+    for path in config_files(root):
         try:
             data, _ = root.read_file(path, MAX_FILE + 1)
         except OSError as error:
@@ -83,7 +83,7 @@ def read_sources(root: Root) -> Sources:
         elif b"\0" in data:
             problems.append(f"{path} is not read: it is no text")
         else:
-            found += _options(path, data, problems)
+            found += options_of(path, data, problems)
     try:
         raw = root.read_value(COMMAND_LINE, 64 * 1024)
     except OSError as error:
@@ -109,8 +109,8 @@ def _linked(root: Root, path: str) -> bytes | None:
         return None
 
 
-def _files(root: Root) -> list[str]:
-    """Files that count, in the order of their names."""
+def config_files(root: Root) -> list[str]:
+    """Files of modprobe.d that count, in the order of their names."""
     first: dict[str, str] = {}
     for directory in DIRECTORIES:
         for name in root.names(directory):
@@ -119,8 +119,8 @@ def _files(root: Root) -> list[str]:
     return [first[name] for name in sorted(first)]
 
 
-def _options(path: str, data: bytes, problems: list[str]) -> Iterable[Assignment]:
-    """The ``options`` lines of one file."""
+def options_of(path: str, data: bytes, problems: list[str]) -> Iterable[Assignment]:
+    """The ``options`` lines of one file; what is odd about it is added to ``problems``."""
     if not _is_text(data):
         problems.append(f"{path} is not UTF-8 everywhere; lines that are not match nothing")
     if b"\r" in data:
@@ -177,6 +177,8 @@ class Mistake:
     """A shell pattern."""
     what: str
     fix: str
+    nameless: bool = False
+    """Whether the kernel has no such parameter at all."""
 
 
 _SIZE = "set ttm.pages_limit instead (pages of 4 KiB: GiB x 262144)"
@@ -184,10 +186,16 @@ _SIZE = "set ttm.pages_limit instead (pages of 4 KiB: GiB x 262144)"
 MISTAKES: tuple[Mistake, ...] = (
     # The kernel itself warns since 6.14: "Configuring gttsize via module parameter is deprecated".
     Mistake("amdgpu", "gttsize", "*", "amdgpu.gttsize is deprecated", _SIZE),
-    Mistake("amdgpu", "gtt_size", "*", "amdgpu has no parameter gtt_size: it is ignored", _SIZE),
-    Mistake("amdgpu", "gtt", "*", "amdgpu has no parameter gtt: it is ignored", _SIZE),
-    Mistake("ttm", "page_limit", "*", "ttm has no parameter page_limit: it is ignored", _SIZE),
-    Mistake("ttm", "pages_max", "*", "ttm has no parameter pages_max: it is ignored", _SIZE),
+    *(
+        Mistake(module, name, "*", f"{module} has no parameter {name}: it is ignored", _SIZE, True)
+        for module, name in (
+            ("amdgpu", "gtt_size"),
+            ("amdgpu", "ggtsize"),
+            ("amdgpu", "gtt"),
+            ("ttm", "page_limit"),
+            ("ttm", "pages_max"),
+        )
+    ),
     Mistake(
         "",
         "amd_iommu",
@@ -206,14 +214,21 @@ MISTAKES: tuple[Mistake, ...] = (
 )
 
 
+_KNOWN = {(mistake.module, mistake.name): mistake for mistake in MISTAKES}
+
+
+def mistake_in(module: str, name: str, value: str) -> Mistake | None:
+    """What is known to be wrong about one parameter."""
+    mistake = _KNOWN.get((module, name))
+    return mistake if mistake and fnmatchcase(value, mistake.value) else None
+
+
 def findings(sources: Sources) -> tuple[Finding, ...]:
     """Deprecated and misspelt parameters, and places that disagree."""
-    known = {(mistake.module, mistake.name): mistake for mistake in MISTAKES}
     found = [
         Finding(f"{_shown(each)}: {mistake.what}", mistake.fix)
         for each in sources.assignments
-        if (mistake := known.get((each.module, each.name)))
-        and fnmatchcase(each.value, mistake.value)
+        if (mistake := mistake_in(each.module, each.name, each.value))
     ]
     by_name: dict[tuple[str, str], list[Assignment]] = {}
     for each in sources.assignments:

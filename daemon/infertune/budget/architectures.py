@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What llama.cpp keeps in memory for each architecture it knows: one entry each.
 
-From its model files (src/models/*.cpp, ``load_arch_hparams``), checked against what build 11549
-allocates (tests/unit/test_budget.py).  An architecture that is not here is unknown, not plain:
-a guess would be off by a factor.
+From its model files (src/models/*.cpp, ``load_arch_hparams``).  Those in CHECKED were held against
+what a server allocates; a budget of another says that it was not.  An architecture that is not here
+is unknown, not plain: a guess would be off by a factor.
 """
 
 from __future__ import annotations
@@ -84,3 +84,11 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "rwkv6qwen2": Architecture(recurrent="all", state="wkv", token_shifts=1),
     "arwkv7": Architecture(recurrent="all", state="wkv", token_shifts=1),
 }
+
+CHECKED = frozenset(
+    {
+        "llama", "qwen3", "qwen3moe", "gemma3", "gpt-oss", "deepseek2", "glm4moe", "phi3",
+        "qwen3next", "mamba", "nemotron_h_moe", "falcon-h1", "granitehybrid",
+    }
+)  # fmt: skip
+"""Build 11549 loaded a model of each, and tests/unit/test_budget.py has what it allocated."""

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from infertune.budget.compute import SERVER_BYTES, TOKEN_BYTES, compute
-from infertune.budget.kv import checkpoint_bytes, kv_bytes, pad, state_bytes
+from infertune.budget.kv import cells, checkpoint_bytes, kv_bytes, pad, state_bytes
 from infertune.budget.settings import ServerMemory
 from infertune.budget.shape import Shape
 from infertune.machine import Machine
-from infertune.units import GIB, MIB, PAGES_PER_GIB, format_size
+from infertune.units import GIB, MIB, format_size
 
 Where = Literal["GPU", "host"]
 When = Literal["start", "later", "reclaimable"]
@@ -220,6 +220,16 @@ def _judge(shape: Shape, memory: ServerMemory, machine: Machine, backend: str) -
             in_ram += start["GPU"] if shares_ram else 0
             verdict = _worse(verdict, _of_pool(pool, reasons))
     verdict = _worse(verdict, _of_ram(machine, in_ram, later, pools, reasons, backend != "cpu"))
+    if shape.known and not cells(shape, memory).full:
+        if memory.ctx:
+            verdict = "does not fit"
+            reasons.append(
+                f"{memory.slots} slots share {pad(memory.ctx)} tokens: no whole one is left for "
+                "each, and the server does not start"
+            )
+        else:
+            verdict = _worse(verdict, "unknown")
+            reasons.append("the file does not say its context, and ctx_size is not set")
     if not shape.known and verdict != "does not fit":
         verdict = "unknown"
         reasons.insert(
@@ -228,9 +238,11 @@ def _judge(shape: Shape, memory: ServerMemory, machine: Machine, backend: str) -
     return Budget(verdict, tuple(reasons), tuple(notes), found, tuple(pools), ())
 
 
+_ORDER: tuple[Verdict, ...] = ("fits", "tight", "unknown", "does not fit")
+
+
 def _worse(one: Verdict, other: Verdict) -> Verdict:
-    order: tuple[Verdict, ...] = ("fits", "tight", "unknown", "does not fit")
-    return max(one, other, key=order.index)
+    return max(one, other, key=_ORDER.index)
 
 
 def _gpu_pool(machine: Machine, need: int) -> tuple[Pool | None, bool]:
@@ -306,6 +318,11 @@ def _notes(shape: Shape, memory: ServerMemory, machine: Machine) -> list[str]:
             f"{format_size(machine.memory.swap_bytes)} of swap are not counted: a model in swap "
             "is read from disk for every token"
         )
+    if shape.known and not shape.checked:
+        notes.append(
+            f"not checked: what a model of architecture '{shape.architecture}' keeps follows from "
+            "llama.cpp's source and was held against no server"
+        )
     if shape.known:
         old = 4 * shape.vocab * memory.ubatch
         notes.append(
@@ -322,11 +339,10 @@ def _remedies(
     shape: Shape, memory: ServerMemory, machine: Machine, backend: str, now: Budget
 ) -> Iterator[Remedy]:
     """Single changes that help, those of the machine first."""
-    order: tuple[Verdict, ...] = ("fits", "tight", "unknown", "does not fit")
 
     def helps(changed: ServerMemory, on: Machine = machine) -> Verdict | None:
         then = _judge(shape, changed, on, backend)
-        better = order.index(then.verdict) < order.index(now.verdict) or (
+        better = _ORDER.index(then.verdict) < _ORDER.index(now.verdict) or (
             len(then.reasons) < len(now.reasons) and then.verdict == now.verdict
         )
         return then.verdict if better else None
@@ -339,8 +355,9 @@ def _remedies(
         gpus = tuple(larger if each is gpu else each for each in machine.gpus)
         verdict = helps(memory, replace(machine, gpus=gpus))
         if verdict and gib * GIB > gpu.gtt_bytes:
-            pages = gib * PAGES_PER_GIB
-            yield Remedy(f"a GTT limit of {gib} GiB (ttm.pages_limit={pages}, next boot)", verdict)
+            how = f'ttm.pages_limit = "{gib}GiB" under [boot] of a profile'
+            text = f"a GTT limit of {gib} GiB ({how}, 'infertune boot stage' and a reboot)"
+            yield Remedy(text, verdict)
     settings = {
         "cache_ram=0MiB (no prompt cache)": replace(memory, cache_ram=0),
         "cache_type_k=q8_0 cache_type_v=q8_0": replace(

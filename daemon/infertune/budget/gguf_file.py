@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from infertune.errors import UsageError
+from infertune.errors import Exit, UsageError
 from infertune.units import KIB, MIB, format_size
 
 Scalar = int | float | bool | str
@@ -119,10 +119,24 @@ class ModelError(UsageError):
     """A file is not a model, or not a whole one.  The message starts with its path."""
 
 
+class ModelNotPermitted(ModelError):
+    """The caller may not read it."""
+
+    exit_code = Exit.NOT_PERMITTED
+
+
 def read_model(path: str) -> ModelFile:
     """Read the head of the model at ``path``, and those of its other parts.  Raises ModelError."""
     first = _read_head(path)
-    heads = [first, *(_read_head(part) for part in _other_parts(path, first))]
+    heads = [first]
+    for number, part in enumerate(_other_parts(path, first), 1):
+        heads.append(_read_head(part))
+        said = heads[-1].metadata.get("split.no")
+        if said != number:
+            raise ModelError(
+                f"{part}: split.no is {said!r}, and by its name it would be {number}",
+                hint="a part under another part's name",
+            )
     tensors = tuple(tensor for head in heads for tensor in head.tensors)
     if not tensors:
         raise ModelError(f"{path}: holds no tensors", hint="only a vocabulary, or a damaged file")
@@ -130,6 +144,11 @@ def read_model(path: str) -> ModelFile:
     if len(heads) > 1 and isinstance(total, int) and total != len(tensors):
         raise ModelError(
             f"{path}: its parts hold {len(tensors)} tensors, and it says {total}",
+            hint="a part of another model, or of another version of it",
+        )
+    if len({tensor.name for tensor in tensors}) < len(tensors):
+        raise ModelError(
+            f"{path}: two of its parts hold the same tensor",
             hint="a part of another model, or of another version of it",
         )
     return ModelFile(
@@ -180,7 +199,8 @@ def _read_head(path: str) -> _Head:
             raise ModelError(f"{path}: not a regular file", hint="a model is a GGUF file")
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}") from None
+        kind = ModelNotPermitted if isinstance(error, PermissionError) else ModelError
+        raise kind(f"{path}: {error.strerror}") from None
     except ValueError:  # a path with a NUL
         raise ModelError(f"{path!r}: not a path") from None
     try:

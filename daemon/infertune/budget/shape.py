@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from infertune.budget.architectures import ARCHITECTURES, Architecture
+from infertune.budget.architectures import ARCHITECTURES, CHECKED, Architecture
 from infertune.budget.gguf_file import ModelError, ModelFile, Tensor, Value, tensors_of_layer
 
 _LAYERS = 4096
@@ -40,6 +40,8 @@ class Shape:
     architecture: str
     known: bool
     """Whether it is known what this architecture keeps; else no layer is true."""
+    checked: bool
+    """Whether that was held against what a server allocates."""
     layers: tuple[Layer, ...]
     """Without the layers that only predict further tokens (MTP): a server loads and skips them."""
     context: int
@@ -106,11 +108,14 @@ class _Keys:
             )
         return [self._checked(key, each) for each in value[:layers]]
 
+    def bad(self, key: str, problem: str) -> ModelError:
+        return ModelError(f"{self._path}: '{self.architecture}.{key}' {problem}")
+
     def _checked(self, key: str, value: object) -> int:
         if value is None:
             raise ModelError(f"{self._path}: has no '{self.architecture}.{key}'")
         if not isinstance(value, int) or not 0 <= value < _LARGEST:
-            raise ModelError(f"{self._path}: '{self.architecture}.{key}' is {value!r}")
+            raise self.bad(key, f"is {value!r}")
         return int(value)
 
 
@@ -148,6 +153,7 @@ def read_shape(model: ModelFile) -> Shape:
         name=name if isinstance(name, str) else None,
         architecture=keys.architecture,
         known=entry is not None,
+        checked=keys.architecture in CHECKED,
         layers=layers,
         context=keys.number("context_length", 0),
         embedding=embedding,
@@ -241,6 +247,8 @@ def _layers(
     ffn = keys.of_layer("feed_forward_length", count, 0)
     window = _windows(keys, entry, count)
     most = max(heads, default=0)
+    if not most and entry.recurrent == "none":
+        raise keys.bad("attention.head_count", "is 0 or missing, and every layer has attention")
     length = embedding // most if most else 0
     k_full = keys.number("attention.key_length", length)
     v_full = keys.number("attention.value_length", length)
@@ -251,6 +259,8 @@ def _layers(
     )
     shared = keys.number("attention.shared_kv_layers", 0)
     own = count - shared if shared else entry.own_kv_layers or count
+    if any(kv_heads) and not k_full:
+        raise keys.bad("attention.key_length", "is 0 or missing, and there are KV heads")
     states = _states(keys, entry, count, embedding, kv_heads, ffn, most)
     found = []
     for number in range(count):

@@ -25,7 +25,7 @@ from infertune.launch.embedded import default_model
 from infertune.machine import Machine, read_machine
 from infertune.profile import load_profile
 from infertune.resolve import assume_backend, resolve
-from infertune.root import Root
+from infertune.root import Root, full_path
 from infertune.server_settings import SERVER_SETTINGS
 from infertune.units import GIB, MIB
 
@@ -35,13 +35,13 @@ FORCE = argument(
 
 
 def _tokens(text: str) -> int:
-    if not text.isdecimal() or len(text) > 8 or not 1 <= int(text) <= 2**24:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 8 or not 1 <= int(text) <= 2**24:
         raise argparse.ArgumentTypeError(f"{text!r} is not a context; write 1 to 16777216")
     return int(text)
 
 
 def _slots(text: str) -> int:
-    if not text.isdecimal() or len(text) > 4 or not 1 <= int(text) <= 1024:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 4 or not 1 <= int(text) <= 1024:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of slots; write 1 to 1024")
     return int(text)
 
@@ -127,7 +127,7 @@ def _model(path: str | None) -> ModelFile:
     if path is None:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         path = default_model(os.path.join(cache, "infertune"))
-    return read_model(os.path.abspath(path))
+    return read_model(full_path(path))
 
 
 def _settings(ctx: Context, machine: Machine, backend: str) -> dict[str, str]:
@@ -205,8 +205,8 @@ def _fit_document(
 
 def _model_document(shape: Shape) -> dict[str, Any]:
     fields = (
-        "name", "architecture", "known", "parameters", "active_parameters", "weights_bytes",
-        "active_bytes", "context", "experts", "experts_used", "vocab",
+        "name", "architecture", "known", "checked", "parameters", "active_parameters",
+        "weights_bytes", "active_bytes", "context", "experts", "experts_used", "vocab",
     )  # fmt: skip
     return {**{field: getattr(shape, field) for field in fields}, "layers": len(shape.layers)}
 
@@ -308,7 +308,8 @@ COMMANDS: tuple[Command, ...] = (
         "takes for it: weights, KV cache and recurrent state of all layers, compute buffers, "
         "prompt cache. Holds that against the memory of this machine: carve-out or GTT limit, "
         "and RAM less a reserve for the system. Says fits, tight or does not fit, where each "
-        "figure comes from, and which single change helps. Without a profile the server's own "
+        "figure comes from, which single change helps, and not checked where no server of that "
+        "architecture was ever measured against the sums. Without a profile the server's own "
         "defaults count. Server settings may follow after \\-\\-, as SETTING=VALUE. Exit code 1: "
         "does not fit, or not known.",
         takes_command=True,

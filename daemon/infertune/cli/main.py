@@ -144,7 +144,7 @@ def _verb(words: Sequence[str]) -> str | None:
 def _complain(message: str, hint: str | None = None) -> None:
     """One line, and a second that says what would be right."""
     with contextlib.suppress(OSError, AttributeError):  # standard error may be full or closed
-        print(f"infertune: {printable(message)}", file=sys.stderr)
+        print(f"infertune: {printable(message, lines=False)}", file=sys.stderr)
         if hint:
             print(f"  {printable(hint)}", file=sys.stderr)
 

@@ -119,6 +119,8 @@ class Window:
     """Last version reported bad."""
     good: Version | None
     """First version known to be good; None where there is none yet."""
+    estimated: bool = False
+    """Nobody has named ``good``: it is a build of after the fix by its date, not the first one."""
 
     def says(self, version: Version) -> Literal["bad", "maybe", "good"]:
         if version < self.first or (self.good is not None and version >= self.good):
@@ -130,7 +132,8 @@ class Window:
     def __str__(self) -> str:
         first, last = format_version(self.first), format_version(self.last)
         bad = first if first == last else f"{first} to {last}" if any(self.first) else f"to {last}"
-        good = f"good from {format_version(self.good)}" if self.good else "no fix known"
+        about = "about " if self.estimated else ""
+        good = f"good from {about}{format_version(self.good)}" if self.good else "no fix known"
         return f"bad {bad}, {good}"
 
 

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from infertune import kernel_log
+from infertune.boot.sources import config_files, options_of
 from infertune.doctor.base import Unknown, Version, need
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
-from infertune.doctor.surroundings import LlamaServer, Surroundings
+from infertune.doctor.surroundings import LlamaServer, Staged, Surroundings
+from infertune.knobs.boot import parameters
 from infertune.machine import Gpu, Machine, read_machine
 from infertune.redaction import GPU_MODULES, reduce_file
 from infertune.root import Root
@@ -138,8 +140,8 @@ class Smoke:
 class Facts:
     machine: Machine
     live: bool
-    parameters: tuple[tuple[str, str | None], ...] | Unknown
-    """The kernel command line, in order; None for a word without ``=``."""
+    parameters: tuple[tuple[str, str], ...] | Unknown
+    """The kernel command line, in order; a word without ``=`` has the value ""."""
     options: tuple[Option, ...] | Unknown
     """Options of the GPU's modules: of files first, then of the command line."""
     option_files: tuple[OptionFile, ...] | Unknown
@@ -176,6 +178,7 @@ class Facts:
     environment: Mapping[str, str] | Unknown
     server: LlamaServer | Unknown | None
     devices: Mapping[str, bool] | Unknown
+    staged: Staged | Unknown
     smoke: Smoke | None = None
 
     # -- what many rules ask ---------------------------------------------------
@@ -207,7 +210,7 @@ class Facts:
     def parameter(self, name: str) -> str | None:
         """The last value of a kernel parameter; None where it is not given.  Raises Missing."""
         values = [value for key, value in need(self.parameters) if key == name]
-        return (values[-1] or "") if values else None
+        return values[-1] if values else None
 
     def configured(self, module: str, name: str) -> list[Option]:
         """What is configured for one parameter of a module.  Raises Missing."""
@@ -227,21 +230,21 @@ class Facts:
 def read_facts(root: Root, surroundings: Surroundings, smoke: Smoke | None = None) -> Facts:
     """Everything, once.  Never raises for what a machine, or a broken file of it, can hold."""
     machine = read_machine(root)
-    parameters = _guarded(lambda: _parameters(machine))
+    given = _guarded(lambda: _parameters(machine))
     found = _guarded(lambda: _modprobe(root))
     files, from_files, odd = ((), (), ()) if isinstance(found, Unknown) else found
     options: tuple[Option, ...] | Unknown
     if isinstance(found, Unknown):
         options = found
-    elif isinstance(parameters, Unknown):
-        options = parameters
+    elif isinstance(given, Unknown):
+        options = given
     else:
-        options = (*from_files, *_module_options(parameters))
+        options = (*from_files, *_module_options(given))
     packages = _guarded(lambda: _packages(root))
     return Facts(
         machine=machine,
         live=root.live,
-        parameters=parameters,
+        parameters=given,
         options=options,
         option_files=found if isinstance(found, Unknown) else files,
         odd_files=odd,
@@ -266,6 +269,7 @@ def read_facts(root: Root, surroundings: Surroundings, smoke: Smoke | None = Non
         environment=surroundings.environment,
         server=surroundings.server,
         devices=surroundings.devices,
+        staged=surroundings.staged,
         smoke=smoke,
     )
 
@@ -293,55 +297,39 @@ def _words(error: OSError) -> str:
 # -- settings of the boot --------------------------------------------------------
 
 
-def _parameters(machine: Machine) -> tuple[tuple[str, str | None], ...] | Unknown:
+def _parameters(machine: Machine) -> tuple[tuple[str, str], ...] | Unknown:
     if machine.cmdline is None:
         return Unknown("the kernel command line cannot be read")
-    found: list[tuple[str, str | None]] = []
-    for word in re.findall(r'(?:"[^"]*"|[^\s"])+', machine.cmdline):
-        if word == "--":
-            break
-        name, equals, value = word.partition("=")
-        found.append((name, value.strip('"') if equals else None))
-    return tuple(found)
+    return tuple(parameters(machine.cmdline))
 
 
-def _module_options(parameters: tuple[tuple[str, str | None], ...]) -> list[Option]:
+def _module_options(given: tuple[tuple[str, str], ...]) -> list[Option]:
     found = []
-    for key, value in parameters:
+    for key, value in given:
         module, dot, name = key.replace("-", "_").partition(".")
         if dot and module in GPU_MODULES:
-            found.append(Option(module, name, value or "", "the kernel command line"))
+            found.append(Option(module, name, value, "the kernel command line"))
     return found
-
-
-_MODPROBE = tuple(f"{where}/modprobe.d" for where in ("/lib", "/usr/lib", "/usr/local/lib", "/run"))
 
 
 def _modprobe(
     root: Root,
 ) -> tuple[tuple[OptionFile, ...], tuple[Option, ...], tuple[str, ...]]:
-    """modprobe.d(5): a file of /etc hides one of the same name in the other directories."""
-    by_name: dict[str, str] = {}
-    for directory in (*_MODPROBE, "/etc/modprobe.d"):
-        for path in root.glob(f"{directory}/*.conf")[:_FILES_LIMIT]:
-            by_name[path.rpartition("/")[2]] = path
+    """What ``infertune boot`` reads, reduced to what a snapshot would have of it."""
     files, options, odd = [], [], []
-    for _, path in sorted(by_name.items()):
+    for path in config_files(root)[:_FILES_LIMIT]:
         try:
             text = root.read_small(path, _SMALL)
         except OSError as error:
             odd.append(f"{path}: {_words(error)}")
             continue
-        lines = (reduce_file(path, text.encode()) or b"").decode().splitlines()
-        if lines:
-            files.append(OptionFile(path, root.modified(path)))
-        for line in lines:
-            _, module, *words = line.split()
-            for word in words:
-                name, _, value = word.partition("=")
-                options.append(
-                    Option(module.replace("-", "_"), name.replace("-", "_"), value, path)
-                )
+        part = reduce_file(path, text.encode())
+        if part is None:
+            continue
+        files.append(OptionFile(path, root.modified(path)))
+        options += [
+            Option(each.module, each.name, each.value, path) for each in options_of(path, part, [])
+        ]
     return tuple(files), tuple(options), tuple(odd)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from infertune.doctor.facts import Smoke
-from infertune.errors import Failed, InfertuneError, UsageError
+from infertune.errors import Failed, InfertuneError, NotPermitted, UsageError
 from infertune.launch.binary import (
     INSTALL_HINT,
     Server,
@@ -28,7 +28,7 @@ from infertune.launch.client import complete, healthy
 from infertune.launch.embedded import default_model
 from infertune.launch.process import Child, Signals, cause, environment, start
 from infertune.launch.ready import choose_port
-from infertune.root import read_plain_file
+from infertune.root import full_path, read_plain_file
 from infertune.server_settings import server_arguments
 
 PATIENCE_S = 300.0
@@ -43,7 +43,8 @@ def smoke_run(
 ) -> Smoke:
     """Serve a model, ask for one token, stop the server.
 
-    Raises UsageError for a model that is none, KeyboardInterrupt where a signal ended it; what the
+    Raises UsageError for a model that is none, NotPermitted for one the caller may not read,
+    KeyboardInterrupt where a signal ended it; what the
     server does is the answer.
     """
     try:
@@ -81,11 +82,12 @@ def _model(caller: Mapping[str, str], model: str | None) -> str:
     if model is None:
         cache = caller.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         return default_model(os.path.join(cache, "infertune"))
-    path = os.path.abspath(model)
+    path = full_path(model)
     try:
         magic = read_plain_file(Path(path), 4, follow=True)[0]
     except OSError as error:
-        raise UsageError(f"--smoke {path}: {error.strerror}") from None
+        kind = NotPermitted if isinstance(error, PermissionError) else UsageError
+        raise kind(f"--smoke {path}: {error.strerror}") from None
     if magic != b"GGUF":
         raise UsageError(f"--smoke {path}: not a GGUF file", hint="llama-server loads GGUF models")
     return path

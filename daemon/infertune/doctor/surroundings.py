@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does not stand in files of the machine: the caller's variables, the server's own words.
+"""What no file of the machine tells, or none of a snapshot: the caller's variables, the words of
+the server, what became of staged boot settings.
 
 A snapshot takes it along as one file of JSON, so that a replay has it too.
 """
@@ -11,8 +12,9 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
+from infertune.boot.state import State, read_status
 from infertune.doctor.base import Unknown
 from infertune.errors import InfertuneError
 from infertune.launch.binary import (
@@ -24,6 +26,7 @@ from infertune.launch.binary import (
     others_may_write,
 )
 from infertune.launch.system import kernel_journal
+from infertune.machine import read_machine
 from infertune.redaction import SHOWN_ENVIRONMENT
 from infertune.root import Root
 
@@ -51,6 +54,18 @@ class LlamaServer:
 
 
 @dataclass(frozen=True, slots=True)
+class Staged:
+    """What has become of boot settings that infertune staged (``infertune boot status``)."""
+
+    state: State
+    said: tuple[str, ...]
+    """Why it is so: one phrase each."""
+
+
+_NOT_SAID = Unknown("the snapshot does not say")
+
+
+@dataclass(frozen=True, slots=True)
 class Surroundings:
     environment: Mapping[str, str] | Unknown
     """Variables of SHOWN_ENVIRONMENT the caller has."""
@@ -60,6 +75,8 @@ class Surroundings:
     """Whether the caller may use a device node, by path."""
     journal: tuple[str, ...] | None = None
     """The kernel's messages, where the journal gives them and /dev/kmsg does not."""
+    staged: Staged | Unknown = _NOT_SAID
+    """Not from a file of the snapshot: the record holds other files, and ids of boots."""
 
     def to_file(self) -> bytes:
         """For a snapshot; what is unknown here stays unknown there."""
@@ -72,6 +89,7 @@ class Surroundings:
             "environment": _plain(self.environment),
             "server": server,
             "devices": _plain(self.devices),
+            "staged": None if isinstance(self.staged, Unknown) else asdict(self.staged),
         }
         return json.dumps(known, indent=1, sort_keys=True).encode() + b"\n"
 
@@ -88,7 +106,21 @@ def look_around(root: Root, caller: Mapping[str, str]) -> Surroundings:
         server=_server(caller),
         devices={node: root.writable(node) for node in nodes if root.exists(node)},
         journal=_journal(),
+        staged=_staged(root),
     )
+
+
+def _staged(root: Root) -> Staged | Unknown:
+    try:
+        status = read_status(root, read_machine(root))
+    except InfertuneError as error:
+        return Unknown(error.message)
+    except OSError as error:
+        return Unknown(f"boot settings cannot be read: {error.strerror}")
+    if status.stage is None or status.stage.phase == "failed":
+        return Staged(status.state, (status.stage.reason or "",) if status.stage else ())
+    reasons = (each for each in status.options if each.reason)
+    return Staged(status.state, tuple(f"{each.option.id}: {each.reason}" for each in reasons))
 
 
 def _journal() -> tuple[str, ...] | None:
@@ -121,20 +153,26 @@ def _server(caller: Mapping[str, str]) -> LlamaServer | Unknown | None:
 
 def recorded(root: Root) -> Surroundings:
     """The surroundings a snapshot has; unknown where it has none.  Never raises."""
-    nothing = Unknown("the snapshot does not say")
     try:
         found = json.loads(root.read_small(FILE, 64 * 1024))
         return Surroundings(
             environment=_texts(found["environment"]),
             server=_recorded_server(found["server"]),
             devices={str(node): bool(usable) for node, usable in found["devices"].items()},
+            staged=_recorded_stage(found.get("staged")),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return Surroundings(nothing, nothing, nothing)
+        return Surroundings(_NOT_SAID, _NOT_SAID, _NOT_SAID)
 
 
 def _texts(found: Any) -> dict[str, str]:
     return {str(name): str(value) for name, value in found.items()}
+
+
+def _recorded_stage(found: Any) -> Staged | Unknown:
+    if found is None or found["state"] not in get_args(State):
+        return _NOT_SAID
+    return Staged(found["state"], tuple(map(str, found["said"])))
 
 
 def _recorded_server(found: Any) -> LlamaServer | Unknown | None:

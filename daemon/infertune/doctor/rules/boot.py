@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 from collections import defaultdict
 
+from infertune.boot.sources import Mistake, mistake_in
 from infertune.doctor.base import (
     Answer,
     Finding,
@@ -21,12 +22,6 @@ from infertune.doctor.facts import Facts, Option
 from infertune.units import MIB, PAGES_PER_GIB, format_size
 
 _TTM = ("ttm", "amdttm", "amd_ttm")
-
-_MISSPELT = {
-    "amdgpu.gtt_size": "ttm.pages_limit",
-    "amdgpu.ggtsize": "ttm.pages_limit",
-}
-"""Parameters that guides and issues spell wrongly; the kernel ignores them."""
 
 _KNOWN = ("pages_limit", "page_pool_size", "lockup_timeout", "cwsr_enable", "gttsize")
 
@@ -79,20 +74,23 @@ def _disagree(facts: Facts) -> Answer:
 
 def _misspelt(facts: Facts) -> Answer:
     for option in need(facts.options):
-        name = f"{option.module}.{option.name}"
-        if name in _MISSPELT:
-            return Finding(
-                f"{option} ({option.origin}): the kernel has no such parameter and ignores it",
-                fix=f"write {_MISSPELT[name]}",
-            )
+        mistake = _mistake(option)
+        if mistake:
+            return Finding(f"{option} ({option.origin}): {mistake.what}", fix=mistake.fix)
     return None
+
+
+def _mistake(option: Option) -> Mistake | None:
+    """A name that guides and issues spell wrongly."""
+    mistake = mistake_in(option.module, option.name, option.value)
+    return mistake if mistake and mistake.nameless else None
 
 
 def _unknown_option(facts: Facts) -> Answer:
     live = need(facts.live_options)
     for option in need(facts.options):
         name = f"{option.module}.{option.name}"
-        if name in _MISSPELT or name not in live or live[name] is not None:
+        if _mistake(option) or name not in live or live[name] is not None:
             continue
         near = difflib.get_close_matches(option.name, _KNOWN, n=1, cutoff=0.75)
         hint = f"; did you mean {option.module}.{near[0]}?" if near else ""
@@ -164,6 +162,21 @@ def _same(configured: str, live: str) -> bool:
         return configured == live or {configured, live} <= {"1", "Y", "y"} | {"on"}
 
 
+def _staged(facts: Facts) -> Answer:
+    staged = need(facts.staged)
+    if staged.state in ("none", "active"):
+        return None
+    if staged.state == "pending-reboot":
+        return Finding("boot settings that infertune staged wait for the next boot", "info")
+    said = f" ({'; '.join(staged.said)})" if any(staged.said) else ""
+    became = {
+        "staged": "were left half staged or half put back",
+        "overridden": "are overruled by another place",
+        "failed": "are not in force",
+    }
+    return Finding(f"boot settings that infertune staged {became[staged.state]}{said}")
+
+
 def _odd_files(facts: Facts) -> Answer:
     if not facts.odd_files:
         return None
@@ -194,8 +207,8 @@ def _npu_lost(facts: Facts) -> Answer:
 def _iommu_trade(facts: Facts) -> Answer:
     if _iommu_off(facts):
         return Finding(
-            "the IOMMU is off: prompts gain 5 to 12 %, generation 2 %; the price is protection "
-            "from devices' DMA, VFIO, and the NPU"
+            "the IOMMU is off: on one host prompts gained 5 to 12 %, generation 2 %; the price is "
+            "protection from devices' DMA, VFIO, and the NPU"
         )
     if facts.parameter("iommu") == "pt":
         return Finding("iommu=pt was no faster than translation in comparisons on this chip")
@@ -310,6 +323,16 @@ RULES: tuple[Rule, ...] = (
         confidence="likely",
         fix="rebuild the initramfs, look for a second place that sets it, and reboot",
         sources=(rocm(5595), rocm(5562)),
+    ),
+    Rule(
+        id="boot-staged",
+        title="boot settings that infertune staged and that are not in force",
+        when=ALWAYS,
+        check=_staged,
+        severity="warning",
+        confidence="sure",
+        fix="see 'infertune boot status'; 'infertune boot undo' puts everything back",
+        sources=(kernel_doc("admin-guide/kernel-parameters"),),
     ),
     Rule(
         id="modprobe-odd-file",

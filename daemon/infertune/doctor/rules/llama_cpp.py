@@ -2,7 +2,8 @@
 """Builds of llama.cpp: windows with a bug, flags that are gone, and one token as a proof.
 
 Numbers of builds are those of the issues: the first and the last build somebody reported bad, and
-the first one that is known to have the fix.
+the first one that is known to have the fix.  Where nobody has named that one, the end is estimated
+from dates, and the window says so.
 """
 
 from __future__ import annotations
@@ -32,15 +33,17 @@ from infertune.doctor.conditions import (
 )
 from infertune.doctor.facts import Facts
 
-_WRONG_LOGITS = Window(first=(10040,), last=(10588,), good=(11669,))
+_WRONG_LOGITS = Window(first=(10040,), last=(10588,), good=(11669,), estimated=True)
 """b10039 is good and b10040 bad by bisection (#27506), b10588 was still bad; the fix, d4389a4dd920,
 is of 8 September 2026, and Debian's b11669 is well after it."""
 _MISREAD_MEMORY = Window(first=(7464,), last=(10460,), good=(10485,))
 """Reported with b7464; the fix 60eeeb6 is in v0.1.2, whose nightly is b10485."""
-_PROMPT_REGRESSION = Window(first=(7349,), last=(7522,), good=(7700,))
-"""Reported with b7349; eased by #18537 and #18666 in January 2026.  The issue is still open."""
-_TOP_K = Window(first=(10079,), last=(10241,), good=(10875,))
-"""b10069 is good and b10079 bad; #27466 was merged on 31 August 2026, before b10875."""
+_PROMPT_REGRESSION = Window(first=(7349,), last=(7522,), good=(7700,), estimated=True)
+"""Reported with b7349; eased by #18537 and #18666 in January 2026, whose build is a guess.  The
+issue is still open."""
+_TOP_K = Window(first=(10079,), last=(10241,), good=(10875,), estimated=True)
+"""b10069 is good and b10079 bad (one report); #27466 was merged on 31 August 2026, b10875 is of 9
+September.  Which build was the first with it is not known."""
 
 _REPOSITORY = "https://github.com/ggml-org/llama.cpp/blob/master"
 _BUILDING = Source("llama.cpp: docs/build.md", f"{_REPOSITORY}/docs/build.md")

@@ -188,13 +188,14 @@ def _read_ahead(facts: Facts) -> Answer:
 
 
 def _overcommit(facts: Facts) -> Answer:
-    if need(facts.paging).overcommit != 2:
+    mode = need(facts.paging).overcommit
+    if need(Unknown("vm.overcommit_memory cannot be read") if mode is None else mode) != 2:
         return None
     return Finding("vm.overcommit_memory is 2: private mappings of a whole model are refused")
 
 
 def _static_pages(facts: Facts) -> Answer:
-    info = need(facts.paging).meminfo
+    info = need(need(facts.paging).meminfo or Unknown("/proc/meminfo does not say"))
     total, free = info.get("HugePages_Total", 0), info.get("HugePages_Free", 0)
     size = info.get("Hugepagesize", 0)
     if free * size < GIB:
@@ -274,7 +275,7 @@ RULES: tuple[Rule, ...] = (
         check=_limit_is_default,
         severity="info",
         confidence="sure",
-        fix="for larger models set ttm.pages_limit (GiB x 262144); 'infertune plan' compares it",
+        fix="for larger models set ttm.pages_limit: 'infertune boot stage' does it for a profile",
         sources=(github("ROCm/rocm-systems", 351),),
     ),
     Rule(

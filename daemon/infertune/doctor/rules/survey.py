@@ -28,7 +28,8 @@ from infertune.doctor.rules.llama_cpp import LOAD_MODE_ONLY
 
 _SURVEY = Source(
     "strix-halo-optimizations: survey of March 2026",
-    "https://github.com/cardosofelipe/strix-halo-optimizations",
+    "https://gitea.pragmazest.com/cardosofelipe/strix-halo-optimizations/src/commit/"
+    "c8479917405ca7fe96e828546f5768dd9be02c71/docs/inference-optimization-landscape.md",
 )
 
 
@@ -56,8 +57,8 @@ def _dynamic_quants(facts: Facts) -> Answer:
 def _wmma(facts: Facts) -> Answer:
     return Advice(
         "outdated",
-        "llama.cpp removed its rocWMMA path in summer 2026 (before that it made long contexts up "
-        "to four times slower here), and GGML_HIP_UMA became GGML_CUDA_ENABLE_UNIFIED_MEMORY",
+        "llama.cpp removed its rocWMMA path in summer 2026 (in one report it cost prompts of a "
+        "long context 41 %), and GGML_HIP_UMA became GGML_CUDA_ENABLE_UNIFIED_MEMORY",
     )
 
 
@@ -111,7 +112,7 @@ def _speculation(facts: Facts) -> Answer:
         return Advice("done", "a declared server speculates")
     return Advice(
         "not done",
-        "a draft model or MTP doubled generation of dense models here; check answers after it, one "
+        "reports say a draft model or MTP doubles generation of dense models; check answers, one "
         "drafter lost a third of GSM8K",
     )
 
@@ -149,7 +150,8 @@ def _vllm(facts: Facts) -> Answer:
         )
     return Advice(
         "not done",
-        "needed for many clients only; llama-server's eight slots together made 173 tokens/s here",
+        "needed for many clients only; eight slots of llama-server made 173 tokens/s together in "
+        "one report",
     )
 
 
@@ -227,7 +229,8 @@ RULES: tuple[Rule, ...] = (
         _wmma,
         "build without both options",
         llama(26220),
-        github("lemonade-sdk/lemonade", 2641),
+        llama(24437),
+        github("lemonade-sdk/lemonade", 2624),
     ),
     _entry(
         "1.3",
@@ -286,6 +289,7 @@ RULES: tuple[Rule, ...] = (
         "vLLM for many clients",
         _vllm,
         "try llama-server's slots first (parallel)",
+        Source("strix-halo-guide", "https://github.com/hogeheer499-commits/strix-halo-guide"),
         rocm(6165),
     ),
     _entry(

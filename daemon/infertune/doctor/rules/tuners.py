@@ -14,7 +14,7 @@ from infertune.doctor.base import (
     need,
 )
 from infertune.doctor.conditions import ALWAYS, AMDGPU
-from infertune.doctor.facts import Facts
+from infertune.doctor.facts import Facts, Processor
 
 _POWER = ("tuned", "power-profiles-daemon", "tlp", "auto-cpufreq", "system76-power")
 """Tuners each of which sets governor, preference and platform profile."""
@@ -41,10 +41,18 @@ def _saving_profile(facts: Facts) -> Answer:
     return Finding(f"TuneD's profile is {profile}, which saves power")
 
 
+def _cpufreq(facts: Facts) -> Processor:
+    """Raises Missing where no policy has a governor."""
+    found = need(facts.processor)
+    return need(found if found.governors else Unknown("there is no cpufreq driver"))
+
+
 def _governor(facts: Facts) -> Answer:
     driver = facts.machine.cpu.scaling_driver
-    governors = need(facts.processor).governors
-    if driver is None or driver.endswith("-epp") or driver == "intel_pstate":
+    governors = _cpufreq(facts).governors
+    if driver is None:
+        return Unknown("the kernel does not say which cpufreq driver it has")
+    if driver.endswith("-epp") or driver == "intel_pstate":
         return None  # powersave there lets the preference decide
     if "powersave" not in governors:
         return None
@@ -52,24 +60,24 @@ def _governor(facts: Facts) -> Answer:
 
 
 def _preference(facts: Facts) -> Answer:
-    preferences = need(facts.processor).preferences
+    preferences = _cpufreq(facts).preferences
     if "power" not in preferences:
         return None
     return Finding("the energy preference is power: CPUs rise to speed late")
 
 
 def _capped(facts: Facts) -> Answer:
-    share = need(facts.processor).lowest_limit
+    share = _cpufreq(facts).lowest_limit
     if share is None:
-        return Unknown("there is no cpufreq driver")
+        return Unknown("the limits of the CPUs' clocks cannot be read")
     if share >= 0.9:
         return None
     return Finding(f"a CPU may run at {share:.0%} of its highest clock only (scaling_max_freq)")
 
 
 def _boost_off(facts: Facts) -> Answer:
-    if need(facts.processor).boost is not False:
-        return None
+    if _cpufreq(facts).boost is not False:
+        return None  # without the file there is no such switch
     return Finding("boost is off: CPUs stay at their base clock")
 
 
