@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -446,6 +447,54 @@ def test_a_confirmation_that_cannot_be_written_is_none(tmp_path: Path) -> None:
     with pytest.raises(Failed, match="it is not confirmed"):
         guard.confirm(root, Tools(tmp_path, lambda _: True), by_unit=True)
     assert start(tmp_path, 2) == "reboot"
+
+
+def full_disk(step: Step) -> None:
+    if step.action == "write":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), step.path)
+
+
+def test_what_grub_has_dropped_is_not_confirmed_though_the_guard_could_not_run(
+    tmp_path: Path,
+) -> None:
+    """Confirmed, GRUB would use options for good with which no start has got this far."""
+    build(tmp_path, "debian-grub")
+    stage(Root(tmp_path), Tools(tmp_path), "kernel")
+    (tmp_path / BOOT_ID.lstrip("/")).write_text("the second start, without the options\n")
+    tools = Tools(tmp_path)
+    full = Root(tmp_path, hook=full_disk)
+    for at in (guard.at_start, guard.at_target):
+        with contextlib.suppress(Failed):
+            at(full, tools)
+    assert not guard.confirm(Root(tmp_path), tools, by_unit=True)
+    assert "/usr/bin/grub-editenv - set infertune_boot=confirmed" not in tools.ran
+
+
+def test_a_person_cannot_confirm_what_grub_has_dropped(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    stage(Root(tmp_path), Tools(tmp_path), "kernel")
+    (tmp_path / BOOT_ID.lstrip("/")).write_text("the guard is not installed\n")
+    tools = Tools(tmp_path)
+    with pytest.raises(UsageError, match="left the options out"):
+        guard.confirm(Root(tmp_path), tools)
+    assert tools.ran == []
+    (tmp_path / "proc/cmdline").write_text("ro amd_iommu=off\n")
+    assert guard.confirm(Root(tmp_path), tools)
+
+
+def test_the_confirm_point_first_does_what_the_guard_could_not(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    before = facts(tmp_path)
+    stage(Root(tmp_path), Tools(tmp_path), "size")
+    (tmp_path / BOOT_ID.lstrip("/")).write_text("first\n")
+    assert guard.at_start(Root(tmp_path), Tools(tmp_path)).what == "tried"
+    # The second start: the guard does not get to run early, the confirm point is reached.
+    (tmp_path / BOOT_ID.lstrip("/")).write_text("second\n")
+    assert guard.at_target(Root(tmp_path), Tools(tmp_path)).what == "put-back"
+    assert facts(tmp_path) == before
+    stage(Root(tmp_path), Tools(tmp_path), "size")
+    (tmp_path / BOOT_ID.lstrip("/")).write_text("third\n")
+    assert guard.at_target(Root(tmp_path), Tools(tmp_path)).what == "kept"
 
 
 # -- what is said about it --------------------------------------------------------------

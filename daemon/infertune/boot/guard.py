@@ -2,7 +2,7 @@
 """Keeps a bad boot setting from keeping the machine: sizes before, one try after.
 
 A staged change is tried at one start.  Two units ask for what is here: one early in each start
-(``at_start``), one when the default target is reached (``confirm``).  A start that finds the one
+(``at_start``), one when the default target is reached (``at_target``).  A start that finds the one
 before it unconfirmed has missed the confirm point for the second time: it puts the old settings
 back, and starts the machine once more where the running kernel still has the new ones.
 """
@@ -58,7 +58,7 @@ class Verdict:
     """What a start found."""
 
     what: str
-    """nothing, tried, put-back, or reboot: put back, and the machine has to start once more."""
+    """nothing, tried, kept, put-back, or reboot: put back, and it has to start once more."""
     said: str = ""
 
 
@@ -130,19 +130,23 @@ def _put_back(root: Root, stage: Stage, run: Runner, reason: str) -> Verdict:
 def confirm(root: Root, run: Runner, *, by_unit: bool = False) -> bool:
     """Keep what this start tries; False where there is nothing to keep.  Raises Failed, UsageError.
 
-    The caller holds the lock.
+    The unit keeps only what the guard has counted in this boot.  The caller holds the lock.
     """
     stage = record.load(root)
     if stage is None or stage.phase not in ("staged", "trying"):
         return False
+    if by_unit and (stage.by_hand or stage.tried != boot_id(root)):
+        return False
     if stage.boot_id == boot_id(root):
-        if by_unit:
-            return False
         raise UsageError(
             "the staged settings take effect at the next boot; there is nothing to confirm yet"
         )
-    if by_unit and stage.by_hand:
-        return False
+    if stage.counted and _dropped(root, stage):
+        # Confirmed, the loader would use them for good: options with which nothing has started.
+        raise UsageError(
+            "the boot loader left the options out of this start; there is nothing to confirm",
+            hint="infertune boot undo",
+        )
     with staging.failing("it is not confirmed"):
         for step in stage.steps:
             if step.confirm:
@@ -151,17 +155,25 @@ def confirm(root: Root, run: Runner, *, by_unit: bool = False) -> bool:
     return True
 
 
+def at_target(root: Root, run: Runner) -> Verdict:
+    """The default target is reached: keep what this start tries.  Raises Failed.
+
+    First of all what the guard could not do early: rpm-ostree, for one, answers only once D-Bus
+    is there, and a disk that was full may have room now.
+    """
+    verdict = at_start(root, run)
+    if verdict.what in ("nothing", "tried") and confirm(root, run, by_unit=True):
+        return Verdict("kept", "the default target is reached: the boot settings are kept")
+    return verdict
+
+
 def main() -> int:
     """What the units run: ``start`` or ``confirm``."""
     root = Root("/")
     run = runner(root, lambda text: print(text, flush=True))
     try:
         with staging.lock(root, "boot guard"):
-            if sys.argv[1:] == ["confirm"] and confirm(root, run, by_unit=True):
-                print("the default target is reached: the boot settings are kept")
-                return 0
-            # Late as well as early: rpm-ostree, for one, answers only once D-Bus is there.
-            verdict = at_start(root, run)
+            verdict = (at_target if sys.argv[1:] == ["confirm"] else at_start)(root, run)
             if verdict.said:
                 print(verdict.said, flush=True)
             if verdict.what == "reboot":
