@@ -144,6 +144,123 @@ def test_what_somebody_changed_since_is_not_overwritten(tmp_path: Path) -> None:
     assert facts(tmp_path) == before
 
 
+@pytest.mark.parametrize("by", ["undo", "guard"])
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("debian-systemd-boot", "etc/kernel/cmdline"),
+        ("grub-without-drop-ins", "etc/default/grub"),
+        ("debian-grub-btrfs", "etc/default/grub.d/zz-infertune.cfg"),
+    ],
+)
+def test_what_somebody_added_since_stays_and_ours_goes(
+    name: str, file: str, by: str, tmp_path: Path
+) -> None:
+    build(tmp_path, name)
+    path = tmp_path / file
+    before = path.read_text() if path.exists() else ""
+    stage(Root(tmp_path), Tools(tmp_path))
+    theirs = "theirs=1\n"
+    path.write_text(path.read_text() + theirs)
+    if by == "undo":
+        undo(Root(tmp_path), Tools(tmp_path))
+    else:
+        start(tmp_path, 1)
+        start(tmp_path, 2)
+    assert path.read_text().split("\n") == [*before.splitlines(), *theirs.split("\n")]
+    assert not (tmp_path / "etc/modprobe.d/zz-infertune.conf").exists()
+
+
+def test_the_guard_puts_back_what_it_can_beside_what_somebody_changed(tmp_path: Path) -> None:
+    """Or one file that somebody edited would keep a machine in a boot setting that is bad."""
+    build(tmp_path, "debian-systemd-boot")
+    stage(Root(tmp_path), Tools(tmp_path))
+    (tmp_path / "etc/kernel/cmdline").write_text("root=UUID=2 theirs\n")
+    start(tmp_path, 1, pages=PAGES)
+    assert start(tmp_path, 2) == "reboot"
+    assert not (tmp_path / "etc/modprobe.d/zz-infertune.conf").exists()
+    assert (tmp_path / "etc/kernel/cmdline").read_text() == "root=UUID=2 theirs\n"
+    [note] = read_status(Root(tmp_path), read_machine(Root(tmp_path))).notes
+    assert "/etc/kernel/cmdline was changed by someone else since, and is left" in note
+    assert start(tmp_path, 3) == "nothing"
+
+
+def test_what_is_back_is_its_owners(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An undo whose rebuild failed, a file edited since, and the undo again."""
+    build(tmp_path, "grub-without-drop-ins")
+    stage(Root(tmp_path), Tools(tmp_path), "kernel")
+    with pytest.raises(Failed):
+        undo(Root(tmp_path), Tools(tmp_path, lambda _: True))
+    (tmp_path / "etc/default/grub").write_text("theirs\n")
+    assert main(["--root", str(tmp_path), "boot", "undo"]) == 1
+    assert "/etc/default/grub was changed by someone else since, and is left" in (
+        capsys.readouterr().out
+    )
+    assert (tmp_path / "etc/default/grub").read_text() == "theirs\n"
+    assert not (tmp_path / "var/lib/infertune/boot").exists()
+
+
+def test_one_tool_that_fails_does_not_keep_the_others_from_undoing(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    before = facts(tmp_path)
+    stage(Root(tmp_path), Tools(tmp_path))
+    tools = Tools(tmp_path, lambda argv: "initramfs" in argv[0])
+    with pytest.raises(Failed, match=r"update-initramfs.*no space left"):
+        undo(Root(tmp_path), tools)
+    assert tools.ran[1:] == [
+        "/usr/bin/grub-editenv - unset infertune_boot",
+        "/usr/sbin/update-grub",
+    ]
+    assert facts(tmp_path) == before
+    undo(Root(tmp_path), Tools(tmp_path))
+    assert not (tmp_path / "var/lib/infertune/boot").exists()
+
+
+def test_a_boot_loader_that_was_removed_does_not_keep_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(tmp_path, "debian-grub")
+    before = facts(tmp_path)
+    stage(Root(tmp_path), Tools(tmp_path))
+    for gone in ("usr/sbin/update-grub", "usr/bin/grub-editenv"):
+        (tmp_path / gone).unlink()
+    assert main(["--root", str(tmp_path), "boot", "undo", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["left"] == [
+        "/usr/bin/grub-editenv is gone: what it built is not built anew",
+        "/usr/sbin/update-grub is gone: what it built is not built anew",
+    ]
+    assert facts(tmp_path) == before
+    assert main(["--root", str(tmp_path), "boot", "undo"]) == 0
+
+
+def test_a_driver_that_is_not_there_keeps_only_the_firmware_waiting(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    card = tmp_path / "sys/class/drm/card1/device"
+    (card / "uma").mkdir(parents=True)
+    (card / "vendor").write_text("0x1002\n")
+    (card / "device").write_text("0x1586\n")
+    (card / "driver").symlink_to("../../../../bus/pci/drivers/amdgpu")
+    (card / "uma/carveout").write_text("7\n")
+    (card / "uma/carveout_options").write_text("0: Minimum (512 MB)\n7: M (16 GB)\n")
+    text = '[boot]\namdgpu.uma_carveout = "512MiB"\nttm.pages_limit = "96GiB"\n'
+    (tmp_path / "etc/infertune/profiles/both.toml").write_text(text)
+    before = facts(tmp_path)
+    stage(Root(tmp_path), Tools(tmp_path), "both")
+    start(tmp_path, 1, pages=PAGES)
+    # The second start, early: amdgpu is not loaded yet.
+    (card / "uma").rename(tmp_path / "away")
+    (tmp_path / BOOT_ID.lstrip("/")).write_text("second\n")
+    tools = Tools(tmp_path)
+    with pytest.raises(Failed, match="uma/carveout"):
+        guard.at_start(Root(tmp_path), tools)
+    assert tools.ran == ["/usr/sbin/update-initramfs -u -k all"]
+    assert facts(tmp_path) == before
+    # The same start, late.
+    (tmp_path / "away").rename(card / "uma")
+    assert guard.at_target(Root(tmp_path), Tools(tmp_path)).what == "reboot"
+    assert (card / "uma/carveout").read_text() == "7\n"
+
+
 def test_stage_twice_is_refused(tmp_path: Path) -> None:
     build(tmp_path, "debian-grub")
     stage(Root(tmp_path), Tools(tmp_path))
@@ -286,6 +403,19 @@ def test_a_second_at_the_same_time_is_refused(tmp_path: Path) -> None:
 # -- the record ----------------------------------------------------------------------
 
 
+def test_what_a_record_cannot_hold_is_refused_before_anything_is_touched(tmp_path: Path) -> None:
+    """A record that cannot be read again could never be undone."""
+    build(tmp_path, "fedora-bls")
+    for number in range(4):
+        entry = tmp_path / f"boot/loader/entries/{number}.conf"
+        entry.write_bytes(b"options root=1\n".ljust(1 << 20, b"#"))
+    before = facts(tmp_path)
+    with pytest.raises(Failed, match=r"EFBIG.*nothing was touched"):
+        stage(Root(tmp_path), Tools(tmp_path))
+    assert facts(tmp_path) == before
+    assert record.load(Root(tmp_path)) is None
+
+
 def test_every_flipped_byte_and_every_cut_is_seen(tmp_path: Path) -> None:
     build(tmp_path, "debian-grub")
     stage(Root(tmp_path), Tools(tmp_path), "kernel")
@@ -422,6 +552,34 @@ def test_a_guard_that_was_cut_short_goes_on_and_still_says_why(tmp_path: Path) -
     assert "was not confirmed" in read_status(Root(tmp_path), read_machine(Root(tmp_path))).notes[0]
 
 
+def full_disk(step: Step) -> None:
+    if step.action == "write":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), step.path)
+
+
+def read_only_var(step: Step) -> None:
+    if step.path.startswith("/var") and step.action in ("mkdir", "create", "unlink"):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), step.path)
+
+
+@pytest.mark.parametrize("trouble", [full_disk, read_only_var])
+@pytest.mark.parametrize("by", ["undo", "guard"])
+def test_what_takes_no_room_goes_back_on_a_full_disk(
+    by: str, trouble: Callable[[Step], None], tmp_path: Path
+) -> None:
+    build(tmp_path, "debian-grub")
+    before = facts(tmp_path)
+    stage(Root(tmp_path), Tools(tmp_path), "size")
+    start(tmp_path, 1, pages=PAGES)
+    (tmp_path / BOOT_ID.lstrip("/")).write_text("second\n")
+    root = Root(tmp_path, hook=trouble)
+    tools = Tools(tmp_path)
+    with pytest.raises(Failed, match="everything is back, but that could not be noted"):
+        undo(root, tools) if by == "undo" else guard.at_start(root, tools)
+    assert facts(tmp_path) == before
+    assert tools.ran == ["/usr/sbin/update-initramfs -u -k all"]
+
+
 def test_by_hand_is_not_confirmed_by_the_unit(tmp_path: Path) -> None:
     build(tmp_path, "debian-grub")
     stage(Root(tmp_path), Tools(tmp_path), "size", by_hand=True)
@@ -447,11 +605,6 @@ def test_a_confirmation_that_cannot_be_written_is_none(tmp_path: Path) -> None:
     with pytest.raises(Failed, match="it is not confirmed"):
         guard.confirm(root, Tools(tmp_path, lambda _: True), by_unit=True)
     assert start(tmp_path, 2) == "reboot"
-
-
-def full_disk(step: Step) -> None:
-    if step.action == "write":
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), step.path)
 
 
 def test_what_grub_has_dropped_is_not_confirmed_though_the_guard_could_not_run(

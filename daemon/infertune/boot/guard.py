@@ -81,10 +81,9 @@ def at_start(root: Root, run: Runner) -> Verdict:
         if stage.boot_id == here and stage.phase == "staging":
             return Verdict("nothing", "somebody is at it")
         if stage.phase == "undoing" and stage.reason is None:
-            staging.undo(root, run)
-            return Verdict(
-                "put-back", f"the undo of '{stage.profile}' was cut short, and is done now"
-            )
+            undone = staging.undo(root, run)
+            said = [f"the undo of '{stage.profile}' was cut short, and is done now"]
+            return Verdict("put-back", "; ".join([*said, *(undone.left if undone else ())]))
         return _put_back(root, stage, run, stage.reason or "staging was cut short")
     if here in (stage.boot_id, stage.tried):
         return Verdict("nothing")
@@ -106,7 +105,7 @@ def _dropped(root: Root, stage: Stage) -> bool:
 
 def _put_back(root: Root, stage: Stage, run: Runner, reason: str) -> Verdict:
     stage = replace(stage, reason=reason)
-    staging.put_back(root, stage, run)
+    left = staging.put_back(root, stage, run, leave=True)
     # Asked only now: a module that is loaded from here on reads the old files.
     has_it = stage.boot_id != boot_id(root) and any(
         live(root, option) == option.value for option in stage.options if option.parameters
@@ -114,6 +113,7 @@ def _put_back(root: Root, stage: Stage, run: Runner, reason: str) -> Verdict:
     failed = replace(
         stage,
         phase="failed",
+        reason="; ".join([reason, *left]),
         files=(),
         directories=(),
         settings=(),
@@ -121,9 +121,9 @@ def _put_back(root: Root, stage: Stage, run: Runner, reason: str) -> Verdict:
         tried=boot_id(root),
         rebooted=has_it,
     )
-    with staging.failing("everything is back, but the record is not"):
-        record.save(root, failed)
-    said = f"'{stage.profile}' was put back: {reason}"
+    with staging.failing("everything is back, but that could not be noted"):
+        record.conclude(root, failed)
+    said = f"'{stage.profile}' was put back: {failed.reason}"
     return Verdict("reboot" if has_it else "put-back", said)
 
 

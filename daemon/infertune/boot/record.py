@@ -20,13 +20,12 @@ from typing import Any, Literal
 
 from infertune.boot.options import Option, Parameter
 from infertune.errors import Failed, NotPermitted
-from infertune.root import Root
+from infertune.root import MAX_READ, Root
 from infertune.transaction import describe
 
 PATH = "/var/lib/infertune/boot"
 FORMAT = 1
 MAX_FILE = 1024 * 1024
-MAX_BYTES = 64 * 1024 * 1024
 
 Phase = Literal["staging", "staged", "trying", "confirmed", "undoing", "undone", "failed"]
 """staging, undoing: cut short, if nobody is at it.  undone: nothing of it is left but what the
@@ -123,7 +122,8 @@ def load(root: Root) -> Stage | None:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise Failed(
             f"{PATH} is damaged: {error}",
-            hint="the files it is about are named zz-infertune in /etc; move it away to start anew",
+            hint="put back by hand the files in /etc and /boot with 'infertune' in name or text, "
+            "and move it away",
         ) from error
 
 
@@ -133,7 +133,24 @@ def save(root: Root, stage: Stage) -> None:
     # What others may not read in a file they shall not read in our copy of it.
     kept = [each for file in stage.files for each in (file.before, file.after) if each]
     public = all(each.mode & 0o004 for each in kept)
-    root.replace(PATH, dump(stage), 0o644 if public else 0o600)
+    data = dump(stage)
+    if len(data) > MAX_READ:
+        raise OSError(errno.EFBIG, "more than a record can hold", PATH)  # or nobody could read it
+    root.replace(PATH, data, 0o644 if public else 0o600)
+
+
+def conclude(root: Root, stage: Stage) -> None:
+    """The last, small word on a change that is put back.  Raises OSError.
+
+    On a full disk the record of the change, which nothing needs any more, makes room for it.
+    """
+    try:
+        save(root, stage)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        remove(root)
+        save(root, stage)
 
 
 def remove(root: Root) -> None:

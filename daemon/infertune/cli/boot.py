@@ -132,15 +132,22 @@ def _confirm(ctx: Context) -> Exit:
 
 def _undo(ctx: Context) -> Exit:
     with staging.lock(ctx.root, "boot undo"):
-        old = staging.undo(ctx.root, _runner(ctx))
+        done = staging.undo(ctx.root, _runner(ctx))
+    left = done.left if done else ()
     if ctx.args.json:
-        document = {"undone": old is not None, "profile": old.profile if old else None}
+        document = {
+            "undone": done is not None,
+            "profile": done.profile if done else None,
+            "left": list(left),
+        }
         ctx.print_json("infertune.boot-undo/1", document)
-    elif old is None:
+    elif done is None:
         ctx.print("nothing to put back")
     else:
-        ctx.print(f"'{old.profile}' is put back; the next boot has what was there before it")
-    return Exit.DONE
+        ctx.print(f"'{done.profile}' is put back; the next boot has what was there before it")
+        for each in left:
+            ctx.print(f"note: {each}")
+    return Exit.DIFFERS if left else Exit.DONE
 
 
 def _runner(ctx: Context) -> Runner:
