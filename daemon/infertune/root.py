@@ -277,7 +277,9 @@ class Root:
         target = self._inside(path)
         temporary = _successor(target)
         self._step("create", path)
-        fd = _open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+        # Not written over: what is there may be another name of a file that counts.
+        temporary.unlink(missing_ok=True)
+        fd = _open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
         try:
             try:
                 if owner is not None and owner != (os.fstat(fd).st_uid, os.fstat(fd).st_gid):
@@ -463,8 +465,9 @@ def _owner(fd: int) -> str:
 
 
 def _successor(target: Path) -> Path:
-    # A fixed name: a leftover of a killed process is overwritten, not collected.
-    return target.with_name(target.name + ".new")
+    # A fixed name: a leftover of a killed process is replaced, not collected.  Hidden, as
+    # grub-mkconfig runs whatever else it finds in /etc/grub.d; and nobody else's.
+    return target.with_name(f".{target.name}.infertune")
 
 
 def _natural(text: str) -> list[tuple[int, str]]:

@@ -313,8 +313,8 @@ def steps(base: Path, work: Callable[[Root], None]) -> int:
 def whole(base: Path, old: Facts, new: Facts) -> None:
     """Every file is old or new; none is half, and none is of a third kind."""
     for path, found in facts(base).items():
-        if path.endswith(".new"):
-            continue  # a successor that was not renamed: nobody reads it
+        if path.endswith(".infertune"):
+            continue  # a successor that was not renamed: hidden, so that nobody reads it
         words = [_words(each) for each in (old.get(path), new.get(path)) if each]
         assert _words(found) in words, path
 
@@ -355,7 +355,7 @@ def test_killed_at_every_step(
                 start(base, number)
             state = record.load(Root(base))
             if state and state.in_force:
-                assert {k: v for k, v in facts(base).items() if not k.endswith(".new")} == new
+                assert {k: v for k, v in facts(base).items() if not k.endswith(".infertune")} == new
             undo(Root(base), Tools(base))
             undo(Root(base), Tools(base))
             assert facts(base) == old, f"killed at step {number} of {work.__name__}"
