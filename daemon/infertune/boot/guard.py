@@ -35,15 +35,20 @@ def reserve(total: int) -> int:
 
 
 def check_sizes(machine: Machine, options: Sequence[Option]) -> None:
-    """Raises UsageError for a size that leaves too little to the system."""
+    """Raises UsageError for a size that leaves too little to the system.
+
+    What the firmware is to take beyond what it has now is gone at that boot, too.
+    """
     total = machine.memory.total_bytes
+    if total is not None:
+        total -= _taken_by_firmware(machine, options)
     for option in options:
         if option.id not in SIZES:
             continue
         size = int(option.value) * PAGE
         if total is None:
             raise UsageError(f"{option.id}: the size of memory is not known; nothing was touched")
-        most = total - reserve(total)
+        most = max(total - reserve(total), 0)
         if size > most:
             raise UsageError(
                 f"{option.id}: {format_size(size)} is refused ({option.source}): of "
@@ -51,6 +56,15 @@ def check_sizes(machine: Machine, options: Sequence[Option]) -> None:
                 "touched",
                 hint=f"write 'at most {most * 100 // total}%' beside the size",
             )
+
+
+def _taken_by_firmware(machine: Machine, options: Sequence[Option]) -> int:
+    """Bytes by which a carve-out is to grow."""
+    gpu = machine.inference_gpu
+    chosen = {option.value for option in options if option.file}
+    sizes = [s.size_bytes for s in gpu.carveout_sizes if s.number in chosen] if gpu else []
+    now = (gpu.vram_bytes if gpu else None) or 0  # on an APU: the carve-out
+    return max(0, *(size - now for size in sizes)) if sizes else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 
 from infertune.boot.commands import find
 from infertune.boot.options import Option
-from infertune.errors import Failed
+from infertune.boot.sources import COMMAND_LINE
+from infertune.errors import Failed, UsageError
 from infertune.machine import Machine
 from infertune.root import Root
 from infertune.transaction import describe
@@ -30,6 +31,8 @@ OURS = (MODPROBE, GRUB_DROP_IN, GRUB_SCRIPT, CMDLINE_DROP_IN, LIMINE_DROP_IN)
 
 HEADER = "# Written by infertune; 'infertune boot undo' puts back what was here before.\n"
 MAX_FILE = 1024 * 1024
+COMMAND_LINE_SIZE = 2048
+"""Bytes with the NUL at the end, of x86 and arm64 (asm/setup.h); what is beyond it is cut off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +286,9 @@ def _append(root: Root, path: str, words: Words, commands: tuple[Command, ...], 
     text = _read(root, path)
     lines = text.rstrip("\n").split("\n")
     # Lines are joined with spaces; a comment (mkinitcpio allows them) must not swallow the words.
-    last = max((i for i, line in enumerate(lines) if not line.startswith("#")), default=0)
+    plain = [number for number, line in enumerate(lines) if not line.startswith("#")]
+    last = plain[-1] if plain else len(lines)
+    lines += [] if plain else [""]
     lines[last] = f"{lines[last].rstrip()} {' '.join(words)}".lstrip()
     data = ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
     return Way(
@@ -399,7 +404,10 @@ INITRAMFS_TOOLS: tuple[InitramfsTool, ...] = (
 
 
 def plan(root: Root, machine: Machine, options: Sequence[Option]) -> Change:
-    """What staging ``options`` takes on this machine.  Raises Failed for a file it cannot read."""
+    """What staging ``options`` takes on this machine.
+
+    Raises Failed for a file it cannot read, UsageError for options that have no room.
+    """
     style = STYLES[machine.boot_style if machine.boot_style in STYLES else None]
     firmware = tuple(option for option in options if not option.parameters)
     on_line = [o for o in options if o.parameters and (o.on_command_line or not style.modprobe)]
@@ -412,6 +420,7 @@ def plan(root: Root, machine: Machine, options: Sequence[Option]) -> Change:
         done += in_file
     if on_line:
         words = tuple(f"{p.word}={o.value}" for o in on_line for p in o.parameters)
+        _check_room(root, words)
         way = style.command_line(root, words)
         change = replace(
             change,
@@ -429,6 +438,25 @@ def plan(root: Root, machine: Machine, options: Sequence[Option]) -> Change:
         rescue = MENU.format(what="add modprobe.blacklist=amdgpu in the boot menu")
         change = replace(change, rescue=rescue)
     return replace(change, options=tuple(o for o in options if o in done))
+
+
+def _check_room(root: Root, words: Words) -> None:
+    """Ours come last on the command line: what does not fit there is cut out of them."""
+    there = root.get(COMMAND_LINE) or ""
+    size = len(" ".join((there, *words)).encode())
+    if size >= COMMAND_LINE_SIZE:
+        raise UsageError(
+            f"the command line would have {size} bytes, and the kernel takes "
+            f"{COMMAND_LINE_SIZE - 1} of them ({len(there.encode())} are there now); nothing was "
+            "touched",
+            hint="shorten what is there, or leave options out of the profile's [boot]",
+        )
+    if "--" in there.split():
+        raise UsageError(
+            "the command line has '--', and what follows goes to init, not to the kernel; nothing "
+            "was touched",
+            hint="move what is meant for init elsewhere",
+        )
 
 
 def _modprobe(options: Sequence[Option]) -> bytes:
