@@ -352,10 +352,11 @@ class Root:
         return Held(path, fd)
 
     @contextlib.contextmanager
-    def lock(self, path: str, owner: str) -> Iterator[str | None]:
+    def lock(self, path: str, owner: str, *, inherit: bool = False) -> Iterator[str | None]:
         """Hold an exclusive lock on ``path``; yields None, or the owner that has it already.
 
-        The lock dies with the process, however it dies.  An open-file-description lock
+        The lock dies with the process, however it dies; with ``inherit``, and where it is killed,
+        with the last program it started.  An open-file-description lock
         (Linux 3.15) rather than flock: ``lock_owner`` can ask for it without taking it.
         Only its owner may open the file: a shared lock takes no more than reading, and whoever
         has one keeps everybody else from the exclusive one.
@@ -374,10 +375,12 @@ class Root:
             with contextlib.suppress(OSError):
                 os.ftruncate(fd, 0)
                 os.pwrite(fd, owner.encode(), 0)
+            os.set_inheritable(fd, inherit)
             try:
                 yield None
             finally:
                 os.ftruncate(fd, 0)
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_UNLCK))
         finally:
             os.close(fd)
 

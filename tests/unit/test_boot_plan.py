@@ -5,18 +5,23 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from boot_trees import KERNEL, MACHINE, TREES, build, facts
+from infertune.boot import commands, staging
 from infertune.boot.commands import PROGRAMS, find, runner
 from infertune.boot.guard import check_sizes, reserve
 from infertune.boot.loaders import GRUB_DROP_IN, GRUB_SCRIPT, grub_script, plan
 from infertune.boot.options import PLACES, options
 from infertune.boot.sources import findings, read_sources
 from infertune.cli.main import main
+from infertune.errors import Busy
 from infertune.knobs import KNOBS
 from infertune.machine import BOOT_STYLES, read_machine
 from infertune.profile import load_profile
@@ -482,6 +487,56 @@ def test_only_programs_of_the_catalogue_are_run(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="not a program"):
             run(argv)
     assert "sh" not in PROGRAMS
+
+
+@pytest.fixture
+def left_behind(tmp_path: Path) -> Iterator[Path]:
+    """A file with the number of a process that outlives its test."""
+    file = tmp_path / "pid"
+    yield file
+    os.kill(int(file.read_text()), signal.SIGKILL)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_tool_is_waited_for_and_not_what_it_leaves_running(
+    ends: bool, left_behind: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "SAY_EVERY_S", 0.2)
+    monkeypatch.setattr(commands, "TIMEOUT_S", 60 if ends else 0)
+    code = f"echo said; setsid sleep 60 & echo $! >{left_behind}; {'' if ends else 'sleep 60'}"
+    ran = commands._run(["/bin/sh", "-c", code], lambda _: None)
+    assert ran == (commands.Ran(0, "said") if ends else commands.Ran(-1, "no end after 0 minutes"))
+
+
+@pytest.mark.timeout(30)
+def test_a_rebuild_that_outlives_us_keeps_others_out(tmp_path: Path) -> None:
+    """Two rebuilds at once would write the same initramfs."""
+    root = Root(build(tmp_path / "tree", "debian-grub"))
+    file = tmp_path / "pid"
+
+    def killed() -> None:
+        with staging.lock(root, "first"):
+            code = f"echo $$ >{file}.x; mv {file}.x {file}; exec sleep 60"
+            commands._run(["/bin/sh", "-c", code], lambda _: None)
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            killed()
+        finally:
+            os._exit(1)
+    while not file.exists():
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    with pytest.raises(Busy, match=r"busy: first \(pid"), staging.lock(root, "second"):
+        pass
+    os.kill(int(file.read_text()), signal.SIGKILL)
+    while root.lock_owner(staging.LOCK):
+        time.sleep(0.05)
+    with staging.lock(root, "second"):
+        pass
 
 
 def test_a_profile_cannot_name_a_command_or_a_path() -> None:

@@ -38,7 +38,9 @@ def lock(root: Root, owner: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             root.mkdir(os.path.dirname(LOCK))
-            holder = stack.enter_context(root.lock(LOCK, f"{owner} (pid {os.getpid()})"))
+            name = f"{owner} (pid {os.getpid()})"
+            # A rebuild outlives who is killed; a second one beside it would write the same file.
+            holder = stack.enter_context(root.lock(LOCK, name, inherit=True))
         except PermissionError as error:
             raise NotPermitted(f"{describe(error)}; nothing was touched") from error
         except OSError as error:
