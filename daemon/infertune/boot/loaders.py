@@ -143,7 +143,20 @@ def _grub(root: Root, words: Words) -> Way:
         NewFile(GRUB_DROP_IN, (HEADER + line).encode()),
         NewFile(GRUB_SCRIPT, grub_script(words).encode(), 0o755),
     )
-    return Way(files, (count, build), "GRUB drops the options by itself at the second start", True)
+    return Way(files, (count, build), GRUB_COUNTS, True)
+
+
+GRUB_COUNTS = (
+    "a panic, or an initramfs that gives up, starts the machine again, and GRUB drops the options "
+    "at the second start"
+)
+AT_THE_TRY: Words = ("panic=30", "rd.shell=0", "rd.emergency=reboot")
+"""Beside the options at the one start that tries them: what stops there starts again by itself.
+
+A kernel that panics waits for ever by default; ``panic`` is seconds until it starts again, and
+initramfs-tools takes it for its own shell, too (kernel-parameters.txt, initramfs-tools(7)).  The
+others are dracut's (dracut.cmdline(7)).
+"""
 
 
 def grub_script(words: Words) -> str:
@@ -156,7 +169,7 @@ if [ "${{infertune_boot}}" = "confirmed" ]; then
 elif [ "${{infertune_boot}}" = "staged" ]; then
   set infertune_boot="tried"
   if save_env infertune_boot; then
-    set infertune_options="{" ".join(words)}"
+    set infertune_options="{" ".join((*words, *AT_THE_TRY))}"
   fi
 fi
 export infertune_options
@@ -420,7 +433,7 @@ def plan(root: Root, machine: Machine, options: Sequence[Option]) -> Change:
         done += in_file
     if on_line:
         words = tuple(f"{p.word}={o.value}" for o in on_line for p in o.parameters)
-        _check_room(root, words)
+        _check_room(root, (*words, *AT_THE_TRY))
         way = style.command_line(root, words)
         change = replace(
             change,
