@@ -301,6 +301,28 @@ def test_a_tool_that_always_fails_is_said_and_tried_again(tmp_path: Path) -> Non
     assert not (tmp_path / "var/lib/infertune/boot").exists()
 
 
+@pytest.mark.parametrize(
+    ("mounts", "staged"),
+    [
+        ("tmpfs /var tmpfs rw 0 0\n", False),
+        ("/dev/sda3 /var ext4 rw 0 0\n", True),
+        ("tmpfs /var tmpfs rw 0 0\n/dev/sda3 /var/lib/infertune ext4 rw 0 0\n", True),
+        ("tmpfs /var/lib/infer tmpfs rw 0 0\n", True),
+    ],
+)
+def test_a_record_that_would_not_outlive_the_boot_is_no_record(
+    mounts: str, staged: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(tmp_path, "debian-grub")
+    file = tmp_path / "proc/self/mounts"
+    file.write_text(file.read_text() + mounts)
+    before = facts(tmp_path)
+    assert main(["--root", str(tmp_path), "boot", "stage", "size"]) == (0 if staged else 3)
+    if not staged:
+        assert "would not outlive this boot" in capsys.readouterr().err
+        assert facts(tmp_path) == before
+
+
 # -- cut off -------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ for a person instead.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -179,16 +180,20 @@ END
 
 def _grub_can_count(root: Root) -> bool:
     """Whether GRUB itself can write /boot/grub/grubenv."""
+    device, kind = mounted(root, "/boot/grub")
+    plain = not device.startswith(("/dev/mapper/", "/dev/md", "/dev/dm-"))
+    return kind in _COUNTING_FILE_SYSTEMS and plain
+
+
+def mounted(root: Root, path: str) -> tuple[str, str]:
+    """Device and type of the file system that a path lies on; empty where that is not known."""
     places: dict[str, tuple[str, str]] = {}
     for line in (root.get("/proc/self/mounts") or "").splitlines():
         device, where, kind, *_ = [*line.split(), "", "", ""]
         places[where] = (device, kind)
-    for where in ("/boot/grub", "/boot", "/"):
-        if where in places:
-            device, kind = places[where]
-            plain = not device.startswith(("/dev/mapper/", "/dev/md", "/dev/dm-"))
-            return kind in _COUNTING_FILE_SYSTEMS and plain
-    return False
+    while path != "/" and path not in places:
+        path = os.path.dirname(path)
+    return places.get(path, ("", ""))
 
 
 def _grub_in_place(root: Root, words: Words, build: Command) -> Way:

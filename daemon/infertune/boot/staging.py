@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 
 from infertune.boot import record
 from infertune.boot.commands import Runner
-from infertune.boot.loaders import Change
+from infertune.boot.loaders import Change, mounted
 from infertune.boot.record import Content, Kept, Setting, Stage, Step
 from infertune.engine import boot_id
 from infertune.errors import Busy, Failed, NotPermitted, UsageError
@@ -53,7 +53,8 @@ def lock(root: Root, owner: str) -> Iterator[None]:
 def stage(root: Root, profile: str, change: Change, run: Runner, *, by_hand: bool = False) -> Stage:
     """Stage ``change`` for the next boot.  The caller holds the lock.
 
-    Raises Failed; what was there before is then there again.
+    Raises Failed; what was there before is then there again.  Raises UsageError where something
+    is staged already.
     """
     old = record.load(root)
     if old and old.in_force:
@@ -64,6 +65,11 @@ def stage(root: Root, profile: str, change: Change, run: Runner, *, by_hand: boo
     if old and old.phase in ("staging", "undoing"):
         undo(root, run)
         old = None
+    if mounted(root, record.PATH)[1] in ("tmpfs", "ramfs"):
+        raise Failed(
+            f"{record.PATH} would not outlive this boot: it lies in memory; nothing was touched",
+            hint="without it nothing could be put back: /var must be on a disk",
+        )
     try:
         new = _prepare(root, profile, change, by_hand)
         record.save(root, new)

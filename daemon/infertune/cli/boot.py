@@ -25,7 +25,8 @@ from infertune.profile import load_profile
 from infertune.resolve import Desired, resolve
 from infertune.units import format_size
 
-GUARD_UNIT = "/etc/systemd/system/infertune-boot-guard.service"
+GUARD = "/etc/systemd/system/sysinit.target.wants/infertune-boot-guard.service"
+"""There where the guard is installed and enabled."""
 
 
 def _prepared(ctx: Context) -> tuple[Desired, Change, list[str], tuple[Finding, ...]]:
@@ -40,8 +41,8 @@ def _prepared(ctx: Context) -> tuple[Desired, Change, list[str], tuple[Finding, 
     guard.check_sizes(machine, found)
     change = plan(ctx.root, machine, found)
     notes = [*left, *change.notes, *sources.problems, *_rivals(found, sources)]
-    if ctx.root.live and change.options and not ctx.root.exists(GUARD_UNIT):
-        notes.append("the guard is not installed ('infertune setup'): nothing goes back by itself")
+    if ctx.root.live and change.options and not ctx.root.exists(GUARD):
+        notes.append("the guard is not enabled ('infertune setup'): nothing goes back by itself")
     return wanted, change, notes, findings(sources)
 
 
