@@ -387,6 +387,76 @@ def test_killed_at_every_step(
         print(f"\n  kill -9 in stage and undo ({name}, then {recovery}): {points} of {points}")
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_killed_in_every_command(name: str, tmp_path: Path) -> None:
+    """The loaders' tools take minutes: that is where a power cut or a kill comes in."""
+    model = build(tmp_path / "model", name)
+    old = facts(model)
+    commands = len(change_for(Root(model)).commands)
+    for number in range(2 * commands):
+        base = build(tmp_path / str(number), name)
+        left = [number]
+
+        def now(argv: Sequence[str], left: list[int] = left) -> bool:
+            left[0] -= 1
+            if left[0] < 0:
+                kill(Step("command", argv[0]))
+            return False
+
+        def both(base: Path = base) -> None:
+            tools = Tools(base, now)
+            stage(Root(base), tools)
+            undo(Root(base), tools)
+
+        assert in_child(both) == 9
+        if number % 2:
+            start(base, number)
+        undo(Root(base), Tools(base))
+        undo(Root(base), Tools(base))
+        assert facts(base) == old, f"killed in command {number}"
+        assert not (base / "var/lib/infertune/boot").exists()
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("at", ["put-back", "confirm"])
+def test_the_guard_killed_at_every_step(name: str, at: str, tmp_path: Path) -> None:
+    """Killed wherever: the next start ends it, and the machine is started again once at most."""
+    model = build(tmp_path / "model", name)
+    old = facts(model)
+    work = guard.at_start if at == "put-back" else guard.at_target
+    number, points = 0, 0
+    while True:
+        number += 1
+        base = build(tmp_path / str(number), name)
+        stage(Root(base), Tools(base))
+        new = facts(base)
+        assert start(base, 1, pages=PAGES, cmdline=f"ro {OPTIONS}\n") == "tried"
+        if at == "put-back":
+            (base / BOOT_ID.lstrip("/")).write_text("second\n")
+
+        def killed(base: Path = base, number: int = number) -> None:
+            work(Root(base, hook=At(number, kill)), Tools(base))
+
+        if in_child(killed) == 0:
+            break
+        points += 1
+        # The same start goes on; then two more.  A new kernel has what the files say.
+        verdicts = [guard.at_target(Root(base), Tools(base)).what]
+        for boot in (3, 4):
+            changed = facts(base) == new
+            pages = PAGES if changed else "16384000\n"
+            line = f"ro {OPTIONS}\n" if changed else "ro\n"
+            verdicts.append(start(base, boot, pages=pages, cmdline=line))
+        assert verdicts.count("reboot") <= 1, verdicts
+        assert verdicts[-1] == "nothing"
+        phase = record.load(Root(base))
+        assert phase is not None
+        assert (phase.phase, facts(base)) == (
+            ("failed", old) if at == "put-back" else ("confirmed", new)
+        ), f"killed at step {number}"
+    assert points > 3
+
+
 FAULTS: dict[str, Callable[[Step], int | None]] = {
     **{each: fail(getattr(errno, each)) for each in ("ENOSPC", "EROFS", "EIO", "EACCES", "EINTR")},
     "short write": shorten,
