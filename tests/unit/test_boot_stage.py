@@ -88,7 +88,7 @@ def test_undo_is_exact(tree: Path) -> None:
 
 
 def test_an_existing_drop_in_of_that_name_comes_back(tmp_path: Path) -> None:
-    build(tmp_path, "debian-grub")
+    build(tmp_path, "debian-grub-btrfs")
     drop_in = tmp_path / "etc/modprobe.d/zz-infertune.conf"
     drop_in.write_bytes(b"# mine\r\n\xff\n")
     drop_in.chmod(0o640)
@@ -107,17 +107,18 @@ def test_undo_rebuilds_what_stage_has_built(tmp_path: Path) -> None:
     tools = Tools(tmp_path)
     stage(Root(tmp_path), tools)
     assert tools.ran == [
-        "/usr/sbin/update-initramfs -u -k all",
         "/usr/bin/grub-editenv - set infertune_boot=staged",
         "/usr/sbin/update-grub",
     ]
     tools.ran.clear()
     undo(Root(tmp_path), tools)
-    assert tools.ran == [
-        "/usr/sbin/update-initramfs -u -k all",
-        "/usr/bin/grub-editenv - unset infertune_boot",
-        "/usr/sbin/update-grub",
-    ]
+    assert tools.ran == ["/usr/bin/grub-editenv - unset infertune_boot", "/usr/sbin/update-grub"]
+    build(tmp_path / "btrfs", "debian-grub-btrfs")
+    tools = Tools(tmp_path / "btrfs")
+    stage(Root(tmp_path / "btrfs"), tools)
+    assert tools.ran == ["/usr/sbin/update-initramfs -u -k all", "/usr/sbin/update-grub"]
+    undo(Root(tmp_path / "btrfs"), tools)
+    assert tools.ran[2:] == tools.ran[:2]
 
 
 def test_a_kernel_installed_meanwhile_keeps_its_entry_without_our_options(tmp_path: Path) -> None:
@@ -201,16 +202,13 @@ def test_what_is_back_is_its_owners(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_one_tool_that_fails_does_not_keep_the_others_from_undoing(tmp_path: Path) -> None:
-    build(tmp_path, "debian-grub")
+    build(tmp_path, "debian-grub-btrfs")
     before = facts(tmp_path)
     stage(Root(tmp_path), Tools(tmp_path))
     tools = Tools(tmp_path, lambda argv: "initramfs" in argv[0])
     with pytest.raises(Failed, match=r"update-initramfs.*no space left"):
         undo(Root(tmp_path), tools)
-    assert tools.ran[1:] == [
-        "/usr/bin/grub-editenv - unset infertune_boot",
-        "/usr/sbin/update-grub",
-    ]
+    assert tools.ran[1:] == ["/usr/sbin/update-grub"]
     assert facts(tmp_path) == before
     undo(Root(tmp_path), Tools(tmp_path))
     assert not (tmp_path / "var/lib/infertune/boot").exists()
@@ -234,7 +232,7 @@ def test_a_boot_loader_that_was_removed_does_not_keep_the_rest(
 
 
 def test_a_driver_that_is_not_there_keeps_only_the_firmware_waiting(tmp_path: Path) -> None:
-    build(tmp_path, "debian-grub")
+    build(tmp_path, "debian-grub-btrfs")
     card = tmp_path / "sys/class/drm/card1/device"
     (card / "uma").mkdir(parents=True)
     (card / "vendor").write_text("0x1002\n")
@@ -551,7 +549,11 @@ def test_a_record_is_not_trusted_with_paths(tmp_path: Path) -> None:
 # -- the guard -----------------------------------------------------------------------
 
 PAGES = "25165824\n"
-OPTIONS = "amd_iommu=off isolcpus=2-3 transparent_hugepage=madvise"
+OPTIONS = (
+    "ttm.pages_limit=25165824 ttm.page_pool_size=8192000 "
+    "amdgpu.lockup_timeout=20000,20000,20000,20000 "
+    "amd_iommu=off isolcpus=2-3 transparent_hugepage=madvise"
+)
 
 
 def state(base: Path) -> str:
@@ -559,7 +561,7 @@ def state(base: Path) -> str:
 
 
 def test_tried_once_and_kept(tmp_path: Path) -> None:
-    build(tmp_path, "debian-grub")
+    build(tmp_path, "debian-grub-btrfs")
     before = facts(tmp_path)
     stage(Root(tmp_path), Tools(tmp_path), "size")
     new = facts(tmp_path)
@@ -577,7 +579,7 @@ def test_tried_once_and_kept(tmp_path: Path) -> None:
 
 
 def test_unconfirmed_it_comes_back_at_the_second_start_and_reboots_once(tmp_path: Path) -> None:
-    build(tmp_path, "debian-grub")
+    build(tmp_path, "debian-grub-btrfs")
     before = facts(tmp_path)
     stage(Root(tmp_path), Tools(tmp_path), "size")
     assert start(tmp_path, 1, pages=PAGES) == "tried"
@@ -595,7 +597,7 @@ def test_unconfirmed_it_comes_back_at_the_second_start_and_reboots_once(tmp_path
 
 
 def test_no_reboot_where_the_running_kernel_has_none_of_it(tmp_path: Path) -> None:
-    build(tmp_path, "debian-grub")
+    build(tmp_path, "debian-grub-btrfs")
     stage(Root(tmp_path), Tools(tmp_path), "size")
     assert start(tmp_path, 1) == "tried"
     assert start(tmp_path, 2) == "put-back"
@@ -608,6 +610,32 @@ def test_what_grub_has_dropped_is_put_back_at_the_start_that_finds_out(tmp_path:
     # The first start hung before the guard ran; GRUB started the second without the options.
     assert start(tmp_path, 2) == "put-back"
     assert facts(tmp_path) == before
+
+
+def test_a_driver_that_hangs_before_the_guard_has_counted_comes_back_too(tmp_path: Path) -> None:
+    """Where GRUB counts it also has what drivers get, and no file of /etc brings it back."""
+    build(tmp_path, "debian-grub")
+    before = facts(tmp_path)
+    stage(Root(tmp_path), Tools(tmp_path), "size")
+    assert not (tmp_path / "etc/modprobe.d/zz-infertune.conf").exists()
+    assert "ttm.pages_limit=25165824" in (tmp_path / "etc/grub.d/01_infertune").read_text()
+    assert start(tmp_path, 2, cmdline="ro\n") == "put-back"
+    assert facts(tmp_path) == before
+
+
+def test_an_early_start_does_not_miss_what_is_asked_for_before_its_module(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    stage(Root(tmp_path), Tools(tmp_path), "size")
+    (tmp_path / "sys/module/ttm/parameters/pages_limit").unlink()  # not loaded that early
+    assert start(tmp_path, 1, cmdline="ro ttm.pages_limit=25165824\n") == "tried"
+    assert confirm(tmp_path)
+
+
+def test_a_start_with_a_part_of_the_options_is_none(tmp_path: Path) -> None:
+    """Another may have given one of them; what has not been tried must not be confirmed."""
+    build(tmp_path, "debian-grub")
+    stage(Root(tmp_path), Tools(tmp_path))
+    assert start(tmp_path, 1, cmdline="ro amd_iommu=off\n") == "reboot"  # it has that one
 
 
 def test_a_start_with_the_options_is_tried(tmp_path: Path) -> None:
@@ -632,7 +660,7 @@ def test_an_undo_that_was_cut_short_is_finished_and_no_failure(tmp_path: Path) -
 
 
 def test_a_guard_that_was_cut_short_goes_on_and_still_says_why(tmp_path: Path) -> None:
-    build(tmp_path, "debian-grub")
+    build(tmp_path, "debian-grub-btrfs")
     before = facts(tmp_path)
     stage(Root(tmp_path), Tools(tmp_path), "size")
     start(tmp_path, 1, pages=PAGES)
@@ -659,7 +687,7 @@ def read_only_var(step: Step) -> None:
 def test_what_takes_no_room_goes_back_on_a_full_disk(
     by: str, trouble: Callable[[Step], None], tmp_path: Path
 ) -> None:
-    build(tmp_path, "debian-grub")
+    build(tmp_path, "debian-grub-btrfs")
     before = facts(tmp_path)
     stage(Root(tmp_path), Tools(tmp_path), "size")
     start(tmp_path, 1, pages=PAGES)
@@ -673,7 +701,7 @@ def test_what_takes_no_room_goes_back_on_a_full_disk(
 
 
 def test_by_hand_is_not_confirmed_by_the_unit(tmp_path: Path) -> None:
-    build(tmp_path, "debian-grub")
+    build(tmp_path, "debian-grub-btrfs")
     stage(Root(tmp_path), Tools(tmp_path), "size", by_hand=True)
     start(tmp_path, 1, pages=PAGES)
     assert not confirm(tmp_path)
@@ -720,7 +748,7 @@ def test_a_person_cannot_confirm_what_grub_has_dropped(tmp_path: Path) -> None:
     stage(Root(tmp_path), Tools(tmp_path), "kernel")
     (tmp_path / BOOT_ID.lstrip("/")).write_text("the guard is not installed\n")
     tools = Tools(tmp_path)
-    with pytest.raises(UsageError, match="left the options out"):
+    with pytest.raises(UsageError, match="was without the options"):
         guard.confirm(Root(tmp_path), tools)
     assert tools.ran == []
     (tmp_path / "proc/cmdline").write_text("ro amd_iommu=off\n")
@@ -728,7 +756,7 @@ def test_a_person_cannot_confirm_what_grub_has_dropped(tmp_path: Path) -> None:
 
 
 def test_the_confirm_point_first_does_what_the_guard_could_not(tmp_path: Path) -> None:
-    build(tmp_path, "debian-grub")
+    build(tmp_path, "debian-grub-btrfs")
     before = facts(tmp_path)
     stage(Root(tmp_path), Tools(tmp_path), "size")
     (tmp_path / BOOT_ID.lstrip("/")).write_text("first\n")
@@ -746,7 +774,7 @@ def test_the_confirm_point_first_does_what_the_guard_could_not(tmp_path: Path) -
 
 
 def test_a_live_write_is_never_called_applied(tmp_path: Path) -> None:
-    build(tmp_path, "debian-grub")
+    build(tmp_path, "debian-grub-btrfs")
     stage(Root(tmp_path), Tools(tmp_path), "size")
     (tmp_path / "sys/module/ttm/parameters/pages_limit").write_text(PAGES)
     assert state(tmp_path) == "pending-reboot"
@@ -786,7 +814,7 @@ def test_plan_does_not_call_a_live_write_applied_either(
     ],
 )
 def test_overridden_names_who(file: str, text: str, who: str, tmp_path: Path) -> None:
-    build(tmp_path, "debian-grub")
+    build(tmp_path, "debian-grub-btrfs")
     stage(Root(tmp_path), Tools(tmp_path), "size")
     (tmp_path / file).write_text(text)
     start(tmp_path, 1, pages="5\n")

@@ -17,10 +17,11 @@ from infertune.boot import record, staging
 from infertune.boot.commands import Ran, Runner, find, runner
 from infertune.boot.options import Option
 from infertune.boot.record import Stage
+from infertune.boot.sources import COMMAND_LINE
 from infertune.boot.state import live
 from infertune.engine import boot_id
 from infertune.errors import InfertuneError, UsageError
-from infertune.knobs.boot import PAGE
+from infertune.knobs.boot import PAGE, parameters
 from infertune.machine import Machine
 from infertune.root import Root
 from infertune.transaction import describe
@@ -104,7 +105,7 @@ def at_start(root: Root, run: Runner) -> Verdict:
     if stage.phase == "trying":
         return _put_back(root, stage, run, "the start before this one was not confirmed")
     if stage.counted and _dropped(root, stage):
-        reason = "the boot loader left the options out, as it does after one start unconfirmed"
+        reason = "this start was without the options, as GRUB's is after one that was not confirmed"
         return _put_back(root, stage, run, reason)
     with staging.failing("this start is not counted"):
         record.save(root, replace(stage, phase="trying", tried=here))
@@ -112,9 +113,10 @@ def at_start(root: Root, run: Runner) -> Verdict:
 
 
 def _dropped(root: Root, stage: Stage) -> bool:
-    """Whether the boot loader has left the options out at this start."""
-    of_kernel = [o for o in stage.options if o.on_command_line]
-    return bool(of_kernel) and all(live(root, o) != o.value for o in of_kernel)
+    """Whether this start was without some of the options that the boot loader was to give it."""
+    given = parameters(root.get(COMMAND_LINE) or "")
+    words = [(p.word, o.value) for o in stage.options if o.on_command_line for p in o.parameters]
+    return not set(words) <= set(given)
 
 
 def _put_back(root: Root, stage: Stage, run: Runner, reason: str) -> Verdict:
@@ -158,7 +160,7 @@ def confirm(root: Root, run: Runner, *, by_unit: bool = False) -> bool:
     if stage.counted and _dropped(root, stage):
         # Confirmed, the loader would use them for good: options with which nothing has started.
         raise UsageError(
-            "the boot loader left the options out of this start; there is nothing to confirm",
+            "this start was without the options; there is nothing to confirm",
             hint="infertune boot undo",
         )
     with staging.failing("it is not confirmed"):

@@ -101,6 +101,9 @@ class Style:
     command_line: Callable[[Root, Words], Way]
     modprobe: bool = True
     """Whether /etc/modprobe.d reaches drivers; an image's initramfs does not have our file."""
+    counts: Callable[[Root], bool] = lambda _: False
+    """Whether the loader drops what it started once in vain.  Then drivers get theirs from it, too:
+    one that takes the machine down before the guard has counted would do so at every start."""
 
 
 def _by_hand(instruction: str) -> Way:
@@ -122,11 +125,10 @@ def _grub(root: Root, words: Words) -> Way:
     if not rebuild or not script:
         return _by_hand(f"add to the kernel's line in grub.cfg: {' '.join(words)}")
     build = Command(rebuild, "writes GRUB's menu", undo=rebuild)
-    # Debian, Ubuntu and Arch patch grub-mkconfig to read /etc/default/grub.d; upstream does not.
-    if "default/grub.d" not in (root.get(script) or ""):
+    if not _has_drop_ins(root, script):
         return _grub_in_place(root, words, build)
     editor = find(root, "grub-editenv")
-    if editor is None or not _grub_can_count(root):
+    if editor is None or not _grub_counts(root):
         line = 'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT {}"\n'
         drop_in = NewFile(GRUB_DROP_IN, (HEADER + line.format(" ".join(words))).encode())
         rescue = MENU.format(
@@ -178,11 +180,20 @@ END
 """
 
 
-def _grub_can_count(root: Root) -> bool:
-    """Whether GRUB itself can write /boot/grub/grubenv."""
+def _grub_counts(root: Root) -> bool:
+    """Whether GRUB can be told what to try, and can itself write /boot/grub/grubenv."""
+    script = find(root, "grub-mkconfig") or find(root, "grub2-mkconfig")
+    rebuilt = script and (find(root, "update-grub") or _mkconfig(root, script))
+    if not (script and rebuilt and find(root, "grub-editenv") and _has_drop_ins(root, script)):
+        return False
     device, kind = mounted(root, "/boot/grub")
     plain = not device.startswith(("/dev/mapper/", "/dev/md", "/dev/dm-"))
     return kind in _COUNTING_FILE_SYSTEMS and plain
+
+
+def _has_drop_ins(root: Root, script: str) -> bool:
+    """Debian, Ubuntu and Arch patch grub-mkconfig to read them; upstream does not."""
+    return "default/grub.d" in (root.get(script) or "")
 
 
 def mounted(root: Root, path: str) -> tuple[str, str]:
@@ -385,7 +396,7 @@ def _unknown(root: Root, words: Words) -> Way:
 
 
 STYLES: dict[str | None, Style] = {
-    "grub": Style(_grub),
+    "grub": Style(_grub, counts=_grub_counts),
     "bls": Style(_grubby),
     "systemd-boot": Style(_systemd_boot),
     "uki": Style(_uki),
@@ -427,8 +438,10 @@ def plan(root: Root, machine: Machine, options: Sequence[Option]) -> Change:
     Raises Failed for a file it cannot read, UsageError for options that have no room.
     """
     style = STYLES[machine.boot_style if machine.boot_style in STYLES else None]
+    if not style.modprobe or style.counts(root):
+        options = [replace(o, on_command_line=bool(o.parameters)) for o in options]
     firmware = tuple(option for option in options if not option.parameters)
-    on_line = [o for o in options if o.parameters and (o.on_command_line or not style.modprobe)]
+    on_line = [o for o in options if o.on_command_line]
     in_file = [o for o in options if o.parameters and o not in on_line]
     change = Change(machine.boot_style)
     done = [*firmware]

@@ -40,7 +40,7 @@ def _prepared(ctx: Context) -> tuple[Desired, Change, list[str], tuple[Finding, 
     found, left = options(ctx.root, machine, wanted, sources, ours)
     guard.check_sizes(machine, found)
     change = plan(ctx.root, machine, found)
-    notes = [*left, *change.notes, *sources.problems, *_rivals(found, sources)]
+    notes = [*left, *change.notes, *sources.problems, *_rivals(change.options, sources)]
     if ctx.root.live and change.options and not ctx.root.exists(GUARD):
         notes.append("the guard is not enabled ('infertune setup'): nothing goes back by itself")
     return wanted, change, notes, findings(sources)
