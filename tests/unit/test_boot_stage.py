@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -211,6 +212,25 @@ def test_one_tool_that_fails_does_not_keep_the_others_from_undoing(tmp_path: Pat
     assert tools.ran[1:] == ["/usr/sbin/update-grub"]
     assert facts(tmp_path) == before
     undo(Root(tmp_path), Tools(tmp_path))
+    assert not (tmp_path / "var/lib/infertune/boot").exists()
+
+
+def test_one_file_that_cannot_be_put_back_does_not_keep_the_others(tmp_path: Path) -> None:
+    """Somebody's ``chattr +i``, or a bad block."""
+    build(tmp_path, "debian-grub-btrfs")
+    stage(Root(tmp_path), Tools(tmp_path))
+
+    def immutable(step: Step) -> None:
+        if step.path.endswith("zz-infertune.cfg"):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM), step.path)
+
+    tools = Tools(tmp_path)
+    with pytest.raises(Failed, match=r"EPERM.*zz-infertune.cfg"):
+        undo(Root(tmp_path, hook=immutable), tools)
+    assert not (tmp_path / "etc/modprobe.d/zz-infertune.conf").exists()
+    assert tools.ran == ["/usr/sbin/update-initramfs -u -k all", "/usr/sbin/update-grub"]
+    undo(Root(tmp_path), Tools(tmp_path))
+    assert not (tmp_path / "etc/default/grub.d").exists()
     assert not (tmp_path / "var/lib/infertune/boot").exists()
 
 
@@ -533,14 +553,35 @@ def test_a_damaged_record_is_one_clear_line(
         assert "a bug" not in err
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b'{"format":2}', "is of another version of infertune (format 2, this one has 1)"),
+        (b'{"format":1,"phase":"gone"}', "is damaged: 'gone' is no phase"),
+        (b"[" * 200_000, "is damaged"),
+        (b"[1]", "is damaged"),
+    ],
+)
+def test_a_whole_record_that_is_none_of_ours(
+    text: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(tmp_path, "debian-grub")
+    file = tmp_path / "var/lib/infertune/boot"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"%08x %s\n" % (zlib.crc32(text), text))
+    for words in (["status"], ["plan", "boot"], ["stage", "boot"], ["undo"], ["confirm"]):
+        assert main(["--root", str(tmp_path), "boot", *words]) == 3
+        err = capsys.readouterr().err
+        assert said in err
+        assert "a bug" not in err
+
+
 def test_a_record_is_not_trusted_with_paths(tmp_path: Path) -> None:
     build(tmp_path, "debian-grub")
     stage(Root(tmp_path), Tools(tmp_path), "kernel")
     stored = record.load(Root(tmp_path))
     assert stored is not None
     bad = record.dump(stored).replace(b"/etc/grub.d/01_infertune", b"/etc/../etc/01_infertune")
-    import zlib
-
     text = bad.partition(b" ")[2].rstrip(b"\n")
     with pytest.raises(ValueError, match="not a path of a record"):
         record.parse(b"%08x %s\n" % (zlib.crc32(text), text))

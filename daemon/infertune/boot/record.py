@@ -16,7 +16,7 @@ import stat
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from infertune.boot.options import Option, Parameter
 from infertune.errors import Failed, NotPermitted
@@ -119,7 +119,7 @@ def load(root: Root) -> Stage | None:
         return None
     try:
         return parse(data)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Failed(
             f"{PATH} is damaged: {error}",
             hint="put back by hand the files in /etc and /boot with 'infertune' in name or text, "
@@ -168,14 +168,19 @@ def dump(stage: Stage) -> bytes:
 
 
 def parse(data: bytes) -> Stage:
-    """Raises ValueError, TypeError or KeyError for what is not a whole record of this version."""
+    """Raises ValueError, TypeError or KeyError for what is no whole record; Failed for another's."""
     checksum, _, rest = data.partition(b" ")
     text = rest.removesuffix(b"\n")
     if not rest.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
         raise ValueError("its checksum is wrong")
     fields = json.loads(text)
-    if fields.pop("format") != FORMAT:
-        raise ValueError("it is of another version")
+    if (version := fields.pop("format")) != FORMAT:
+        raise Failed(
+            f"{PATH} is of another version of infertune (format {version}, this one has {FORMAT})",
+            hint="'infertune boot undo' of that version ends it",
+        )
+    if fields["phase"] not in get_args(Phase):
+        raise ValueError(f"{fields['phase']!r} is no phase")
     return Stage(
         **{
             **fields,

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 
 from infertune.boot import record
 from infertune.boot.commands import Runner
@@ -144,43 +145,35 @@ def put_back(root: Root, old: Stage, run: Runner, *, leave: bool = False) -> tup
             hint="move your change away (it is not lost by that), or put the file back by hand",
         )
     left = [f"{what}, and is left" for what in foreign.values()]
-    wrong: list[str] = []
-    with failing("'infertune boot undo' tries again"):
-        files = [file for file in old.files if file.path not in foreign]
-        if old.in_force:
-            # What a command edited is put back only if nobody else touched it since.
-            files = [file for file in files if not file.edited or _is_ours(root, file)]
-        with contextlib.suppress(OSError):
-            # A full disk, or one that is read-only, must not keep the rest from going back: all
-            # of it can be done twice, and most of it takes no room.
-            record.save(root, replace(old, phase="undoing", files=tuple(files)))
-        for file in reversed([file for file in files if not file.edited]):
-            _restore(root, file)
-        for directory in reversed(old.directories):
-            with contextlib.suppress(OSError):
-                root.rmdir(directory)  # somebody else's file keeps it
-        for step in old.steps:
-            if not step.undo:
-                continue
-            if not root.exists(step.undo[0]):
-                left.append(f"{step.undo[0]} is gone: what it built is not built anew")
-                continue
-            try:
-                run_step(run, step.undo)
-            except Failed as error:
-                wrong.append(error.message)
-        # After the command's own undo, which a kernel that was installed meanwhile needs.
-        for file in files:
-            if file.edited:
-                _restore(root, file)
-        # Last: early in a start the driver is not there yet, and nothing else may wait for it.
-        for setting in reversed(old.settings):
-            try:
-                root.write_value(setting.path, setting.before)
-            except OSError as error:
-                wrong.append(describe(error))
-        if wrong:
-            raise Failed("; ".join(wrong))
+    files = [file for file in old.files if file.path not in foreign]
+    if old.in_force:
+        # What a command edited is put back only if nobody else touched it since.
+        files = [file for file in files if not file.edited or _is_ours(root, file)]
+    with contextlib.suppress(OSError):
+        # A full disk, or one that is read-only, must not keep the rest from going back: all of
+        # it can be done twice, and most of it takes no room.
+        record.save(root, replace(old, phase="undoing", files=tuple(files)))
+    work = [partial(_restore, root, file) for file in reversed(files) if not file.edited]
+    work += [partial(_remove_empty, root, directory) for directory in reversed(old.directories)]
+    for step in old.steps:
+        if step.undo and root.exists(step.undo[0]):
+            work.append(partial(run_step, run, step.undo))
+        elif step.undo:
+            left.append(f"{step.undo[0]} is gone: what it built is not built anew")
+    # After the command's own undo, which a kernel that was installed meanwhile needs.
+    work += [partial(_restore, root, file) for file in files if file.edited]
+    # Last: early in a start the driver is not there yet.
+    work += [partial(root.write_value, each.path, each.before) for each in reversed(old.settings)]
+    wrong = []
+    for part in work:
+        try:
+            part()
+        except OSError as error:
+            wrong.append(describe(error))
+        except Failed as error:
+            wrong.append(error.message)
+    if wrong:
+        raise Failed(f"{'; '.join(wrong)}; 'infertune boot undo' tries again")
     return tuple(left)
 
 
@@ -232,6 +225,11 @@ def _missing(root: Root, paths: Sequence[str]) -> tuple[str, ...]:
 
 def _put(root: Root, path: str, content: Content) -> None:
     root.replace(path, content.data, content.mode, owner=(content.uid, content.gid))
+
+
+def _remove_empty(root: Root, directory: str) -> None:
+    with contextlib.suppress(OSError):
+        root.rmdir(directory)  # somebody else's file keeps it
 
 
 def _restore(root: Root, file: Kept) -> None:
