@@ -168,7 +168,7 @@ def dump(stage: Stage) -> bytes:
 
 
 def parse(data: bytes) -> Stage:
-    """Raises ValueError, TypeError or KeyError for what is no whole record; Failed for another's."""
+    """Raises ValueError, TypeError or KeyError for what is no whole record; Failed for another."""
     checksum, _, rest = data.partition(b" ")
     text = rest.removesuffix(b"\n")
     if not rest.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
