@@ -7,18 +7,20 @@ and switches off, or starts a stock kernel.  Its environment block lies on a dis
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from infertune.boot.loaders import AT_THE_TRY, grub_script
-from vm.guest import QEMU
+from vm.conftest import EXTRAS
+from vm.guest import COMMAND_LINE, QEMU, Guest
 
 WORDS = ("amd_iommu=off", "isolcpus=2-3")
 UNBOOTABLE = ("rdinit=/nowhere",)
@@ -28,8 +30,8 @@ EARLY = """
 serial --unit=0 --speed=115200
 terminal_output serial
 set root=(hd1)
-set prefix=(hd1)/boot/grub
-configfile /boot/grub/grub.cfg
+set prefix=(hd1){prefix}
+configfile {prefix}/grub.cfg
 """
 # Debian's 00_header loads the block first, and its 10_linux copies our variable into the entry.
 CONFIG = """load_env
@@ -64,14 +66,7 @@ class Grub:
         self.tool("grub-script-check", boot / "grub.cfg")
         self._environment = boot / "grubenv"
         self.tool("grub-editenv", self._environment, "create")
-        (directory / "early.cfg").write_text(EARLY)
-        core = directory / "core"
-        self.tool(
-            "grub-mkimage", "-d", modules, "-O", "i386-pc", "-p", "(hd1)/boot/grub",
-            "-c", directory / "early.cfg", "-o", core, *MODULES.split(),
-        )  # fmt: skip
-        disk = (modules / "boot.img").read_bytes() + core.read_bytes()
-        (directory / "hd0").write_bytes(disk.ljust(2 << 20, b"\0"))
+        boot_disk(tools, directory / "hd0", "/boot/grub")
 
     def tool(self, name: str, *words: str | Path) -> None:
         subprocess.run([self._tools / name, *words], check=True)
@@ -79,13 +74,7 @@ class Grub:
     def set(self, value: str) -> None:
         """A new disk whose environment block says so, as grub-editenv would have written it."""
         self.tool("grub-editenv", self._environment, "set", f"infertune_boot={value}")
-        disk = self.directory / "hd1"
-        disk.unlink(missing_ok=True)
-        with disk.open("wb") as file:
-            file.truncate(64 << 20)
-        path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-        make = ["mke2fs", "-q", "-t", "ext4", "-d", self.directory / "tree", disk]
-        subprocess.run(make, env={**os.environ, "PATH": path}, check=True)
+        file_system(self.directory / "tree", self.directory / "hd1")
 
     def start(self) -> str:
         """What the entry is started with."""
@@ -120,6 +109,34 @@ class Grub:
         return _text(serial)
 
 
+def boot_disk(tools: Path, disk: Path, prefix: str) -> None:
+    """A disk with GRUB in its first sectors; the rest of it is on the second disk."""
+    modules = tools / "usr" / "lib" / "grub" / "i386-pc"
+    early, core = disk.with_name("early.cfg"), disk.with_name("core")
+    early.write_text(EARLY.format(prefix=prefix))
+    make: list[str | Path] = [
+        tools / "usr" / "bin" / "grub-mkimage",
+        "-d",
+        modules,
+        "-O",
+        "i386-pc",
+    ]
+    make += ["-p", f"(hd1){prefix}", "-c", early, "-o", core, *MODULES.split()]
+    subprocess.run(make, check=True)
+    data = (modules / "boot.img").read_bytes() + core.read_bytes()
+    disk.write_bytes(data.ljust(2 << 20, b"\0"))
+
+
+def file_system(tree: Path, disk: Path) -> None:
+    """A new disk that holds the files of a directory."""
+    disk.unlink(missing_ok=True)
+    with disk.open("wb") as file:
+        file.truncate(64 << 20)
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    make: list[str | Path] = ["mke2fs", "-q", "-t", "ext4", "-d", tree, disk]
+    subprocess.run(make, env={**os.environ, "PATH": path}, check=True)
+
+
 def _text(serial: Path) -> str:
     if not serial.exists():
         return ""
@@ -132,7 +149,8 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for tool in (QEMU, "apt-get", "dpkg-deb", "setpriv"):
         if shutil.which(tool) is None:
             pytest.skip(f"not installed: {tool}")
-    fetch = ["apt-get", "-qq", "download", "grub-common", "grub-pc-bin"]
+    packages = ("grub-common", "grub-pc-bin", "grub2-common", "libdevmapper1.02.1")
+    fetch = ["apt-get", "-qq", "download", *packages]
     if subprocess.run(fetch, cwd=directory, capture_output=True, check=False).returncode:
         pytest.skip("Debian's GRUB cannot be fetched")
     for package in directory.glob("*.deb"):
@@ -167,3 +185,104 @@ def test_an_option_with_which_no_kernel_starts_is_gone_at_the_second_start(
     assert second.split()[-1] == "console=ttyS0"
     panicked, again = text.index("Kernel panic"), text.index("Rebooting in 30 seconds")
     assert text.index(first) < panicked < again < text.index(second)
+
+
+PROFILE = """[boot]
+transparent_hugepage = "never"
+ttm.pages_limit = "314572KiB"
+"""
+LIMIT = "/sys/module/ttm/parameters/pages_limit"
+ASKED = ("ttm.pages_limit=78643", "transparent_hugepage=never")
+DEFAULTS = f"""GRUB_TIMEOUT=0
+GRUB_TERMINAL=serial
+GRUB_SERIAL_COMMAND="serial --unit=0 --speed=115200"
+GRUB_DISABLE_OS_PROBER=true
+GRUB_CMDLINE_LINUX="{COMMAND_LINE}"
+GRUB_CMDLINE_LINUX_DEFAULT="quiet"
+"""
+FILES = "find /etc/default /etc/grub.d /etc/modprobe.d -type f -exec sha256sum {} + | sort"
+
+
+@pytest.fixture
+def machine(tools: Path, image: Path, wheels: Path, tmp_path: Path) -> Iterator[Guest]:
+    """A guest with Debian's GRUB, its tools and its menu on a disk that is /boot."""
+    kernel = image / "6.12"
+    release = (kernel / "release").read_text().strip()
+    boot = tmp_path / "boot"
+    shutil.copytree(tools / "usr" / "lib" / "grub" / "i386-pc", boot / "grub" / "i386-pc")
+    shutil.copy(kernel / "vmlinuz", boot / f"vmlinuz-{release}")
+    shutil.copy(kernel / "initrd", boot / f"initrd.img-{release}")
+    first = f"linux /vmlinuz-{release} {COMMAND_LINE}\ninitrd /initrd.img-{release}\nboot\n"
+    (boot / "grub" / "grub.cfg").write_text(first)
+    file_system(boot, tmp_path / "hd1")
+    boot_disk(tools, tmp_path / "hd0", "/grub")
+    guest = Guest(image, "6.12", (tmp_path / "hd0", tmp_path / "hd1"))
+    try:
+        guest.start()
+        guest.install(wheels, EXTRAS)
+        guest.put(tools, "/root")
+        guest.sh("tar -C /root/tools -c . | tar -C / -x --keep-directory-symlink --no-same-owner")
+        guest.sh("rm -r /root/tools && ldconfig")
+        guest.sh("echo /dev/vdb /boot ext4 defaults 0 0 >>/etc/fstab && mount /boot")
+        guest.sh("echo ttm >/etc/modules-load.d/ttm.conf && mkdir -p /etc/infertune/profiles")
+        guest.write("/etc/default/grub", DEFAULTS)
+        guest.write("/etc/infertune/profiles/kernel.toml", PROFILE)
+        guest.sh("update-grub 2>&1", timeout=600)
+        guest.infertune("setup")
+        guest.sh("sync")
+        yield guest
+    finally:
+        guest.stop()
+
+
+def settled(guest: Guest) -> tuple[str, str, list[str]]:
+    """State, phase and notes once the units of this start are done."""
+    end = time.monotonic() + 300
+    while guest.run("systemctl list-jobs --no-legend infertune-boot-*").out.strip():
+        assert time.monotonic() < end
+        time.sleep(1)
+    found = json.loads(guest.infertune("boot status --json", codes=(0, 1)).out)
+    return found["state"], found["phase"], found["notes"]
+
+
+def given(guest: Guest) -> set[str]:
+    """What this start has of what was asked for."""
+    return {*ASKED, *AT_THE_TRY} & set(guest.read("/proc/cmdline").split())
+
+
+@pytest.mark.timeout(3600)
+def test_a_machine_that_grub_starts(machine: Guest) -> None:
+    guest = machine
+    guest.reboot()
+    before, default = guest.sh(FILES), guest.read(LIMIT)
+    assert given(guest) == set()
+
+    # Tried, confirmed, in force at the start after that, and undone.
+    assert guest.run("infertune boot stage kernel", timeout=900).code == 0
+    guest.reboot()
+    assert given(guest) == {*ASKED, *AT_THE_TRY}
+    assert guest.read(LIMIT) == "78643"
+    assert settled(guest)[:2] == ("active", "confirmed")
+    guest.reboot()
+    assert given(guest) == {*ASKED}
+    assert guest.read(LIMIT) == "78643"
+    assert guest.run("infertune boot undo", timeout=900).code == 0
+    assert guest.sh(FILES) == before
+    guest.reboot()
+    assert given(guest) == set()
+    assert guest.read(LIMIT) == default
+    assert settled(guest)[0] == "none"
+
+    # With one that no kernel starts with: nobody touches the machine until it is back.
+    assert guest.run("infertune boot stage kernel", timeout=900).code == 0
+    guest.sh(f"sed -i 's,{ASKED[-1]},& {UNBOOTABLE[0]},' /boot/grub/grub.cfg && sync")
+    seen = len(_text(guest.log))
+    guest.reboot()
+    console = _text(guest.log)[seen:]
+    assert console.count("Kernel panic") == console.count("Rebooting in 30 seconds") == 1
+    state, phase, notes = settled(guest)
+    assert (state, phase) == ("failed", "failed"), notes
+    assert "without the options" in notes[0]
+    assert given(guest) == set()
+    assert guest.read(LIMIT) == default
+    assert guest.sh(FILES) == before
