@@ -7,7 +7,6 @@ and switches off, or starts a stock kernel.  Its environment block lies on a dis
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ import pytest
 from infertune.boot.loaders import AT_THE_TRY, grub_script
 from vm.conftest import EXTRAS
 from vm.guest import COMMAND_LINE, QEMU, Guest
+from vm.test_boot import LIMIT, PAGES, settled
 
 WORDS = ("amd_iommu=off", "isolcpus=2-3")
 UNBOOTABLE = ("rdinit=/nowhere",)
@@ -187,12 +187,11 @@ def test_an_option_with_which_no_kernel_starts_is_gone_at_the_second_start(
     assert text.index(first) < panicked < again < text.index(second)
 
 
-PROFILE = """[boot]
+PROFILE = f"""[boot]
 transparent_hugepage = "never"
-ttm.pages_limit = "314572KiB"
+ttm.pages_limit = "{int(PAGES) * 4}KiB"
 """
-LIMIT = "/sys/module/ttm/parameters/pages_limit"
-ASKED = ("ttm.pages_limit=78643", "transparent_hugepage=never")
+ASKED = (f"ttm.pages_limit={PAGES}", "transparent_hugepage=never")
 DEFAULTS = f"""GRUB_TIMEOUT=0
 GRUB_TERMINAL=serial
 GRUB_SERIAL_COMMAND="serial --unit=0 --speed=115200"
@@ -235,16 +234,6 @@ def machine(tools: Path, image: Path, wheels: Path, tmp_path: Path) -> Iterator[
         guest.stop()
 
 
-def settled(guest: Guest) -> tuple[str, str, list[str]]:
-    """State, phase and notes once the units of this start are done."""
-    end = time.monotonic() + 300
-    while guest.run("systemctl list-jobs --no-legend infertune-boot-*").out.strip():
-        assert time.monotonic() < end
-        time.sleep(1)
-    found = json.loads(guest.infertune("boot status --json", codes=(0, 1)).out)
-    return found["state"], found["phase"], found["notes"]
-
-
 def given(guest: Guest) -> set[str]:
     """What this start has of what was asked for."""
     return {*ASKED, *AT_THE_TRY} & set(guest.read("/proc/cmdline").split())
@@ -261,17 +250,18 @@ def test_a_machine_that_grub_starts(machine: Guest) -> None:
     assert guest.run("infertune boot stage kernel", timeout=900).code == 0
     guest.reboot()
     assert given(guest) == {*ASKED, *AT_THE_TRY}
-    assert guest.read(LIMIT) == "78643"
-    assert settled(guest)[:2] == ("active", "confirmed")
+    assert guest.read(LIMIT) == PAGES
+    found = settled(guest)
+    assert (found["state"], found["phase"]) == ("active", "confirmed"), found
     guest.reboot()
     assert given(guest) == {*ASKED}
-    assert guest.read(LIMIT) == "78643"
+    assert guest.read(LIMIT) == PAGES
     assert guest.run("infertune boot undo", timeout=900).code == 0
     assert guest.sh(FILES) == before
     guest.reboot()
     assert given(guest) == set()
     assert guest.read(LIMIT) == default
-    assert settled(guest)[0] == "none"
+    assert settled(guest)["state"] == "none"
 
     # With one that no kernel starts with: nobody touches the machine until it is back.
     assert guest.run("infertune boot stage kernel", timeout=900).code == 0
@@ -280,9 +270,9 @@ def test_a_machine_that_grub_starts(machine: Guest) -> None:
     guest.reboot()
     console = _text(guest.log)[seen:]
     assert console.count("Kernel panic") == console.count("Rebooting in 30 seconds") == 1
-    state, phase, notes = settled(guest)
-    assert (state, phase) == ("failed", "failed"), notes
-    assert "without the options" in notes[0]
+    found = settled(guest)
+    assert (found["state"], found["phase"]) == ("failed", "failed"), found
+    assert "without the options" in found["notes"][0]
     assert given(guest) == set()
     assert guest.read(LIMIT) == default
     assert guest.sh(FILES) == before
