@@ -114,15 +114,8 @@ def boot_disk(tools: Path, disk: Path, prefix: str) -> None:
     modules = tools / "usr" / "lib" / "grub" / "i386-pc"
     early, core = disk.with_name("early.cfg"), disk.with_name("core")
     early.write_text(EARLY.format(prefix=prefix))
-    make: list[str | Path] = [
-        tools / "usr" / "bin" / "grub-mkimage",
-        "-d",
-        modules,
-        "-O",
-        "i386-pc",
-    ]
-    make += ["-p", f"(hd1){prefix}", "-c", early, "-o", core, *MODULES.split()]
-    subprocess.run(make, check=True)
+    options = f"-d {modules} -O i386-pc -p (hd1){prefix} -c {early} -o {core} {MODULES}"
+    subprocess.run([tools / "usr" / "bin" / "grub-mkimage", *options.split()], check=True)
     data = (modules / "boot.img").read_bytes() + core.read_bytes()
     disk.write_bytes(data.ljust(2 << 20, b"\0"))
 
