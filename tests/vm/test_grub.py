@@ -216,7 +216,7 @@ def machine(tools: Path, image: Path, wheels: Path, tmp_path: Path) -> Iterator[
         guest.put(tools, "/root")
         guest.sh("tar -C /root/tools -c . | tar -C / -x --keep-directory-symlink --no-same-owner")
         guest.sh("rm -r /root/tools && ldconfig")
-        guest.sh("echo /dev/vdb /boot ext4 defaults 0 0 >>/etc/fstab && mount /boot")
+        guest.sh("echo /dev/vdc /boot ext4 defaults 0 0 >>/etc/fstab && mount /boot")
         guest.sh("echo ttm >/etc/modules-load.d/ttm.conf && mkdir -p /etc/infertune/profiles")
         guest.write("/etc/default/grub", DEFAULTS)
         guest.write("/etc/infertune/profiles/kernel.toml", PROFILE)
