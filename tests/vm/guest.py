@@ -86,10 +86,8 @@ class Done(NamedTuple):
 class Guest:
     """One virtual machine.  Start it with :meth:`start`, and :meth:`stop` it whatever happens."""
 
-    def __init__(self, image: Path, kernel: str, loader: tuple[Path, ...] = ()) -> None:
-        """``loader`` are disks to start from, in the BIOS' order, instead of QEMU's own loader."""
+    def __init__(self, image: Path, kernel: str) -> None:
         self.kernel = kernel
-        self.loader = loader
         self.image = image
         # Short, because the path of a socket may have 107 bytes.
         self.directory = Path(tempfile.mkdtemp(prefix="infertune-guest-"))
@@ -170,21 +168,6 @@ class Guest:
 
     def _power_on(self) -> None:
         kernel = self.image / self.kernel
-        start = (
-            f"kernel {kernel}/vmlinuz",
-            f"initrd {self._initrd or kernel / 'initrd'}",
-            # Ours finds the disk by itself; one of initramfs-tools is told.
-            f"append {COMMAND_LINE}{' root=/dev/vda rw' if self._initrd else ''}",
-        )
-        if self.loader:
-            start = tuple(
-                option
-                for number, disk in enumerate(self.loader)
-                for option in (
-                    f"drive file={disk},if=none,id=hd{number},format=raw",
-                    f"device virtio-blk-pci,drive=hd{number},bootindex={number}",
-                )
-            )
         options = (
             _accelerator(),
             "machine q35",
@@ -192,9 +175,11 @@ class Guest:
             "smp 2",
             *MEMORY[self.kernel],
             "display none",
-            f"drive file={self._disk},if=none,id=root,format=qcow2,cache=writeback",
-            "device virtio-blk-pci,drive=root",
-            *start,
+            f"kernel {kernel}/vmlinuz",
+            f"initrd {self._initrd or kernel / 'initrd'}",
+            # Ours finds the disk by itself; one of initramfs-tools is told.
+            f"append {COMMAND_LINE}{' root=/dev/vda rw' if self._initrd else ''}",
+            f"drive file={self._disk},if=virtio,format=qcow2,cache=writeback",
             "netdev user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:22",
             "device virtio-net-pci,netdev=net,romfile=",
             "device virtio-rng-pci",
@@ -250,8 +235,7 @@ class Guest:
             assert self._qemu is not None
             if self._qemu.poll() is not None:
                 raise AssertionError(f"QEMU ended: {(self.directory / 'qemu.err').read_text()}")
-            # One that a boot loader starts may start again.
-            if ("Kernel panic" in log and not self.loader) or time.monotonic() > end:
+            if "Kernel panic" in log or time.monotonic() > end:
                 raise TimeoutError(f"{self.kernel}: no {what} within {seconds} s\n{log}")
             time.sleep(0.2)
 
