@@ -278,7 +278,9 @@ class Root:
         target = self._inside(path)
         temporary = _successor(target)
         self._step("create", path)
-        fd = _open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+        # Not written over: what is there may be another name of a file that counts.
+        temporary.unlink(missing_ok=True)
+        fd = _open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
         try:
             try:
                 if owner is not None and owner != (os.fstat(fd).st_uid, os.fstat(fd).st_gid):
@@ -351,10 +353,11 @@ class Root:
         return Held(path, fd)
 
     @contextlib.contextmanager
-    def lock(self, path: str, owner: str) -> Iterator[str | None]:
+    def lock(self, path: str, owner: str, *, inherit: bool = False) -> Iterator[str | None]:
         """Hold an exclusive lock on ``path``; yields None, or the owner that has it already.
 
-        The lock dies with the process, however it dies.  An open-file-description lock
+        The lock dies with the process, however it dies; with ``inherit``, and where it is killed,
+        with the last program it started.  An open-file-description lock
         (Linux 3.15) rather than flock: ``lock_owner`` can ask for it without taking it.
         Only its owner may open the file: a shared lock takes no more than reading, and whoever
         has one keeps everybody else from the exclusive one.
@@ -373,10 +376,12 @@ class Root:
             with contextlib.suppress(OSError):
                 os.ftruncate(fd, 0)
                 os.pwrite(fd, owner.encode(), 0)
+            os.set_inheritable(fd, inherit)
             try:
                 yield None
             finally:
                 os.ftruncate(fd, 0)
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_UNLCK))
         finally:
             os.close(fd)
 
@@ -464,8 +469,9 @@ def _owner(fd: int) -> str:
 
 
 def _successor(target: Path) -> Path:
-    # A fixed name: a leftover of a killed process is overwritten, not collected.
-    return target.with_name(target.name + ".new")
+    # A fixed name: a leftover of a killed process is replaced, not collected.  Hidden, as
+    # grub-mkconfig runs whatever else it finds in /etc/grub.d; and nobody else's.
+    return target.with_name(f".{target.name}.infertune")
 
 
 def _natural(text: str) -> list[tuple[int, str]]:

@@ -128,7 +128,7 @@ def test_killed_by_strace(
     """
     watched = [
         "/run/infertune/journal",
-        "/run/infertune/journal.new",
+        "/run/infertune/.journal.infertune",
         "/run/infertune/lock",
         *(path for path in original if "transparent_hugepage" in path or "swappiness" in path),
     ]

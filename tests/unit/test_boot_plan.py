@@ -5,18 +5,23 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from boot_trees import KERNEL, MACHINE, TREES, build, facts
+from infertune.boot import commands, staging
 from infertune.boot.commands import PROGRAMS, find, runner
 from infertune.boot.guard import check_sizes, reserve
 from infertune.boot.loaders import GRUB_DROP_IN, GRUB_SCRIPT, grub_script, plan
 from infertune.boot.options import PLACES, options
 from infertune.boot.sources import findings, read_sources
 from infertune.cli.main import main
+from infertune.errors import Busy
 from infertune.knobs import KNOBS
 from infertune.machine import BOOT_STYLES, read_machine
 from infertune.profile import load_profile
@@ -92,6 +97,72 @@ def test_without_the_size_of_memory_nothing_is_staged(tmp_path: Path) -> None:
     build(tmp_path, "debian-grub")
     (tmp_path / "proc/meminfo").unlink()
     assert infertune(tmp_path, "stage", "size") == 2
+
+
+def test_what_the_firmware_takes_is_not_the_gpus_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(tmp_path, "debian-grub")
+    card = tmp_path / "sys/class/drm/card1/device"
+    (card / "uma").mkdir(parents=True)
+    (card / "vendor").write_text("0x1002\n")
+    (card / "device").write_text("0x1586\n")
+    (card / "driver").symlink_to("../../../../bus/pci/drivers/amdgpu")
+    (card / "mem_info_vram_total").write_text(f"{512 << 20}\n")
+    (card / "uma/carveout").write_text("0\n")
+    (card / "uma/carveout_options").write_text("0: Minimum (512 MB)\n7: M (64 GB)\n")
+    _profile(
+        tmp_path, '[boot]\nttm.pages_limit = "96GiB"\namdgpu.uma_carveout = "64GiB"\n'
+    )  # fmt: skip
+    assert infertune(tmp_path, "stage", "mine") == 2
+    assert "96 GiB is refused" in (err := capsys.readouterr().err)
+    assert "of 61.5 GiB at most 53.8 GiB" in err
+    _profile(
+        tmp_path, '[boot]\nttm.pages_limit = "53GiB"\namdgpu.uma_carveout = "64GiB"\n'
+    )  # fmt: skip
+    assert infertune(tmp_path, "stage", "mine") == 0
+
+
+def test_no_size_that_the_kernel_takes_for_none(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    for knob in ("ttm.pages_limit", "ttm.page_pool_size"):
+        _profile(tmp_path, f'[boot]\n{knob} = "0GiB"\n')
+        assert infertune(tmp_path, "plan", "mine") == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("x" * 2040, "the command line would have 2094 bytes, and the kernel takes 2047"),
+        ("a=b " * 60_000, "the command line would have 240053 bytes"),
+        ("ro quiet -- single", "has '--', and what follows goes to init"),
+    ],
+)
+def test_a_command_line_without_room(
+    line: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(tmp_path, "debian-grub")
+    (tmp_path / "proc/cmdline").write_text(line)
+    before = facts(tmp_path)
+    assert infertune(tmp_path, "stage", "kernel") == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert "nothing was touched" in err
+    assert facts(tmp_path) == before
+    build(tmp_path / "btrfs", "debian-grub-btrfs")
+    (tmp_path / "btrfs/proc/cmdline").write_text(line)
+    assert infertune(tmp_path / "btrfs", "stage", "size") == 0  # modprobe.d has no such bound
+
+
+def test_options_are_not_swallowed_by_a_comment(tmp_path: Path) -> None:
+    build(tmp_path, "debian-systemd-boot")
+    for text in ("", "# none yet\n", "root=1\n# the end\n", "root=1"):
+        (tmp_path / "etc/kernel/cmdline").write_text(text)
+        assert infertune(tmp_path, "stage", "kernel") == 0
+        lines = (tmp_path / "etc/kernel/cmdline").read_text().splitlines()
+        assert [line for line in lines if "amd_iommu=off" in line and not line.startswith("#")]
+        assert infertune(tmp_path, "undo") == 0
+        assert (tmp_path / "etc/kernel/cmdline").read_text() == text
 
 
 # -- which module --------------------------------------------------------------------
@@ -226,9 +297,10 @@ printf '%s' "$infertune_options"
     saved = tmp_path / "grubenv"
     saved.write_text("staged")
     words = "amd_iommu=off isolcpus=2-3"
-    assert [start(), start(), start()] == [words, "", ""]
+    tried = f"{words} panic=30 rd.shell=0 rd.emergency=reboot"
+    assert [start(), start(), start()] == [tried, "", ""]
     saved.write_text("staged")
-    assert start() == words
+    assert start() == tried
     saved.write_text("confirmed")
     assert [start(), start()] == [words, words]
     saved.write_text("")
@@ -309,7 +381,7 @@ def test_files_that_disagree_with_each_other_and_the_command_line(tmp_path: Path
 
 
 def test_plan_says_who_will_win(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    build(tmp_path, "debian-grub")
+    build(tmp_path, "debian-grub-btrfs")
     (tmp_path / "etc/modprobe.d/ttm.conf").write_text("options ttm pages_limit=1\n")
     infertune(tmp_path, "plan", "size")
     assert "will be overridden" not in capsys.readouterr().out  # ours sorts later
@@ -358,7 +430,7 @@ BROKEN = {
     "NUL": ("proc/cmdline", b"ro amd_iommu=pt\x00\x00\n", "no value"),
     "open quote": ("proc/cmdline", b'ro a="b c amd_iommu=pt\n', None),
     "no command line": ("proc/cmdline", None, "/proc/cmdline is not read"),
-    "very long": ("proc/cmdline", b"a=b " * 60_000, None),
+    "nearly too long": ("proc/cmdline", b"a=b " * 450, None),
     "grub is a fifo": ("usr/sbin/grub-mkconfig", os.mkfifo, None),
     "no boot id": ("proc/sys/kernel/random/boot_id", None, None),
     "modules.dep": ("lib/modules/7.1.3-test/modules.dep", bytes(range(256)) * 999, None),
@@ -418,6 +490,56 @@ def test_only_programs_of_the_catalogue_are_run(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="not a program"):
             run(argv)
     assert "sh" not in PROGRAMS
+
+
+@pytest.fixture
+def left_behind(tmp_path: Path) -> Iterator[Path]:
+    """A file with the number of a process that outlives its test."""
+    file = tmp_path / "pid"
+    yield file
+    os.kill(int(file.read_text()), signal.SIGKILL)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_tool_is_waited_for_and_not_what_it_leaves_running(
+    ends: bool, left_behind: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "SAY_EVERY_S", 0.2)
+    monkeypatch.setattr(commands, "TIMEOUT_S", 60 if ends else 0)
+    code = f"echo said; setsid sleep 60 & echo $! >{left_behind}; {'' if ends else 'sleep 60'}"
+    ran = commands._run(["/bin/sh", "-c", code], lambda _: None)
+    assert ran == (commands.Ran(0, "said") if ends else commands.Ran(-1, "no end after 0 minutes"))
+
+
+@pytest.mark.timeout(30)
+def test_a_rebuild_that_outlives_us_keeps_others_out(tmp_path: Path) -> None:
+    """Two rebuilds at once would write the same initramfs."""
+    root = Root(build(tmp_path / "tree", "debian-grub"))
+    file = tmp_path / "pid"
+
+    def killed() -> None:
+        with staging.lock(root, "first"):
+            code = f"echo $$ >{file}.x; mv {file}.x {file}; exec sleep 60"
+            commands._run(["/bin/sh", "-c", code], lambda _: None)
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            killed()
+        finally:
+            os._exit(1)
+    while not file.exists():
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    with pytest.raises(Busy, match=r"busy: first \(pid"), staging.lock(root, "second"):
+        pass
+    os.kill(int(file.read_text()), signal.SIGKILL)
+    while root.lock_owner(staging.LOCK):
+        time.sleep(0.05)
+    with staging.lock(root, "second"):
+        pass
 
 
 def test_a_profile_cannot_name_a_command_or_a_path() -> None:

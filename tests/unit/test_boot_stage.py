@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -87,7 +89,7 @@ def test_undo_is_exact(tree: Path) -> None:
 
 
 def test_an_existing_drop_in_of_that_name_comes_back(tmp_path: Path) -> None:
-    build(tmp_path, "debian-grub")
+    build(tmp_path, "debian-grub-btrfs")
     drop_in = tmp_path / "etc/modprobe.d/zz-infertune.conf"
     drop_in.write_bytes(b"# mine\r\n\xff\n")
     drop_in.chmod(0o640)
@@ -106,17 +108,18 @@ def test_undo_rebuilds_what_stage_has_built(tmp_path: Path) -> None:
     tools = Tools(tmp_path)
     stage(Root(tmp_path), tools)
     assert tools.ran == [
-        "/usr/sbin/update-initramfs -u -k all",
         "/usr/bin/grub-editenv - set infertune_boot=staged",
         "/usr/sbin/update-grub",
     ]
     tools.ran.clear()
     undo(Root(tmp_path), tools)
-    assert tools.ran == [
-        "/usr/sbin/update-initramfs -u -k all",
-        "/usr/bin/grub-editenv - unset infertune_boot",
-        "/usr/sbin/update-grub",
-    ]
+    assert tools.ran == ["/usr/bin/grub-editenv - unset infertune_boot", "/usr/sbin/update-grub"]
+    build(tmp_path / "btrfs", "debian-grub-btrfs")
+    tools = Tools(tmp_path / "btrfs")
+    stage(Root(tmp_path / "btrfs"), tools)
+    assert tools.ran == ["/usr/sbin/update-initramfs -u -k all", "/usr/sbin/update-grub"]
+    undo(Root(tmp_path / "btrfs"), tools)
+    assert tools.ran[2:] == tools.ran[:2]
 
 
 def test_a_kernel_installed_meanwhile_keeps_its_entry_without_our_options(tmp_path: Path) -> None:
@@ -141,6 +144,139 @@ def test_what_somebody_changed_since_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(Failed, match="/etc/kernel/cmdline was changed by someone else"):
         undo(Root(tmp_path), Tools(tmp_path))
     assert facts(tmp_path) == before
+
+
+@pytest.mark.parametrize("by", ["undo", "guard"])
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("debian-systemd-boot", "etc/kernel/cmdline"),
+        ("grub-without-drop-ins", "etc/default/grub"),
+        ("debian-grub-btrfs", "etc/default/grub.d/zz-infertune.cfg"),
+    ],
+)
+def test_what_somebody_added_since_stays_and_ours_goes(
+    name: str, file: str, by: str, tmp_path: Path
+) -> None:
+    build(tmp_path, name)
+    path = tmp_path / file
+    before = path.read_text() if path.exists() else ""
+    stage(Root(tmp_path), Tools(tmp_path))
+    theirs = "theirs=1\n"
+    path.write_text(path.read_text() + theirs)
+    if by == "undo":
+        undo(Root(tmp_path), Tools(tmp_path))
+    else:
+        start(tmp_path, 1)
+        start(tmp_path, 2)
+    assert path.read_text().split("\n") == [*before.splitlines(), *theirs.split("\n")]
+    assert not (tmp_path / "etc/modprobe.d/zz-infertune.conf").exists()
+
+
+def test_the_guard_puts_back_what_it_can_beside_what_somebody_changed(tmp_path: Path) -> None:
+    """Or one file that somebody edited would keep a machine in a boot setting that is bad."""
+    build(tmp_path, "debian-systemd-boot")
+    stage(Root(tmp_path), Tools(tmp_path))
+    (tmp_path / "etc/kernel/cmdline").write_text("root=UUID=2 theirs\n")
+    start(tmp_path, 1, pages=PAGES)
+    assert start(tmp_path, 2) == "reboot"
+    assert not (tmp_path / "etc/modprobe.d/zz-infertune.conf").exists()
+    assert (tmp_path / "etc/kernel/cmdline").read_text() == "root=UUID=2 theirs\n"
+    [note] = read_status(Root(tmp_path), read_machine(Root(tmp_path))).notes
+    assert "/etc/kernel/cmdline was changed by someone else since, and is left" in note
+    assert start(tmp_path, 3) == "nothing"
+
+
+def test_what_is_back_is_its_owners(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An undo whose rebuild failed, a file edited since, and the undo again."""
+    build(tmp_path, "grub-without-drop-ins")
+    stage(Root(tmp_path), Tools(tmp_path), "kernel")
+    with pytest.raises(Failed):
+        undo(Root(tmp_path), Tools(tmp_path, lambda _: True))
+    (tmp_path / "etc/default/grub").write_text("theirs\n")
+    assert main(["--root", str(tmp_path), "boot", "undo"]) == 1
+    assert "/etc/default/grub was changed by someone else since, and is left" in (
+        capsys.readouterr().out
+    )
+    assert (tmp_path / "etc/default/grub").read_text() == "theirs\n"
+    assert not (tmp_path / "var/lib/infertune/boot").exists()
+
+
+def test_one_tool_that_fails_does_not_keep_the_others_from_undoing(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub-btrfs")
+    before = facts(tmp_path)
+    stage(Root(tmp_path), Tools(tmp_path))
+    tools = Tools(tmp_path, lambda argv: "initramfs" in argv[0])
+    with pytest.raises(Failed, match=r"update-initramfs.*no space left"):
+        undo(Root(tmp_path), tools)
+    assert tools.ran[1:] == ["/usr/sbin/update-grub"]
+    assert facts(tmp_path) == before
+    undo(Root(tmp_path), Tools(tmp_path))
+    assert not (tmp_path / "var/lib/infertune/boot").exists()
+
+
+def test_one_file_that_cannot_be_put_back_does_not_keep_the_others(tmp_path: Path) -> None:
+    """Somebody's ``chattr +i``, or a bad block."""
+    build(tmp_path, "debian-grub-btrfs")
+    stage(Root(tmp_path), Tools(tmp_path))
+
+    def immutable(step: Step) -> None:
+        if step.path.endswith("zz-infertune.cfg"):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM), step.path)
+
+    tools = Tools(tmp_path)
+    with pytest.raises(Failed, match=r"EPERM.*zz-infertune.cfg"):
+        undo(Root(tmp_path, hook=immutable), tools)
+    assert not (tmp_path / "etc/modprobe.d/zz-infertune.conf").exists()
+    assert tools.ran == ["/usr/sbin/update-initramfs -u -k all", "/usr/sbin/update-grub"]
+    undo(Root(tmp_path), Tools(tmp_path))
+    assert not (tmp_path / "etc/default/grub.d").exists()
+    assert not (tmp_path / "var/lib/infertune/boot").exists()
+
+
+def test_a_boot_loader_that_was_removed_does_not_keep_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(tmp_path, "debian-grub")
+    before = facts(tmp_path)
+    stage(Root(tmp_path), Tools(tmp_path))
+    for gone in ("usr/sbin/update-grub", "usr/bin/grub-editenv"):
+        (tmp_path / gone).unlink()
+    assert main(["--root", str(tmp_path), "boot", "undo", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["left"] == [
+        "/usr/bin/grub-editenv is gone: what it built is not built anew",
+        "/usr/sbin/update-grub is gone: what it built is not built anew",
+    ]
+    assert facts(tmp_path) == before
+    assert main(["--root", str(tmp_path), "boot", "undo"]) == 0
+
+
+def test_a_driver_that_is_not_there_keeps_only_the_firmware_waiting(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub-btrfs")
+    card = tmp_path / "sys/class/drm/card1/device"
+    (card / "uma").mkdir(parents=True)
+    (card / "vendor").write_text("0x1002\n")
+    (card / "device").write_text("0x1586\n")
+    (card / "driver").symlink_to("../../../../bus/pci/drivers/amdgpu")
+    (card / "uma/carveout").write_text("7\n")
+    (card / "uma/carveout_options").write_text("0: Minimum (512 MB)\n7: M (16 GB)\n")
+    text = '[boot]\namdgpu.uma_carveout = "512MiB"\nttm.pages_limit = "96GiB"\n'
+    (tmp_path / "etc/infertune/profiles/both.toml").write_text(text)
+    before = facts(tmp_path)
+    stage(Root(tmp_path), Tools(tmp_path), "both")
+    start(tmp_path, 1, pages=PAGES)
+    # The second start, early: amdgpu is not loaded yet.
+    (card / "uma").rename(tmp_path / "away")
+    (tmp_path / BOOT_ID.lstrip("/")).write_text("second\n")
+    tools = Tools(tmp_path)
+    with pytest.raises(Failed, match="uma/carveout"):
+        guard.at_start(Root(tmp_path), tools)
+    assert tools.ran == ["/usr/sbin/update-initramfs -u -k all"]
+    assert facts(tmp_path) == before
+    # The same start, late.
+    (tmp_path / "away").rename(card / "uma")
+    assert guard.at_target(Root(tmp_path), Tools(tmp_path)).what == "reboot"
+    assert (card / "uma/carveout").read_text() == "7\n"
 
 
 def test_stage_twice_is_refused(tmp_path: Path) -> None:
@@ -183,6 +319,28 @@ def test_a_tool_that_always_fails_is_said_and_tried_again(tmp_path: Path) -> Non
     assert not (tmp_path / "var/lib/infertune/boot").exists()
 
 
+@pytest.mark.parametrize(
+    ("mounts", "staged"),
+    [
+        ("tmpfs /var tmpfs rw 0 0\n", False),
+        ("/dev/sda3 /var ext4 rw 0 0\n", True),
+        ("tmpfs /var tmpfs rw 0 0\n/dev/sda3 /var/lib/infertune ext4 rw 0 0\n", True),
+        ("tmpfs /var/lib/infer tmpfs rw 0 0\n", True),
+    ],
+)
+def test_a_record_that_would_not_outlive_the_boot_is_no_record(
+    mounts: str, staged: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(tmp_path, "debian-grub")
+    file = tmp_path / "proc/self/mounts"
+    file.write_text(file.read_text() + mounts)
+    before = facts(tmp_path)
+    assert main(["--root", str(tmp_path), "boot", "stage", "size"]) == (0 if staged else 3)
+    if not staged:
+        assert "would not outlive this boot" in capsys.readouterr().err
+        assert facts(tmp_path) == before
+
+
 # -- cut off -------------------------------------------------------------------------
 
 
@@ -195,8 +353,8 @@ def steps(base: Path, work: Callable[[Root], None]) -> int:
 def whole(base: Path, old: Facts, new: Facts) -> None:
     """Every file is old or new; none is half, and none is of a third kind."""
     for path, found in facts(base).items():
-        if path.endswith(".new"):
-            continue  # a successor that was not renamed: nobody reads it
+        if path.endswith(".infertune"):
+            continue  # a successor that was not renamed: hidden, so that nobody reads it
         words = [_words(each) for each in (old.get(path), new.get(path)) if each]
         assert _words(found) in words, path
 
@@ -237,7 +395,7 @@ def test_killed_at_every_step(
                 start(base, number)
             state = record.load(Root(base))
             if state and state.in_force:
-                assert {k: v for k, v in facts(base).items() if not k.endswith(".new")} == new
+                assert {k: v for k, v in facts(base).items() if not k.endswith(".infertune")} == new
             undo(Root(base), Tools(base))
             undo(Root(base), Tools(base))
             assert facts(base) == old, f"killed at step {number} of {work.__name__}"
@@ -245,6 +403,76 @@ def test_killed_at_every_step(
     assert points > 15
     with capsys.disabled():
         print(f"\n  kill -9 in stage and undo ({name}, then {recovery}): {points} of {points}")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_killed_in_every_command(name: str, tmp_path: Path) -> None:
+    """The loaders' tools take minutes: that is where a power cut or a kill comes in."""
+    model = build(tmp_path / "model", name)
+    old = facts(model)
+    commands = len(change_for(Root(model)).commands)
+    for number in range(2 * commands):
+        base = build(tmp_path / str(number), name)
+        left = [number]
+
+        def now(argv: Sequence[str], left: list[int] = left) -> bool:
+            left[0] -= 1
+            if left[0] < 0:
+                kill(Step("command", argv[0]))
+            return False
+
+        def both(base: Path = base) -> None:
+            tools = Tools(base, now)
+            stage(Root(base), tools)
+            undo(Root(base), tools)
+
+        assert in_child(both) == 9
+        if number % 2:
+            start(base, number)
+        undo(Root(base), Tools(base))
+        undo(Root(base), Tools(base))
+        assert facts(base) == old, f"killed in command {number}"
+        assert not (base / "var/lib/infertune/boot").exists()
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("at", ["put-back", "confirm"])
+def test_the_guard_killed_at_every_step(name: str, at: str, tmp_path: Path) -> None:
+    """Killed wherever: the next start ends it, and the machine is started again once at most."""
+    model = build(tmp_path / "model", name)
+    old = facts(model)
+    work = guard.at_start if at == "put-back" else guard.at_target
+    number, points = 0, 0
+    while True:
+        number += 1
+        base = build(tmp_path / str(number), name)
+        stage(Root(base), Tools(base))
+        new = facts(base)
+        assert start(base, 1, pages=PAGES, cmdline=f"ro {OPTIONS}\n") == "tried"
+        if at == "put-back":
+            (base / BOOT_ID.lstrip("/")).write_text("second\n")
+
+        def killed(base: Path = base, number: int = number) -> None:
+            work(Root(base, hook=At(number, kill)), Tools(base))
+
+        if in_child(killed) == 0:
+            break
+        points += 1
+        # The same start goes on; then two more.  A new kernel has what the files say.
+        verdicts = [guard.at_target(Root(base), Tools(base)).what]
+        for boot in (3, 4):
+            changed = facts(base) == new
+            pages = PAGES if changed else "16384000\n"
+            line = f"ro {OPTIONS}\n" if changed else "ro\n"
+            verdicts.append(start(base, boot, pages=pages, cmdline=line))
+        assert verdicts.count("reboot") <= 1, verdicts
+        assert verdicts[-1] == "nothing"
+        phase = record.load(Root(base))
+        assert phase is not None
+        assert (phase.phase, facts(base)) == (
+            ("failed", old) if at == "put-back" else ("confirmed", new)
+        ), f"killed at step {number}"
+    assert points > 3
 
 
 FAULTS: dict[str, Callable[[Step], int | None]] = {
@@ -285,6 +513,19 @@ def test_a_second_at_the_same_time_is_refused(tmp_path: Path) -> None:
 # -- the record ----------------------------------------------------------------------
 
 
+def test_what_a_record_cannot_hold_is_refused_before_anything_is_touched(tmp_path: Path) -> None:
+    """A record that cannot be read again could never be undone."""
+    build(tmp_path, "fedora-bls")
+    for number in range(4):
+        entry = tmp_path / f"boot/loader/entries/{number}.conf"
+        entry.write_bytes(b"options root=1\n".ljust(1 << 20, b"#"))
+    before = facts(tmp_path)
+    with pytest.raises(Failed, match=r"EFBIG.*nothing was touched"):
+        stage(Root(tmp_path), Tools(tmp_path))
+    assert facts(tmp_path) == before
+    assert record.load(Root(tmp_path)) is None
+
+
 def test_every_flipped_byte_and_every_cut_is_seen(tmp_path: Path) -> None:
     build(tmp_path, "debian-grub")
     stage(Root(tmp_path), Tools(tmp_path), "kernel")
@@ -312,14 +553,35 @@ def test_a_damaged_record_is_one_clear_line(
         assert "a bug" not in err
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b'{"format":2}', "is of another version of infertune (format 2, this one has 1)"),
+        (b'{"format":1,"phase":"gone"}', "is damaged: 'gone' is no phase"),
+        (b"[" * 200_000, "is damaged"),
+        (b"[1]", "is damaged"),
+    ],
+)
+def test_a_whole_record_that_is_none_of_ours(
+    text: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(tmp_path, "debian-grub")
+    file = tmp_path / "var/lib/infertune/boot"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"%08x %s\n" % (zlib.crc32(text), text))
+    for words in (["status"], ["plan", "boot"], ["stage", "boot"], ["undo"], ["confirm"]):
+        assert main(["--root", str(tmp_path), "boot", *words]) == 3
+        err = capsys.readouterr().err
+        assert said in err
+        assert "a bug" not in err
+
+
 def test_a_record_is_not_trusted_with_paths(tmp_path: Path) -> None:
     build(tmp_path, "debian-grub")
     stage(Root(tmp_path), Tools(tmp_path), "kernel")
     stored = record.load(Root(tmp_path))
     assert stored is not None
     bad = record.dump(stored).replace(b"/etc/grub.d/01_infertune", b"/etc/../etc/01_infertune")
-    import zlib
-
     text = bad.partition(b" ")[2].rstrip(b"\n")
     with pytest.raises(ValueError, match="not a path of a record"):
         record.parse(b"%08x %s\n" % (zlib.crc32(text), text))
@@ -328,7 +590,11 @@ def test_a_record_is_not_trusted_with_paths(tmp_path: Path) -> None:
 # -- the guard -----------------------------------------------------------------------
 
 PAGES = "25165824\n"
-OPTIONS = "amd_iommu=off isolcpus=2-3 transparent_hugepage=madvise"
+OPTIONS = (
+    "ttm.pages_limit=25165824 ttm.page_pool_size=8192000 "
+    "amdgpu.lockup_timeout=20000,20000,20000,20000 "
+    "amd_iommu=off isolcpus=2-3 transparent_hugepage=madvise"
+)
 
 
 def state(base: Path) -> str:
@@ -336,7 +602,7 @@ def state(base: Path) -> str:
 
 
 def test_tried_once_and_kept(tmp_path: Path) -> None:
-    build(tmp_path, "debian-grub")
+    build(tmp_path, "debian-grub-btrfs")
     before = facts(tmp_path)
     stage(Root(tmp_path), Tools(tmp_path), "size")
     new = facts(tmp_path)
@@ -354,7 +620,7 @@ def test_tried_once_and_kept(tmp_path: Path) -> None:
 
 
 def test_unconfirmed_it_comes_back_at_the_second_start_and_reboots_once(tmp_path: Path) -> None:
-    build(tmp_path, "debian-grub")
+    build(tmp_path, "debian-grub-btrfs")
     before = facts(tmp_path)
     stage(Root(tmp_path), Tools(tmp_path), "size")
     assert start(tmp_path, 1, pages=PAGES) == "tried"
@@ -372,7 +638,7 @@ def test_unconfirmed_it_comes_back_at_the_second_start_and_reboots_once(tmp_path
 
 
 def test_no_reboot_where_the_running_kernel_has_none_of_it(tmp_path: Path) -> None:
-    build(tmp_path, "debian-grub")
+    build(tmp_path, "debian-grub-btrfs")
     stage(Root(tmp_path), Tools(tmp_path), "size")
     assert start(tmp_path, 1) == "tried"
     assert start(tmp_path, 2) == "put-back"
@@ -385,6 +651,32 @@ def test_what_grub_has_dropped_is_put_back_at_the_start_that_finds_out(tmp_path:
     # The first start hung before the guard ran; GRUB started the second without the options.
     assert start(tmp_path, 2) == "put-back"
     assert facts(tmp_path) == before
+
+
+def test_a_driver_that_hangs_before_the_guard_has_counted_comes_back_too(tmp_path: Path) -> None:
+    """Where GRUB counts it also has what drivers get, and no file of /etc brings it back."""
+    build(tmp_path, "debian-grub")
+    before = facts(tmp_path)
+    stage(Root(tmp_path), Tools(tmp_path), "size")
+    assert not (tmp_path / "etc/modprobe.d/zz-infertune.conf").exists()
+    assert "ttm.pages_limit=25165824" in (tmp_path / "etc/grub.d/01_infertune").read_text()
+    assert start(tmp_path, 2, cmdline="ro\n") == "put-back"
+    assert facts(tmp_path) == before
+
+
+def test_an_early_start_does_not_miss_what_is_asked_for_before_its_module(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    stage(Root(tmp_path), Tools(tmp_path), "size")
+    (tmp_path / "sys/module/ttm/parameters/pages_limit").unlink()  # not loaded that early
+    assert start(tmp_path, 1, cmdline="ro ttm.pages_limit=25165824\n") == "tried"
+    assert confirm(tmp_path)
+
+
+def test_a_start_with_a_part_of_the_options_is_none(tmp_path: Path) -> None:
+    """Another may have given one of them; what has not been tried must not be confirmed."""
+    build(tmp_path, "debian-grub")
+    stage(Root(tmp_path), Tools(tmp_path))
+    assert start(tmp_path, 1, cmdline="ro amd_iommu=off\n") == "reboot"  # it has that one
 
 
 def test_a_start_with_the_options_is_tried(tmp_path: Path) -> None:
@@ -409,7 +701,7 @@ def test_an_undo_that_was_cut_short_is_finished_and_no_failure(tmp_path: Path) -
 
 
 def test_a_guard_that_was_cut_short_goes_on_and_still_says_why(tmp_path: Path) -> None:
-    build(tmp_path, "debian-grub")
+    build(tmp_path, "debian-grub-btrfs")
     before = facts(tmp_path)
     stage(Root(tmp_path), Tools(tmp_path), "size")
     start(tmp_path, 1, pages=PAGES)
@@ -421,8 +713,36 @@ def test_a_guard_that_was_cut_short_goes_on_and_still_says_why(tmp_path: Path) -
     assert "was not confirmed" in read_status(Root(tmp_path), read_machine(Root(tmp_path))).notes[0]
 
 
+def full_disk(step: Step) -> None:
+    if step.action == "write":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), step.path)
+
+
+def read_only_var(step: Step) -> None:
+    if step.path.startswith("/var") and step.action in ("mkdir", "create", "unlink"):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), step.path)
+
+
+@pytest.mark.parametrize("trouble", [full_disk, read_only_var])
+@pytest.mark.parametrize("by", ["undo", "guard"])
+def test_what_takes_no_room_goes_back_on_a_full_disk(
+    by: str, trouble: Callable[[Step], None], tmp_path: Path
+) -> None:
+    build(tmp_path, "debian-grub-btrfs")
+    before = facts(tmp_path)
+    stage(Root(tmp_path), Tools(tmp_path), "size")
+    start(tmp_path, 1, pages=PAGES)
+    (tmp_path / BOOT_ID.lstrip("/")).write_text("second\n")
+    root = Root(tmp_path, hook=trouble)
+    tools = Tools(tmp_path)
+    with pytest.raises(Failed, match="everything is back, but that could not be noted"):
+        undo(root, tools) if by == "undo" else guard.at_start(root, tools)
+    assert facts(tmp_path) == before
+    assert tools.ran == ["/usr/sbin/update-initramfs -u -k all"]
+
+
 def test_by_hand_is_not_confirmed_by_the_unit(tmp_path: Path) -> None:
-    build(tmp_path, "debian-grub")
+    build(tmp_path, "debian-grub-btrfs")
     stage(Root(tmp_path), Tools(tmp_path), "size", by_hand=True)
     start(tmp_path, 1, pages=PAGES)
     assert not confirm(tmp_path)
@@ -448,11 +768,54 @@ def test_a_confirmation_that_cannot_be_written_is_none(tmp_path: Path) -> None:
     assert start(tmp_path, 2) == "reboot"
 
 
+def test_what_grub_has_dropped_is_not_confirmed_though_the_guard_could_not_run(
+    tmp_path: Path,
+) -> None:
+    """Confirmed, GRUB would use options for good with which no start has got this far."""
+    build(tmp_path, "debian-grub")
+    stage(Root(tmp_path), Tools(tmp_path), "kernel")
+    (tmp_path / BOOT_ID.lstrip("/")).write_text("the second start, without the options\n")
+    tools = Tools(tmp_path)
+    full = Root(tmp_path, hook=full_disk)
+    for at in (guard.at_start, guard.at_target):
+        with contextlib.suppress(Failed):
+            at(full, tools)
+    assert not guard.confirm(Root(tmp_path), tools, by_unit=True)
+    assert "/usr/bin/grub-editenv - set infertune_boot=confirmed" not in tools.ran
+
+
+def test_a_person_cannot_confirm_what_grub_has_dropped(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    stage(Root(tmp_path), Tools(tmp_path), "kernel")
+    (tmp_path / BOOT_ID.lstrip("/")).write_text("the guard is not installed\n")
+    tools = Tools(tmp_path)
+    with pytest.raises(UsageError, match="was without the options"):
+        guard.confirm(Root(tmp_path), tools)
+    assert tools.ran == []
+    (tmp_path / "proc/cmdline").write_text("ro amd_iommu=off\n")
+    assert guard.confirm(Root(tmp_path), tools)
+
+
+def test_the_confirm_point_first_does_what_the_guard_could_not(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub-btrfs")
+    before = facts(tmp_path)
+    stage(Root(tmp_path), Tools(tmp_path), "size")
+    (tmp_path / BOOT_ID.lstrip("/")).write_text("first\n")
+    assert guard.at_start(Root(tmp_path), Tools(tmp_path)).what == "tried"
+    # The second start: the guard does not get to run early, the confirm point is reached.
+    (tmp_path / BOOT_ID.lstrip("/")).write_text("second\n")
+    assert guard.at_target(Root(tmp_path), Tools(tmp_path)).what == "put-back"
+    assert facts(tmp_path) == before
+    stage(Root(tmp_path), Tools(tmp_path), "size")
+    (tmp_path / BOOT_ID.lstrip("/")).write_text("third\n")
+    assert guard.at_target(Root(tmp_path), Tools(tmp_path)).what == "kept"
+
+
 # -- what is said about it --------------------------------------------------------------
 
 
 def test_a_live_write_is_never_called_applied(tmp_path: Path) -> None:
-    build(tmp_path, "debian-grub")
+    build(tmp_path, "debian-grub-btrfs")
     stage(Root(tmp_path), Tools(tmp_path), "size")
     (tmp_path / "sys/module/ttm/parameters/pages_limit").write_text(PAGES)
     assert state(tmp_path) == "pending-reboot"
@@ -492,7 +855,7 @@ def test_plan_does_not_call_a_live_write_applied_either(
     ],
 )
 def test_overridden_names_who(file: str, text: str, who: str, tmp_path: Path) -> None:
-    build(tmp_path, "debian-grub")
+    build(tmp_path, "debian-grub-btrfs")
     stage(Root(tmp_path), Tools(tmp_path), "size")
     (tmp_path / file).write_text(text)
     start(tmp_path, 1, pages="5\n")

@@ -140,7 +140,7 @@ def test_what_readers_need_can_be_read_whatever_the_umask(umask: int, tmp_path: 
         assert (tmp_path / directory / "journal").stat().st_mode & 0o777 == 0o644
 
 
-@pytest.mark.parametrize("name", ["lock", "journal", "journal.new"])
+@pytest.mark.parametrize("name", ["lock", "journal", ".journal.infertune"])
 def test_a_fifo_in_our_place_does_not_hang(name: str, tmp_path: Path) -> None:
     build(tmp_path)
     profile(tmp_path, "[now]\nvm.swappiness = 7\n")

@@ -40,9 +40,9 @@ def test_replace_is_durable_before_and_after_it_is_visible(
     directory.mkdir()
     Root(tmp_path).replace("/run/journal", b"x")
     assert calls == [
-        "write journal.new",
-        "fsync journal.new",
-        "rename journal.new",
+        "write .journal.infertune",
+        "fsync .journal.infertune",
+        "rename .journal.infertune",
         "fsync run",
     ]
     assert (directory / "journal").read_bytes() == b"x"
@@ -89,7 +89,31 @@ def test_a_short_write_is_an_error(tmp_path: Path) -> None:
         root.write_value("/file", "10")
     with pytest.raises(ShortWrite):
         root.replace("/file", b"long")
-    assert not (tmp_path / "file.new").exists()
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_replace_leaves_other_names_of_a_file_and_its_neighbours_alone(tmp_path: Path) -> None:
+    """``grub.new`` is a name people use; and nothing is written through a link."""
+    neighbours = [tmp_path / name for name in ("grub.new", "grub~", "grub.bak")]
+    for each in neighbours:
+        each.write_text("theirs")
+    root = Root(tmp_path)
+    left = []
+
+    def stop(step: Step) -> int | None:
+        if step.action == "rename":
+            left[:] = [each for each in tmp_path.iterdir() if each not in neighbours]
+        return None
+
+    Root(tmp_path, hook=stop).replace("/grub", b"ours")
+    [successor] = left
+    # grub-mkconfig runs what a shell's * finds in /etc/grub.d.
+    assert successor.name.startswith(".")
+    os.link(neighbours[0], successor)
+    root.replace("/grub", b"again")
+    root.unlink("/grub")
+    assert [each.read_text() for each in neighbours] == ["theirs"] * 3
+    assert sorted(tmp_path.iterdir()) == sorted(neighbours)
 
 
 @pytest.mark.parametrize("path", ["relative", "/a/../b", "/a\0b", ""])

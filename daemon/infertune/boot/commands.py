@@ -37,6 +37,7 @@ PROGRAMS = (
 )
 TIMEOUT_S = 1800
 """An emulated machine with six kernels takes minutes; what takes longer hangs."""
+SAY_EVERY_S = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +92,17 @@ def _run(argv: Sequence[str], say: Say) -> Ran:
         stderr=subprocess.STDOUT,
         env={"PATH": ":".join(DIRECTORIES), "LC_ALL": "C", "HOME": "/root"},
         start_new_session=True,
+        close_fds=False,  # the lock is inherited; nothing else of ours can be (PEP 446)
     ) as process:
         while True:
             try:
-                output, _ = process.communicate(timeout=5)
+                output, _ = process.communicate(timeout=SAY_EVERY_S)
                 break
-            except subprocess.TimeoutExpired:
+            except subprocess.TimeoutExpired as waiting:
+                if process.poll() is not None:
+                    # It has ended, and something it started in the background keeps the pipe.
+                    output = waiting.output or b""
+                    break
                 lasted = time.monotonic() - began
                 if lasted > TIMEOUT_S:
                     _end(process)
@@ -112,4 +118,4 @@ def _run(argv: Sequence[str], say: Say) -> Ran:
 def _end(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.wait()

@@ -2,7 +2,7 @@
 """Keeps a bad boot setting from keeping the machine: sizes before, one try after.
 
 A staged change is tried at one start.  Two units ask for what is here: one early in each start
-(``at_start``), one when the default target is reached (``confirm``).  A start that finds the one
+(``at_start``), one when the default target is reached (``at_target``).  A start that finds the one
 before it unconfirmed has missed the confirm point for the second time: it puts the old settings
 back, and starts the machine once more where the running kernel still has the new ones.
 """
@@ -17,10 +17,11 @@ from infertune.boot import record, staging
 from infertune.boot.commands import Ran, Runner, find, runner
 from infertune.boot.options import Option
 from infertune.boot.record import Stage
+from infertune.boot.sources import COMMAND_LINE
 from infertune.boot.state import live
 from infertune.engine import boot_id
 from infertune.errors import InfertuneError, UsageError
-from infertune.knobs.boot import PAGE
+from infertune.knobs.boot import PAGE, parameters
 from infertune.machine import Machine
 from infertune.root import Root
 from infertune.transaction import describe
@@ -35,15 +36,20 @@ def reserve(total: int) -> int:
 
 
 def check_sizes(machine: Machine, options: Sequence[Option]) -> None:
-    """Raises UsageError for a size that leaves too little to the system."""
+    """Raises UsageError for a size that leaves too little to the system.
+
+    What the firmware is to take beyond what it has now is gone at that boot, too.
+    """
     total = machine.memory.total_bytes
+    if total is not None:
+        total -= _taken_by_firmware(machine, options)
     for option in options:
         if option.id not in SIZES:
             continue
         size = int(option.value) * PAGE
         if total is None:
             raise UsageError(f"{option.id}: the size of memory is not known; nothing was touched")
-        most = total - reserve(total)
+        most = max(total - reserve(total), 0)
         if size > most:
             raise UsageError(
                 f"{option.id}: {format_size(size)} is refused ({option.source}): of "
@@ -53,12 +59,21 @@ def check_sizes(machine: Machine, options: Sequence[Option]) -> None:
             )
 
 
+def _taken_by_firmware(machine: Machine, options: Sequence[Option]) -> int:
+    """Bytes by which a carve-out is to grow."""
+    gpu = machine.inference_gpu
+    chosen = {option.value for option in options if option.file}
+    sizes = [s.size_bytes for s in gpu.carveout_sizes if s.number in chosen] if gpu else []
+    now = (gpu.vram_bytes if gpu else None) or 0  # on an APU: the carve-out
+    return max(0, *(size - now for size in sizes)) if sizes else 0
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What a start found."""
 
     what: str
-    """nothing, tried, put-back, or reboot: put back, and the machine has to start once more."""
+    """nothing, tried, kept, put-back, or reboot: put back, and it has to start once more."""
     said: str = ""
 
 
@@ -81,17 +96,16 @@ def at_start(root: Root, run: Runner) -> Verdict:
         if stage.boot_id == here and stage.phase == "staging":
             return Verdict("nothing", "somebody is at it")
         if stage.phase == "undoing" and stage.reason is None:
-            staging.undo(root, run)
-            return Verdict(
-                "put-back", f"the undo of '{stage.profile}' was cut short, and is done now"
-            )
+            undone = staging.undo(root, run)
+            said = [f"the undo of '{stage.profile}' was cut short, and is done now"]
+            return Verdict("put-back", "; ".join([*said, *(undone.left if undone else ())]))
         return _put_back(root, stage, run, stage.reason or "staging was cut short")
     if here in (stage.boot_id, stage.tried):
         return Verdict("nothing")
     if stage.phase == "trying":
         return _put_back(root, stage, run, "the start before this one was not confirmed")
     if stage.counted and _dropped(root, stage):
-        reason = "the boot loader left the options out, as it does after one start unconfirmed"
+        reason = "this start was without the options, as GRUB's is after one that was not confirmed"
         return _put_back(root, stage, run, reason)
     with staging.failing("this start is not counted"):
         record.save(root, replace(stage, phase="trying", tried=here))
@@ -99,14 +113,15 @@ def at_start(root: Root, run: Runner) -> Verdict:
 
 
 def _dropped(root: Root, stage: Stage) -> bool:
-    """Whether the boot loader has left the options out at this start."""
-    of_kernel = [o for o in stage.options if o.on_command_line]
-    return bool(of_kernel) and all(live(root, o) != o.value for o in of_kernel)
+    """Whether this start was without some of the options that the boot loader was to give it."""
+    given = parameters(root.get(COMMAND_LINE) or "")
+    words = [(p.word, o.value) for o in stage.options if o.on_command_line for p in o.parameters]
+    return not set(words) <= set(given)
 
 
 def _put_back(root: Root, stage: Stage, run: Runner, reason: str) -> Verdict:
     stage = replace(stage, reason=reason)
-    staging.put_back(root, stage, run)
+    left = staging.put_back(root, stage, run, leave=True)
     # Asked only now: a module that is loaded from here on reads the old files.
     has_it = stage.boot_id != boot_id(root) and any(
         live(root, option) == option.value for option in stage.options if option.parameters
@@ -114,6 +129,7 @@ def _put_back(root: Root, stage: Stage, run: Runner, reason: str) -> Verdict:
     failed = replace(
         stage,
         phase="failed",
+        reason="; ".join([reason, *left]),
         files=(),
         directories=(),
         settings=(),
@@ -121,28 +137,32 @@ def _put_back(root: Root, stage: Stage, run: Runner, reason: str) -> Verdict:
         tried=boot_id(root),
         rebooted=has_it,
     )
-    with staging.failing("everything is back, but the record is not"):
-        record.save(root, failed)
-    said = f"'{stage.profile}' was put back: {reason}"
+    with staging.failing("everything is back, but that could not be noted"):
+        record.conclude(root, failed)
+    said = f"'{stage.profile}' was put back: {failed.reason}"
     return Verdict("reboot" if has_it else "put-back", said)
 
 
 def confirm(root: Root, run: Runner, *, by_unit: bool = False) -> bool:
     """Keep what this start tries; False where there is nothing to keep.  Raises Failed, UsageError.
 
-    The caller holds the lock.
+    The unit keeps only what the guard has counted in this boot.  The caller holds the lock.
     """
     stage = record.load(root)
     if stage is None or stage.phase not in ("staged", "trying"):
         return False
+    if by_unit and (stage.by_hand or stage.tried != boot_id(root)):
+        return False
     if stage.boot_id == boot_id(root):
-        if by_unit:
-            return False
         raise UsageError(
             "the staged settings take effect at the next boot; there is nothing to confirm yet"
         )
-    if by_unit and stage.by_hand:
-        return False
+    if stage.counted and _dropped(root, stage):
+        # Confirmed, the loader would use them for good: options with which nothing has started.
+        raise UsageError(
+            "this start was without the options; there is nothing to confirm",
+            hint="infertune boot undo",
+        )
     with staging.failing("it is not confirmed"):
         for step in stage.steps:
             if step.confirm:
@@ -151,17 +171,25 @@ def confirm(root: Root, run: Runner, *, by_unit: bool = False) -> bool:
     return True
 
 
+def at_target(root: Root, run: Runner) -> Verdict:
+    """The default target is reached: keep what this start tries.  Raises Failed.
+
+    First of all what the guard could not do early: rpm-ostree, for one, answers only once D-Bus
+    is there, and a disk that was full may have room now.
+    """
+    verdict = at_start(root, run)
+    if verdict.what in ("nothing", "tried") and confirm(root, run, by_unit=True):
+        return Verdict("kept", "the default target is reached: the boot settings are kept")
+    return verdict
+
+
 def main() -> int:
     """What the units run: ``start`` or ``confirm``."""
     root = Root("/")
     run = runner(root, lambda text: print(text, flush=True))
     try:
         with staging.lock(root, "boot guard"):
-            if sys.argv[1:] == ["confirm"] and confirm(root, run, by_unit=True):
-                print("the default target is reached: the boot settings are kept")
-                return 0
-            # Late as well as early: rpm-ostree, for one, answers only once D-Bus is there.
-            verdict = at_start(root, run)
+            verdict = (at_target if sys.argv[1:] == ["confirm"] else at_start)(root, run)
             if verdict.said:
                 print(verdict.said, flush=True)
             if verdict.what == "reboot":

@@ -9,13 +9,15 @@ for a person instead.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from infertune.boot.commands import find
 from infertune.boot.options import Option
-from infertune.errors import Failed
+from infertune.boot.sources import COMMAND_LINE
+from infertune.errors import Failed, UsageError
 from infertune.machine import Machine
 from infertune.root import Root
 from infertune.transaction import describe
@@ -30,6 +32,8 @@ OURS = (MODPROBE, GRUB_DROP_IN, GRUB_SCRIPT, CMDLINE_DROP_IN, LIMINE_DROP_IN)
 
 HEADER = "# Written by infertune; 'infertune boot undo' puts back what was here before.\n"
 MAX_FILE = 1024 * 1024
+COMMAND_LINE_SIZE = 2048
+"""Bytes with the NUL at the end, of x86 and arm64 (asm/setup.h); what is beyond it is cut off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,9 @@ class Style:
     command_line: Callable[[Root, Words], Way]
     modprobe: bool = True
     """Whether /etc/modprobe.d reaches drivers; an image's initramfs does not have our file."""
+    counts: Callable[[Root], bool] = lambda _: False
+    """Whether the loader drops what it started once in vain.  Then drivers get theirs from it, too:
+    one that takes the machine down before the guard has counted would do so at every start."""
 
 
 def _by_hand(instruction: str) -> Way:
@@ -118,11 +125,10 @@ def _grub(root: Root, words: Words) -> Way:
     if not rebuild or not script:
         return _by_hand(f"add to the kernel's line in grub.cfg: {' '.join(words)}")
     build = Command(rebuild, "writes GRUB's menu", undo=rebuild)
-    # Debian, Ubuntu and Arch patch grub-mkconfig to read /etc/default/grub.d; upstream does not.
-    if "default/grub.d" not in (root.get(script) or ""):
+    if not _has_drop_ins(root, script):
         return _grub_in_place(root, words, build)
     editor = find(root, "grub-editenv")
-    if editor is None or not _grub_can_count(root):
+    if editor is None or not _grub_counts(root):
         line = 'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT {}"\n'
         drop_in = NewFile(GRUB_DROP_IN, (HEADER + line.format(" ".join(words))).encode())
         rescue = MENU.format(
@@ -140,7 +146,20 @@ def _grub(root: Root, words: Words) -> Way:
         NewFile(GRUB_DROP_IN, (HEADER + line).encode()),
         NewFile(GRUB_SCRIPT, grub_script(words).encode(), 0o755),
     )
-    return Way(files, (count, build), "GRUB drops the options by itself at the second start", True)
+    return Way(files, (count, build), GRUB_COUNTS, True)
+
+
+GRUB_COUNTS = (
+    "a panic, or an initramfs that gives up, starts the machine again, and GRUB drops the options "
+    "at the second start"
+)
+AT_THE_TRY: Words = ("panic=30", "rd.shell=0", "rd.emergency=reboot")
+"""Beside the options at the one start that tries them: what stops there starts again by itself.
+
+A kernel that panics waits for ever by default; ``panic`` is seconds until it starts again, and
+initramfs-tools takes it for its own shell, too (kernel-parameters.txt, initramfs-tools(7)).  The
+others are dracut's (dracut.cmdline(7)).
+"""
 
 
 def grub_script(words: Words) -> str:
@@ -153,7 +172,7 @@ if [ "${{infertune_boot}}" = "confirmed" ]; then
 elif [ "${{infertune_boot}}" = "staged" ]; then
   set infertune_boot="tried"
   if save_env infertune_boot; then
-    set infertune_options="{" ".join(words)}"
+    set infertune_options="{" ".join((*words, *AT_THE_TRY))}"
   fi
 fi
 export infertune_options
@@ -161,18 +180,31 @@ END
 """
 
 
-def _grub_can_count(root: Root) -> bool:
-    """Whether GRUB itself can write /boot/grub/grubenv."""
+def _grub_counts(root: Root) -> bool:
+    """Whether GRUB can be told what to try, and can itself write /boot/grub/grubenv."""
+    script = find(root, "grub-mkconfig") or find(root, "grub2-mkconfig")
+    rebuilt = script and (find(root, "update-grub") or _mkconfig(root, script))
+    if not (script and rebuilt and find(root, "grub-editenv") and _has_drop_ins(root, script)):
+        return False
+    device, kind = mounted(root, "/boot/grub")
+    plain = not device.startswith(("/dev/mapper/", "/dev/md", "/dev/dm-"))
+    return kind in _COUNTING_FILE_SYSTEMS and plain
+
+
+def _has_drop_ins(root: Root, script: str) -> bool:
+    """Debian, Ubuntu and Arch patch grub-mkconfig to read them; upstream does not."""
+    return "default/grub.d" in (root.get(script) or "")
+
+
+def mounted(root: Root, path: str) -> tuple[str, str]:
+    """Device and type of the file system that a path lies on; empty where that is not known."""
     places: dict[str, tuple[str, str]] = {}
     for line in (root.get("/proc/self/mounts") or "").splitlines():
         device, where, kind, *_ = [*line.split(), "", "", ""]
         places[where] = (device, kind)
-    for where in ("/boot/grub", "/boot", "/"):
-        if where in places:
-            device, kind = places[where]
-            plain = not device.startswith(("/dev/mapper/", "/dev/md", "/dev/dm-"))
-            return kind in _COUNTING_FILE_SYSTEMS and plain
-    return False
+    while path != "/" and path not in places:
+        path = os.path.dirname(path)
+    return places.get(path, ("", ""))
 
 
 def _grub_in_place(root: Root, words: Words, build: Command) -> Way:
@@ -283,7 +315,9 @@ def _append(root: Root, path: str, words: Words, commands: tuple[Command, ...], 
     text = _read(root, path)
     lines = text.rstrip("\n").split("\n")
     # Lines are joined with spaces; a comment (mkinitcpio allows them) must not swallow the words.
-    last = max((i for i, line in enumerate(lines) if not line.startswith("#")), default=0)
+    plain = [number for number, line in enumerate(lines) if not line.startswith("#")]
+    last = plain[-1] if plain else len(lines)
+    lines += [] if plain else [""]
     lines[last] = f"{lines[last].rstrip()} {' '.join(words)}".lstrip()
     data = ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
     return Way(
@@ -362,7 +396,7 @@ def _unknown(root: Root, words: Words) -> Way:
 
 
 STYLES: dict[str | None, Style] = {
-    "grub": Style(_grub),
+    "grub": Style(_grub, counts=_grub_counts),
     "bls": Style(_grubby),
     "systemd-boot": Style(_systemd_boot),
     "uki": Style(_uki),
@@ -399,10 +433,15 @@ INITRAMFS_TOOLS: tuple[InitramfsTool, ...] = (
 
 
 def plan(root: Root, machine: Machine, options: Sequence[Option]) -> Change:
-    """What staging ``options`` takes on this machine.  Raises Failed for a file it cannot read."""
+    """What staging ``options`` takes on this machine.
+
+    Raises Failed for a file it cannot read, UsageError for options that have no room.
+    """
     style = STYLES[machine.boot_style if machine.boot_style in STYLES else None]
+    if not style.modprobe or style.counts(root):
+        options = [replace(o, on_command_line=bool(o.parameters)) for o in options]
     firmware = tuple(option for option in options if not option.parameters)
-    on_line = [o for o in options if o.parameters and (o.on_command_line or not style.modprobe)]
+    on_line = [o for o in options if o.on_command_line]
     in_file = [o for o in options if o.parameters and o not in on_line]
     change = Change(machine.boot_style)
     done = [*firmware]
@@ -412,6 +451,7 @@ def plan(root: Root, machine: Machine, options: Sequence[Option]) -> Change:
         done += in_file
     if on_line:
         words = tuple(f"{p.word}={o.value}" for o in on_line for p in o.parameters)
+        _check_room(root, (*words, *AT_THE_TRY))
         way = style.command_line(root, words)
         change = replace(
             change,
@@ -429,6 +469,25 @@ def plan(root: Root, machine: Machine, options: Sequence[Option]) -> Change:
         rescue = MENU.format(what="add modprobe.blacklist=amdgpu in the boot menu")
         change = replace(change, rescue=rescue)
     return replace(change, options=tuple(o for o in options if o in done))
+
+
+def _check_room(root: Root, words: Words) -> None:
+    """Ours come last on the command line: what does not fit there is cut out of them."""
+    there = root.get(COMMAND_LINE) or ""
+    size = len(" ".join((there, *words)).encode())
+    if size >= COMMAND_LINE_SIZE:
+        raise UsageError(
+            f"the command line would have {size} bytes, and the kernel takes "
+            f"{COMMAND_LINE_SIZE - 1} of them ({len(there.encode())} are there now); nothing was "
+            "touched",
+            hint="shorten what is there, or leave options out of the profile's [boot]",
+        )
+    if "--" in there.split():
+        raise UsageError(
+            "the command line has '--', and what follows goes to init, not to the kernel; nothing "
+            "was touched",
+            hint="move what is meant for init elsewhere",
+        )
 
 
 def _modprobe(options: Sequence[Option]) -> bytes:

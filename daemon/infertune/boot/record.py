@@ -16,17 +16,16 @@ import stat
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from infertune.boot.options import Option, Parameter
 from infertune.errors import Failed, NotPermitted
-from infertune.root import Root
+from infertune.root import MAX_READ, Root
 from infertune.transaction import describe
 
 PATH = "/var/lib/infertune/boot"
 FORMAT = 1
 MAX_FILE = 1024 * 1024
-MAX_BYTES = 64 * 1024 * 1024
 
 Phase = Literal["staging", "staged", "trying", "confirmed", "undoing", "undone", "failed"]
 """staging, undoing: cut short, if nobody is at it.  undone: nothing of it is left but what the
@@ -120,10 +119,11 @@ def load(root: Root) -> Stage | None:
         return None
     try:
         return parse(data)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Failed(
             f"{PATH} is damaged: {error}",
-            hint="the files it is about are named zz-infertune in /etc; move it away to start anew",
+            hint="put back by hand the files in /etc and /boot with 'infertune' in name or text, "
+            "and move it away",
         ) from error
 
 
@@ -133,7 +133,24 @@ def save(root: Root, stage: Stage) -> None:
     # What others may not read in a file they shall not read in our copy of it.
     kept = [each for file in stage.files for each in (file.before, file.after) if each]
     public = all(each.mode & 0o004 for each in kept)
-    root.replace(PATH, dump(stage), 0o644 if public else 0o600)
+    data = dump(stage)
+    if len(data) > MAX_READ:
+        raise OSError(errno.EFBIG, "more than a record can hold", PATH)  # or nobody could read it
+    root.replace(PATH, data, 0o644 if public else 0o600)
+
+
+def conclude(root: Root, stage: Stage) -> None:
+    """The last, small word on a change that is put back.  Raises OSError.
+
+    On a full disk the record of the change, which nothing needs any more, makes room for it.
+    """
+    try:
+        save(root, stage)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        remove(root)
+        save(root, stage)
 
 
 def remove(root: Root) -> None:
@@ -151,14 +168,19 @@ def dump(stage: Stage) -> bytes:
 
 
 def parse(data: bytes) -> Stage:
-    """Raises ValueError, TypeError or KeyError for what is not a whole record of this version."""
+    """Raises ValueError, TypeError or KeyError for what is no whole record; Failed for another."""
     checksum, _, rest = data.partition(b" ")
     text = rest.removesuffix(b"\n")
     if not rest.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
         raise ValueError("its checksum is wrong")
     fields = json.loads(text)
-    if fields.pop("format") != FORMAT:
-        raise ValueError("it is of another version")
+    if (version := fields.pop("format")) != FORMAT:
+        raise Failed(
+            f"{PATH} is of another version of infertune (format {version}, this one has {FORMAT})",
+            hint="'infertune boot undo' of that version ends it",
+        )
+    if fields["phase"] not in get_args(Phase):
+        raise ValueError(f"{fields['phase']!r} is no phase")
     return Stage(
         **{
             **fields,

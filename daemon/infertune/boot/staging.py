@@ -12,12 +12,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 
 from infertune.boot import record
 from infertune.boot.commands import Runner
-from infertune.boot.loaders import Change
+from infertune.boot.loaders import Change, mounted
 from infertune.boot.record import Content, Kept, Setting, Stage, Step
 from infertune.engine import boot_id
 from infertune.errors import Busy, Failed, NotPermitted, UsageError
@@ -38,7 +39,9 @@ def lock(root: Root, owner: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             root.mkdir(os.path.dirname(LOCK))
-            holder = stack.enter_context(root.lock(LOCK, f"{owner} (pid {os.getpid()})"))
+            name = f"{owner} (pid {os.getpid()})"
+            # A rebuild outlives who is killed; a second one beside it would write the same file.
+            holder = stack.enter_context(root.lock(LOCK, name, inherit=True))
         except PermissionError as error:
             raise NotPermitted(f"{describe(error)}; nothing was touched") from error
         except OSError as error:
@@ -51,7 +54,8 @@ def lock(root: Root, owner: str) -> Iterator[None]:
 def stage(root: Root, profile: str, change: Change, run: Runner, *, by_hand: bool = False) -> Stage:
     """Stage ``change`` for the next boot.  The caller holds the lock.
 
-    Raises Failed; what was there before is then there again.
+    Raises Failed; what was there before is then there again.  Raises UsageError where something
+    is staged already.
     """
     old = record.load(root)
     if old and old.in_force:
@@ -62,6 +66,11 @@ def stage(root: Root, profile: str, change: Change, run: Runner, *, by_hand: boo
     if old and old.phase in ("staging", "undoing"):
         undo(root, run)
         old = None
+    if mounted(root, record.PATH)[1] in ("tmpfs", "ramfs"):
+        raise Failed(
+            f"{record.PATH} would not outlive this boot: it lies in memory; nothing was touched",
+            hint="without it nothing could be put back: /var must be on a disk",
+        )
     try:
         new = _prepare(root, profile, change, by_hand)
         record.save(root, new)
@@ -84,11 +93,20 @@ def stage(root: Root, profile: str, change: Change, run: Runner, *, by_hand: boo
     return done
 
 
-def undo(root: Root, run: Runner) -> Stage | None:
+@dataclass(frozen=True, slots=True)
+class Undone:
+    """What was put back."""
+
+    profile: str
+    left: tuple[str, ...] = ()
+    """What a person has to look at, one sentence each."""
+
+
+def undo(root: Root, run: Runner) -> Undone | None:
     """Put everything back; None where there is nothing.  The caller holds the lock.
 
-    A file that somebody changed since is left, and named in the error.  Raises Failed; what is
-    not back yet is still in the record, for another try.
+    A file that somebody changed since, so that ours cannot be told from theirs, is named in the
+    error.  Raises Failed; what is not back yet is still in the record, for another try.
     """
     old = record.load(root)
     if old is None:
@@ -96,11 +114,11 @@ def undo(root: Root, run: Runner) -> Stage | None:
     if old.phase in ("undone", "failed"):
         with failing("the record is still there"):
             record.remove(root)
-        return None if old.phase == "undone" else old
-    put_back(root, old, run)
-    with failing("everything is back, but the record is still there"):
+        return None if old.phase == "undone" else Undone(old.profile)
+    left = put_back(root, old, run)
+    with failing("everything is back, but that could not be noted"):
         forget(root, old)
-    return old
+    return Undone(old.profile, left)
 
 
 def forget(root: Root, old: Stage) -> None:
@@ -108,39 +126,55 @@ def forget(root: Root, old: Stage) -> None:
     if old.tried == boot_id(root) or old.boot_id != boot_id(root):
         # The running kernel was started with it: what it shows of it is ours, not somebody's.
         kept = replace(old, phase="undone", files=(), directories=(), settings=(), steps=())
-        record.save(root, replace(kept, tried=boot_id(root)))
+        record.conclude(root, replace(kept, tried=boot_id(root)))
     else:
         record.remove(root)
 
 
-def put_back(root: Root, old: Stage, run: Runner) -> None:
-    """Files, firmware and what is built from them, as before.  Raises Failed."""
+def put_back(root: Root, old: Stage, run: Runner, *, leave: bool = False) -> tuple[str, ...]:
+    """Files, firmware and what is built from them, as before.  Raises Failed.
+
+    A file that somebody changed beyond telling is an error before anything is touched.  With
+    ``leave`` (a machine that must start again), and once an undo is under way (what is back is
+    its owner's), it is left as it is.  Answers with what was left, one sentence each.
+    """
     foreign = _changed_by_others(root, old)
-    if foreign and old.phase != "undoing":
+    if foreign and not leave and old.phase != "undoing":
         raise Failed(
-            f"{', '.join(foreign)} was changed by someone else since; nothing was touched",
+            f"{', '.join(foreign.values())}; nothing was touched",
             hint="move your change away (it is not lost by that), or put the file back by hand",
         )
-    with failing("'infertune boot undo' tries again"):
-        if old.in_force:
-            # What a command edited is put back only if nobody else touched it since.
-            ours = [file for file in old.files if not file.edited or _is_ours(root, file)]
-            old = replace(old, files=tuple(ours))
-        record.save(root, replace(old, phase="undoing"))
-        for file in reversed([file for file in old.files if not file.edited]):
-            _restore(root, file)
-        for directory in reversed(old.directories):
-            with contextlib.suppress(OSError):
-                root.rmdir(directory)  # somebody else's file keeps it
-        for setting in reversed(old.settings):
-            root.write_value(setting.path, setting.before)
-        for step in old.steps:
-            if step.undo:
-                run_step(run, step.undo)
-        # After the command's own undo, which a kernel that was installed meanwhile needs.
-        for file in old.files:
-            if file.edited:
-                _restore(root, file)
+    left = [f"{what}, and is left" for what in foreign.values()]
+    files = [file for file in old.files if file.path not in foreign]
+    if old.in_force:
+        # What a command edited is put back only if nobody else touched it since.
+        files = [file for file in files if not file.edited or _is_ours(root, file)]
+    with contextlib.suppress(OSError):
+        # A full disk, or one that is read-only, must not keep the rest from going back: all of
+        # it can be done twice, and most of it takes no room.
+        record.save(root, replace(old, phase="undoing", files=tuple(files)))
+    work = [partial(_restore, root, file) for file in reversed(files) if not file.edited]
+    work += [partial(_remove_empty, root, directory) for directory in reversed(old.directories)]
+    for step in old.steps:
+        if step.undo and root.exists(step.undo[0]):
+            work.append(partial(run_step, run, step.undo))
+        elif step.undo:
+            left.append(f"{step.undo[0]} is gone: what it built is not built anew")
+    # After the command's own undo, which a kernel that was installed meanwhile needs.
+    work += [partial(_restore, root, file) for file in files if file.edited]
+    # Last: early in a start the driver is not there yet.
+    work += [partial(root.write_value, each.path, each.before) for each in reversed(old.settings)]
+    wrong = []
+    for part in work:
+        try:
+            part()
+        except OSError as error:
+            wrong.append(describe(error))
+        except Failed as error:
+            wrong.append(error.message)
+    if wrong:
+        raise Failed(f"{'; '.join(wrong)}; 'infertune boot undo' tries again")
+    return tuple(left)
 
 
 def _prepare(root: Root, profile: str, change: Change, by_hand: bool) -> Stage:
@@ -193,13 +227,50 @@ def _put(root: Root, path: str, content: Content) -> None:
     root.replace(path, content.data, content.mode, owner=(content.uid, content.gid))
 
 
+def _remove_empty(root: Root, directory: str) -> None:
+    with contextlib.suppress(OSError):
+        root.rmdir(directory)  # somebody else's file keeps it
+
+
 def _restore(root: Root, file: Kept) -> None:
-    if file.before is None:
+    now = record.read_content(root, file.path)
+    back = file.before if file.edited else without_ours(now, file)
+    if back is None:
         root.unlink(file.path)
-    elif record.read_content(root, file.path) != file.before:
-        _put(root, file.path, file.before)
+    elif now != back:
+        _put(root, file.path, back)
     else:
         root.discard(file.path)
+
+
+def without_ours(now: Content | None, file: Kept) -> Content | None:
+    """A file of ours without what we added; None: not there.
+
+    What somebody else added since stays.  Raises Failed where that cannot be told apart.
+    """
+    # A distribution's tool may have changed mode or owner; the words are what counts.
+    if _data(now) in (_data(file.before), _data(file.after)):
+        return file.before
+    old, new = _data(file.before) or b"", _data(file.after) or b""
+    if old and not old.endswith(b"\n"):
+        old += b"\n"  # or their next line would stick to the last one
+    start = _alike(old, new)
+    end = _alike(old[start:][::-1], new[start:][::-1])
+    ours, theirs = new[start : len(new) - end], old[start : len(old) - end]
+    if now is None or theirs.strip() or now.data.count(ours) != 1:
+        raise Failed(f"{file.path} was changed by someone else since")
+    data = now.data.replace(ours, theirs)
+    return replace(now, data=data) if data or file.before else None
+
+
+def _alike(one: bytes, other: bytes) -> int:
+    """How many leading bytes are the same."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _data(content: Content | None) -> bytes | None:
+    return content.data if content else None
 
 
 def _seen(root: Root, file: Kept) -> Kept:
@@ -214,21 +285,18 @@ def _is_ours(root: Root, file: Kept) -> bool:
         return False
 
 
-def _changed_by_others(root: Root, old: Stage) -> list[str]:
-    """Files of ours that hold neither what we wrote nor what was there before."""
-    found = []
+def _changed_by_others(root: Root, old: Stage) -> dict[str, str]:
+    """Files of ours that somebody changed so that ours cannot be taken out; what is wrong."""
+    found = {}
     for file in old.files:
         if file.edited:
             continue
         try:
-            now = record.read_content(root, file.path)
+            without_ours(record.read_content(root, file.path), file)
         except OSError as error:
-            found.append(describe(error))
-            continue
-        # A distribution's tool may have changed mode or owner; the words are what counts.
-        same = [each.data if each else None for each in (file.before, file.after)]
-        if (now.data if now else None) not in same:
-            found.append(file.path)
+            found[file.path] = f"{describe(error)}: it was changed by someone else since"
+        except Failed as error:
+            found[file.path] = error.message
     return found
 
 

@@ -25,7 +25,8 @@ from infertune.profile import load_profile
 from infertune.resolve import Desired, resolve
 from infertune.units import format_size
 
-GUARD_UNIT = "/etc/systemd/system/infertune-boot-guard.service"
+GUARD = "/etc/systemd/system/sysinit.target.wants/infertune-boot-guard.service"
+"""There where the guard is installed and enabled."""
 
 
 def _prepared(ctx: Context) -> tuple[Desired, Change, list[str], tuple[Finding, ...]]:
@@ -39,9 +40,9 @@ def _prepared(ctx: Context) -> tuple[Desired, Change, list[str], tuple[Finding, 
     found, left = options(ctx.root, machine, wanted, sources, ours)
     guard.check_sizes(machine, found)
     change = plan(ctx.root, machine, found)
-    notes = [*left, *change.notes, *sources.problems, *_rivals(found, sources)]
-    if ctx.root.live and change.options and not ctx.root.exists(GUARD_UNIT):
-        notes.append("the guard is not installed ('infertune setup'): nothing goes back by itself")
+    notes = [*left, *change.notes, *sources.problems, *_rivals(change.options, sources)]
+    if ctx.root.live and change.options and not ctx.root.exists(GUARD):
+        notes.append("the guard is not enabled ('infertune setup'): nothing goes back by itself")
     return wanted, change, notes, findings(sources)
 
 
@@ -132,15 +133,22 @@ def _confirm(ctx: Context) -> Exit:
 
 def _undo(ctx: Context) -> Exit:
     with staging.lock(ctx.root, "boot undo"):
-        old = staging.undo(ctx.root, _runner(ctx))
+        done = staging.undo(ctx.root, _runner(ctx))
+    left = done.left if done else ()
     if ctx.args.json:
-        document = {"undone": old is not None, "profile": old.profile if old else None}
+        document = {
+            "undone": done is not None,
+            "profile": done.profile if done else None,
+            "left": list(left),
+        }
         ctx.print_json("infertune.boot-undo/1", document)
-    elif old is None:
+    elif done is None:
         ctx.print("nothing to put back")
     else:
-        ctx.print(f"'{old.profile}' is put back; the next boot has what was there before it")
-    return Exit.DONE
+        ctx.print(f"'{done.profile}' is put back; the next boot has what was there before it")
+        for each in left:
+            ctx.print(f"note: {each}")
+    return Exit.DIFFERS if left else Exit.DONE
 
 
 def _runner(ctx: Context) -> Runner:

@@ -154,7 +154,8 @@ KNOBS: tuple[Knob, ...] = (
     Knob(
         id="ttm.page_pool_size",
         paths=("{ttm}/parameters/page_pool_size",),
-        value=Size(unit_bytes=PAGE, low_bytes=0, high_bytes=1024 * GIB, unit="pages"),
+        # 0 would be the kernel's own choice (ttm_pool_mgr_init), and never be seen in force.
+        value=Size(unit_bytes=PAGE, low_bytes=PAGE, high_bytes=1024 * GIB, unit="pages"),
         summary="Most freed pages that TTM keeps for the GPU instead of giving them back.",
         evidence=Evidence(
             "no effect found",
