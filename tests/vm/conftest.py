@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--thorough",
         action="store_true",
-        help="guests: thousands of calls and dozens of kills, which take an hour",
+        help="guests: every test on both kernels, thousands of calls, dozens of kills; hours",
     )
 
 
@@ -50,12 +50,23 @@ def thorough(request: pytest.FixtureRequest) -> bool:
     return found
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.vm)
             if not item.get_closest_marker("timeout"):
                 item.add_marker(pytest.mark.timeout(TIMEOUT_S))
+            if not config.getoption("--thorough"):
+                _without_time(item)
+
+
+def _without_time(item: pytest.Item) -> None:
+    """Leave out what its mark ``quick_on`` does not name: 15 minutes on two cores is the limit."""
+    marker = item.get_closest_marker("quick_on")
+    kernel = item.callspec.params.get("guest") if hasattr(item, "callspec") else None
+    if marker and kernel not in marker.args:
+        others = f"; it runs on {marker.args[0]}" if marker.args else ""
+        item.add_marker(pytest.mark.skip(reason=f"takes long: with --thorough{others}"))
 
 
 @pytest.fixture(autouse=True)

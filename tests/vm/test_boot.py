@@ -17,6 +17,8 @@ import pytest
 from vm.conftest import OURS, STATE
 from vm.guest import Guest
 
+pytestmark = pytest.mark.quick_on("7.x")
+
 PROFILE = "/etc/infertune/profiles/size.toml"
 LIMIT = "/sys/module/ttm/parameters/pages_limit"
 POOL = "/sys/module/ttm/parameters/page_pool_size"
@@ -31,10 +33,8 @@ FILES = (
 
 
 @pytest.fixture(scope="module")
-def machine(guest: Guest, thorough: bool) -> Iterator[Guest]:
+def machine(guest: Guest) -> Iterator[Guest]:
     """A guest that loads TTM at its start, with the units installed; afterwards as it was."""
-    if guest.kernel != "7.x" and not thorough:
-        pytest.skip("each start takes a minute: this kernel with --thorough")
     files = guest.sh(OURS)
     guest.infertune("setup")
     guest.sh("echo ttm >/etc/modules-load.d/ttm.conf && modprobe ttm")
@@ -63,12 +63,6 @@ def settled(guest: Guest) -> dict[str, Any]:
         assert time.monotonic() < end
         time.sleep(1)
     return status(guest)
-
-
-@pytest.fixture
-def takes_many_starts(thorough: bool) -> None:
-    if not thorough:
-        pytest.skip("each start takes a minute: with --thorough")
 
 
 @pytest.mark.timeout(3600)  # each start may take minutes
@@ -120,7 +114,7 @@ def test_what_nobody_confirms_is_put_back(machine: Guest) -> None:
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.usefixtures("takes_many_starts")
+@pytest.mark.quick_on
 def test_a_later_file_is_named(machine: Guest) -> None:
     guest = machine
     before = guest.sh(FILES)
@@ -137,7 +131,7 @@ def test_a_later_file_is_named(machine: Guest) -> None:
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.usefixtures("takes_many_starts")
+@pytest.mark.quick_on
 def test_power_cut_while_staging_and_undoing(machine: Guest, thorough: bool) -> None:
     guest = machine
     before = guest.sh(FILES)
@@ -166,7 +160,7 @@ def test_power_cut_while_staging_and_undoing(machine: Guest, thorough: bool) -> 
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.usefixtures("takes_many_starts")
+@pytest.mark.quick_on
 def test_the_initramfs_has_it(machine: Guest) -> None:
     """Where the driver lies in the initramfs, the copy of modprobe.d in there is what counts."""
     guest = machine

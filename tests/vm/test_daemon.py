@@ -8,8 +8,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from vm.guest import Guest
 from vm.test_guest import apply_until, cpufreq_at_boot
+
+pytestmark = pytest.mark.quick_on("7.x")
 
 HERE = Path(__file__).parent
 PYTHON = "/usr/lib/infertune/bin/python"

@@ -12,6 +12,8 @@ import pytest
 from vm.guest import Guest
 from vm.test_daemon import status, wait_until
 
+pytestmark = pytest.mark.quick_on("6.12")
+
 SWAPPINESS = "/proc/sys/vm/swappiness"
 GOVERNOR = "/sys/devices/system/cpu/cpufreq/policy1/scaling_governor"
 

@@ -51,7 +51,6 @@ def stalls(probes: Probes) -> dict[str, float]:
     return {
         "kernel: direct reclaim": sum(v for k, v in kernel.items() if k.startswith("allocstall_")),
         "kernel: reclaimed pages": kernel["pgsteal_direct"],
-        "kernel: compaction": kernel["compact_stall"],
         "direct reclaim": everywhere(
             probes, "infertune_direct_reclaim_seconds_count", limit="machine"
         ),
@@ -59,9 +58,7 @@ def stalls(probes: Probes) -> dict[str, float]:
             probes, "infertune_direct_reclaimed_bytes_total", limit="machine"
         )
         / mmap.PAGESIZE,
-        "compaction": everywhere(probes, "infertune_compaction_stall_seconds_count"),
         "seconds": everywhere(probes, "infertune_direct_reclaim_seconds_sum", limit="machine"),
-        "compaction seconds": everywhere(probes, "infertune_compaction_stall_seconds_sum"),
     }
 
 
@@ -85,27 +82,15 @@ def work(jobs: int, usec: int, ring: str) -> None:
     )
 
 
-# More than there is without swap; then half of the pages of most of it go, in holes of one page,
-# and huge pages are wanted, for which others have to move.
+# More than there is without swap.
 SHORT_OF_MEMORY = """
-import mmap, re
+import mmap, os, re
 [free] = re.findall(r"MemAvailable: +(\\d+) kB", open("/proc/meminfo").read())
-free = int(free) << 10
-def memory(size, advice):
-    made = mmap.mmap(-1, size >> 21 << 21)
-    made.madvise(advice)
-    return made
-def touch(made):
-    for start in range(0, len(made), 1 << 21):
-        made.madvise(23, start, 1 << 21)  # MADV_POPULATE_WRITE
-first = memory(free + (128 << 20), mmap.MADV_NOHUGEPAGE)
-touch(first)
-first.close()
-first = memory(free * 7 // 10, mmap.MADV_NOHUGEPAGE)
-touch(first)
-for start in range(0, len(first), 2 * mmap.PAGESIZE):
-    first.madvise(mmap.MADV_DONTNEED, start, mmap.PAGESIZE)
-touch(memory(free * 5 // 10, mmap.MADV_HUGEPAGE))
+block = os.urandom(64) * (1 << 15)
+memory = mmap.mmap(-1, ((int(free) >> 11) + 64) << 21, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_NOHUGEPAGE)
+for start in range(0, len(memory), len(block)):
+    memory[start:start + len(block)] = block
 """
 SWAP = Path("/sys/block/zram0")
 
