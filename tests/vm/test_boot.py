@@ -93,6 +93,7 @@ def test_tried_kept_and_put_back(machine: Guest) -> None:
 
 
 @pytest.mark.timeout(3600)
+@pytest.mark.quick_on
 def test_what_nobody_confirms_is_put_back(machine: Guest) -> None:
     """The start after the one that tried it has the old settings, by itself."""
     guest = machine

@@ -162,6 +162,7 @@ def test_grub_tries_once(tools: Path, tmp_path: Path) -> None:
     assert grub.start() == "quiet"
 
 
+@pytest.mark.quick_on
 def test_an_option_with_which_no_kernel_starts_is_gone_at_the_second_start(
     tools: Path, image: Path, tmp_path: Path
 ) -> None:

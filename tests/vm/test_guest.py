@@ -275,7 +275,7 @@ def test_protection_that_no_group_above_grants_is_said(
     assert "no more than those above it" in line
 
 
-@pytest.mark.quick_on("7.x")
+@pytest.mark.quick_on  # test_serve.py has it with the daemon
 def test_a_real_server_answers(guest: Guest, unchanged: dict[str, str | None]) -> None:
     # 1 GiB is too little for this profile: that it does not fit is said, and here meant.
     done = guest.run(

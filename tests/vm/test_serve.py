@@ -180,6 +180,7 @@ def test_every_launch_setting_reaches_the_server(serving: Guest) -> None:
     assert "infertune" not in left.replace("/run/infertune/servers.d:", "")
 
 
+@pytest.mark.quick_on
 @pytest.mark.parametrize("kind", ["root", "isolated"])
 def test_cpus_for_the_server_alone(serving: Guest, kind: str) -> None:
     profile(serving, "placed", PLACED.format(partition=kind))
@@ -226,6 +227,7 @@ def test_the_printed_command_gives_the_same_server(serving: Guest) -> None:
         serving.sh("systemctl stop infertune-server-chat.service")
 
 
+@pytest.mark.quick_on
 def test_declared_servers_start_with_the_daemon(serving: Guest) -> None:
     serving.sh("mkdir -p /etc/infertune/servers.d")
     serving.write("/etc/infertune/infertuned.toml", 'profile = "quiet"\n')
@@ -251,6 +253,7 @@ def test_declared_servers_start_with_the_daemon(serving: Guest) -> None:
     serving.infertune("stop chat")
 
 
+@pytest.mark.quick_on
 def test_a_server_that_cannot_start_says_so(serving: Guest) -> None:
     fake(serving, "--die 3")
     done = serving.infertune("serve quiet --model /opt/model.gguf --name chat", codes=(3,))
@@ -263,7 +266,7 @@ def test_a_server_that_cannot_start_says_so(serving: Guest) -> None:
 
 
 def test_killed_at_random_moments_the_daemon_leaves_no_mix(serving: Guest, thorough: bool) -> None:
-    kills = 25 if thorough else 5
+    kills = 25 if thorough else 2
     serving.sh("modprobe mock_cpufreq epp=1")
     try:
         serving.infertune("serve quiet --model /opt/model.gguf --name chat")
@@ -343,7 +346,7 @@ def lost_under_pressure(guest: Guest, minimum: str, *, slice_too: bool = True) -
     return Lost(now.faults - begin.faults, now.own - begin.own)
 
 
-@pytest.mark.quick_on("7.x")
+@pytest.mark.quick_on
 def test_memory_min_holds_where_the_slice_grants_it(serving: Guest) -> None:
     if serving.kernel != "7.x":
         pytest.skip("memory pressure: the guest with little memory shows it")

@@ -12,7 +12,7 @@ import pytest
 from vm.guest import Guest
 from vm.test_daemon import status, wait_until
 
-pytestmark = pytest.mark.quick_on("6.12")
+pytestmark = pytest.mark.quick_on("7.x")
 
 SWAPPINESS = "/proc/sys/vm/swappiness"
 GOVERNOR = "/sys/devices/system/cpu/cpufreq/policy1/scaling_governor"
