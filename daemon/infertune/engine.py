@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 
-from infertune.errors import Busy, Failed, InfertuneError, NotPermitted
+from infertune.errors import Busy, Failed, InfertuneError, NotPermitted, describe
 from infertune.journal import Journal, Journals, Loaded, Record
 from infertune.knobs import KNOBS, Reading, Target, read_live, targets
 from infertune.knobs.live import read_target
@@ -23,7 +23,7 @@ from infertune.machine import Machine, read_machine, tuner_by_id
 from infertune.plan import Item, Outcome, plan
 from infertune.resolve import Desired, Setting
 from infertune.root import Held, Root
-from infertune.transaction import Done, apply, describe, restore
+from infertune.transaction import Done, apply, restore
 
 LOCK = "/run/infertune/lock"
 DAEMON_LOCK = "/run/infertune/daemon"

@@ -7,6 +7,7 @@ what would be right (``hint``).  Tracebacks are for ``--debug``.
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 
 
@@ -130,3 +131,15 @@ class FieldMissing(BpfError):
 
 class LoadRejected(BpfError):
     """The kernel refused a program.  The message ends with the last lines of its log."""
+
+
+def errno_name(error: OSError) -> str:
+    """``EBUSY`` for an OSError, or its text where the number has no name."""
+    return errno.errorcode.get(error.errno or 0, str(error))
+
+
+def describe(error: OSError) -> str:
+    """``EBUSY (Device or resource busy) at /sys/…``."""
+    text = error.strerror or "unknown error"
+    where = f" at {error.filename}" if error.filename else ""
+    return f"{errno_name(error)} ({text}){where}"

@@ -13,9 +13,10 @@ import signal
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from infertune.errors import describe
 from infertune.journal import Journal, Journals, Record
 from infertune.knobs import KNOBS, Reading, Target
-from infertune.knobs.live import errno_name, is_file_of, read_target
+from infertune.knobs.live import is_file_of, read_target
 from infertune.plan import Item, Outcome, is_foreign, restore_order
 from infertune.root import Held, Root
 from infertune.values import HeldMicroseconds
@@ -318,13 +319,6 @@ def put_back(root: Root, target: Target, canonical: str) -> str | None:
             return None
         problem = f"the kernel made {got} of {canonical}"
     return problem
-
-
-def describe(error: OSError) -> str:
-    """``EBUSY (Device or resource busy) at /sys/…``."""
-    text = error.strerror or "unknown error"
-    where = f" at {error.filename}" if error.filename else ""
-    return f"{errno_name(error)} ({text}){where}"
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from infertune.exporter.collectors import COLLECTORS
 from infertune.snapshot import open_snapshot
 
 REPOSITORY = Path(__file__).parents[2]
@@ -322,7 +323,9 @@ def test_prometheus_scrapes_it(start: Start, tmp_path: Path) -> None:
 
     try:
         assert until(lambda: query("up{job='infertune'}") == [1], 60)
-        assert until(lambda: query("count(infertune_collector_success == 1)") == [14], 60)
+        assert until(
+            lambda: query("count(infertune_collector_success == 1)") == [len(COLLECTORS)], 60
+        )
         assert until(lambda: len(query("rate(process_cpu_seconds_total[10s])")) == 1, 60)
         assert query("count(infertune_knob_files)")[0] > 5
     finally:

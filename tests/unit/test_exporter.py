@@ -23,6 +23,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
+from infertune.boot import record
+from infertune.boot.record import Phase
 from infertune.exporter.base import Absent, Collector, Metric, Sample
 from infertune.exporter.collectors import COLLECTORS, gpu_metrics, llama
 from infertune.exporter.collectors.amdgpu import dpm_levels
@@ -102,6 +104,7 @@ def test_every_declared_metric_is_produced_or_named_here(serving: Root) -> None:
         "infertune_gpu_fan_speed_rpm",
         "infertune_kfd_occupied_compute_units",  # not on gfx11
         "infertune_cpu_throttles_total",  # Intel
+        "infertune_boot_staged_timestamp_seconds",  # nothing is staged
     }
     produced = {
         sample.metric
@@ -125,6 +128,36 @@ def test_a_sample_that_is_not_declared_fails_its_collector(tmp_path: Path) -> No
     twice = collect(collector(Sample("infertune_a", (), 1), Sample("infertune_a", (), 2)), root)
     assert twice.state == "failed"
     assert not twice.samples
+
+
+# -- staged boot settings --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("phase", "state"),
+    [
+        ("staging", "interrupted"),
+        ("staged", "pending-reboot"),
+        ("trying", "trying"),
+        ("confirmed", "confirmed"),
+        ("undoing", "interrupted"),
+        ("undone", "none"),
+        ("failed", "failed"),
+    ],
+)
+def test_boot_settings_by_their_record(phase: Phase, state: str, tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    since = "2026-11-24T10:00:00+00:00"
+    record.save(root, record.Stage(phase=phase, profile="size", since=since, boot_id="1"))
+    found = values(root, "boot")
+    assert [key[1] for key, value in found.items() if value == 1] == [state]
+    staged = found.get(("infertune_boot_staged_timestamp_seconds",))
+    assert staged == (1795514400 if phase in ("staged", "trying", "confirmed") else None)
+
+
+def test_a_damaged_boot_record_is_unknown(tmp_path: Path) -> None:
+    write(tmp_path, record.PATH, "torn")
+    assert values(Root(tmp_path), "boot")["infertune_boot_state", "unknown"] == 1
 
 
 # -- the golden page -------------------------------------------------------------------

@@ -20,11 +20,10 @@ from infertune.boot.record import Stage
 from infertune.boot.sources import COMMAND_LINE
 from infertune.boot.state import live
 from infertune.engine import boot_id
-from infertune.errors import InfertuneError, UsageError
+from infertune.errors import InfertuneError, UsageError, describe
 from infertune.knobs.boot import PAGE, parameters
 from infertune.machine import Machine
 from infertune.root import Root
-from infertune.transaction import describe
 from infertune.units import GIB, format_size
 
 SIZES = ("ttm.pages_limit", "ttm.page_pool_size")

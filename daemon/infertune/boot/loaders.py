@@ -17,10 +17,9 @@ from dataclasses import dataclass, replace
 from infertune.boot.commands import find
 from infertune.boot.options import Option
 from infertune.boot.sources import COMMAND_LINE
-from infertune.errors import Failed, UsageError
+from infertune.errors import Failed, UsageError, describe
 from infertune.machine import Machine
 from infertune.root import Root
-from infertune.transaction import describe
 
 # Names that sort last: of two values of one parameter the later one counts.
 MODPROBE = "/etc/modprobe.d/zz-infertune.conf"

@@ -19,9 +19,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from infertune.boot.options import Option, Parameter
-from infertune.errors import Failed, NotPermitted
+from infertune.errors import Failed, NotPermitted, describe
 from infertune.root import MAX_READ, Root
-from infertune.transaction import describe
 
 PATH = "/var/lib/infertune/boot"
 FORMAT = 1

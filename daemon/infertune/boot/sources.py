@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from infertune.errors import describe
 from infertune.knobs.boot import parameters
 from infertune.root import Root
-from infertune.transaction import describe
 from infertune.units import printable_line
 
 DIRECTORIES = (

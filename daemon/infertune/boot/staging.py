@@ -21,9 +21,8 @@ from infertune.boot.commands import Runner
 from infertune.boot.loaders import Change, mounted
 from infertune.boot.record import Content, Kept, Setting, Stage, Step
 from infertune.engine import boot_id
-from infertune.errors import Busy, Failed, NotPermitted, UsageError
+from infertune.errors import Busy, Failed, NotPermitted, UsageError, describe
 from infertune.root import Root
-from infertune.transaction import describe
 
 LOCK = "/run/infertune/boot.lock"
 

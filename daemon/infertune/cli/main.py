@@ -13,9 +13,8 @@ from importlib import import_module
 
 from infertune import __version__
 from infertune.cli.base import Command, Context, printable
-from infertune.errors import Exit, InfertuneError
+from infertune.errors import Exit, InfertuneError, describe
 from infertune.snapshot import open_root
-from infertune.transaction import describe
 
 VERBS: Mapping[str, tuple[str, ...]] = {
     "machine": ("machine", "snapshot"),

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from infertune.errors import errno_name
 from infertune.knobs.base import Knob
 from infertune.machine import Machine
 from infertune.root import Root
@@ -93,8 +94,3 @@ def read_target(root: Root, target: Target) -> Reading:
         listed = root.get(f"{target.path.rpartition('/')[0]}/{target.knob.choices_file}")
         choices = tuple(listed.split()) if listed else None
     return Reading(canonical, raw, choices)
-
-
-def errno_name(error: OSError) -> str:
-    """``EBUSY`` for an OSError, or its text where the number has no name."""
-    return errno.errorcode.get(error.errno or 0, str(error))

@@ -3,6 +3,7 @@
 
 from infertune.exporter.base import Collector
 from infertune.exporter.collectors.amdgpu import AMDGPU
+from infertune.exporter.collectors.boot import BOOT
 from infertune.exporter.collectors.cpufreq import CPUFREQ
 from infertune.exporter.collectors.fdinfo import FDINFO
 from infertune.exporter.collectors.gpu_metrics import GPU_METRICS
@@ -10,6 +11,7 @@ from infertune.exporter.collectors.journal import JOURNAL, PROFILE
 from infertune.exporter.collectors.kfd import KFD
 from infertune.exporter.collectors.knobs import KNOBS_COLLECTOR
 from infertune.exporter.collectors.llama import LLAMA
+from infertune.exporter.collectors.machine import MACHINE
 from infertune.exporter.collectors.memory import MEMORY
 from infertune.exporter.collectors.npu import NPU
 from infertune.exporter.collectors.pressure import PRESSURE
@@ -22,6 +24,8 @@ COLLECTORS: dict[str, Collector] = {
         PROFILE,
         JOURNAL,
         KNOBS_COLLECTOR,
+        BOOT,
+        MACHINE,
         AMDGPU,
         GPU_METRICS,
         KFD,

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One machine: its one memory, its GPU and its CPUs."""
+
+from dashboards.base import (
+    GREEN,
+    INSTANCE,
+    RED,
+    YELLOW,
+    Dashboard,
+    Panel,
+    Row,
+    Target,
+    per_second,
+)
+
+_I = 'instance=~"$instance"'
+_NO_GPU = "no amdgpu"
+_NO_TABLE = "not applicable: this GPU has no table of its power firmware"
+
+
+def _memory(kind: str) -> str:
+    return f'infertune_memory_bytes{{{_I},kind="{kind}"}}'
+
+
+def _pool(what: str, pool: str) -> str:
+    return f'sum by (instance) (infertune_gpu_memory_{what}{{{_I},pool="{pool}"}})'
+
+
+_CPU_SIDE = (
+    f"clamp_min({_memory('total')} - {_memory('available')} "
+    f"- on (instance) group_left () ({_pool('used_bytes', 'gtt')} "
+    f"or 0 * sum by (instance) ({_memory('total')})), 0)"
+)
+
+MACHINE = Dashboard(
+    uid="infertune-machine",
+    title="infertune / Machine",
+    description="One memory, one GPU, its CPUs: who has what, and what holds them back.",
+    variables=(INSTANCE,),
+    rows=(
+        Row(
+            "Memory",
+            (
+                Panel(
+                    title="The one memory",
+                    description="Carve-out, GTT in use, what the CPU side uses, and what is "
+                    "available, stacked: together the memory that is built in. If available "
+                    "comes near nothing, choose a smaller context or stop a server "
+                    "(infertune fit).",
+                    unit="bytes",
+                    width=12,
+                    height=10,
+                    stack=True,
+                    targets=(
+                        Target(_pool("bytes", "vram"), "{{instance}} carve-out"),
+                        Target(_pool("used_bytes", "gtt"), "{{instance}} GTT in use"),
+                        Target(_CPU_SIDE, "{{instance}} CPU side"),
+                        Target(_memory("available"), "{{instance}} available"),
+                    ),
+                ),
+                Panel(
+                    title="GTT in use",
+                    description="Share of the limit that amdgpu took at its start. Above 95 % the "
+                    "next allocation fails or evicts: raise ttm.pages_limit (infertune boot) or "
+                    "take a smaller context.",
+                    unit="percentunit",
+                    width=6,
+                    height=5,
+                    kind="stat",
+                    nothing=_NO_GPU,
+                    limits=((None, GREEN), (0.85, YELLOW), (0.95, RED)),
+                    targets=(
+                        Target(
+                            f"{_pool('used_bytes', 'gtt')} / {_pool('bytes', 'gtt')}",
+                            "{{instance}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Carve-out in use",
+                    description="Share of the memory that the firmware gave to the GPU for good. "
+                    "Large and unused: give it back in the BIOS, GTT does as well.",
+                    unit="percentunit",
+                    width=6,
+                    height=5,
+                    kind="stat",
+                    nothing=_NO_GPU,
+                    targets=(
+                        Target(
+                            f"{_pool('used_bytes', 'vram')} / {_pool('bytes', 'vram')}",
+                            "{{instance}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Contiguous memory area",
+                    description="CmaFree counts as available, but the GPU's pages cannot be in "
+                    "it. Much of it and little else available: an allocation fails though memory "
+                    "looks free.",
+                    unit="bytes",
+                    width=6,
+                    height=5,
+                    kind="stat",
+                    targets=(Target(_memory("cma_free"), "{{instance}} free"),),
+                ),
+                Panel(
+                    title="Swap in use",
+                    description="Anything here while a server answers is a model on disk: see the "
+                    "major faults of the server, and raise memory_min.",
+                    unit="bytes",
+                    width=6,
+                    height=5,
+                    kind="stat",
+                    limits=((None, GREEN), (1, YELLOW)),
+                    targets=(
+                        Target(
+                            f"{_memory('swap_total')} - on (instance) {_memory('swap_free')}",
+                            "{{instance}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Servers: memory",
+                    description="Charged to each server's unit, and what of it is protected. GTT "
+                    "is charged to no unit and is not in it.",
+                    unit="bytes",
+                    nothing="no server runs as a unit",
+                    targets=(
+                        Target(
+                            f'infertune_unit_memory_bytes{{{_I},server!=""}}',
+                            "{{server}} charged",
+                        ),
+                        Target(
+                            f'infertune_unit_memory_protected_bytes{{{_I},server!="",limit="min"}}',
+                            "{{server}} protected",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Waiting for memory, I/O, CPU",
+                    description="Share of time in which some tasks, or all of them (full), stood "
+                    "still for want of it (PSI). Full memory pressure above a few per cent is "
+                    "felt in every token.",
+                    unit="percentunit",
+                    nothing="this kernel has no PSI (psi=1)",
+                    targets=(
+                        Target(
+                            per_second(
+                                "infertune_pressure_stalled_seconds_total"
+                                f'{{{_I},unit="system",share="some"}}'
+                            ),
+                            "{{instance}} {{resource}} some",
+                        ),
+                        Target(
+                            per_second(
+                                "infertune_pressure_stalled_seconds_total"
+                                f'{{{_I},unit="system",share="full"}}'
+                            ),
+                            "{{instance}} {{resource}} full",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Reclaim and compaction by the threads themselves",
+                    description="Seconds per second that threads spent freeing or moving memory "
+                    "before they got any. Long loads come with it: more free memory "
+                    "(vm.min_free_kbytes, watermark_scale_factor), fewer huge pages at once.",
+                    unit="percentunit",
+                    nothing="not attached: see Tuning, probes",
+                    targets=(
+                        Target(
+                            "sum by (instance, limit) ("
+                            + per_second(f"infertune_direct_reclaim_seconds_sum{{{_I}}}")
+                            + ")",
+                            "{{instance}} reclaim ({{limit}})",
+                        ),
+                        Target(
+                            "sum by (instance) ("
+                            + per_second(f"infertune_compaction_stall_seconds_sum{{{_I}}}")
+                            + ")",
+                            "{{instance}} compaction",
+                        ),
+                    ),
+                ),
+            ),
+        ),
+        Row(
+            "GPU",
+            (
+                Panel(
+                    title="Busy",
+                    description="As the power firmware counts it; sees ROCm and Vulkan alike.",
+                    unit="percentunit",
+                    nothing=_NO_GPU,
+                    targets=(Target(f"infertune_gpu_busy_ratio{{{_I}}}", "{{instance}} {{gpu}}"),),
+                ),
+                Panel(
+                    title="Clocks",
+                    description="Clock now, beside the highest power level. A sleeping GPU shows "
+                    "low values; only under load does a gap mean a limit.",
+                    unit="hertz",
+                    nothing=_NO_GPU,
+                    targets=(
+                        Target(
+                            f"infertune_gpu_clock_hertz{{{_I}}}", "{{instance}} {{gpu}} {{clock}}"
+                        ),
+                        Target(
+                            f'infertune_gpu_dpm_clock_max_hertz{{{_I},clock=~"sclk|mclk"}}',
+                            "{{instance}} {{gpu}} {{clock}} highest",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Power",
+                    description="Power by domain and the sustained limit. CPU and GPU share what "
+                    "the socket has: busy CPU threads take it from the GPU.",
+                    unit="watt",
+                    nothing=_NO_TABLE,
+                    targets=(
+                        Target(
+                            f"infertune_gpu_metrics_power_watts{{{_I}}}", "{{instance}} {{domain}}"
+                        ),
+                        Target(
+                            f"infertune_gpu_metrics_power_limit_watts{{{_I}}}",
+                            "{{instance}} limit {{limit}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Temperature",
+                    description="By sensor. Rising with a falling clock: clean the fan, or lower "
+                    "the power limit and keep the clock.",
+                    unit="celsius",
+                    nothing=_NO_GPU,
+                    targets=(
+                        Target(
+                            f"infertune_gpu_temperature_celsius{{{_I}}}",
+                            "{{instance}} {{gpu}} {{sensor}}",
+                        ),
+                        Target(
+                            "infertune_gpu_metrics_temperature_celsius"
+                            f'{{{_I},sensor=~"gfx|soc|skin"}}',
+                            "{{instance}} {{sensor}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Held back by",
+                    description="Which limiter was engaged, in cycles of the firmware's timer: "
+                    "compare them with each other. thm_*: heat. spl, fppt, sppt: power limits. "
+                    "prochot: the board.",
+                    unit="none",
+                    nothing=_NO_TABLE,
+                    targets=(
+                        Target(
+                            per_second(f"infertune_gpu_metrics_throttle_cycles_total{{{_I}}}"),
+                            "{{instance}} {{limiter}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Memory traffic",
+                    description="By client and direction. Generating tokens is bound by it: near "
+                    "what infertune expect measured means nothing is left to tune.",
+                    unit="Bps",
+                    nothing=_NO_TABLE,
+                    targets=(
+                        Target(
+                            f"infertune_gpu_metrics_traffic_bytes_per_second{{{_I}}}",
+                            "{{instance}} {{client}} {{direction}}",
+                        ),
+                    ),
+                ),
+            ),
+        ),
+        Row(
+            "CPU and NPU",
+            (
+                Panel(
+                    title="CPU clocks",
+                    description="Lowest, mean and highest clock over all policies.",
+                    unit="hertz",
+                    width=12,
+                    nothing="not applicable: no cpufreq driver (a virtual machine?)",
+                    targets=tuple(
+                        Target(
+                            f"{what} by (instance) (infertune_cpu_clock_hertz{{{_I}}})",
+                            f"{{{{instance}}}} {name}",
+                        )
+                        for what, name in (("min", "lowest"), ("avg", "mean"), ("max", "highest"))
+                    ),
+                ),
+                Panel(
+                    title="NPU",
+                    description="Whether it is awake. It shares the memory, and amd_iommu=off "
+                    "takes it away.",
+                    unit="none",
+                    width=6,
+                    kind="stat",
+                    nothing="no NPU driver",
+                    words={"0": ("asleep", GREEN), "1": ("awake", YELLOW)},
+                    targets=(Target(f"infertune_npu_active{{{_I}}}", "{{instance}} {{npu}}"),),
+                ),
+                Panel(
+                    title="Running kernel",
+                    description="Kernel and processor; infertune doctor knows which are bad.",
+                    unit="none",
+                    width=6,
+                    kind="table",
+                    columns={"instance": "Machine", "kernel": "Kernel", "processor": "Processor"},
+                    targets=(Target(f"infertune_machine_info{{{_I}}}"),),
+                ),
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One model server: what it achieves, beside what the kernel and the GPU did to it."""
+
+from dashboards.base import (
+    GREEN,
+    INSTANCE,
+    RED,
+    SERVER,
+    YELLOW,
+    Dashboard,
+    Panel,
+    Row,
+    Target,
+    per_second,
+    quantile,
+)
+
+_S = 'instance=~"$instance",server=~"$server"'
+_C = 'instance=~"$instance",cgroup=~"$server"'
+_NO_METRICS = "no declared server answers with --metrics"
+_NO_PROBE = "not attached: see Tuning, probes"
+_ROCM = "not applicable (ROCm, or no DRM driver): its queues do not pass this scheduler"
+_NO_KFD = "not applicable (Vulkan, or no KFD): nothing opened the compute driver"
+
+
+def _llama(name: str) -> str:
+    return f"infertune_llama_{name}{{{_S}}}"
+
+
+MODEL = Dashboard(
+    uid="infertune-model",
+    title="infertune / Model",
+    description="Tokens per second and latency beside faults, waiting for a CPU, and GPU queues; "
+    "a line marks each profile that was applied.",
+    variables=(INSTANCE, SERVER),
+    rows=(
+        Row(
+            "What it achieves",
+            (
+                Panel(
+                    title="Generated tokens per second",
+                    description="While it generates, as llama-server counts. Falls with the "
+                    "context; a step down without one is what this page is for.",
+                    unit="none",
+                    nothing=_NO_METRICS,
+                    targets=(
+                        Target(
+                            f"{per_second(_llama('tokens_predicted_total'))} "
+                            f"/ ({per_second(_llama('tokens_predicted_seconds_total'))} > 0)",
+                            "{{instance}} {{server}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Prompt tokens per second",
+                    description="While it reads prompts. Grows with ubatch_size; far below the "
+                    "GPU's compute, look at its clocks.",
+                    unit="none",
+                    nothing=_NO_METRICS,
+                    targets=(
+                        Target(
+                            f"{per_second(_llama('prompt_tokens_total'))} "
+                            f"/ ({per_second(_llama('prompt_seconds_total'))} > 0)",
+                            "{{instance}} {{server}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Time per generated token",
+                    description="The mean. One memory read of the active weights is its floor: "
+                    "infertune expect has the figure.",
+                    unit="s",
+                    nothing=_NO_METRICS,
+                    targets=(
+                        Target(
+                            f"{per_second(_llama('tokens_predicted_seconds_total'))} "
+                            f"/ ({per_second(_llama('tokens_predicted_total'))} > 0)",
+                            "{{instance}} {{server}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Requests",
+                    description="In work, and waiting for a slot. Waiting ones all the time: more "
+                    "parallel slots, if the context fits (infertune fit --parallel).",
+                    unit="none",
+                    nothing=_NO_METRICS,
+                    targets=(
+                        Target(_llama("requests_processing"), "{{instance}} {{server}} in work"),
+                        Target(_llama("requests_deferred"), "{{instance}} {{server}} waiting"),
+                    ),
+                ),
+                Panel(
+                    title="Slots busy per call",
+                    description="Slots that shared one pass over the weights: above 1, tokens of "
+                    "several requests cost one read.",
+                    unit="none",
+                    nothing=_NO_METRICS,
+                    targets=(Target(_llama("n_busy_slots_per_decode"), "{{instance}} {{server}}"),),
+                ),
+                Panel(
+                    title="State",
+                    description="How each declared server answers. unreachable: infertune logs "
+                    "NAME. no-metrics: start it with --metrics.",
+                    unit="none",
+                    kind="state-timeline",
+                    nothing="no server is declared",
+                    words={"0": (" ", GREEN), "1": ("yes", YELLOW)},
+                    targets=(
+                        Target(
+                            f"infertune_server_state{{{_S}}} == 1",
+                            "{{instance}} {{server}} {{state}}",
+                        ),
+                    ),
+                ),
+            ),
+        ),
+        Row(
+            "What the kernel did to it",
+            (
+                Panel(
+                    title="Major faults per second",
+                    description="Each waited for a disk or for swap. After loading it should be "
+                    "0: raise memory_min, use mlock, or a smaller model.",
+                    unit="none",
+                    nothing=_NO_PROBE,
+                    targets=(
+                        Target(
+                            per_second(f'infertune_page_faults_total{{{_C},kind="major"}}'),
+                            "{{instance}} {{cgroup}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Minor faults per second",
+                    description="Pages that were in memory but not mapped yet. Many while it "
+                    "answers: huge pages are not used (infertune doctor).",
+                    unit="none",
+                    nothing=_NO_PROBE,
+                    targets=(
+                        Target(
+                            per_second(f'infertune_page_faults_total{{{_C},kind="minor"}}'),
+                            "{{instance}} {{cgroup}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Waiting for a CPU",
+                    description="How long a runnable thread waited before it ran. The 99th "
+                    "percentile above a millisecond: others share its CPUs; use cpus and "
+                    "cpus_partition.",
+                    unit="s",
+                    nothing=_NO_PROBE,
+                    targets=tuple(
+                        Target(
+                            quantile(
+                                q, "infertune_run_queue_latency_seconds", _C, "instance, cgroup"
+                            ),
+                            f"{{{{instance}}}} {{{{cgroup}}}} {name}",
+                        )
+                        for q, name in ((0.5, "median"), (0.99, "99 %"))
+                    ),
+                ),
+                Panel(
+                    title="Where its threads' time goes",
+                    description="Running, waiting for a CPU, or blocked (a disk, a lock, the "
+                    "GPU). With a GPU blocked is good: it waits for results.",
+                    unit="percentunit",
+                    stack=True,
+                    nothing=_NO_PROBE,
+                    targets=(
+                        Target(
+                            f"{per_second(f'infertune_thread_seconds_total{{{_C}}}')} "
+                            "/ on (instance, cgroup) group_left () sum by (instance, cgroup) "
+                            f"({per_second(f'infertune_thread_seconds_total{{{_C}}}')})",
+                            "{{instance}} {{cgroup}} {{state}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Context switches per second",
+                    description="Voluntary: it waited for something. Involuntary: somebody else "
+                    "was put in its place.",
+                    unit="none",
+                    nothing=_NO_PROBE,
+                    targets=(
+                        Target(
+                            "sum by (instance, cgroup, kind) ("
+                            + per_second(f"infertune_context_switches_total{{{_C}}}")
+                            + ")",
+                            "{{instance}} {{cgroup}} {{kind}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Moves to another CPU per second",
+                    description="Each leaves warm caches behind. Many: pin it with cpus.",
+                    unit="none",
+                    nothing=_NO_PROBE,
+                    targets=(
+                        Target(
+                            per_second(f"infertune_thread_migrations_total{{{_C}}}"),
+                            "{{instance}} {{cgroup}}",
+                        ),
+                    ),
+                ),
+            ),
+        ),
+        Row(
+            "Its memory",
+            (
+                Panel(
+                    title="Memory of its unit",
+                    description="Parts of what is charged; GTT is not in it.",
+                    unit="bytes",
+                    nothing="no server runs as a unit",
+                    targets=(
+                        Target(
+                            f'infertune_unit_memory_part_bytes{{{_S},part=~"anon|file|shmem"}}',
+                            "{{instance}} {{server}} {{part}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Huge and locked",
+                    description="Mapped memory by kind; parts overlap. Locked should cover the "
+                    "model where mlock is asked for.",
+                    unit="bytes",
+                    nothing="no server runs as a unit",
+                    targets=(
+                        Target(
+                            f"infertune_server_memory_bytes{{{_S}}}",
+                            "{{instance}} {{server}} {{part}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Waiting for memory",
+                    description="Share of time in which all its tasks stood still for want of "
+                    "memory or of a disk (PSI of its unit).",
+                    unit="percentunit",
+                    nothing="no server runs as a unit, or no PSI",
+                    targets=(
+                        Target(
+                            per_second(
+                                "infertune_pressure_stalled_seconds_total"
+                                f'{{{_S},share="full",resource=~"memory|io"}}'
+                            ),
+                            "{{instance}} {{server}} {{resource}}",
+                        ),
+                    ),
+                ),
+            ),
+        ),
+        Row(
+            "What the GPU did for it",
+            (
+                Panel(
+                    title="Vulkan: jobs per second",
+                    description="Jobs done by ring. With a ROCm server this is empty by design: "
+                    "see the queues beside it.",
+                    unit="none",
+                    nothing=_ROCM,
+                    targets=(
+                        Target(
+                            "sum by (instance, ring) ("
+                            + per_second(f'infertune_drm_scheduler_jobs_total{{{_C},event="done"}}')
+                            + ")",
+                            "{{instance}} {{ring}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Vulkan: a job's way",
+                    description="99th percentile of the wait in the queue, and of the time on the "
+                    "ring (with the jobs before it).",
+                    unit="s",
+                    nothing=_ROCM,
+                    targets=(
+                        Target(
+                            quantile(
+                                0.99, "infertune_drm_scheduler_wait_seconds", _C, "instance, ring"
+                            ),
+                            "{{instance}} {{ring}} wait",
+                        ),
+                        Target(
+                            quantile(
+                                0.99, "infertune_drm_scheduler_run_seconds", _C, "instance, ring"
+                            ),
+                            "{{instance}} {{ring}} on the ring",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Vulkan: engines busy",
+                    description="Share of time an engine worked for the server.",
+                    unit="percentunit",
+                    nothing=_ROCM,
+                    targets=(
+                        Target(
+                            per_second(f"infertune_drm_engine_busy_seconds_total{{{_S}}}"),
+                            "{{instance}} {{server}} {{engine}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="ROCm: time its queues were evicted",
+                    description="The model stood still for it, mostly for want of memory. "
+                    "Anything but 0: less context, or fewer servers.",
+                    unit="percentunit",
+                    nothing=_NO_KFD,
+                    targets=(
+                        Target(
+                            per_second(f"infertune_kfd_evicted_seconds_total{{{_S}}}"),
+                            "{{instance}} {{server}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="ROCm: GPU memory",
+                    description="Allocated through the compute driver.",
+                    unit="bytes",
+                    nothing=_NO_KFD,
+                    targets=(
+                        Target(f"infertune_kfd_memory_bytes{{{_S}}}", "{{instance}} {{server}}"),
+                    ),
+                ),
+                Panel(
+                    title="GPU memory that is resident",
+                    description="By region, of Vulkan and ROCm alike; evicted is what was pushed "
+                    "out of the carve-out.",
+                    unit="bytes",
+                    nothing="no DRM client",
+                    targets=(
+                        Target(
+                            f"infertune_drm_memory_resident_bytes{{{_S}}}",
+                            "{{instance}} {{server}} {{region}}",
+                        ),
+                        Target(
+                            f"infertune_drm_memory_evicted_bytes{{{_S}}}",
+                            "{{instance}} {{server}} evicted",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="How the GPU is driven",
+                    description="Whether the scheduler's probe is attached, and how many queues "
+                    "of the compute driver (ROCm) the server has. Without either it computes on "
+                    "the CPU.",
+                    unit="none",
+                    kind="stat",
+                    width=24,
+                    height=4,
+                    nothing="neither",
+                    limits=((None, GREEN), (10_000, RED)),
+                    targets=(
+                        Target(
+                            f"infertune_kfd_queues{{{_S}}}",
+                            "{{instance}} {{server}}: queues of ROCm",
+                        ),
+                        Target(
+                            'infertune_probe_state{instance=~"$instance",probe="drm_scheduler"} '
+                            "== 1",
+                            "{{instance}}: probe of the scheduler {{state}}",
+                        ),
+                    ),
+                ),
+            ),
+        ),
+    ),
+)
