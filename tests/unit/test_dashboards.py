@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dashboards and rules: whole, legible, and asking for nothing that no exporter has.
+
+That every query has an answer is shown by tests/host/test_dashboards.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from dashboards_of import (
+    REPOSITORY,
+    Query,
+    dashboards,
+    declared,
+    names,
+    panels,
+    queries,
+    rules,
+    selectors,
+)
+
+PANELS = [(name, panel) for name, each in dashboards().items() for panel in panels(each)]
+ALERTS = [rule for rule in rules() if "alert" in rule]
+EXPRESSIONS = [
+    *queries(),
+    *(Query(rule.get("alert", rule.get("record")), rule["expr"]) for rule in rules()),
+]
+
+
+def test_generated_files_are_current() -> None:
+    script = REPOSITORY / "scripts" / "generate_dashboards.py"
+    done = subprocess.run([sys.executable, "-B", script, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_identities_are_fixed() -> None:
+    assert {name: each["uid"] for name, each in dashboards().items()} == {
+        name: f"infertune-{name}" for name in ("machine", "model", "tuning", "fleet")
+    }
+    for each in dashboards().values():
+        numbers = [panel["id"] for panel in each["panels"]]
+        assert numbers == sorted(set(numbers))
+
+
+@pytest.mark.parametrize("query", EXPRESSIONS, ids=lambda query: query.where)
+def test_only_what_exporters_have_is_asked_for(query: Query) -> None:
+    known = declared()
+    asked = names(query.expr)
+    assert asked
+    assert asked <= known.keys()
+    for name, labels in selectors(query.expr):
+        assert labels <= known[name], name
+    reachable = set().union(*(known[name] for name in asked))
+    for group in re.findall(r"(?:by|on|group_left) \(([^)]*)\)", query.expr):
+        assert set(filter(None, re.split(r",\s*", group))) <= reachable
+    assert query.labels <= reachable
+
+
+@pytest.mark.parametrize(
+    "panel", [panel for _, panel in PANELS], ids=[f"{n}: {p['title']}" for n, p in PANELS]
+)
+def test_a_panel_says_what_it_shows(panel: dict[str, object]) -> None:
+    assert len(str(panel["description"])) > 20
+    assert str(panel["description"]).endswith(".")
+    defaults = panel["fieldConfig"]["defaults"]  # type: ignore[index]
+    assert defaults["unit"]
+    assert defaults["noValue"]
+
+
+@pytest.mark.parametrize("name", dashboards())
+def test_panels_do_not_overlap(name: str) -> None:
+    places = [panel["gridPos"] for panel in dashboards()[name]["panels"]]
+    for one, other in itertools.combinations(places, 2):
+        beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        below = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+        assert beside or below, (one, other)
+    assert all(place["x"] + place["w"] <= 24 for place in places)
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
+def test_an_alert_has_a_page(alert: dict[str, dict[str, str]]) -> None:
+    assert alert["labels"]["severity"] in ("info", "warning", "critical")
+    page = (REPOSITORY / alert["annotations"]["runbook"]).read_text()
+    assert page.startswith(f"# {alert['alert']}\n")
+    assert re.findall(r"^## (.*)$", page, re.MULTILINE) == ["What it means", "Look", "Do"]
+
+
+def test_a_page_has_an_alert() -> None:
+    pages = {path.stem for path in (REPOSITORY / "docs" / "runbooks").iterdir()}
+    assert pages == {alert["alert"] for alert in ALERTS}
+
+
+def test_each_alert_fires_and_stays_silent() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian: prometheus)")
+    cases = REPOSITORY / "prometheus" / "tests" / "infertune-alerts.yml"
+    text = cases.read_text()
+    for alert in ALERTS:
+        for what in ("fires", "stays silent"):
+            assert f"- name: {alert['alert']} {what}\n" in text
+    for words in (("check", "rules", *RULE_FILES), ("test", "rules", cases)):
+        done = subprocess.run([promtool, *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+RULE_FILES = sorted((REPOSITORY / "prometheus" / "rules").glob("*.yml"))
