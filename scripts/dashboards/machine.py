@@ -26,11 +26,19 @@ def _pool(what: str, pool: str) -> str:
     return f'sum by (instance) (infertune_gpu_memory_{what}{{{_I},pool="{pool}"}})'
 
 
+_TOTAL = f"sum by (instance) ({_memory('total')})"
 _CPU_SIDE = (
-    f"clamp_min({_memory('total')} - {_memory('available')} "
-    f"- on (instance) group_left () ({_pool('used_bytes', 'gtt')} "
-    f"or 0 * sum by (instance) ({_memory('total')})), 0)"
+    f"clamp_min({_TOTAL} - sum by (instance) ({_memory('available')}) "
+    f"- ({_pool('used_bytes', 'gtt')} or 0 * {_TOTAL}), 0)"
 )
+
+
+def _stalls(metric: str, probe: str) -> str:
+    """Seconds per second; a probe that is attached and has counted nothing says 0."""
+    attached = f'infertune_probe_state{{{_I},probe="{probe}",state="attached"}} == 1'
+    counted = per_second(f"{metric}_sum{{{_I}}}")
+    return f"sum by (instance) ({counted}) or 0 * sum by (instance) ({attached})"
+
 
 MACHINE = Dashboard(
     uid="infertune-machine",
@@ -169,15 +177,11 @@ MACHINE = Dashboard(
                     nothing="not attached: see Tuning, probes",
                     targets=(
                         Target(
-                            "sum by (instance, limit) ("
-                            + per_second(f"infertune_direct_reclaim_seconds_sum{{{_I}}}")
-                            + ")",
-                            "{{instance}} reclaim ({{limit}})",
+                            _stalls("infertune_direct_reclaim_seconds", "reclaim"),
+                            "{{instance}} reclaim",
                         ),
                         Target(
-                            "sum by (instance) ("
-                            + per_second(f"infertune_compaction_stall_seconds_sum{{{_I}}}")
-                            + ")",
+                            _stalls("infertune_compaction_stall_seconds", "compaction"),
                             "{{instance}} compaction",
                         ),
                     ),

