@@ -18,6 +18,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="write tests/golden/ as it is now"
     )
+    parser.addoption(
+        "--draw",
+        metavar="DIRECTORY",
+        help="tests/host/test_dashboards.py: draw the dashboards (needs Chromium)",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -31,6 +31,7 @@ from typing import Any
 import pytest
 
 from dashboards_of import REPOSITORY, Query, operand, queries, rules
+from drawing.draw import SPAN_S, draw
 from infertune.boot import record
 from infertune.launch.binary import embedded_is_installed, embedded_program
 from infertune.launch.client import complete, healthy
@@ -271,29 +272,36 @@ def prometheus(
     waiting: int,
     tmp_path_factory: pytest.TempPathFactory,
     processes: list[subprocess.Popen[Any]],
-) -> Prometheus:
+    request: pytest.FixtureRequest,
+) -> Iterator[Prometheus]:
     program = shutil.which("prometheus")
     if program is None:
         pytest.skip("prometheus is not installed (Debian: prometheus)")
-    directory, port = tmp_path_factory.mktemp("prometheus"), free_port()
-    shutil.copytree(REPOSITORY / "prometheus", directory, dirs_exist_ok=True)
+    base, port = tmp_path_factory.mktemp("prometheus"), free_port()
+    shutil.copytree(REPOSITORY / "prometheus", base, dirs_exist_ok=True)
     targets = [here, recorded, waiting, free_port()]
     named = [{"targets": [f"127.0.0.1:{each}"], "labels": {}} for each in targets]
-    (directory / "targets" / "machines.json").write_text(json.dumps(named))
-    config = directory / "prometheus.yml"
+    (base / "targets" / "machines.json").write_text(json.dumps(named))
+    config = base / "prometheus.yml"
     config.write_text(config.read_text().replace("15s", "1s"))
     command = [
         program,
         f"--config.file={config}",
-        f"--storage.tsdb.path={directory / 'data'}",
+        f"--storage.tsdb.path={base / 'data'}",
         f"--web.listen-address=127.0.0.1:{port}",
         "--log.level=error",
     ]
-    processes.append(subprocess.Popen(command, cwd=directory, stderr=subprocess.DEVNULL))
+    processes.append(subprocess.Popen(command, cwd=base, stderr=subprocess.DEVNULL))
     found = Prometheus(port)
     assert until(lambda: get(port, "/-/ready")[0] == 200, 60)
     assert until(lambda: len(found.query("up{job='infertune'} == 1")) == 3, 60)
-    return found
+    began = time.monotonic()
+    yield found
+    if directory := request.config.getoption("--draw"):
+        time.sleep(max(0, SPAN_S + 10 - (time.monotonic() - began)))
+        called = ("here", "recorded", "waiting", "off")
+        names = {f"127.0.0.1:{port}": name for port, name in zip(targets, called, strict=True)}
+        draw(found.ask, names, Path(directory).resolve(), tmp_path_factory.mktemp("drawing"))
 
 
 # -- what they answer ----------------------------------------------------------------
