@@ -32,10 +32,10 @@ class Query:
     expr: str
     labels: frozenset[str] = frozenset()
 
-    def filled(self, interval: str = "10s") -> str:
-        """With the variables as they are when everything is chosen."""
+    def filled(self, interval: str = "10s", instance: str = ".*") -> str:
+        """With the variables as they are when everything, or one machine, is chosen."""
         text = self.expr.replace("$__rate_interval", interval)
-        return text.replace("$instance", ".*").replace("$server", ".*")
+        return text.replace("$instance", instance).replace("$server", ".*")
 
 
 def dashboards() -> dict[str, dict[str, Any]]:

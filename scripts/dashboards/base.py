@@ -7,7 +7,7 @@ https://grafana.com/docs/grafana/latest/dashboards/build-dashboards/view-dashboa
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Kind = Literal["timeseries", "stat", "table", "state-timeline"]
@@ -63,6 +63,7 @@ class Variable:
     name: str
     label: str
     query: str
+    many: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,7 @@ class Dashboard:
 
 
 INSTANCE = Variable("instance", "Machine", "label_values(infertune_exporter_info, instance)")
+ONE_INSTANCE = replace(INSTANCE, many=False)
 SERVER = Variable(
     "server", "Server", 'label_values(infertune_server_state{instance=~"$instance"}, server)'
 )
@@ -148,14 +150,17 @@ def _datasource() -> dict[str, Any]:
 
 
 def _variable(variable: Variable) -> dict[str, Any]:
-    return {
+    everything = {
         "allValue": ".*",
         "current": {"selected": True, "text": ["All"], "value": ["$__all"]},
+    }
+    return {
+        **(everything if variable.many else {}),
         "datasource": DATASOURCE,
         "definition": variable.query,
-        "includeAll": True,
+        "includeAll": variable.many,
         "label": variable.label,
-        "multi": True,
+        "multi": variable.many,
         "name": variable.name,
         "query": {"query": variable.query, "refId": variable.name},
         "refresh": 2,
@@ -176,14 +181,17 @@ def _layout(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
             "title": row.title,
             "type": "row",
         }
-        number, top, left, deepest = number + 1, top + 1, 0, 0
+        number, top = number + 1, top + 1
+        filled = [top] * COLUMNS
         for panel in row.panels:
-            if left + panel.width > COLUMNS:
-                top, left, deepest = top + deepest, 0, 0
-            place = {"h": panel.height, "w": panel.width, "x": left, "y": top}
-            yield _panel(panel, number, place)
-            number, left, deepest = number + 1, left + panel.width, max(deepest, panel.height)
-        top += deepest
+            # The highest place where it fits, and there the leftmost.
+            y, x = min(
+                (max(filled[x : x + panel.width]), x) for x in range(COLUMNS - panel.width + 1)
+            )
+            filled[x : x + panel.width] = [y + panel.height] * panel.width
+            yield _panel(panel, number, {"h": panel.height, "w": panel.width, "x": x, "y": y})
+            number += 1
+        top = max(filled)
 
 
 def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 
 from dashboards.base import (
     GREEN,
-    INSTANCE,
+    ONE_INSTANCE,
     RED,
     YELLOW,
     Dashboard,
@@ -44,7 +44,7 @@ MACHINE = Dashboard(
     uid="infertune-machine",
     title="infertune / Machine",
     description="One memory, one GPU, its CPUs: who has what, and what holds them back.",
-    variables=(INSTANCE,),
+    variables=(ONE_INSTANCE,),
     rows=(
         Row(
             "Memory",
@@ -60,10 +60,10 @@ MACHINE = Dashboard(
                     height=10,
                     stack=True,
                     targets=(
-                        Target(_pool("bytes", "vram"), "{{instance}} carve-out"),
-                        Target(_pool("used_bytes", "gtt"), "{{instance}} GTT in use"),
-                        Target(_CPU_SIDE, "{{instance}} CPU side"),
-                        Target(_memory("available"), "{{instance}} available"),
+                        Target(_pool("bytes", "vram"), "carve-out"),
+                        Target(_pool("used_bytes", "gtt"), "GTT in use"),
+                        Target(_CPU_SIDE, "CPU side"),
+                        Target(_memory("available"), "available"),
                     ),
                 ),
                 Panel(
@@ -109,7 +109,7 @@ MACHINE = Dashboard(
                     width=6,
                     height=5,
                     kind="stat",
-                    targets=(Target(_memory("cma_free"), "{{instance}} free"),),
+                    targets=(Target(_memory("cma_free"), "free"),),
                 ),
                 Panel(
                     title="Swap in use",
@@ -157,14 +157,14 @@ MACHINE = Dashboard(
                                 "infertune_pressure_stalled_seconds_total"
                                 f'{{{_I},unit="system",share="some"}}'
                             ),
-                            "{{instance}} {{resource}} some",
+                            "{{resource}} some",
                         ),
                         Target(
                             per_second(
                                 "infertune_pressure_stalled_seconds_total"
                                 f'{{{_I},unit="system",share="full"}}'
                             ),
-                            "{{instance}} {{resource}} full",
+                            "{{resource}} full",
                         ),
                     ),
                 ),
@@ -178,11 +178,11 @@ MACHINE = Dashboard(
                     targets=(
                         Target(
                             _stalls("infertune_direct_reclaim_seconds", "reclaim"),
-                            "{{instance}} reclaim",
+                            "reclaim",
                         ),
                         Target(
                             _stalls("infertune_compaction_stall_seconds", "compaction"),
-                            "{{instance}} compaction",
+                            "compaction",
                         ),
                     ),
                 ),
@@ -196,7 +196,7 @@ MACHINE = Dashboard(
                     description="As the power firmware counts it; sees ROCm and Vulkan alike.",
                     unit="percentunit",
                     nothing=_NO_GPU,
-                    targets=(Target(f"infertune_gpu_busy_ratio{{{_I}}}", "{{instance}} {{gpu}}"),),
+                    targets=(Target(f"infertune_gpu_busy_ratio{{{_I}}}", "{{gpu}}"),),
                 ),
                 Panel(
                     title="Clocks",
@@ -205,12 +205,10 @@ MACHINE = Dashboard(
                     unit="hertz",
                     nothing=_NO_GPU,
                     targets=(
-                        Target(
-                            f"infertune_gpu_clock_hertz{{{_I}}}", "{{instance}} {{gpu}} {{clock}}"
-                        ),
+                        Target(f"infertune_gpu_clock_hertz{{{_I}}}", "{{gpu}} {{clock}}"),
                         Target(
                             f'infertune_gpu_dpm_clock_max_hertz{{{_I},clock=~"sclk|mclk"}}',
-                            "{{instance}} {{gpu}} {{clock}} highest",
+                            "{{gpu}} {{clock}} highest",
                         ),
                     ),
                 ),
@@ -221,12 +219,10 @@ MACHINE = Dashboard(
                     unit="watt",
                     nothing=_NO_TABLE,
                     targets=(
-                        Target(
-                            f"infertune_gpu_metrics_power_watts{{{_I}}}", "{{instance}} {{domain}}"
-                        ),
+                        Target(f"infertune_gpu_metrics_power_watts{{{_I}}}", "{{domain}}"),
                         Target(
                             f"infertune_gpu_metrics_power_limit_watts{{{_I}}}",
-                            "{{instance}} limit {{limit}}",
+                            "limit {{limit}}",
                         ),
                     ),
                 ),
@@ -239,12 +235,12 @@ MACHINE = Dashboard(
                     targets=(
                         Target(
                             f"infertune_gpu_temperature_celsius{{{_I}}}",
-                            "{{instance}} {{gpu}} {{sensor}}",
+                            "{{gpu}} {{sensor}}",
                         ),
                         Target(
                             "infertune_gpu_metrics_temperature_celsius"
                             f'{{{_I},sensor=~"gfx|soc|skin"}}',
-                            "{{instance}} {{sensor}}",
+                            "{{sensor}}",
                         ),
                     ),
                 ),
@@ -258,7 +254,7 @@ MACHINE = Dashboard(
                     targets=(
                         Target(
                             per_second(f"infertune_gpu_metrics_throttle_cycles_total{{{_I}}}"),
-                            "{{instance}} {{limiter}}",
+                            "{{limiter}}",
                         ),
                     ),
                 ),
@@ -271,7 +267,7 @@ MACHINE = Dashboard(
                     targets=(
                         Target(
                             f"infertune_gpu_metrics_traffic_bytes_per_second{{{_I}}}",
-                            "{{instance}} {{client}} {{direction}}",
+                            "{{client}} {{direction}}",
                         ),
                     ),
                 ),
@@ -289,7 +285,7 @@ MACHINE = Dashboard(
                     targets=tuple(
                         Target(
                             f"{what} by (instance) (infertune_cpu_clock_hertz{{{_I}}})",
-                            f"{{{{instance}}}} {name}",
+                            name,
                         )
                         for what, name in (("min", "lowest"), ("avg", "mean"), ("max", "highest"))
                     ),
@@ -303,15 +299,15 @@ MACHINE = Dashboard(
                     kind="stat",
                     nothing="no NPU driver",
                     words={"0": ("asleep", GREEN), "1": ("awake", YELLOW)},
-                    targets=(Target(f"infertune_npu_active{{{_I}}}", "{{instance}} {{npu}}"),),
+                    targets=(Target(f"infertune_npu_active{{{_I}}}", "{{npu}}"),),
                 ),
                 Panel(
-                    title="Running kernel",
+                    title="What it is",
                     description="Kernel and processor; infertune doctor knows which are bad.",
                     unit="none",
                     width=6,
                     kind="table",
-                    columns={"instance": "Machine", "kernel": "Kernel", "processor": "Processor"},
+                    columns={"kernel": "Kernel", "processor": "Processor"},
                     targets=(Target(f"infertune_machine_info{{{_I}}}"),),
                 ),
             ),

@@ -3,7 +3,7 @@
 
 from dashboards.base import (
     GREEN,
-    INSTANCE,
+    ONE_INSTANCE,
     RED,
     SERVER,
     YELLOW,
@@ -16,7 +16,7 @@ from dashboards.base import (
 )
 
 _S = 'instance=~"$instance",server=~"$server"'
-_C = 'instance=~"$instance",cgroup=~"$server"'
+_C = 'instance=~"$instance",cgroup=~"$server",cgroup!="other"'
 _NO_METRICS = "no declared server answers with --metrics"
 _NO_PROBE = "not attached: see Tuning, probes"
 _ROCM = "not applicable (ROCm, or no DRM driver): its queues do not pass this scheduler"
@@ -32,7 +32,7 @@ MODEL = Dashboard(
     title="infertune / Model",
     description="Tokens per second and latency beside faults, waiting for a CPU, and GPU queues; "
     "a line marks each profile that was applied.",
-    variables=(INSTANCE, SERVER),
+    variables=(ONE_INSTANCE, SERVER),
     rows=(
         Row(
             "What it achieves",
@@ -47,7 +47,7 @@ MODEL = Dashboard(
                         Target(
                             f"{per_second(_llama('tokens_predicted_total'))} "
                             f"/ ({per_second(_llama('tokens_predicted_seconds_total'))} > 0)",
-                            "{{instance}} {{server}}",
+                            "{{server}}",
                         ),
                     ),
                 ),
@@ -61,7 +61,7 @@ MODEL = Dashboard(
                         Target(
                             f"{per_second(_llama('prompt_tokens_total'))} "
                             f"/ ({per_second(_llama('prompt_seconds_total'))} > 0)",
-                            "{{instance}} {{server}}",
+                            "{{server}}",
                         ),
                     ),
                 ),
@@ -75,7 +75,7 @@ MODEL = Dashboard(
                         Target(
                             f"{per_second(_llama('tokens_predicted_seconds_total'))} "
                             f"/ ({per_second(_llama('tokens_predicted_total'))} > 0)",
-                            "{{instance}} {{server}}",
+                            "{{server}}",
                         ),
                     ),
                 ),
@@ -86,8 +86,8 @@ MODEL = Dashboard(
                     unit="none",
                     nothing=_NO_METRICS,
                     targets=(
-                        Target(_llama("requests_processing"), "{{instance}} {{server}} in work"),
-                        Target(_llama("requests_deferred"), "{{instance}} {{server}} waiting"),
+                        Target(_llama("requests_processing"), "{{server}} in work"),
+                        Target(_llama("requests_deferred"), "{{server}} waiting"),
                     ),
                 ),
                 Panel(
@@ -96,7 +96,7 @@ MODEL = Dashboard(
                     "several requests cost one read.",
                     unit="none",
                     nothing=_NO_METRICS,
-                    targets=(Target(_llama("n_busy_slots_per_decode"), "{{instance}} {{server}}"),),
+                    targets=(Target(_llama("n_busy_slots_per_decode"), "{{server}}"),),
                 ),
                 Panel(
                     title="State",
@@ -109,7 +109,7 @@ MODEL = Dashboard(
                     targets=(
                         Target(
                             f"infertune_server_state{{{_S}}} == 1",
-                            "{{instance}} {{server}} {{state}}",
+                            "{{server}} {{state}}",
                         ),
                     ),
                 ),
@@ -127,7 +127,7 @@ MODEL = Dashboard(
                     targets=(
                         Target(
                             per_second(f'infertune_page_faults_total{{{_C},kind="major"}}'),
-                            "{{instance}} {{cgroup}}",
+                            "{{cgroup}}",
                         ),
                     ),
                 ),
@@ -140,7 +140,7 @@ MODEL = Dashboard(
                     targets=(
                         Target(
                             per_second(f'infertune_page_faults_total{{{_C},kind="minor"}}'),
-                            "{{instance}} {{cgroup}}",
+                            "{{cgroup}}",
                         ),
                     ),
                 ),
@@ -156,7 +156,7 @@ MODEL = Dashboard(
                             quantile(
                                 q, "infertune_run_queue_latency_seconds", _C, "instance, cgroup"
                             ),
-                            f"{{{{instance}}}} {{{{cgroup}}}} {name}",
+                            f"{{{{cgroup}}}} {name}",
                         )
                         for q, name in ((0.5, "median"), (0.99, "99 %"))
                     ),
@@ -173,7 +173,7 @@ MODEL = Dashboard(
                             f"{per_second(f'infertune_thread_seconds_total{{{_C}}}')} "
                             "/ on (instance, cgroup) group_left () sum by (instance, cgroup) "
                             f"({per_second(f'infertune_thread_seconds_total{{{_C}}}')})",
-                            "{{instance}} {{cgroup}} {{state}}",
+                            "{{cgroup}} {{state}}",
                         ),
                     ),
                 ),
@@ -188,7 +188,7 @@ MODEL = Dashboard(
                             "sum by (instance, cgroup, kind) ("
                             + per_second(f"infertune_context_switches_total{{{_C}}}")
                             + ")",
-                            "{{instance}} {{cgroup}} {{kind}}",
+                            "{{cgroup}} {{kind}}",
                         ),
                     ),
                 ),
@@ -200,7 +200,7 @@ MODEL = Dashboard(
                     targets=(
                         Target(
                             per_second(f"infertune_thread_migrations_total{{{_C}}}"),
-                            "{{instance}} {{cgroup}}",
+                            "{{cgroup}}",
                         ),
                     ),
                 ),
@@ -217,7 +217,7 @@ MODEL = Dashboard(
                     targets=(
                         Target(
                             f'infertune_unit_memory_part_bytes{{{_S},part=~"anon|file|shmem"}}',
-                            "{{instance}} {{server}} {{part}}",
+                            "{{server}} {{part}}",
                         ),
                     ),
                 ),
@@ -230,7 +230,7 @@ MODEL = Dashboard(
                     targets=(
                         Target(
                             f"infertune_server_memory_bytes{{{_S}}}",
-                            "{{instance}} {{server}} {{part}}",
+                            "{{server}} {{part}}",
                         ),
                     ),
                 ),
@@ -246,7 +246,7 @@ MODEL = Dashboard(
                                 "infertune_pressure_stalled_seconds_total"
                                 f'{{{_S},share="full",resource=~"memory|io"}}'
                             ),
-                            "{{instance}} {{server}} {{resource}}",
+                            "{{server}} {{resource}}",
                         ),
                     ),
                 ),
@@ -266,7 +266,7 @@ MODEL = Dashboard(
                             "sum by (instance, ring) ("
                             + per_second(f'infertune_drm_scheduler_jobs_total{{{_C},event="done"}}')
                             + ")",
-                            "{{instance}} {{ring}}",
+                            "{{ring}}",
                         ),
                     ),
                 ),
@@ -281,13 +281,13 @@ MODEL = Dashboard(
                             quantile(
                                 0.99, "infertune_drm_scheduler_wait_seconds", _C, "instance, ring"
                             ),
-                            "{{instance}} {{ring}} wait",
+                            "{{ring}} wait",
                         ),
                         Target(
                             quantile(
                                 0.99, "infertune_drm_scheduler_run_seconds", _C, "instance, ring"
                             ),
-                            "{{instance}} {{ring}} on the ring",
+                            "{{ring}} on the ring",
                         ),
                     ),
                 ),
@@ -299,7 +299,7 @@ MODEL = Dashboard(
                     targets=(
                         Target(
                             per_second(f"infertune_drm_engine_busy_seconds_total{{{_S}}}"),
-                            "{{instance}} {{server}} {{engine}}",
+                            "{{server}} {{engine}}",
                         ),
                     ),
                 ),
@@ -312,7 +312,7 @@ MODEL = Dashboard(
                     targets=(
                         Target(
                             per_second(f"infertune_kfd_evicted_seconds_total{{{_S}}}"),
-                            "{{instance}} {{server}}",
+                            "{{server}}",
                         ),
                     ),
                 ),
@@ -321,9 +321,7 @@ MODEL = Dashboard(
                     description="Allocated through the compute driver.",
                     unit="bytes",
                     nothing=_NO_KFD,
-                    targets=(
-                        Target(f"infertune_kfd_memory_bytes{{{_S}}}", "{{instance}} {{server}}"),
-                    ),
+                    targets=(Target(f"infertune_kfd_memory_bytes{{{_S}}}", "{{server}}"),),
                 ),
                 Panel(
                     title="GPU memory that is resident",
@@ -334,11 +332,11 @@ MODEL = Dashboard(
                     targets=(
                         Target(
                             f"infertune_drm_memory_resident_bytes{{{_S}}}",
-                            "{{instance}} {{server}} {{region}}",
+                            "{{server}} {{region}}",
                         ),
                         Target(
                             f"infertune_drm_memory_evicted_bytes{{{_S}}}",
-                            "{{instance}} {{server}} evicted",
+                            "{{server}} evicted",
                         ),
                     ),
                 ),
@@ -356,7 +354,7 @@ MODEL = Dashboard(
                     targets=(
                         Target(
                             f"infertune_kfd_queues{{{_S}}}",
-                            "{{instance}} {{server}}: queues of ROCm",
+                            "{{server}}: queues of ROCm",
                         ),
                         Target(
                             'infertune_probe_state{instance=~"$instance",probe="drm_scheduler"} '

@@ -31,6 +31,8 @@ CHROMIUM = (
     "--hide-scrollbars",
 )
 Ask = Callable[..., Any]
+SHOWN = {"machine": "recorded", "model": "here"}
+"""Which machine is chosen, in those that show one."""
 
 
 def draw(ask: Ask, names: Mapping[str, str], directory: Path, scratch: Path) -> None:
@@ -40,7 +42,8 @@ def draw(ask: Ask, names: Mapping[str, str], directory: Path, scratch: Path) -> 
         place = scratch / name
         place.mkdir(parents=True)
         shutil.copy(page, place / "page.html")
-        text = json.dumps(_data(ask, dashboard))
+        own = {shown: instance for instance, shown in names.items()}
+        text = json.dumps(_data(ask, dashboard, own.get(SHOWN.get(name, ""), ".*")))
         for instance, shown in names.items():
             text = text.replace(instance, shown)
         (place / "data.js").write_text(f"const DATA = {text};\n")
@@ -61,16 +64,16 @@ def draw(ask: Ask, names: Mapping[str, str], directory: Path, scratch: Path) -> 
         )
 
 
-def _data(ask: Ask, dashboard: dict[str, Any]) -> dict[str, Any]:
+def _data(ask: Ask, dashboard: dict[str, Any], instance: str) -> dict[str, Any]:
     to = math.floor(time.time())
-    answers = {panel["id"]: _series(ask, panel, to) for panel in panels(dashboard)}
+    answers = {panel["id"]: _series(ask, panel, instance, to) for panel in panels(dashboard)}
     return {"dashboard": dashboard, "answers": answers, "from": to - SPAN_S, "to": to}
 
 
-def _series(ask: Ask, panel: dict[str, Any], to: int) -> list[dict[str, Any]]:
+def _series(ask: Ask, panel: dict[str, Any], instance: str, to: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for target in panel["targets"]:
-        expr = Query("", target["expr"]).filled()
+        expr = Query("", target["expr"]).filled(instance=instance)
         common = {"legend": target["legendFormat"]}
         if target["instant"]:
             for each in ask("query", query=expr)["result"]:

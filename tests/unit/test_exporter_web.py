@@ -13,7 +13,9 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import bcrypt
@@ -86,6 +88,31 @@ def test_collect_chooses(serve: Serve) -> None:
     status, text = get(port, "/metrics?collect[]=nonsense")
     assert status == 400
     assert "no collector nonsense; there are profile, journal" in text
+
+
+def test_who_is_being_answered_at_the_end_gets_the_whole(tmp_path: Path) -> None:
+    begun = threading.Event()
+
+    class Slow(Page):
+        def text(self, wanted: Iterable[str] = ()) -> bytes:
+            begun.set()
+            time.sleep(0.5)
+            return super().text(wanted)
+
+    listener = web.listening_socket("127.0.0.1:0")
+    page = Slow(Root(tmp_path))
+    server = web.Server(listener, webconfig.WebConfig(), page, None)
+    serving = threading.Thread(target=server.serve_forever, args=[0.05])
+    serving.start()
+    with ThreadPoolExecutor(1) as client:
+        asked = client.submit(get, int(listener.getsockname()[1]), "/metrics")
+        assert begun.wait(10)
+        server.shutdown()
+        serving.join()
+        server.drain()
+        server.server_close()
+        page.close()
+        assert asked.result(0.2)[0] == 200
 
 
 def test_a_client_that_says_nothing_holds_up_no_other(serve: Serve) -> None:

@@ -12,6 +12,8 @@ from vm.guest import Guest
 from vm.test_daemon import wait_until
 from vm.test_serve import fake, pid_of, profile, serving  # noqa: F401 (a fixture)
 
+pytestmark = pytest.mark.quick_on("6.12")
+
 UNIT = "infertune-exporter.service"
 
 

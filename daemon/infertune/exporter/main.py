@@ -136,6 +136,7 @@ def _serve(
         return Exit.FAILED if again.is_set() else Exit.DONE
     finally:
         notifier.send(STOPPING=1)
+        server.drain()
         server.server_close()
         page.close()
     return Exit.DONE

@@ -14,6 +14,7 @@ import socket
 import socketserver
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from urllib.parse import parse_qs, urlsplit
@@ -33,6 +34,8 @@ MAX_CONNECTIONS = 32
 makes one."""
 _CLIENT_S = 10.0
 """How long a client may take to say what it wants (TLS and all), and then to take the answer."""
+_DRAIN_S = 2.0
+"""How long whoever is being answered is waited for at the end."""
 _ROOM_S = 0.01
 """How long a client waits for a free place before another one loses its own."""
 
@@ -152,6 +155,13 @@ class Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
     def shutdown_request(self, request: object) -> None:
         assert isinstance(request, socket.socket)
         request.close()
+
+    def drain(self) -> None:
+        """Let those who are being answered have their answer, for as long as a moment."""
+        end = time.monotonic() + _DRAIN_S
+        for _ in range(MAX_CONNECTIONS):
+            if not self._places.acquire(timeout=max(0, end - time.monotonic())):
+                return
 
     def server_close(self) -> None:
         self.socket.close()
