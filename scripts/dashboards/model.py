@@ -15,7 +15,7 @@ from dashboards.base import (
     quantile,
 )
 
-_S = 'instance=~"$instance",server=~"$server"'
+_S = 'instance=~"$instance",server=~"$server",server!=""'
 _C = 'instance=~"$instance",cgroup=~"$server",cgroup!="other"'
 _NO_METRICS = "no declared server answers with --metrics"
 _NO_PROBE = "not attached: see Tuning, probes"

@@ -107,6 +107,20 @@ def serve_and_ask(guest: Guest) -> None:
     assert "Uid:\t0" not in facts
 
 
+MOVING = ("/etc/ld.so.cache", "/proc/sys/fs/", "/proc/sys/kernel/random", "/proc/sys/kernel/ns_")
+"""What changes by itself."""
+
+
+def changes(before: dict[str, str], after: dict[str, str]) -> tuple[dict[str, object], list[str]]:
+    """Files that differ, and new ones with our name."""
+    changed: dict[str, object] = {
+        path: (before[path], after[path])
+        for path in before.keys() & after.keys()
+        if before[path] != after[path] and not path.startswith(MOVING)
+    }
+    return changed, [path for path in after.keys() - before.keys() if "infertune" in path]
+
+
 def test_from_a_wheel_to_an_answer_and_back_to_nothing(guest: Guest) -> None:
     guest.put(HERE / "in_guest", "/root")
     guest.sh("rm -rf /root/in_guest/__pycache__")
@@ -122,22 +136,7 @@ def test_from_a_wheel_to_an_answer_and_back_to_nothing(guest: Guest) -> None:
         guest.run("infertune revert; systemctl stop infertune; systemctl disable -q infertune")
         guest.sh("infertune setup --remove")
         guest.sh(f"rm -rf {STATE}")
-    after = tree()
-    changed = {
-        path: (before.get(path), after.get(path))
-        for path in before.keys() | after.keys()
-        if path in before and path in after and before[path] != after[path]
-    }
-    new = [path for path in after.keys() - before.keys() if "infertune" in path]
-    moving = (
-        "/etc/ld.so.cache",
-        "/proc/sys/fs/",
-        "/proc/sys/kernel/random",
-        "/proc/sys/kernel/ns_",
-    )
-    changed = {path: how for path, how in changed.items() if not path.startswith(moving)}
-    assert changed == {}
-    assert new == []
+    assert changes(before, tree()) == ({}, [])
 
 
 # -- what a server is given ----------------------------------------------------------

@@ -34,6 +34,14 @@ FILES: tuple[tuple[str, str], ...] = (
 )
 """Every file of ours outside the package: where it comes from, and where it goes."""
 
+PACKAGED: dict[str, str] = {
+    target: target.replace("/etc/systemd/", "/usr/lib/systemd/").replace(
+        "/etc/dbus-1/", "/usr/share/dbus-1/"
+    )
+    for _, target in FILES
+}
+"""Where a distribution's package has them instead."""
+
 BOOT_UNITS = ("infertune-boot-guard.service", "infertune-boot-confirm.service")
 """Enabled as they are installed: without a staged change they do nothing."""
 
@@ -54,6 +62,7 @@ def install(root: Root) -> tuple[Placed, ...]:
     """Write what is missing or differs.  Raises NotPermitted, UsageError or Failed."""
     if root.live:
         _need_root()
+        _refuse_what_a_package_owns(root)
         _refuse_a_writable_program()
     # All of it before the first write: a path that no unit takes is found by then.
     contents = [(target, _content(source)) for source, target in FILES]
@@ -68,6 +77,7 @@ def remove(root: Root) -> tuple[Placed, ...]:
     """Take away exactly what ``install`` writes.  Raises NotPermitted, UsageError or Failed."""
     if root.live:
         _need_root()
+        _refuse_what_a_package_owns(root)
         if root.exists(STAGED):
             raise UsageError(
                 "boot settings are staged, and the guard would go; nothing was removed",
@@ -118,9 +128,14 @@ def _write(root: Root, target: str, content: bytes) -> Placed:
     return Placed(target, "written")
 
 
-def _content(name: str) -> bytes:
+def rendered(python: str) -> dict[str, bytes]:
+    """Every file as a distribution's package has it, whose interpreter is ``python``."""
+    return {PACKAGED[target]: _content(source, python) for source, target in FILES}
+
+
+def _content(name: str, python: str = sys.executable) -> bytes:
     text = (_directory() / name).read_text(encoding="utf-8")
-    return text.replace("@PYTHON@", program(sys.executable)).encode()
+    return text.replace("@PYTHON@", program(python)).encode()
 
 
 def template() -> str:
@@ -138,6 +153,15 @@ def _directory() -> Path:
 def _need_root() -> None:
     if os.geteuid() != 0:
         raise NotPermitted("setup writes to /etc and needs root; nothing was touched")
+
+
+def _refuse_what_a_package_owns(root: Root) -> None:
+    unit = next(iter(PACKAGED.values()))
+    if root.exists(unit):
+        raise UsageError(
+            f"a package of the distribution has installed {unit}; nothing was touched",
+            hint="the package manager sets it up and removes it",
+        )
 
 
 def _refuse_a_writable_program() -> None:
