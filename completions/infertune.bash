@@ -39,7 +39,7 @@ _shtab_infertune_start_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_servers_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_stop_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_logs_option_strings=(-h --help --root --debug --follow --json)
-_shtab_infertune_setup_option_strings=(-h --help --root --debug --remove --json)
+_shtab_infertune_setup_option_strings=(-h --help --root --debug --remove --check --json)
 _shtab_infertune_probes_option_strings=(-h --help --root --debug --attach --exporter --json)
 _shtab_infertune_option_strings=(-h --help --version --root --debug)
 
@@ -190,6 +190,7 @@ _shtab_infertune_setup__h_nargs=0
 _shtab_infertune_setup___help_nargs=0
 _shtab_infertune_setup___debug_nargs=0
 _shtab_infertune_setup___remove_nargs=0
+_shtab_infertune_setup___check_nargs=0
 _shtab_infertune_setup___json_nargs=0
 _shtab_infertune_probes__h_nargs=0
 _shtab_infertune_probes___help_nargs=0

@@ -248,6 +248,7 @@ complete -c infertune -n '_shtab_infertune_using setup' -s h -l help -d 'show th
 complete -c infertune -n '_shtab_infertune_using setup' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using setup' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using setup' -l remove -d 'remove what setup installs'
+complete -c infertune -n '_shtab_infertune_using setup' -l check -d 'change nothing; exit 1 if setup would'
 complete -c infertune -n '_shtab_infertune_using setup' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a probes -d 'Asks the running infertune-exporter, or with '"'"'--attach'"'"' tries itself and detaches again. A probe is absent where this kernel does not have what it attaches to (no GPU scheduler without a GPU driver), not applicable where it cannot work, failed where it should.'
 complete -c infertune -n '_shtab_infertune_using probes' -s h -l help -d 'show this help message and exit'

@@ -378,6 +378,7 @@ _shtab_infertune_setup_options=(
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
   "--debug[show a traceback when something fails]"
   "--remove[remove what setup installs]"
+  "--check[change nothing\; exit 1 if setup would]"
   "--json[print one JSON document (docs\/json.md)]"
 )
 

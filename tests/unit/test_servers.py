@@ -41,7 +41,7 @@ from infertune.service.servers import (
     slice_drop_in,
     systemd_run_line,
 )
-from infertune.service.setup import FILES, install, remove, template
+from infertune.service.setup import FILES, check, install, remove, template
 from infertune.snapshot import open_root
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "strix-halo-128.snapshot"
@@ -214,7 +214,12 @@ def test_etc_counts_before_run(tmp_path: Path) -> None:
 
 def test_setup_writes_exactly_its_files_and_takes_them_away(tmp_path: Path) -> None:
     root = Root(tmp_path)
+    assert {each.outcome for each in check(root)} == {"missing"}
     assert {each.outcome for each in install(root)} == {"written"}
+    assert {each.outcome for each in check(root)} == {"same"}
+    root.replace(FILES[0][1], b"of an older version")
+    assert [each.outcome for each in check(root)][:2] == ["differs", "same"]
+    assert {each.outcome for each in install(root)} == {"written", "same"}
     assert {each.outcome for each in install(root)} == {"same"}
     files = {f"/{p.relative_to(tmp_path)}" for p in tmp_path.rglob("*") if p.is_file()}
     assert files == {target for _, target in FILES}

@@ -55,7 +55,7 @@ class Placed:
 
     path: str
     outcome: str
-    """written, same, removed or absent."""
+    """written, same, removed or absent; from ``check`` missing, differs or same."""
 
 
 def install(root: Root) -> tuple[Placed, ...]:
@@ -71,6 +71,21 @@ def install(root: Root) -> tuple[Placed, ...]:
         _tell_the_system()
         _run("systemctl", "enable", *BOOT_UNITS)
     return placed
+
+
+def check(root: Root) -> tuple[Placed, ...]:
+    """What ``install`` would write.  Changes nothing and needs no privilege."""
+    packaged = root.exists(next(iter(PACKAGED.values())))
+    placed = []
+    for source, target in FILES:
+        path = PACKAGED[target] if packaged else target
+        try:
+            there = root.exists(path)
+            same = there and (packaged or root.read_bytes(path) == _content(source))
+        except OSError as error:
+            raise Failed(f"{path}: {error.strerror}") from error
+        placed.append(Placed(path, "same" if same else "differs" if there else "missing"))
+    return tuple(placed)
 
 
 def remove(root: Root) -> tuple[Placed, ...]:
@@ -133,9 +148,9 @@ def rendered(python: str) -> dict[str, bytes]:
     return {PACKAGED[target]: _content(source, python) for source, target in FILES}
 
 
-def _content(name: str, python: str = sys.executable) -> bytes:
+def _content(name: str, python: str | None = None) -> bytes:
     text = (_directory() / name).read_text(encoding="utf-8")
-    return text.replace("@PYTHON@", program(python)).encode()
+    return text.replace("@PYTHON@", program(python or sys.executable)).encode()
 
 
 def template() -> str:

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Roles and playbooks: what can be said of them without a machine (tests/vm runs them)."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from infertune.cli.main import commands
+
+ANSIBLE = Path(__file__).resolve().parents[2] / "ansible"
+ROLES = sorted(path.name for path in (ANSIBLE / "roles").iterdir())
+PLAYBOOKS = sorted((ANSIBLE / "playbooks").glob("*.yml"))
+
+
+def read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+def tasks(found: Any) -> list[dict[str, Any]]:
+    """Every task, those in blocks too."""
+    out = []
+    for task in found:
+        out.append(task)
+        for part in ("tasks", "block", "rescue", "always"):
+            out += tasks(task.get(part, []))
+    return out
+
+
+ALL = [
+    (path.relative_to(ANSIBLE), task)
+    for path in [*ANSIBLE.glob("roles/*/tasks/*.yml"), *PLAYBOOKS]
+    for task in tasks(read(path))
+]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_arguments_are_those_with_defaults(role: str) -> None:
+    base = ANSIBLE / "roles" / role
+    options = read(base / "meta" / "argument_specs.yml")["argument_specs"]["main"]["options"]
+    assert {name: option["default"] for name, option in options.items()} == read(
+        base / "defaults" / "main.yml"
+    )
+    assert all(name.startswith(f"{role}_") for name in options)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_only_declared_variables_are_used(role: str) -> None:
+    base = ANSIBLE / "roles" / role
+    text = "\n".join(path.read_text() for path in (base / "tasks").glob("*.yml"))
+    used = set(re.findall(rf"\b{role}_[a-z_]+\b", text))
+    own = set(re.findall(rf"register: ({role}_\w+)", text))
+    own |= set(re.findall(rf"^ +({role}_\w+): ", text, re.MULTILINE))
+    assert used - own <= set(read(base / "defaults" / "main.yml"))
+
+
+def test_every_command_is_one_of_ours() -> None:
+    """Each ``infertune VERB`` exists, with the options it is given."""
+    known = {
+        command.name: {w for a in command.arguments for w in a.flags} for command in commands()
+    }
+    found = 0
+    for where, task in ALL:
+        words = str(task.get("ansible.builtin.command", "")).split()
+        if words[:1] == ["infertune"] and words[1] in known:
+            found += 1
+            for word in words[2:]:
+                if word.startswith("--"):
+                    assert word in known[words[1]], (where, task["name"])
+    assert found >= 15
+
+
+def test_what_only_reads_also_runs_in_check_mode() -> None:
+    for where, task in ALL:
+        command = task.get("ansible.builtin.command")
+        if command and task.get("changed_when") is False and "when" not in task:
+            assert task.get("check_mode") is False, (where, task["name"])
+
+
+def ansible(tool: str) -> str:
+    path = shutil.which(tool)
+    if path is None:
+        pytest.skip(f"{tool} is not installed (pip install ansible-core ansible-lint)")
+    return path
+
+
+@pytest.mark.parametrize("playbook", PLAYBOOKS, ids=lambda path: path.stem)
+def test_syntax(playbook: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "ANSIBLE_HOME": str(tmp_path)}
+    words = [ansible("ansible-playbook"), "--syntax-check", playbook]
+    done = subprocess.run(words, cwd=ANSIBLE, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_lint_for_production(tmp_path: Path) -> None:
+    linter = ansible("ansible-lint")
+    path = f"{Path(linter).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "ANSIBLE_HOME": str(tmp_path)}
+    environment["XDG_CACHE_HOME"] = str(tmp_path)
+    shutil.copytree(ANSIBLE.parent, tmp_path / "copy", ignore=_only_what_is_linted)
+    done = subprocess.run(
+        [linter, "--offline", "--nocolor", "-q", "--profile", "production"],
+        cwd=tmp_path / "copy" / "ansible",
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _only_what_is_linted(directory: str, names: list[str]) -> set[str]:
+    top = Path(directory) == ANSIBLE.parent
+    return {name for name in names if name.startswith(".") or (top and name != "ansible")}
