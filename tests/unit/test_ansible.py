@@ -57,14 +57,14 @@ def test_only_declared_variables_are_used(role: str) -> None:
     text = "\n".join(path.read_text() for path in (base / "tasks").glob("*.yml"))
     used = set(re.findall(rf"\b{role}_[a-z_]+\b", text))
     own = set(re.findall(rf"register: ({role}_\w+)", text))
-    own |= set(re.findall(rf"^ +({role}_\w+): ", text, re.MULTILINE))
+    own |= set(re.findall(rf"^ +({role}_\w+):", text, re.MULTILINE))
     assert used - own <= set(read(base / "defaults" / "main.yml"))
 
 
 def test_every_command_is_one_of_ours() -> None:
     """Each ``infertune VERB`` exists, with the options it is given."""
     known = {
-        command.name: {w for a in command.arguments for w in a.flags} for command in commands()
+        command.name: {w for a in command.arguments for w in a.names} for command in commands()
     }
     found = 0
     for where, task in ALL:
