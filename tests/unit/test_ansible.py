@@ -69,7 +69,9 @@ def test_every_command_is_one_of_ours() -> None:
     found = 0
     for where, task in ALL:
         words = str(task.get("ansible.builtin.command", "")).split()
-        if words[:1] == ["infertune"] and words[1] in known:
+        if (
+            words[:1] == ["infertune"] and words[1] in known and words[1] != "boot"
+        ):  # it has verbs of its own
             found += 1
             for word in words[2:]:
                 if word.startswith("--"):
