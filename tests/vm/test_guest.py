@@ -297,7 +297,7 @@ def test_a_real_server_answers(guest: Guest, unchanged: dict[str, str | None]) -
 # -- kills and power cuts ------------------------------------------------------------
 
 
-@pytest.mark.quick_on("6.12")
+@pytest.mark.quick_on  # test_serve.py has it with the daemon
 def test_killed_at_random_moments(
     guest: Guest, unchanged: dict[str, str | None], thorough: bool
 ) -> None:

@@ -51,8 +51,10 @@ def test_a_machine_short_of_memory(guest: Guest, seen: dict[str, Any]) -> None:
     found = seen["stalls"]
     print({name: round(number, 3) for name, number in found.items()})
     assert found["direct reclaim"] == pytest.approx(found["kernel: direct reclaim"], rel=0.05)
-    assert found["reclaimed pages"] == pytest.approx(found["kernel: reclaimed pages"], rel=0.05)
     if guest.kernel == "7.x":  # with two nodes kswapd keeps up
+        # Slab pages are in our count and not in pgsteal_direct: with one reclaim that is all of it.
+        kernel = found["kernel: reclaimed pages"]
+        assert found["reclaimed pages"] == pytest.approx(kernel, rel=0.05)
         assert found["direct reclaim"] > 10
         assert found["seconds"] > 0
 
