@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from vm.guest import Guest
-from vm.test_daemon import status
 from vm.test_serve import changes, fake, pid_of
 
 pytestmark = [pytest.mark.quick_on, pytest.mark.timeout(1800)]
@@ -96,7 +95,7 @@ def test_installed_upgraded_and_purged(bare: Guest, packages: Path) -> None:
     applied, pid = guest.settings(), pid_of(guest, "chat")
     daemon = guest.sh("systemctl show -P MainPID infertune")
     guest.write("/root/poll.py", POLL)
-    port = json.loads(served)["url"].rpartition(":")[2]
+    port = served["url"].rpartition(":")[2]
     guest.sh(f"systemd-run -q --unit=poll python3 -B /root/poll.py {port}; sleep 2")
 
     # Upgraded: the server answers all the time, and the profile stays applied.
@@ -109,7 +108,7 @@ def test_installed_upgraded_and_purged(bare: Guest, packages: Path) -> None:
     assert guest.sh("dpkg-query -W -f '${Version}' infertune") == NEW
     assert pid_of(guest, "chat") == pid
     assert guest.sh("systemctl show -P MainPID infertune") == daemon
-    assert (status(guest)["state"], status(guest)["profile"]) == ("applied", "quiet")
+    assert json.loads(guest.infertune("status --json").out)["applied"]["profile"] == "quiet"
     assert guest.settings() == applied
     guest.infertune("verify quiet")
     assert guest.read("/etc/infertune/profiles/quiet.toml").endswith("# ours")
