@@ -194,6 +194,7 @@ def test_cpus_for_the_server_alone(serving: Guest, kind: str) -> None:
     assert serving.read("/sys/fs/cgroup/cpuset.cpus.effective") == "0-1"
 
 
+@pytest.mark.quick_on
 def test_a_model_in_a_home_directory(serving: Guest) -> None:
     directory = "/home/user/my models: 100%"
     serving.sh(f"install -d '{directory}' && cp /opt/model.gguf '{directory}/a.gguf'")

@@ -99,6 +99,7 @@ def test_a_cpu_that_comes_back_is_tuned_again(service: Guest) -> None:
         service.sh("echo 1 >/sys/devices/system/cpu/cpu1/online; rmmod mock_cpufreq")
 
 
+@pytest.mark.quick_on
 def test_power_profiles_that_offer_no_performance_are_no_obstacle(service: Guest) -> None:
     service.sh("modprobe mock_cpufreq epp=1; systemctl start power-profiles-daemon.service")
     try:
