@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ pytestmark = [pytest.mark.quick_on, pytest.mark.timeout(3600)]
 HERE = Path(__file__).parent
 ANSIBLE = HERE.parents[1] / "ansible"
 
+EXTRAS = "daemon,exporter,embedded"
 SERVERS = {"chat": 'profile = "quiet"\nport = 8101\n[settings]\nctx_size = 512\n'}
 """The model is the embedded one."""
 BETTER = (
@@ -100,9 +102,9 @@ def tree(guest: Guest) -> dict[str, str]:
 def fleet(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     playbook()
     directory = tmp_path_factory.mktemp("fleet")
-    house = directory / "wheelhouse"
-    house.mkdir()
-    lab.wheels(house, "daemon,exporter,embedded")
+    package = ANSIBLE.parent / "scripts" / "package"
+    words = ["wheelhouse", "--extras", EXTRAS, "--python", lab.PYTHON, "--output", directory]
+    subprocess.run([sys.executable, "-B", package, *words], check=True, capture_output=True)
     guests = {"old": Guest(image, "6.12"), "new": Guest(image, "7.x")}
     try:
         for guest in guests.values():
@@ -118,7 +120,7 @@ def test_from_bare_to_serving_and_back_to_bare(fleet: Fleet) -> None:
     before = {name: tree(guest) for name, guest in fleet.guests.items()}
     wanted: dict[str, object] = {
         "infertune_wheelhouse": str(fleet.directory / "wheelhouse"),
-        "infertune_extras": "daemon,exporter,embedded",
+        "infertune_extras": EXTRAS,
         "infertune_profile": "quiet",
         "infertune_servers": SERVERS,
     }
