@@ -101,11 +101,12 @@ def test_wheels_install_without_a_network(tmp_path: Path) -> None:
     ours = f"{sys.version_info.major}.{sys.version_info.minor}"
     house = build("wheelhouse", tmp_path, "--python", ours)
     venv = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    [pip] = house.glob("pip-*.whl")
     environment = {"PATH": os.defpath, "PIP_CONFIG_FILE": os.devnull}
     words = ["install", "-q", "--no-index", "--find-links", house, "infertune[daemon,exporter]"]
     done = subprocess.run(
-        [venv / "bin/python", "-I", "-m", "pip", *words],
+        [venv / "bin/python", "-I", pip / "pip", *words],
         env=environment,
         capture_output=True,
         text=True,

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,45 @@ def test_what_only_reads_also_runs_in_check_mode() -> None:
         command = task.get("ansible.builtin.command")
         if command and task.get("changed_when") is False and "when" not in task:
             assert task.get("check_mode") is False, (where, task["name"])
+
+
+def test_what_prometheus_and_grafana_get(tmp_path: Path) -> None:
+    """The playbook run for real, on this machine, into directories of its own."""
+    words = {
+        "monitoring_prometheus": str(tmp_path / "prometheus"),
+        "monitoring_grafana": str(tmp_path / "grafana"),
+        "monitoring_dashboards": str(tmp_path / "dashboards"),
+        "monitoring_reload": False,
+        "ansible_connection": "local",
+        "ansible_python_interpreter": sys.executable,
+        "ansible_become": False,
+    }
+    hosts = {"infertune": {"hosts": {"halo-1.example": {}, "halo-2.example": {}}}}
+    hosts |= {"monitoring": {"hosts": {"here": words}}}  # type: ignore[dict-item]
+    inventory = tmp_path / "inventory.json"
+    inventory.write_text(json.dumps(hosts))
+    environment = {**os.environ, "ANSIBLE_HOME": str(tmp_path / "home"), "ANSIBLE_NOCOLOR": "1"}
+    play = [ansible("ansible-playbook"), "-i", inventory, "playbooks/monitoring.yml"]
+
+    def changed(*more: str) -> int:
+        done = subprocess.run(
+            [*play, *more], cwd=ANSIBLE, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return int(re.findall(r"changed=(\d+)", done.stdout)[0])
+
+    assert changed() > 0
+    assert changed() == 0
+    assert changed("--check") == 0
+    [group] = json.loads((tmp_path / "prometheus/targets/infertune.json").read_text())
+    assert group["targets"] == ["halo-1.example:9877", "halo-2.example:9877"]
+    for directory, source, pattern in (
+        ("prometheus/rules", "prometheus/rules", "*.yml"),
+        ("dashboards", "grafana/dashboards", "*.json"),
+        ("grafana/dashboards", "grafana/provisioning/dashboards", "*.yml"),
+    ):
+        ours = {p.name: p.read_text() for p in (ANSIBLE.parent / source).glob(pattern)}
+        assert ours == {p.name: p.read_text() for p in (tmp_path / directory).iterdir()}
 
 
 def ansible(tool: str) -> str:

@@ -8,11 +8,13 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import bcrypt
 import pytest
 
 from vm import lab
@@ -24,8 +26,21 @@ pytestmark = [pytest.mark.quick_on, pytest.mark.timeout(3600)]
 HERE = Path(__file__).parent
 ANSIBLE = HERE.parents[1] / "ansible"
 
+EXTRAS = "daemon,exporter,embedded"
 SERVERS = {"chat": 'profile = "quiet"\nport = 8101\n[settings]\nctx_size = 512\n'}
 """The model is the embedded one."""
+SIZE = 'description = "memory for the GPU"\n[boot]\nttm.pages_limit = "307MiB"\n'
+"""What test_boot.py takes, which needs no boot loader; only the one machine has the module."""
+LIMIT, PAGES = "/sys/module/ttm/parameters/pages_limit", str(307 * 256)
+ADDRESS = "10.0.2.15"
+"""Of each guest in its own network."""
+SCRAPE = f"""
+import ssl, urllib.request
+request = urllib.request.Request("https://{ADDRESS}:9877/metrics")
+request.add_header("Authorization", "Basic " + __import__("base64").b64encode(b"p:secret").decode())
+context = ssl.create_default_context(cafile="/root/cert.pem")
+print(urllib.request.urlopen(request, timeout=60, context=context).read().decode())
+"""
 BETTER = (
     'description = "the same, with less swapping"\nextends = "quiet"\n[now]\nvm.swappiness = 5\n'
 )
@@ -100,9 +115,9 @@ def tree(guest: Guest) -> dict[str, str]:
 def fleet(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     playbook()
     directory = tmp_path_factory.mktemp("fleet")
-    house = directory / "wheelhouse"
-    house.mkdir()
-    lab.wheels(house, "daemon,exporter,embedded")
+    package = ANSIBLE.parent / "scripts" / "package"
+    words = ["wheelhouse", "--extras", EXTRAS, "--python", lab.PYTHON, "--output", directory]
+    subprocess.run([sys.executable, "-B", package, *words], check=True, capture_output=True)
     guests = {"old": Guest(image, "6.12"), "new": Guest(image, "7.x")}
     try:
         for guest in guests.values():
@@ -114,13 +129,44 @@ def fleet(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fle
             guest.stop()
 
 
-def test_from_bare_to_serving_and_back_to_bare(fleet: Fleet) -> None:
+@pytest.fixture(scope="module")
+def door(fleet: Fleet) -> dict[str, object]:
+    """What opens the exporter's port: a certificate and a password."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=fleet"
+    words += f" -addext subjectAltName=IP:{ADDRESS} -keyout key.pem -out cert.pem"
+    command = ["openssl", *words.split()]
+    subprocess.run(command, cwd=fleet.directory, check=True, capture_output=True)
+    secret = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
+    web = "tls_server_config: {cert_file: cert.pem, key_file: key.pem}\n"
+    files = {name: (fleet.directory / name).read_text() for name in ("cert.pem", "key.pem")}
+    for guest in fleet.guests.values():
+        assert guest.write("/root/cert.pem", files["cert.pem"]).code == 0
+    return {
+        "infertune_exporter_listen": f"{ADDRESS}:9877",
+        "infertune_exporter_allow": ["10.0.2.0/24"],
+        "infertune_exporter_files": {
+            **files,
+            "web-config.yml": f"{web}basic_auth_users: {{p: {secret}}}\n",
+        },
+    }
+
+
+def test_from_bare_to_serving_and_back_to_bare(fleet: Fleet, door: dict[str, object]) -> None:
+    new = fleet.guests["new"]
+    new.sh("echo ttm >/etc/modules-load.d/ttm.conf && modprobe ttm")
+    limit = new.read(LIMIT)
     before = {name: tree(guest) for name, guest in fleet.guests.items()}
     wanted: dict[str, object] = {
         "infertune_wheelhouse": str(fleet.directory / "wheelhouse"),
-        "infertune_extras": "daemon,exporter,embedded",
+        "infertune_extras": EXTRAS,
         "infertune_profile": "quiet",
         "infertune_servers": SERVERS,
+        "infertune_profiles": {"size": SIZE},
+        "infertune_boot_profile": "size",
+        "infertune_reboot": True,
+        **door,
     }
     fleet.inventory(**wanted)
 
@@ -135,7 +181,11 @@ def test_from_bare_to_serving_and_back_to_bare(fleet: Fleet) -> None:
     for guest in fleet.guests.values():
         assert healthy(guest, 8101)
         guest.infertune("verify quiet")
-        assert guest.sh("systemctl is-active infertune-exporter.socket").strip() == "active"
+        assert guest.write("/root/scrape.py", SCRAPE).code == 0
+        assert "infertune_collector_success" in guest.sh("python3 /root/scrape.py")
+        guest.sh("rm /root/scrape.py")
+    assert new.read(LIMIT) == PAGES  # that took a start
+    assert json.loads(new.infertune("boot status --json").out)["phase"] == "confirmed"
     again = recap(fleet.play("site"))
     assert {each["changed"] for each in again.values()} == {0}, again
     checked = recap(fleet.play("site", "--check"))
@@ -148,13 +198,16 @@ def test_from_bare_to_serving_and_back_to_bare(fleet: Fleet) -> None:
         **{**wanted, "infertune_profile": "better", "infertune_profiles": {"better": BETTER}},
         infertune_health="false",
     )
+    foreseen = recap(fleet.play("rollout", "--check"))
+    assert all(each["changed"] > 0 for each in foreseen.values()), foreseen
     failed = fleet.play("rollout", codes=(2,))
     counts = recap(failed)
     assert "new" not in counts, counts
     assert "no other machine was touched after it" in failed
     for name, guest in fleet.guests.items():
         assert guest.settings() == settings[name]
-        assert json.loads(guest.infertune("status --json").out)["applied"]["profile"] == "quiet"
+        applied = json.loads(guest.infertune("status --json").out)["applied"]
+        assert (applied["profile"], applied["confirm_by_s"]) == ("quiet", None)
         assert guest.run("ls /etc/infertune/profiles/better.toml").code != 0
         assert healthy(guest, 8101)
 
@@ -167,6 +220,10 @@ def test_from_bare_to_serving_and_back_to_bare(fleet: Fleet) -> None:
         assert guest.read("/proc/sys/vm/swappiness") == "5"
         applied = json.loads(guest.infertune("status --json").out)["applied"]
         assert (applied["profile"], applied["confirm_by_s"]) == ("better", None)
+        assert 'profile = "better"' in guest.read("/etc/infertune/infertuned.toml")
+        assert healthy(guest, 8101)
+    again = recap(fleet.play("rollout"))
+    assert {each["changed"] for each in again.values()} == {0}, again
     fleet.guests["old"].sh("sysctl -q vm.swappiness=77")
     drift = fleet.play("drift", codes=(2,))
     assert recap(drift)["old"]["failed"] == 1
@@ -176,6 +233,8 @@ def test_from_bare_to_serving_and_back_to_bare(fleet: Fleet) -> None:
     # Nothing is left.
     fleet.guests["old"].sh("sysctl -q vm.swappiness=5")
     fleet.play("uninstall")
+    new.reboot()  # the module has its own limit again at the next start
+    assert new.read(LIMIT) == limit
     for name, guest in fleet.guests.items():
         assert changes(before[name], tree(guest)) == ({}, []), name
         left = guest.sh("find / -xdev -iname '*infertune*' -not -path '/proc/*'")
