@@ -127,6 +127,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         if context and context.unheard:
             _not_heard(context.unheard)
+        try:
+            if sys.stderr:
+                sys.stderr.flush()
+        except (OSError, ValueError):
+            _let_go_of(2)
 
 
 def _verb(words: Sequence[str]) -> str | None:
@@ -153,6 +158,11 @@ def _not_heard(error: OSError) -> None:
     # A reader that goes away (`infertune machine | head`) has seen what it wanted.
     if not isinstance(error, BrokenPipeError):
         _complain(f"the output could not be written: {describe(error)}")
-    # What is still buffered must not fail once more when the interpreter ends.
+    _let_go_of(1)
+
+
+def _let_go_of(descriptor: int) -> None:
+    """What is still buffered must not fail once more when the interpreter ends: it would then end
+    with 120, seen with Python 3.13."""
     with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
