@@ -71,9 +71,11 @@ class Fleet(NamedTuple):
         assert done.returncode in codes, done.stdout[-6000:] + done.stderr
         return done.stdout
 
-    def inventory(self, **variables: object) -> None:
-        """Write the inventory; ``variables`` are those of both hosts."""
+    def inventory(self, sick: str = "", **variables: object) -> None:
+        """Write the inventory; ``variables`` are those of both hosts, of which one may be sick."""
         hosts = {name: self._host(guest) for name, guest in self.guests.items()}
+        if sick:
+            hosts[sick]["infertune_health"] = "false"
         group = {"hosts": hosts, "vars": {"infertune_refuse_findings": False, **variables}}
         text = json.dumps({"infertune": group})
         (self.directory / "inventory.json").write_text(text)
@@ -108,6 +110,11 @@ def recap(text: str) -> dict[str, dict[str, int]]:
 
 def tree(guest: Guest) -> dict[str, str]:
     found: dict[str, str] = json.loads(guest.sh("python3 -B /opt/in_guest/tree.py", timeout=600))
+    return found
+
+
+def servers(guest: Guest) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = json.loads(guest.infertune("servers --json").out)["servers"]
     return found
 
 
@@ -192,29 +199,28 @@ def test_from_bare_to_serving_and_back_to_bare(fleet: Fleet, door: dict[str, obj
     assert {each["changed"] for each in checked.values()} == {0}, checked
     fleet.play("drift")
 
-    # A profile whose canary is not well: it goes back there, and the other never saw it.
+    # A profile whose canary is not well: it goes back there, and the other never saw it.  In a
+    # batch of two the other goes back as well.
     settings = {name: guest.settings() for name, guest in fleet.guests.items()}
-    fleet.inventory(
-        **{**wanted, "infertune_profile": "better", "infertune_profiles": {"better": BETTER}},
-        infertune_health="false",
-    )
+    changed = {**wanted, "infertune_profile": "better", "infertune_profiles": {"better": BETTER}}
+    fleet.inventory(sick="old", **changed)
     foreseen = recap(fleet.play("rollout", "--check"))
     assert all(each["changed"] > 0 for each in foreseen.values()), foreseen
-    failed = fleet.play("rollout", codes=(2,))
-    counts = recap(failed)
-    assert "new" not in counts, counts
-    assert "no other machine was touched after it" in failed
-    for name, guest in fleet.guests.items():
-        assert guest.settings() == settings[name]
-        applied = json.loads(guest.infertune("status --json").out)["applied"]
-        assert (applied["profile"], applied["confirm_by_s"]) == ("quiet", None)
-        assert guest.run("ls /etc/infertune/profiles/better.toml").code != 0
-        assert healthy(guest, 8101)
+    for batch in (1, 2):
+        failed = fleet.play("rollout", "-e", f"infertune_serial={batch}", codes=(2,))
+        assert ("new" in recap(failed)) == (batch == 2), failed
+        assert "no other machine was touched after it" in failed
+        assert ("old is not well with it" in failed) == (batch == 2)
+        for name, guest in fleet.guests.items():
+            assert guest.settings() == settings[name]
+            applied = json.loads(guest.infertune("status --json").out)["applied"]
+            assert (applied["profile"], applied["confirm_by_s"]) == ("quiet", None)
+            assert guest.run("ls /etc/infertune/profiles/better.toml").code != 0
+            assert 'profile = "quiet"' in guest.read("/etc/infertune/infertuned.toml")
+            assert healthy(guest, 8101)
 
     # The same with machines that are well, then somebody changes a value.
-    fleet.inventory(
-        **{**wanted, "infertune_profile": "better", "infertune_profiles": {"better": BETTER}}
-    )
+    fleet.inventory(**changed)
     fleet.play("rollout")
     for guest in fleet.guests.values():
         assert guest.read("/proc/sys/vm/swappiness") == "5"
@@ -229,9 +235,18 @@ def test_from_bare_to_serving_and_back_to_bare(fleet: Fleet, door: dict[str, obj
     assert recap(drift)["old"]["failed"] == 1
     assert recap(drift)["new"]["failed"] == 0
     assert "/proc/sys/vm/swappiness" in drift
+    fleet.guests["old"].sh("sysctl -q vm.swappiness=5")
+
+    # A server that the inventory does not name any more; one that does not run.
+    fleet.inventory(**{**changed, "infertune_servers": {"talk": SERVERS["chat"]}})
+    drift = fleet.play("drift", "--limit", "new", codes=(2,))
+    assert "servers that do not run: talk" in drift
+    fleet.play("site", "--limit", "new")
+    assert [each["name"] for each in servers(new)] == ["talk"]
+    assert healthy(new, 8101)
+    fleet.play("drift", "--limit", "new")
 
     # Nothing is left.
-    fleet.guests["old"].sh("sysctl -q vm.swappiness=5")
     fleet.play("uninstall")
     new.reboot()  # the module has its own limit again at the next start
     assert new.read(LIMIT) == limit
