@@ -161,3 +161,23 @@ def test_lint_for_production(tmp_path: Path) -> None:
 def _only_what_is_linted(directory: str, names: list[str]) -> set[str]:
     top = Path(directory) == ANSIBLE.parent
     return {name for name in names if name.startswith(".") or (top and name != "ansible")}
+
+
+@pytest.mark.parametrize(
+    ("variable", "name"),
+    [("profiles", "../x"), ("servers", "Chat"), ("profiles", "a\nb"), ("servers", "x" * 65)],
+)
+def test_names_that_cannot_be_are_refused_before_anything_is_done(
+    tmp_path: Path, variable: str, name: str
+) -> None:
+    (tmp_path / "play.yml").write_text(
+        "- hosts: localhost\n  gather_facts: false\n  tasks:\n"
+        "    - ansible.builtin.include_role: {name: infertune, tasks_from: names}\n"
+    )
+    given = {f"infertune_{variable}": {name: "text", "good-1": "text"}, "infertune_profile": "ok"}
+    words = [ansible("ansible-playbook"), tmp_path / "play.yml", "-e", json.dumps(given)]
+    environment = {**os.environ, "ANSIBLE_HOME": str(tmp_path), "ANSIBLE_NOCOLOR": "1"}
+    done = subprocess.run(words, cwd=ANSIBLE, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2, done.stdout
+    assert "a name of a profile or server has lower-case" in done.stdout
+    assert "good-1" not in done.stdout.partition("fatal:")[2], done.stdout

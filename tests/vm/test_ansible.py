@@ -206,6 +206,8 @@ def test_from_bare_to_serving_and_back_to_bare(fleet: Fleet, door: dict[str, obj
     fleet.inventory(sick="old", **changed)
     foreseen = recap(fleet.play("rollout", "--check"))
     assert all(each["changed"] > 0 for each in foreseen.values()), foreseen
+    foreseen = recap(fleet.play("site", "--check", "--limit", "new"))
+    assert foreseen["new"]["changed"] > 0, foreseen
     for batch in (1, 2):
         failed = fleet.play("rollout", "-e", f"infertune_serial={batch}", codes=(2,))
         assert ("new" in recap(failed)) == (batch == 2), failed
@@ -218,6 +220,13 @@ def test_from_bare_to_serving_and_back_to_bare(fleet: Fleet, door: dict[str, obj
             assert guest.run("ls /etc/infertune/profiles/better.toml").code != 0
             assert 'profile = "quiet"' in guest.read("/etc/infertune/infertuned.toml")
             assert healthy(guest, 8101)
+
+    # A profile that is none does not get there.
+    fleet.inventory(**{**changed, "infertune_profiles": {"better": "vm.swappiness = 5\n"}})
+    failed = fleet.play("rollout", "--limit", "new", codes=(2,))
+    assert "stands outside a table" in failed, failed
+    assert new.run("ls /etc/infertune/profiles/better.toml").code != 0
+    assert new.settings() == settings["new"]
 
     # The same with machines that are well, then somebody changes a value.
     fleet.inventory(**changed)
