@@ -25,7 +25,6 @@ from vm.guest import Guest  # noqa: E402
 
 ROUNDS = 7
 IDLE_S = 60
-EXTRAS = "daemon"
 
 OURS = """
 description = "six settings"
@@ -161,10 +160,7 @@ def main() -> None:
     try:
         guest.start()
         with tempfile.TemporaryDirectory() as scratch:
-            wheels = Path(scratch) / "wheels"
-            wheels.mkdir()
-            lab.wheels(wheels, EXTRAS)
-            guest.install(wheels, EXTRAS)
+            guest.install(lab.wheel(Path(scratch)))
         found = measure(guest)
         release = guest.read("/proc/sys/kernel/osrelease")
         tuned = guest.sh("dpkg-query -W -f '${Version}' tuned")

@@ -22,9 +22,6 @@ from vm import lab
 from vm.guest import STATE, Guest
 
 HERE = Path(__file__).parent
-EXTRAS = "daemon,exporter,embedded"
-"""With the embedded one there is a real server and a model, without a network."""
-
 TIMEOUT_S = 1200
 """Of one test: the first also builds the image and boots."""
 
@@ -83,22 +80,20 @@ def image() -> Path:
 
 
 @pytest.fixture(scope="session")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory with the wheel of this checkout and of everything it needs in a guest."""
-    directory = tmp_path_factory.mktemp("wheels")
-    lab.wheels(directory, EXTRAS)
-    return directory
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout."""
+    return lab.wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")
-def booted(image: Path, wheels: Path) -> Iterator[Callable[[str], Guest]]:
+def booted(image: Path, wheel: Path) -> Iterator[Callable[[str], Guest]]:
     """The guest of a kernel: booted when it is asked for first, and kept to the end."""
     guests: dict[str, Guest] = {}
 
     def get(kernel: str) -> Guest:
         if kernel not in guests:
             guests[kernel] = Guest(image, kernel)
-            _boot(guests[kernel], wheels)
+            _boot(guests[kernel], wheel)
         return guests[kernel]
 
     yield get
@@ -106,11 +101,11 @@ def booted(image: Path, wheels: Path) -> Iterator[Callable[[str], Guest]]:
         each.stop()
 
 
-def _boot(guest: Guest, wheels: Path) -> None:
+def _boot(guest: Guest, wheel: Path) -> None:
     times = [time.monotonic()]
     guest.start()
     times.append(time.monotonic())
-    guest.install(wheels, EXTRAS)
+    guest.install(wheel)
     times.append(time.monotonic())
     release = guest.read("/proc/sys/kernel/osrelease")
     boot, installation = (b - a for a, b in itertools.pairwise(times))

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from infertune.knobs import KNOBS
+from vm import lab
 
 QEMU = "qemu-system-x86_64"
 COMMAND_LINE = (
@@ -281,18 +282,19 @@ class Guest:
         found: dict[str, str | None] = json.loads(answer.out)
         return found
 
-    def install(self, wheels: Path, extras: str = "daemon") -> None:
-        """Install infertune from a directory of wheels, as an administrator would.
+    def install(self, wheel: Path) -> None:
+        """Install infertune from its wheel; what it needs is in the image (image/dependencies).
 
-        ``extras`` must be what the wheels were fetched for (``lab.wheels``).
+        Unpacking that on an emulated processor would take minutes.  test_package.py and
+        test_ansible.py install all of it.
         """
-        self.put(wheels, "/root")
-        venv, source = "/usr/lib/infertune", f"/root/{wheels.name}"
+        self.put(wheel, "/root")
+        venv = "/usr/lib/infertune"
         self.sh(
-            f"python3 -m venv --without-pip {venv} && pip -q --python {venv}/bin/python install"
-            f" --root-user-action=ignore --no-index --find-links {source} 'infertune[{extras}]'"
+            f"mv /opt/dependencies {venv} && pip -q --python {venv}/bin/python install"
+            f" --root-user-action=ignore --no-index '/root/{wheel.name}[{lab.EXTRAS}]'"
             f" && ln -s {venv}/bin/infertune {venv}/bin/infertuned /usr/local/bin/"
-            f" && rm -r {source} && sync",
+            f" && rm /root/{wheel.name} && sync",
             timeout=BOOT_S,
         )
 

@@ -24,11 +24,16 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
+LOCK = REPOSITORY / "requirements.lock"
 RECIPE = (HERE / "image", HERE / "modules")
 
 KERNELS = ("6.12", "7.x")
 PYTHON = "3.13"
 """Version of the guest's Python, for which wheels are fetched."""
+
+EXTRAS = "daemon,exporter,embedded"
+"""Of infertune in a guest.  With the embedded one there is a real server and a model, without a
+network."""
 
 UNUSED_DAYS = 14
 
@@ -60,8 +65,8 @@ def cache() -> Path:
 
 def image_path() -> Path:
     """Where the image of this recipe is, or will be."""
-    digest = hashlib.sha256()
-    for path in sorted(file for directory in RECIPE for file in directory.iterdir()):
+    digest = hashlib.sha256(f"{PYTHON} {EXTRAS}".encode())
+    for path in [*sorted(file for directory in RECIPE for file in directory.iterdir()), LOCK]:
         digest.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
     return cache() / f"image-{digest.hexdigest()[:16]}"
 
@@ -82,12 +87,14 @@ def _build(path: Path) -> None:
     """Build in a directory beside it, so that half an image is never taken for one."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=cache(), prefix="build-") as scratch:
-        target = Path(scratch) / "image"
+        target, dependencies = Path(scratch) / "image", Path(scratch) / "dependencies"
         target.mkdir()
+        dependencies.mkdir()
+        _download(wheel(dependencies), dependencies).unlink()
         log = cache() / "build.log"
         with log.open("wb") as output:
             done = subprocess.run(
-                [HERE / "image" / "build", target],
+                [HERE / "image" / "build", target, dependencies],
                 env={**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -108,19 +115,29 @@ def _remove_unused() -> None:
             shutil.rmtree(old)
 
 
-def wheels(directory: Path, extras: str = "daemon") -> None:
-    """Put a fresh wheel of infertune, and what these extras need in the guest, in ``directory``."""
+def wheel(directory: Path) -> Path:
+    """A fresh wheel of infertune in ``directory``."""
     _python("hatchling", "build", "-t", "wheel", "-d", str(directory))
-    [wheel] = directory.glob("infertune-*.whl")
+    [made] = directory.glob("infertune-*.whl")
+    return made
+
+
+def _download(wheel: Path, directory: Path) -> Path:
+    """Put what the wheel needs in a guest beside it; the wheel."""
     # The versions that are locked; their hashes are those of other platforms' files too.
-    lock = (REPOSITORY / "requirements.lock").read_text().splitlines()
-    pins = directory / "constraints"
-    names = (re.sub(r"\[.*?\]", "", line.rstrip(" \\")) for line in lock if line[:1].isalnum())
-    pins.write_text("\n".join(names))  # a constraint may not name extras
+    names = (
+        re.sub(r"\[.*?\]", "", line.rstrip(" \\"))  # a constraint may not name extras
+        for line in LOCK.read_text().splitlines()
+        if line[:1].isalnum()
+    )
     target = ["--only-binary", ":all:", "--python-version", PYTHON]
     target += [f"--platform=manylinux_2_{glibc}_x86_64" for glibc in (17, 28, 34)]
-    wanted = f"{wheel}[{extras}]"
-    _python("pip", "download", "-q", *target, "-c", str(pins), "-d", str(directory), wanted)
+    with tempfile.NamedTemporaryFile("w", prefix="constraints-") as pins:
+        pins.write("\n".join(names))
+        pins.flush()
+        wanted = f"{wheel}[{EXTRAS}]"
+        _python("pip", "download", "-q", *target, "-c", pins.name, "-d", str(directory), wanted)
+    return wheel
 
 
 def _python(module: str, *arguments: str) -> None:

@@ -26,7 +26,6 @@ pytestmark = [pytest.mark.quick_on, pytest.mark.timeout(3600)]
 HERE = Path(__file__).parent
 ANSIBLE = HERE.parents[1] / "ansible"
 
-EXTRAS = "daemon,exporter,embedded"
 SERVERS = {"chat": 'profile = "quiet"\nport = 8101\n[settings]\nctx_size = 512\n'}
 """The model is the embedded one."""
 SIZE = 'description = "memory for the GPU"\n[boot]\nttm.pages_limit = "307MiB"\n'
@@ -123,7 +122,7 @@ def fleet(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fle
     playbook()
     directory = tmp_path_factory.mktemp("fleet")
     package = ANSIBLE.parent / "scripts" / "package"
-    words = ["wheelhouse", "--extras", EXTRAS, "--python", lab.PYTHON, "--output", directory]
+    words = ["wheelhouse", "--extras", lab.EXTRAS, "--python", lab.PYTHON, "--output", directory]
     subprocess.run([sys.executable, "-B", package, *words], check=True, capture_output=True)
     guests = {"old": Guest(image, "6.12"), "new": Guest(image, "7.x")}
     try:
@@ -167,7 +166,7 @@ def test_from_bare_to_serving_and_back_to_bare(fleet: Fleet, door: dict[str, obj
     before = {name: tree(guest) for name, guest in fleet.guests.items()}
     wanted: dict[str, object] = {
         "infertune_wheelhouse": str(fleet.directory / "wheelhouse"),
-        "infertune_extras": EXTRAS,
+        "infertune_extras": lab.EXTRAS,
         "infertune_profile": "quiet",
         "infertune_servers": SERVERS,
         "infertune_profiles": {"size": SIZE},
