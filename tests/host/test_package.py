@@ -33,6 +33,37 @@ def build(what: str, output: Path, *words: str) -> Path:
     return Path(done.stdout.strip())
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["deb", "--python", "2.7"], "'2.7' is none of 3.11"),
+        (["deb", "--python", "3.x"], "'3.x' is none of 3.11"),
+        (["deb", "--version", "../1"], "'../1' does not begin with a digit"),
+        (["wheelhouse", "--extras", "daemon,gpu"], "no extra is 'gpu'; there are daemon, "),
+    ],
+)
+def test_wrong_usage_is_said_before_anything_is_made(
+    tmp_path: Path, words: list[str], said: str
+) -> None:
+    command = [sys.executable, "-B", PACKAGE, *words, "--output", tmp_path / "dist"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert said in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "dist").exists()
+
+
+def test_a_wheelhouse_that_cannot_be_made_leaves_the_last_one(tmp_path: Path) -> None:
+    last = tmp_path / "wheelhouse"
+    last.mkdir()
+    (last / "here").touch()
+    command = [sys.executable, "-B", PACKAGE, "wheelhouse", "--output", tmp_path]
+    environment = {**os.environ, "PIP_NO_INDEX": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 3, done.stderr
+    assert [each.name for each in tmp_path.iterdir()] == ["wheelhouse"]
+    assert (last / "here").exists()
+
+
 @pytest.fixture(scope="module")
 def deb(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("deb", tmp_path_factory.mktemp("dist"))

@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -34,6 +33,9 @@ PYTHON = "3.13"
 EXTRAS = "daemon,exporter,embedded"
 """Of infertune in a guest.  With the embedded one there is a real server and a model, without a
 network."""
+
+OPTIONS = ("--extras", EXTRAS, "--python", PYTHON)
+"""Of scripts/package, for a wheelhouse that fits a guest."""
 
 UNUSED_DAYS = 14
 
@@ -87,14 +89,16 @@ def _build(path: Path) -> None:
     """Build in a directory beside it, so that half an image is never taken for one."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=cache(), prefix="build-") as scratch:
-        target, dependencies = Path(scratch) / "image", Path(scratch) / "dependencies"
+        target = Path(scratch) / "image"
         target.mkdir()
-        dependencies.mkdir()
-        _download(wheel(dependencies), dependencies).unlink()
+        _python("scripts/package", "wheelhouse", *OPTIONS, "--output", scratch)
+        house = Path(scratch) / "wheelhouse"
+        for name in ("infertune", "pip"):
+            next(house.glob(f"{name}-*.whl")).unlink()
         log = cache() / "build.log"
         with log.open("wb") as output:
             done = subprocess.run(
-                [HERE / "image" / "build", target, dependencies],
+                [HERE / "image" / "build", target, house],
                 env={**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -117,32 +121,14 @@ def _remove_unused() -> None:
 
 def wheel(directory: Path) -> Path:
     """A fresh wheel of infertune in ``directory``."""
-    _python("hatchling", "build", "-t", "wheel", "-d", str(directory))
+    _python("-m", "hatchling", "build", "-t", "wheel", "-d", str(directory))
     [made] = directory.glob("infertune-*.whl")
     return made
 
 
-def _download(wheel: Path, directory: Path) -> Path:
-    """Put what the wheel needs in a guest beside it; the wheel."""
-    # The versions that are locked; their hashes are those of other platforms' files too.
-    names = (
-        re.sub(r"\[.*?\]", "", line.rstrip(" \\"))  # a constraint may not name extras
-        for line in LOCK.read_text().splitlines()
-        if line[:1].isalnum()
-    )
-    target = ["--only-binary", ":all:", "--python-version", PYTHON]
-    target += [f"--platform=manylinux_2_{glibc}_x86_64" for glibc in (17, 28, 34)]
-    with tempfile.NamedTemporaryFile("w", prefix="constraints-") as pins:
-        pins.write("\n".join(names))
-        pins.flush()
-        wanted = f"{wheel}[{EXTRAS}]"
-        _python("pip", "download", "-q", *target, "-c", pins.name, "-d", str(directory), wanted)
-    return wheel
-
-
-def _python(module: str, *arguments: str) -> None:
+def _python(*words: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
+        [sys.executable, "-B", *words],
         cwd=REPOSITORY,
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -122,7 +122,7 @@ def fleet(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fle
     playbook()
     directory = tmp_path_factory.mktemp("fleet")
     package = ANSIBLE.parent / "scripts" / "package"
-    words = ["wheelhouse", "--extras", lab.EXTRAS, "--python", lab.PYTHON, "--output", directory]
+    words = ["wheelhouse", *lab.OPTIONS, "--output", directory]
     subprocess.run([sys.executable, "-B", package, *words], check=True, capture_output=True)
     guests = {"old": Guest(image, "6.12"), "new": Guest(image, "7.x")}
     try:
