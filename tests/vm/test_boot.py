@@ -17,7 +17,7 @@ import pytest
 from vm.conftest import OURS, STATE
 from vm.guest import Guest
 
-pytestmark = pytest.mark.quick_on("7.x")
+pytestmark = pytest.mark.quick_on  # each start of a guest takes a minute, and these need several
 
 PROFILE = "/etc/infertune/profiles/size.toml"
 LIMIT = "/sys/module/ttm/parameters/pages_limit"
@@ -93,7 +93,6 @@ def test_tried_kept_and_put_back(machine: Guest) -> None:
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.quick_on
 def test_what_nobody_confirms_is_put_back(machine: Guest) -> None:
     """The start after the one that tried it has the old settings, by itself."""
     guest = machine
@@ -115,7 +114,6 @@ def test_what_nobody_confirms_is_put_back(machine: Guest) -> None:
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.quick_on
 def test_a_later_file_is_named(machine: Guest) -> None:
     guest = machine
     before = guest.sh(FILES)
@@ -132,7 +130,6 @@ def test_a_later_file_is_named(machine: Guest) -> None:
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.quick_on
 def test_power_cut_while_staging_and_undoing(machine: Guest, thorough: bool) -> None:
     guest = machine
     before = guest.sh(FILES)
@@ -161,7 +158,6 @@ def test_power_cut_while_staging_and_undoing(machine: Guest, thorough: bool) -> 
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.quick_on
 def test_the_initramfs_has_it(machine: Guest) -> None:
     """Where the driver lies in the initramfs, the copy of modprobe.d in there is what counts."""
     guest = machine

@@ -142,6 +142,7 @@ def test_from_a_wheel_to_an_answer_and_back_to_nothing(guest: Guest) -> None:
 # -- what a server is given ----------------------------------------------------------
 
 
+@pytest.mark.quick_on  # test_guest.py has it without the daemon
 def test_every_launch_setting_reaches_the_server(serving: Guest) -> None:
     profile(serving, "placed", PLACED.format(partition="member"))
     serving.infertune("serve placed --model /opt/model.gguf --name chat")
@@ -265,8 +266,9 @@ def test_a_server_that_cannot_start_says_so(serving: Guest) -> None:
 # -- kill -9 -------------------------------------------------------------------------
 
 
-def test_killed_at_random_moments_the_daemon_leaves_no_mix(serving: Guest, thorough: bool) -> None:
-    kills = 25 if thorough else 2
+@pytest.mark.quick_on  # test_daemon.py has one kill
+def test_killed_at_random_moments_the_daemon_leaves_no_mix(serving: Guest) -> None:
+    kills = 25
     serving.sh("modprobe mock_cpufreq epp=1")
     try:
         serving.infertune("serve quiet --model /opt/model.gguf --name chat")
@@ -285,7 +287,7 @@ def test_killed_at_random_moments_the_daemon_leaves_no_mix(serving: Guest, thoro
         assert report["mixed"] == []
         assert report["silent"] == 0
         assert pid_of(serving, "chat") == pid, "the server died with the daemon"
-        assert len(report["seen"]) > 1 or not thorough, "all kills came too early or too late"
+        assert len(report["seen"]) > 1, "all kills came too early or too late"
         servers = json.loads(serving.infertune("servers --json").out)["servers"]
         assert {"chat": "active"}.items() <= {s["name"]: s["state"] for s in servers}.items()
     finally:
