@@ -130,7 +130,7 @@ def test_a_later_file_is_named(machine: Guest) -> None:
 
 
 @pytest.mark.timeout(3600)
-def test_power_cut_while_staging_and_undoing(machine: Guest, thorough: bool) -> None:
+def test_power_cut_while_staging_and_undoing(machine: Guest) -> None:
     guest = machine
     before = guest.sh(FILES)
     drop_in = "# Written by infertune; 'infertune boot undo' puts back what was here before.\n"
@@ -141,7 +141,7 @@ def test_power_cut_while_staging_and_undoing(machine: Guest, thorough: bool) -> 
         f"[ -e {DROP_IN} ]",
         f'grep -qs \'"phase":"staged"\' {record}',
     )
-    for moment in moments * (4 if thorough else 1):
+    for moment in moments * 4:
         guest.run(
             f"infertune boot stage size >/dev/null 2>&1 & until {moment}; do :; done", timeout=300
         )
