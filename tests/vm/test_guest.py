@@ -74,6 +74,7 @@ def test_who_is_not_root_may_look_and_no_more(
         assert "nothing was touched" in done.err
 
 
+@pytest.mark.quick_on("6.12")
 @pytest.mark.parametrize("name", PROFILES)
 def test_every_profile_applies_verifies_and_reverts(
     guest: Guest, name: str, unchanged: dict[str, str | None]
@@ -127,6 +128,7 @@ def test_governor_takes_the_preference_along_and_both_come_back(
     assert values(guest, PREFERENCES) == {"balance_performance"}
 
 
+@pytest.mark.quick_on("6.12")
 def test_a_preference_that_the_governor_locks(
     guest: Guest, epp: None, unchanged: dict[str, str | None]
 ) -> None:
@@ -148,6 +150,7 @@ def test_a_preference_that_the_governor_locks(
     guest.infertune("revert")
 
 
+@pytest.mark.quick_on("6.12")
 def test_from_a_preference_to_a_governor_and_back_to_the_original(
     guest: Guest, epp: None, unchanged: dict[str, str | None]
 ) -> None:

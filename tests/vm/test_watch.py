@@ -60,6 +60,7 @@ def test_tuned_is_named_before_and_not_fought_after(tuned: Guest) -> None:
     assert tuned.read(SWAPPINESS) == "33"
 
 
+@pytest.mark.quick_on
 def test_enforced_once_against_a_tuner_and_then_contested(tuned: Guest) -> None:
     tuned.write("/etc/infertune/infertuned.toml", "enforce = true\n")
     tuned.sh("systemctl restart infertune.service")
@@ -83,6 +84,7 @@ def test_an_admin_is_right(service: Guest) -> None:
     service.write(SWAPPINESS, before)
 
 
+@pytest.mark.quick_on
 def test_a_cpu_that_comes_back_is_tuned_again(service: Guest) -> None:
     service.sh("modprobe mock_cpufreq epp=1")
     try:
