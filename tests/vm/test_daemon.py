@@ -124,6 +124,7 @@ def test_who_may(service: Guest) -> None:
     service.sh("systemctl unmask -q --runtime polkit.service")
 
 
+@pytest.mark.timeout(7200)
 def test_calls_of_all_kinds_leave_nothing_behind(service: Guest, thorough: bool) -> None:
     guest, count = service, 10_000 if thorough else 200
     guest.put(HERE / "in_guest", "/tmp")
