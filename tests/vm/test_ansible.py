@@ -159,12 +159,24 @@ def door(fleet: Fleet) -> dict[str, object]:
     }
 
 
-def test_from_bare_to_serving_and_back_to_bare(fleet: Fleet, door: dict[str, object]) -> None:
+class Bare(NamedTuple):
+    """The machines before anything was done."""
+
+    trees: dict[str, dict[str, str]]
+    limit: str
+
+
+@pytest.fixture(scope="module")
+def bare(fleet: Fleet) -> Bare:
     new = fleet.guests["new"]
     new.sh("echo ttm >/etc/modules-load.d/ttm.conf && modprobe ttm")
-    limit = new.read(LIMIT)
-    before = {name: tree(guest) for name, guest in fleet.guests.items()}
-    wanted: dict[str, object] = {
+    return Bare({name: tree(guest) for name, guest in fleet.guests.items()}, new.read(LIMIT))
+
+
+@pytest.fixture(scope="module")
+def wanted(fleet: Fleet, door: dict[str, object]) -> dict[str, object]:
+    """Variables of a fleet that serves."""
+    return {
         "infertune_wheelhouse": str(fleet.directory / "wheelhouse"),
         "infertune_extras": lab.EXTRAS,
         "infertune_profile": "quiet",
@@ -174,15 +186,29 @@ def test_from_bare_to_serving_and_back_to_bare(fleet: Fleet, door: dict[str, obj
         "infertune_reboot": True,
         **door,
     }
-    fleet.inventory(**wanted)
 
-    # Check mode says that there is something to do, and does nothing.
+
+@pytest.fixture(scope="module")
+def changed(wanted: dict[str, object]) -> dict[str, object]:
+    """The same with another profile."""
+    return {**wanted, "infertune_profile": "better", "infertune_profiles": {"better": BETTER}}
+
+
+# One story in this order: each test goes on where the one before it ended.
+
+
+def test_check_mode_says_what_there_is_to_do_and_does_nothing(
+    fleet: Fleet, bare: Bare, wanted: dict[str, object]
+) -> None:
+    fleet.inventory(**wanted)
     counts = recap(fleet.play("site", "--check"))
     assert all(each["changed"] > 0 and each["failed"] == 0 for each in counts.values()), counts
     for name, guest in fleet.guests.items():
-        assert changes(before[name], tree(guest)) == ({}, []), name
+        assert changes(bare.trees[name], tree(guest)) == ({}, []), name
 
-    # From bare to serving, and again.
+
+def test_from_bare_to_serving(fleet: Fleet, bare: Bare, wanted: dict[str, object]) -> None:
+    fleet.inventory(**wanted)
     fleet.play("site")
     for guest in fleet.guests.values():
         assert healthy(guest, 8101)
@@ -192,17 +218,22 @@ def test_from_bare_to_serving_and_back_to_bare(fleet: Fleet, door: dict[str, obj
         guest.sh("rm /root/scrape.py")
         boot = json.loads(guest.infertune("boot status --json", codes=(0, 1)).out)
         assert boot["phase"] == "confirmed"
-    assert new.read(LIMIT) == PAGES  # that took a start
+    assert fleet.guests["new"].read(LIMIT) == PAGES  # that took a start
+
+
+def test_again_changes_nothing(fleet: Fleet) -> None:
     again = recap(fleet.play("site"))
     assert {each["changed"] for each in again.values()} == {0}, again
     checked = recap(fleet.play("site", "--check"))
     assert {each["changed"] for each in checked.values()} == {0}, checked
     fleet.play("drift")
 
-    # A profile whose canary is not well: it goes back there, and the other never saw it.  In a
-    # batch of two the other goes back as well.
+
+def test_a_canary_that_is_not_well_goes_back_and_stops_it(
+    fleet: Fleet, changed: dict[str, object]
+) -> None:
+    """The other machine never sees the profile; in a batch of two it goes back as well."""
     settings = {name: guest.settings() for name, guest in fleet.guests.items()}
-    changed = {**wanted, "infertune_profile": "better", "infertune_profiles": {"better": BETTER}}
     fleet.inventory(sick="old", **changed)
     foreseen = recap(fleet.play("rollout", "--check"))
     assert all(each["changed"] > 0 for each in foreseen.values()), foreseen
@@ -221,14 +252,20 @@ def test_from_bare_to_serving_and_back_to_bare(fleet: Fleet, door: dict[str, obj
             assert 'profile = "quiet"' in guest.read("/etc/infertune/infertuned.toml")
             assert healthy(guest, 8101)
 
-    # A profile that is none does not get there.
+
+def test_a_profile_that_is_none_does_not_get_there(
+    fleet: Fleet, changed: dict[str, object]
+) -> None:
+    new = fleet.guests["new"]
+    settings = new.settings()
     fleet.inventory(**{**changed, "infertune_profiles": {"better": "vm.swappiness = 5\n"}})
     failed = fleet.play("rollout", "--limit", "new", codes=(2,))
     assert "stands outside a table" in failed, failed
     assert new.run("ls /etc/infertune/profiles/better.toml").code != 0
-    assert new.settings() == settings["new"]
+    assert new.settings() == settings
 
-    # The same with machines that are well, then somebody changes a value.
+
+def test_rolled_out_and_watched_for_drift(fleet: Fleet, changed: dict[str, object]) -> None:
     fleet.inventory(**changed)
     fleet.play("rollout")
     for guest in fleet.guests.values():
@@ -246,7 +283,9 @@ def test_from_bare_to_serving_and_back_to_bare(fleet: Fleet, door: dict[str, obj
     assert "/proc/sys/vm/swappiness" in drift
     fleet.guests["old"].sh("sysctl -q vm.swappiness=5")
 
-    # A server that the inventory does not name any more; one that does not run.
+
+def test_a_server_that_is_named_no_more(fleet: Fleet, changed: dict[str, object]) -> None:
+    new = fleet.guests["new"]
     fleet.inventory(**{**changed, "infertune_servers": {"talk": SERVERS["chat"]}})
     drift = fleet.play("drift", "--limit", "new", codes=(2,))
     assert "servers that do not run: talk" in drift
@@ -255,12 +294,14 @@ def test_from_bare_to_serving_and_back_to_bare(fleet: Fleet, door: dict[str, obj
     assert healthy(new, 8101)
     fleet.play("drift", "--limit", "new")
 
-    # Nothing is left.
+
+def test_nothing_is_left(fleet: Fleet, bare: Bare) -> None:
+    new = fleet.guests["new"]
     fleet.play("uninstall")
     new.reboot()  # the module has its own limit again at the next start
-    assert new.read(LIMIT) == limit
+    assert new.read(LIMIT) == bare.limit
     for name, guest in fleet.guests.items():
-        assert changes(before[name], tree(guest)) == ({}, []), name
+        assert changes(bare.trees[name], tree(guest)) == ({}, []), name
         left = guest.sh("find / -xdev -iname '*infertune*' -not -path '/proc/*'")
         assert left == "", left
     again = recap(fleet.play("uninstall"))
