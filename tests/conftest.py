@@ -44,7 +44,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             if "/host/" in nodeid:
                 return "host"
             guest = re.search(r"/vm/.*\[([67]\.\w+)", nodeid)
-            return guest[1] if guest else nodeid
+            if guest:
+                return guest[1]
+            # A file there without a kernel's name starts guests of its own.
+            return nodeid.partition("::")[0] if "/vm/" in nodeid else nodeid
 
     return ByKernel(config, log)
 
