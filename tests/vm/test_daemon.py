@@ -155,7 +155,7 @@ def test_calls_of_all_kinds_leave_nothing_behind(service: Guest, thorough: bool)
         costs.append(cost())
     print(f"fds, tasks, PSS in KiB: {costs}")
     assert len({each[:2] for each in costs}) == 1
-    # A name of 1 MiB may leave a hole in the heap for a while: what counts is the least of each half.
+    # A name of 1 MiB may leave a hole in the heap for a while: the least of each half counts.
     memory_kib = [each[2] for each in costs[1:]]
     half = ROUNDS // 2
     assert min(memory_kib[half:]) - min(memory_kib[:half]) < 1024
