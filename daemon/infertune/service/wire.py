@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plain documents as typed D-Bus values, and back.
 
-None has no type on the bus: an entry that is unknown is left out.
+What is unknown stays known as unknown: the bus has no type for None, so it travels as an empty array
+of variants, which nothing else here is.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ from typing import Any
 
 from dbus_fast import Variant
 
+_NONE = "av"
+
 
 def to_bus(document: Mapping[str, Any]) -> dict[str, Variant]:
-    """An ``a{sv}`` of a document; entries that are None are left out."""
-    return {key: _variant(value) for key, value in document.items() if value is not None}
+    """An ``a{sv}`` of a document."""
+    return {key: _variant(value) for key, value in document.items()}
 
 
 def from_bus(value: Any) -> Any:
     """The document of what came over the bus."""
     if isinstance(value, Variant):
-        return from_bus(value.value)
+        return None if value.signature == _NONE else from_bus(value.value)
     if isinstance(value, dict):
         return {key: from_bus(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -30,6 +33,8 @@ def from_bus(value: Any) -> Any:
 
 def _variant(value: Any) -> Variant:
     match value:
+        case None:
+            return Variant(_NONE, [])
         case bool():
             return Variant("b", value)
         case int():
