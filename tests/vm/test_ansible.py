@@ -40,6 +40,15 @@ request.add_header("Authorization", "Basic " + __import__("base64").b64encode(b"
 context = ssl.create_default_context(cafile="/root/cert.pem")
 print(urllib.request.urlopen(request, timeout=60, context=context).read().decode())
 """
+STRANGER = f"""
+import socket
+try:
+    socket.create_connection(("{ADDRESS}", 9877), 5, ("192.0.2.9", 0)).close()
+    print("let in")
+except TimeoutError:
+    print("kept out")
+"""
+"""Comes from an address that is not among those that may reach the port."""
 BETTER = (
     'description = "the same, with less swapping"\nextends = "quiet"\n[now]\nvm.swappiness = 5\n'
 )
@@ -215,7 +224,10 @@ def test_from_bare_to_serving(fleet: Fleet, bare: Bare, wanted: dict[str, object
         guest.infertune("verify quiet")
         assert guest.write("/root/scrape.py", SCRAPE).code == 0
         assert "infertune_collector_success" in guest.sh("python3 /root/scrape.py")
-        guest.sh("rm /root/scrape.py")
+        assert guest.write("/root/stranger.py", STRANGER).code == 0
+        guest.sh("ip address add 192.0.2.9/32 dev lo")
+        assert guest.sh("python3 /root/stranger.py").strip() == "kept out"
+        guest.sh("ip address del 192.0.2.9/32 dev lo; rm /root/scrape.py /root/stranger.py")
         boot = json.loads(guest.infertune("boot status --json", codes=(0, 1)).out)
         assert boot["phase"] == "confirmed"
     assert fleet.guests["new"].read(LIMIT) == PAGES  # that took a start

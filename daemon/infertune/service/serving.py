@@ -94,7 +94,8 @@ class Serving:
         async with self._one:
             state = (await self._systemd.states(unit)).get(unit, "inactive")
             known = state != "inactive" or unit in units_with_drop_in(self._root)
-            if not known and find_declaration(self._root, name) is None:
+            # One that is not valid can be forgotten as well.
+            if not known and name not in self._declared():
                 raise UsageError(f"there is no server '{name}'", hint="infertune servers")
             if known:
                 await self._systemd.stop(unit)
@@ -116,12 +117,8 @@ class Serving:
         """Every declared or running server."""
         states = await self._systemd.states(f"{_PREFIX}*{_SUFFIX}")
         running = {_name(unit): state for unit, state in states.items()}
-        names = {
-            *declared_names(self._root, DECLARED),
-            *declared_names(self._root, TRANSIENT),
-            *running,
-        }
-        return [await self._about(name, running.get(name, "inactive")) for name in sorted(names)]
+        names = sorted(self._declared() | running.keys())
+        return [await self._about(name, running.get(name, "inactive")) for name in names]
 
     async def start_declared(self) -> list[str]:
         """Start what /etc declares and does not run; returns what went wrong, in sentences."""
@@ -135,6 +132,10 @@ class Serving:
             except InfertuneError as error:
                 problems.append(f"server {name}: {error.message}")
         return problems
+
+    def _declared(self) -> set[str]:
+        places = (DECLARED, TRANSIENT)
+        return {name for place in places for name in declared_names(self._root, place)}
 
     async def _about(self, name: str, state: str) -> dict[str, Any]:
         about: dict[str, Any] = {"name": name, "state": state}

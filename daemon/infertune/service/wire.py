@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plain documents as typed D-Bus values, and back.
 
-What is unknown stays known as unknown: the bus has no type for None, so it travels as an empty array
-of variants, which nothing else here is.
+The bus has no type for None: it travels as an empty array of variants, which nothing else is.
 """
 
 from __future__ import annotations
