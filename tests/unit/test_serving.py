@@ -182,6 +182,26 @@ def test_servers_come_and_go_and_the_slice_has_their_sum(
     asyncio.run(scene())
 
 
+def test_a_declaration_that_is_not_valid_can_be_forgotten(
+    tmp_path: Path,
+    bus_address: str,  # noqa: F811
+) -> None:
+    world = World(tmp_path)
+    file = tmp_path / "run/infertune/servers.d/one.toml"
+    file.write_text('profile = "kept"\nport = "8081"\n')
+
+    async def scene() -> None:
+        serving, service, client = await meet(world, bus_address)
+        await serving.stop("one")
+        assert not file.exists()
+        with pytest.raises(UsageError, match="no server 'one'"):
+            await serving.stop("one")
+        await close(client)
+        await close(service)
+
+    asyncio.run(scene())
+
+
 def test_a_port_that_somebody_has_is_refused_before_the_start(
     tmp_path: Path,
     bus_address: str,  # noqa: F811
