@@ -99,6 +99,11 @@ class Stage:
     """Whether the guard has started the machine again for that; it does so once."""
 
     @property
+    def over(self) -> bool:
+        """Everything is back; the record only says what the running kernel still shows, or why."""
+        return self.phase in ("undone", "failed")
+
+    @property
     def in_force(self) -> bool:
         """Whether files of ours are on disk."""
         return self.phase in ("staged", "trying", "confirmed")

@@ -110,7 +110,7 @@ def undo(root: Root, run: Runner) -> Undone | None:
     old = record.load(root)
     if old is None:
         return None
-    if old.phase in ("undone", "failed"):
+    if old.over:
         with failing("the record is still there"):
             record.remove(root)
         return None if old.phase == "undone" else Undone(old.profile)

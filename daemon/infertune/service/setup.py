@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from infertune.boot.record import PATH as STAGED
+from infertune.boot import record
 from infertune.errors import Failed, NotPermitted, UsageError
 from infertune.root import Root
 from infertune.service.declared import declared_names, remove_declaration
@@ -93,7 +93,8 @@ def remove(root: Root) -> tuple[Placed, ...]:
     if root.live:
         _need_root()
         _refuse_what_a_package_owns(root)
-        if root.exists(STAGED):
+        stage = record.load(root)
+        if stage is not None and not stage.over:
             raise UsageError(
                 "boot settings are staged, and the guard would go; nothing was removed",
                 hint="infertune boot undo",
