@@ -161,7 +161,7 @@ def test_calls_of_all_kinds_leave_nothing_behind(service: Guest, thorough: bool)
     assert guest.settings() == before
 
 
-@pytest.mark.quick_on()
+@pytest.mark.quick_on
 @pytest.mark.timeout(7200)
 def test_no_object_is_left_of_many_calls(service: Guest) -> None:
     guest, drop_in = service, "/run/systemd/system/infertune.service.d"
