@@ -181,3 +181,90 @@ def test_names_that_cannot_be_are_refused_before_anything_is_done(
     assert done.returncode == 2, done.stdout
     assert "a name of a profile or server has lower-case" in done.stdout
     assert "good-1" not in done.stdout.partition("fatal:")[2], done.stdout
+
+
+STATUS = """#!/bin/sh
+echo "$*" >>{log}
+case "$1" in
+    status) echo '{{"state": "idle", "applied": null, "drift": []}}' ;;
+    servers) echo '{{"servers": []}}' ;;
+esac
+"""
+"""In the place of infertune: a machine that does what it is told, and notes it."""
+
+SSH = """#!/bin/sh
+for last; do :; done
+case "$*" in
+    *" lost "*) [ ! -e {lost} ] || exit 255 ;;
+esac
+exec sh -c "$last"
+"""
+"""In the place of ssh: here, until there is a file that says that the machine is lost."""
+
+
+def played(tmp_path: Path, name: str, hosts: dict[str, Any], **variables: Any) -> tuple[int, str]:
+    """Exit code of a playbook for machines of nobody, and what it printed."""
+    tool = shutil.which("ansible-playbook")
+    if tool is None:
+        pytest.skip("ansible-playbook is not installed (pip install ansible-core ansible-lint)")
+    programs = {
+        "infertune": STATUS.format(log=tmp_path / "told"),
+        "ssh": SSH.format(lost=tmp_path / "is-lost"),
+    }
+    (tmp_path / "bin").mkdir(exist_ok=True)
+    for program, text in programs.items():
+        path = tmp_path / "bin" / program
+        path.write_text(text)
+        path.chmod(0o755)
+    where = {
+        "ansible_become": False,
+        "ansible_pipelining": True,
+        "ansible_python_interpreter": sys.executable,
+        "ansible_ssh_executable": str(tmp_path / "bin" / "ssh"),
+    }
+    inventory = {"infertune": {"hosts": hosts, "vars": {**where, **variables}}}
+    (tmp_path / "inventory.json").write_text(json.dumps(inventory))
+    words = ["-i", str(tmp_path / "inventory.json"), f"playbooks/{name}.yml"]
+    words += ["-e", '{"infertune_serial": [2, 1]}']
+    done = subprocess.run(
+        [tool, *words],
+        cwd=ANSIBLE,
+        env={
+            **os.environ,
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            "ANSIBLE_HOME": str(tmp_path / "home"),
+            "ANSIBLE_NOCOLOR": "1",
+        },
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_machine_lost_in_its_trial_stops_the_rollout(tmp_path: Path) -> None:
+    """It is lost at the question whether it is well; the other one of its batch goes back."""
+    lose = f"{{{{ lookup('pipe', 'touch {tmp_path}/is-lost; echo true') }}}}"
+    hosts = {"kept": {}, "lost": {"infertune_health": lose}, "later": {}}
+    code, said = played(tmp_path, "rollout", hosts, infertune_profile="quiet")
+    told = (tmp_path / "told").read_text().splitlines()
+    assert code != 0
+    assert re.search(r"^lost +:.*unreachable=1", said, re.MULTILINE), said
+    assert "lost is not well with it" in said
+    assert not re.search(r"^later +:", said, re.MULTILINE), said
+    assert "confirm" not in told
+    assert told.count("apply quiet --confirm-within 10min") == 2
+    assert told.count("revert") == 1
+
+
+def test_drift_names_the_profiles_that_have_another_text(tmp_path: Path) -> None:
+    code, said = played(tmp_path, "drift", {"one": {}})
+    assert (code, "one is as it should be" in said) == (0, True), said
+    texts = {"never-there": 'description = "x"\n'}
+    code, said = played(tmp_path, "drift", {"one": {}}, infertune_profiles=texts)
+    assert code == 2
+    assert "other texts of profiles: never-there" in said
+    assert "drift: none" in said
+    code, said = played(tmp_path, "drift", {"one": {}}, infertune_profile="quiet")
+    assert code == 2
+    assert "one is idle (no profile of quiet)" in said

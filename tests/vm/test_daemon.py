@@ -166,12 +166,9 @@ def test_calls_of_all_kinds_leave_nothing_behind(service: Guest, thorough: bool)
 def test_no_object_is_left_of_many_calls(service: Guest) -> None:
     guest, drop_in = service, "/run/systemd/system/infertune.service.d"
     guest.put(HERE / "in_guest", "/opt")
-    command = f"{PYTHON} -I /opt/in_guest/traced_daemon.py"
+    traced = f"[Service]\nExecStart=\nExecStart={PYTHON} -I /opt/in_guest/traced_daemon.py\n"
     guest.sh(f"mkdir -p {drop_in}")
-    assert (
-        guest.write(f"{drop_in}/traced.conf", f"[Service]\nExecStart=\nExecStart={command}\n").code
-        == 0
-    )
+    assert guest.write(f"{drop_in}/traced.conf", traced).code == 0
 
     def alive_kib() -> int:
         guest.sh(f"rm -f {ALIVE}; kill -USR1 {show(guest, 'MainPID')}")
