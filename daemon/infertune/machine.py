@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from infertune.host.text import integer, pairs
 from infertune.root import Root
 from infertune.units import KIB, parse_cpulist
 
@@ -376,20 +377,6 @@ def _cpulist(root: Root, path: str) -> frozenset[int]:
         return frozenset()
 
 
-def _pairs(text: str | None, separator: str | None) -> dict[str, str]:
-    """Lines of ``key SEPARATOR value``; the first of equal keys counts."""
-    pairs: dict[str, str] = {}
-    for line in (text or "").splitlines():
-        key, *rest = line.split(separator, 1)
-        if rest:
-            pairs.setdefault(key.strip(), rest[0].strip())
-    return pairs
-
-
-def _int(text: str | None) -> int | None:
-    return int(text) if text and text.isdecimal() else None
-
-
 def _driver(root: Root, device: str) -> str | None:
     link = root.readlink(f"{device}/driver")
     return link.rpartition("/")[2] if link else None
@@ -403,7 +390,7 @@ def _pci_id(root: Root, device: str) -> str | None:
 def _read_os_release(root: Root) -> dict[str, str]:
     """os-release(5): the file of /etc counts before the one of /usr/lib."""
     text = _text(root, "/etc/os-release") or _text(root, "/usr/lib/os-release")
-    return {key: value.strip("\"'") for key, value in _pairs(text, "=").items()}
+    return {key: value.strip("\"'") for key, value in pairs(text, "=").items()}
 
 
 def _read_boot_style(root: Root) -> str | None:
@@ -415,7 +402,7 @@ def _read_boot_style(root: Root) -> str | None:
 
 def _read_cpu(root: Root) -> Cpu:
     base = "/sys/devices/system/cpu"
-    info = _pairs(root.get("/proc/cpuinfo"), ":")
+    info = pairs(root.get("/proc/cpuinfo"), ":")
     online = _cpulist(root, f"{base}/online")
     efficient = _efficient_cpus(root, online)
     cores: dict[int, Core] = {}
@@ -473,10 +460,10 @@ def _efficient_cpus(root: Root, online: frozenset[int]) -> frozenset[int]:
 
 
 def _read_memory(root: Root) -> Memory:
-    info = _pairs(root.get("/proc/meminfo"), ":")
+    info = pairs(root.get("/proc/meminfo"), ":")
 
     def size(key: str) -> int | None:
-        kib = _int(info.get(key, "").removesuffix("kB").strip())
+        kib = integer(info.get(key, "").removesuffix("kB").strip())
         return None if kib is None else kib * KIB
 
     nodes = _cpulist(root, "/sys/devices/system/node/online")
@@ -537,7 +524,7 @@ def _is_integrated(root: Root, device: str, driver: str | None, pci_id: str | No
 
 def _read_carveout(root: Root, device: str) -> tuple[str | None, dict[str, str]]:
     """The firmware's memory sizes for the GPU (Documentation/gpu/amdgpu, uma/carveout)."""
-    options = _pairs(root.get(f"{device}/uma/carveout_options"), ":")
+    options = pairs(root.get(f"{device}/uma/carveout_options"), ":")
     return options.get(root.get(f"{device}/uma/carveout") or ""), options
 
 
@@ -545,8 +532,8 @@ def _kfd_targets(root: Root) -> dict[str, str]:
     """gfx name by render node (``renderD128``), of every GPU the compute driver knows."""
     targets = {}
     for path in root.glob("/sys/class/kfd/kfd/topology/nodes/*/properties"):
-        properties = _pairs(root.get(path), None)
-        version = _int(properties.get("gfx_target_version"))
+        properties = pairs(root.get(path), None)
+        version = integer(properties.get("gfx_target_version"))
         if version:
             # 110501 is 11.5.1; minor and stepping are one hexadecimal digit each in the name.
             major, minor, stepping = version // 10000, version // 100 % 100, version % 100

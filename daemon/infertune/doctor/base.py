@@ -3,17 +3,41 @@
 
 A rule never claims more than its source.  ``sure`` is for what a commit, a kernel document or
 several confirmed reports in one issue say of exactly this case; everything else is ``likely``.
-What cannot be read is :class:`Unknown`, which is neither a finding nor its absence.
+What cannot be read is Unknown, which is neither a finding nor its absence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal
 
-if TYPE_CHECKING:
-    from infertune.doctor.facts import Facts
+from infertune.doctor.facts import Facts
+from infertune.host.unknown import Missing, Unknown, need
+from infertune.host.version import Version, format_version
+
+__all__ = [
+    "SEVERITIES",
+    "Advice",
+    "Answer",
+    "Confidence",
+    "Finding",
+    "Missing",
+    "Rule",
+    "Severity",
+    "Source",
+    "Unknown",
+    "Version",
+    "When",
+    "Window",
+    "format_version",
+    "github",
+    "kernel_doc",
+    "linux",
+    "llama",
+    "need",
+    "rocm",
+]  # fmt: skip
 
 Severity = Literal["error", "warning", "info"]
 """``error``: must be fixed before results or the machine can be trusted.  ``warning``: costs speed,
@@ -23,31 +47,6 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 
 Confidence = Literal["sure", "likely"]
 Status = Literal["done", "not done", "outdated"]
-
-Version = tuple[int, ...]
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Unknown:
-    """A fact, or an answer, that is not to be had here; ``why`` completes "not known: ..."."""
-
-    why: str
-
-
-class Missing(Exception):
-    """A rule needs a fact that is not known.  The rule is then unknown, for the same reason."""
-
-    def __init__(self, unknown: Unknown) -> None:
-        super().__init__(unknown.why)
-        self.unknown = unknown
-
-
-def need(fact: T | Unknown) -> T:
-    """The fact, for rules that cannot answer without it.  Raises Missing."""
-    if isinstance(fact, Unknown):
-        raise Missing(fact)
-    return fact
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +134,6 @@ class Window:
         about = "about " if self.estimated else ""
         good = f"good from {about}{format_version(self.good)}" if self.good else "no fix known"
         return f"bad {bad}, {good}"
-
-
-def format_version(version: Version) -> str:
-    return ".".join(map(str, version))
 
 
 @dataclass(frozen=True, slots=True)

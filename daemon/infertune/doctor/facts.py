@@ -15,9 +15,10 @@ from typing import TypeVar
 
 from infertune import kernel_log
 from infertune.boot.sources import config_files, options_of
-from infertune.doctor.base import Unknown, Version, need
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
 from infertune.doctor.surroundings import LlamaServer, Staged, Surroundings
+from infertune.host.unknown import Unknown, need
+from infertune.host.version import Version
 from infertune.knobs.boot import parameters
 from infertune.machine import Gpu, Machine, read_machine
 from infertune.redaction import GPU_MODULES, reduce_file

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from infertune.boot.state import State, read_status
-from infertune.doctor.base import Unknown
 from infertune.errors import InfertuneError
+from infertune.host.unknown import Unknown
 from infertune.launch.binary import (
     BACKENDS,
     Backend,

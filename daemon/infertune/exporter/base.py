@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
 
@@ -103,18 +103,3 @@ def one_of(metric: str, labels: Sequence[str], states: Sequence[str], now: str) 
     """A state as one series per state it could have: 1 for the one it is, 0 for the others."""
     for state in states:
         yield Sample(metric, (*labels, state), float(state == now))
-
-
-def pairs(text: str | None, separator: str | None = None) -> Mapping[str, str]:
-    """Lines of ``key SEPARATOR value``; the first of equal keys counts."""
-    found: dict[str, str] = {}
-    for line in (text or "").splitlines():
-        key, *rest = line.split(separator, 1)
-        if rest:
-            found.setdefault(key.strip(), rest[0].strip())
-    return found
-
-
-def integer(text: str | None) -> int | None:
-    """A plain decimal number, or None."""
-    return int(text) if text and text.strip().isdecimal() else None

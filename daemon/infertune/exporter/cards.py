@@ -6,7 +6,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from infertune.exporter.base import bounded, integer, pairs
+from infertune.exporter.base import bounded
+from infertune.host.text import integer, pairs
 from infertune.root import Root
 
 MAX_GPUS = 16

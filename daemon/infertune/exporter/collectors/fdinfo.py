@@ -12,9 +12,10 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
-from infertune.exporter.base import Absent, Collector, Metric, Sample, leave_out, pairs
+from infertune.exporter.base import Absent, Collector, Metric, Sample, leave_out
 from infertune.exporter.cards import amdgpu_cards
 from infertune.exporter.servers import processes
+from infertune.host.text import pairs
 from infertune.root import Root
 
 _DOC = "Documentation/gpu/drm-usage-stats.rst"

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from infertune.exporter.base import Absent, Collector, Metric, Sample, integer, pairs
+from infertune.exporter.base import Absent, Collector, Metric, Sample
 from infertune.exporter.cards import amdgpu_cards
 from infertune.exporter.servers import processes
+from infertune.host.text import integer, pairs
 from infertune.root import Root
 
 _PROC = "/sys/class/kfd/kfd/proc"

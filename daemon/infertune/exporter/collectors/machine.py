@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from infertune.exporter.base import Absent, Collector, Metric, Sample, integer, pairs
+from infertune.exporter.base import Absent, Collector, Metric, Sample
+from infertune.host.text import integer, pairs
 from infertune.root import Root
 
 KINDS = {

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from infertune.exporter.base import Absent, Collector, Metric, Sample, integer, pairs
+from infertune.exporter.base import Absent, Collector, Metric, Sample
 from infertune.exporter.servers import Unit, units
+from infertune.host.text import integer, pairs
 from infertune.machine import read_cgroup
 from infertune.root import Root
 

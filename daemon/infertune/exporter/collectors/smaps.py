@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from infertune.exporter.base import Absent, Collector, Metric, Sample, integer, pairs
+from infertune.exporter.base import Absent, Collector, Metric, Sample
 from infertune.exporter.servers import processes
+from infertune.host.text import integer, pairs
 from infertune.root import Root
 
 PARTS = {

@@ -6,7 +6,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from infertune.exporter.base import Absent, Collector, Metric, Sample, bounded, integer, pairs
+from infertune.exporter.base import Absent, Collector, Metric, Sample, bounded
+from infertune.host.text import integer, pairs
 from infertune.root import Root
 
 _THP = "/sys/kernel/mm/transparent_hugepage"
