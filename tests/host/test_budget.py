@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from infertune.budget.bandwidth import read_bandwidth
-from infertune.budget.budget import parts
 from infertune.budget.gguf_file import read_model
+from infertune.budget.parts import parts
 from infertune.budget.settings import server_memory
 from infertune.budget.shape import read_shape
 from infertune.launch.binary import embedded_is_installed, embedded_program

@@ -13,10 +13,11 @@ import pytest
 
 import gguf_files
 from infertune.budget.architectures import ARCHITECTURES, CHECKED
-from infertune.budget.budget import budget, largest_context, parts, system_reserve
+from infertune.budget.budget import budget, largest_context, system_reserve
 from infertune.budget.compute import compute
 from infertune.budget.gguf_file import read_model
 from infertune.budget.kv import cells, kv_bytes, state_bytes, token_bytes
+from infertune.budget.parts import parts
 from infertune.budget.settings import ServerMemory, server_memory
 from infertune.budget.shape import Shape, read_shape
 from infertune.cli import serve
