@@ -21,7 +21,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from infertune.machine import Core, Cpu, Machine
+from infertune.host.cpu import Core, Cpu
+from infertune.machine import Machine
 from infertune.units import format_cpulist, parse_cpulist
 from infertune.values import Value
 

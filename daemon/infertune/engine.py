@@ -16,10 +16,12 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 
 from infertune.errors import Busy, Failed, InfertuneError, NotPermitted, describe
+from infertune.host.system import boot_id
+from infertune.host.tuners import tuner_by_id
 from infertune.journal import Journal, Journals, Loaded, Record
 from infertune.knobs import KNOBS, Reading, Target, read_live, targets
 from infertune.knobs.live import read_target
-from infertune.machine import Machine, read_machine, tuner_by_id
+from infertune.machine import Machine, read_machine
 from infertune.plan import Item, Outcome, plan
 from infertune.resolve import Desired, Setting
 from infertune.root import Held, Root
@@ -28,7 +30,6 @@ from infertune.transaction import Done, apply, restore
 LOCK = "/run/infertune/lock"
 DAEMON_LOCK = "/run/infertune/daemon"
 """Held by infertuned for as long as it lives: whether it runs is asked without a bus."""
-BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,11 +390,6 @@ class Session:
             aside = self._journals.persistent.quarantine(None)
             notes.append(f"the lasting journal was damaged; a copy is in {aside}")
         return tuple(notes)
-
-
-def boot_id(root: Root) -> str:
-    """The kernel's id of this boot, or "unknown" (a container may hide it)."""
-    return root.get(BOOT_ID) or "unknown"
 
 
 def _plan(

@@ -46,7 +46,7 @@ from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 from infertune.errors import NotPermitted, SnapshotError, UsageError
-from infertune.machine import TUNERS
+from infertune.host.tuners import TUNERS
 from infertune.redaction import PLAIN_PARAMETERS, reduce_file
 from infertune.root import MAX_READ, Root, lay_out, read_user_file
 
@@ -380,6 +380,16 @@ class _Recorder(Root):
 
         self._noted(path, read)
         return text
+
+    def read_file(self, path: str, limit: int) -> tuple[bytes, os.stat_result]:
+        status: list[os.stat_result] = []
+
+        def read(where: str) -> bytes:
+            data, found = super(_Recorder, self).read_file(where, limit)
+            status.append(found)
+            return data
+
+        return self._noted(path, read), status[0]
 
     def read_records(self, path: str, limit: int) -> bytes:
         return self._noted(path, lambda where: super(_Recorder, self).read_records(where, limit))

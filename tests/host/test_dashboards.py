@@ -33,10 +33,10 @@ import pytest
 from dashboards_of import REPOSITORY, Query, operand, queries, rules
 from drawing.draw import SPAN_S, draw
 from infertune.boot import record
+from infertune.host.cgroup import cgroup as read_cgroup
 from infertune.launch.binary import embedded_is_installed, embedded_program
 from infertune.launch.client import complete, healthy
 from infertune.launch.embedded import default_model
-from infertune.machine import read_cgroup
 from infertune.root import Root
 from infertune.snapshot import open_snapshot
 

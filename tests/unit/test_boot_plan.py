@@ -19,11 +19,13 @@ from infertune.boot.commands import PROGRAMS, find, runner
 from infertune.boot.guard import check_sizes, reserve
 from infertune.boot.loaders import GRUB_DROP_IN, GRUB_SCRIPT, grub_script, plan
 from infertune.boot.options import PLACES, options
-from infertune.boot.sources import findings, read_sources
+from infertune.boot.sources import findings
 from infertune.cli.main import main
 from infertune.errors import Busy
+from infertune.host.boot_style import BOOT_STYLES
+from infertune.host.modprobe import read_sources
 from infertune.knobs import KNOBS
-from infertune.machine import BOOT_STYLES, read_machine
+from infertune.machine import read_machine
 from infertune.profile import load_profile
 from infertune.resolve import resolve
 from infertune.root import Root
@@ -411,7 +413,7 @@ def _outside(path: Path) -> None:
 
 BROKEN = {
     # name: (file, what is there, a word of what is said; None: nothing need be said)
-    "binary": ("etc/modprobe.d/x.conf", b"\x00\x7fELF\x00\x01options ttm x=1\n", "no text"),
+    "binary": ("etc/modprobe.d/x.conf", b"\x00\x7fELF\x00\x01options ttm x=1\n", "not a text file"),
     "random bytes": ("etc/modprobe.d/x.conf", bytes(range(1, 256)) * 9, "not UTF-8"),
     "CRLF": ("etc/modprobe.d/x.conf", b"options ttm pages_limit=5\r\n", "Windows line ends"),
     "sparse": ("etc/modprobe.d/x.conf", _sparse, "larger than 1024 KiB"),

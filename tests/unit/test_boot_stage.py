@@ -17,10 +17,10 @@ from boot_trees import BOOT_ID, TREES, Facts, Tools, build, facts
 from infertune.boot import guard, record, staging
 from infertune.boot.loaders import Change, plan
 from infertune.boot.options import options
-from infertune.boot.sources import read_sources
 from infertune.boot.state import read_status
 from infertune.cli.main import main
 from infertune.errors import Failed, InfertuneError, UsageError
+from infertune.host.modprobe import read_sources
 from infertune.machine import read_machine
 from infertune.profile import load_profile
 from infertune.resolve import resolve

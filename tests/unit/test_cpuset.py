@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infertune.cpuset import CpuSet, resolve_cpus
-from infertune.machine import Core, Cpu
+from infertune.host.cpu import Core, Cpu
 from infertune.units import format_cpulist
 
 

@@ -266,7 +266,7 @@ CASES: dict[str, Case] = {
         says="/proc/cmdline says 1 and wins",
     ),
     "modprobe-odd-file": Case(
-        {"/etc/modprobe.d/odd.conf": b"\x7fELF\x00\x00"}, says="binary, not text"
+        {"/etc/modprobe.d/odd.conf": b"\x7fELF\x00\x00"}, says="not a text file"
     ),
     "iommu-invalid": Case(
         cmdline("amd_iommu=pt"), cmdline("amd_iommu=force_isolation"), says="meant is iommu=pt"

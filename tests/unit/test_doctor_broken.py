@@ -75,15 +75,20 @@ SILENT = "the snapshot does not say"
 FOUND = "modprobe-odd-file", "finding"
 
 BROKEN: dict[str, Broken] = {
-    "modprobe-binary": Broken(ODD, text(b"\x7fELF\0\0"), *FOUND, "binary, not text"),
-    "modprobe-directory": Broken(ODD, directory, *FOUND, "is a directory"),
+    "modprobe-binary": Broken(ODD, text(b"\x7fELF\0\0"), *FOUND, "not a text file"),
+    "modprobe-directory": Broken(ODD, directory, *FOUND, "not a regular file"),
     "modprobe-fifo": Broken(ODD, fifo, *FOUND, "not a regular file"),
-    "modprobe-socket": Broken(ODD, a_socket, *FOUND, "no such device or address"),
-    "modprobe-1-gb": Broken(ODD, sparse, *FOUND, "larger than 64 KiB"),
-    "modprobe-loop": Broken(ODD, loop, *FOUND, "too many levels of symbolic links"),
-    "modprobe-dangling": Broken(ODD, nowhere, *FOUND, "no such file or directory"),
+    "modprobe-socket": Broken(ODD, a_socket, *FOUND, "No such device or address"),
+    "modprobe-1-gb": Broken(ODD, sparse, *FOUND, "larger than 1024 KiB"),
+    # kmod passes over both.
+    "modprobe-loop": Broken(ODD, loop, "modprobe-odd-file", "fine"),
+    "modprobe-dangling": Broken(ODD, nowhere, "modprobe-odd-file", "fine"),
     "modprobe-crlf": Broken(
-        ODD, text("options ttm pages_limit=98304\r\n"), "ttm-wrong-unit", "finding", "98304 ("
+        ODD,
+        text("options ttm pages_limit=98304\r\n"),
+        "ttm-wrong-unit",
+        "finding",
+        "is not a number",
     ),
     "modprobe-latin-1": Broken(
         ODD,

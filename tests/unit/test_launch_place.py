@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from infertune.host.cgroup import Cgroup
 from infertune.launch.place import Placed, place
-from infertune.machine import Cgroup
 from infertune.root import Root, Step
 
 V2 = Cgroup(version=2, mount="/sys/fs/cgroup", controllers=("cpuset", "cpu", "memory"))

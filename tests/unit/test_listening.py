@@ -16,7 +16,7 @@ import pytest
 
 from infertune.cli import serve
 from infertune.errors import Busy, Failed, UsageError
-from infertune.launch.listening import Listener, listeners
+from infertune.host.sockets import Listener, listeners
 from infertune.launch.ready import DEFAULT_PORT
 from infertune.root import Root
 from infertune.service.declared import write_declaration

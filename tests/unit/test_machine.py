@@ -10,7 +10,11 @@ import pytest
 
 from infertune.cli.machine import COMMANDS as MACHINE_COMMANDS
 from infertune.cli.main import main
-from infertune.machine import BOOT_STYLES, TUNERS, Core, Machine, Ttm, read_machine
+from infertune.host.boot_style import BOOT_STYLES
+from infertune.host.cpu import Core
+from infertune.host.gpu import Ttm
+from infertune.host.tuners import TUNERS
+from infertune.machine import Machine, read_machine
 from infertune.root import Root
 from infertune.snapshot import open_snapshot
 from infertune.units import GIB, MIB

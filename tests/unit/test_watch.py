@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from infertune.engine import Difference
+from infertune.host.tuners import TUNERS
 from infertune.knobs import KNOBS
-from infertune.machine import TUNERS
 from support import CPUFREQ, build, values
 from unit.test_service import (  # the private bus
     World,

@@ -17,11 +17,10 @@ from infertune.boot import record, staging
 from infertune.boot.commands import Ran, Runner, find, runner
 from infertune.boot.options import Option
 from infertune.boot.record import Stage
-from infertune.boot.sources import COMMAND_LINE
 from infertune.boot.state import live
-from infertune.engine import boot_id
 from infertune.errors import InfertuneError, UsageError, describe
-from infertune.knobs.boot import PAGE, parameters
+from infertune.host.memory import PAGE
+from infertune.host.system import boot_id, command_line, parameters
 from infertune.machine import Machine
 from infertune.root import Root
 from infertune.units import GIB, format_size
@@ -113,7 +112,7 @@ def at_start(root: Root, run: Runner) -> Verdict:
 
 def _dropped(root: Root, stage: Stage) -> bool:
     """Whether this start was without some of the options that the boot loader was to give it."""
-    given = parameters(root.get(COMMAND_LINE) or "")
+    given = parameters(command_line(root) or "")
     words = [(p.word, o.value) for o in stage.options if o.on_command_line for p in o.parameters]
     return not set(words) <= set(given)
 

@@ -9,15 +9,15 @@ for a person instead.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from infertune.boot.commands import find
 from infertune.boot.options import Option
-from infertune.boot.sources import COMMAND_LINE
 from infertune.errors import Failed, UsageError, describe
+from infertune.host.mounts import mounted
+from infertune.host.system import command_line
 from infertune.machine import Machine
 from infertune.root import Root
 
@@ -185,25 +185,15 @@ def _grub_counts(root: Root) -> bool:
     rebuilt = script and (find(root, "update-grub") or _mkconfig(root, script))
     if not (script and rebuilt and find(root, "grub-editenv") and _has_drop_ins(root, script)):
         return False
-    device, kind = mounted(root, "/boot/grub")
-    plain = not device.startswith(("/dev/mapper/", "/dev/md", "/dev/dm-"))
-    return kind in _COUNTING_FILE_SYSTEMS and plain
+    place = mounted(root, "/boot/grub")
+    if place is None or place.device.startswith(("/dev/mapper/", "/dev/md", "/dev/dm-")):
+        return False
+    return place.kind in _COUNTING_FILE_SYSTEMS
 
 
 def _has_drop_ins(root: Root, script: str) -> bool:
     """Debian, Ubuntu and Arch patch grub-mkconfig to read them; upstream does not."""
     return "default/grub.d" in (root.get(script) or "")
-
-
-def mounted(root: Root, path: str) -> tuple[str, str]:
-    """Device and type of the file system that a path lies on; empty where that is not known."""
-    places: dict[str, tuple[str, str]] = {}
-    for line in (root.get("/proc/self/mounts") or "").splitlines():
-        device, where, kind, *_ = [*line.split(), "", "", ""]
-        places[where] = (device, kind)
-    while path != "/" and path not in places:
-        path = os.path.dirname(path)
-    return places.get(path, ("", ""))
 
 
 def _grub_in_place(root: Root, words: Words, build: Command) -> Way:
@@ -472,7 +462,7 @@ def plan(root: Root, machine: Machine, options: Sequence[Option]) -> Change:
 
 def _check_room(root: Root, words: Words) -> None:
     """Ours come last on the command line: what does not fit there is cut out of them."""
-    there = root.get(COMMAND_LINE) or ""
+    there = command_line(root) or ""
     size = len(" ".join((there, *words)).encode())
     if size >= COMMAND_LINE_SIZE:
         raise UsageError(

@@ -11,10 +11,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from infertune.boot.sources import COMMAND_LINE, Sources
 from infertune.errors import UsageError
+from infertune.host.gpu import TTM_MODULES, is_loaded
+from infertune.host.modprobe import Sources
+from infertune.host.system import COMMAND_LINE
 from infertune.knobs import KNOBS
-from infertune.machine import TTM_MODULES, Machine
+from infertune.machine import Machine
 from infertune.resolve import Desired, Setting
 from infertune.root import Root
 
@@ -131,13 +133,13 @@ def ttm_modules(root: Root, machine: Machine) -> tuple[str, ...]:
     """The TTM modules whose limit may be the GPU's: the one that is sure, or all there are."""
     if machine.ttm and machine.ttm.sure:
         return (machine.ttm.module,)
-    loaded = tuple(m for m in TTM_MODULES if root.exists(f"/sys/module/{m}"))
+    loaded = tuple(m for m in TTM_MODULES if is_loaded(root, m))
     return loaded or tuple(m for m in TTM_MODULES if _exists(root, machine, m))
 
 
 def _exists(root: Root, machine: Machine, module: str) -> bool:
     """Whether a module is loaded or could be."""
-    if root.exists(f"/sys/module/{module}"):
+    if is_loaded(root, module):
         return True
     listed = _list(root, machine, "modules.dep") + _list(root, machine, "modules.builtin")
     return _file(module) in {_file(each.partition(":")[0]) for each in listed}

@@ -18,10 +18,11 @@ from functools import partial
 
 from infertune.boot import record
 from infertune.boot.commands import Runner
-from infertune.boot.loaders import Change, mounted
+from infertune.boot.loaders import Change
 from infertune.boot.record import Content, Kept, Setting, Stage, Step
-from infertune.engine import boot_id
 from infertune.errors import Busy, Failed, NotPermitted, UsageError, describe
+from infertune.host.mounts import mounted
+from infertune.host.system import boot_id
 from infertune.root import Root
 
 LOCK = "/run/infertune/boot.lock"
@@ -65,7 +66,8 @@ def stage(root: Root, profile: str, change: Change, run: Runner, *, by_hand: boo
     if old and old.phase in ("staging", "undoing"):
         undo(root, run)
         old = None
-    if mounted(root, record.PATH)[1] in ("tmpfs", "ramfs"):
+    place = mounted(root, record.PATH)
+    if place and place.kind in ("tmpfs", "ramfs"):
         raise Failed(
             f"{record.PATH} would not outlive this boot: it lies in memory; nothing was touched",
             hint="without it nothing could be put back: /var must be on a disk",

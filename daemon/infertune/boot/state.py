@@ -13,8 +13,9 @@ from infertune.boot import record
 from infertune.boot.loaders import MODPROBE, OURS
 from infertune.boot.options import Option, Parameter
 from infertune.boot.record import Stage
-from infertune.boot.sources import COMMAND_LINE, Finding, Sources, findings, read_sources
-from infertune.engine import boot_id
+from infertune.boot.sources import Finding, findings
+from infertune.host.modprobe import Sources, read_sources
+from infertune.host.system import COMMAND_LINE, boot_id
 from infertune.knobs import KNOBS
 from infertune.machine import Machine
 from infertune.root import Root

@@ -13,13 +13,14 @@ from infertune.boot import guard, record, staging
 from infertune.boot.commands import Runner, runner
 from infertune.boot.loaders import Change, NewFile, plan
 from infertune.boot.options import Option, options
-from infertune.boot.sources import Finding, Sources, findings, read_sources
+from infertune.boot.sources import Finding, findings
 from infertune.boot.state import OptionStatus, overruled, read_status, sorts_after
 from infertune.cli.base import JSON, Command, Context, argument, printable
 from infertune.cli.engine import PROFILE
-from infertune.engine import boot_id
 from infertune.errors import Exit
-from infertune.knobs.boot import PAGE
+from infertune.host.memory import PAGE
+from infertune.host.modprobe import Sources, read_sources
+from infertune.host.system import boot_id
 from infertune.machine import read_machine
 from infertune.profile import load_profile
 from infertune.resolve import Desired, resolve

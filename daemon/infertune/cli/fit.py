@@ -21,6 +21,7 @@ from infertune.budget.shape import Shape, read_shape
 from infertune.cli.base import JSON, Argument, Command, Context, argument
 from infertune.cli.engine import BACKEND
 from infertune.errors import Exit, UsageError
+from infertune.host.system import load_average
 from infertune.launch.embedded import default_model
 from infertune.machine import Machine, read_machine
 from infertune.profile import load_profile
@@ -238,12 +239,8 @@ def _expect(ctx: Context) -> Exit:
 
 def _busy(root: Root, machine: Machine) -> tuple[str, ...]:
     """A remark where other programs want the CPUs, and so the memory."""
-    load = (root.get("/proc/loadavg") or "").partition(" ")[0]
-    try:
-        wanting = float(load)
-    except ValueError:
-        return ()
-    if wanting < len(machine.cpu.online) / 2:
+    load = load_average(root)
+    if load is None or load < len(machine.cpu.online) / 2:
         return ()
     return (f"load {load}: other programs run, and the bandwidth measured is what they leave",)
 

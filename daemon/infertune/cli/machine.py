@@ -12,8 +12,14 @@ from infertune.doctor.facts import read_facts
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
 from infertune.doctor.surroundings import Surroundings, look_around, recorded
 from infertune.errors import Exit, Failed, UsageError
+from infertune.host.boot_style import BOOT_STYLES
+from infertune.host.cgroup import Cgroup
+from infertune.host.cpu import Cpu
+from infertune.host.gpu import Ttm
+from infertune.host.memory import Memory
+from infertune.host.system import boot_id
 from infertune.knobs import KNOBS, read_live, targets
-from infertune.machine import BOOT_STYLES, Cgroup, Cpu, Gpu, Machine, Memory, Ttm, read_machine
+from infertune.machine import Gpu, Machine, read_machine
 from infertune.root import Root, write_user_file
 from infertune.snapshot import record, redact_cmdline
 from infertune.units import GIB, PAGES_PER_GIB, format_cpulist, format_size
@@ -191,7 +197,7 @@ def _read_everything(root: Root, around: Surroundings) -> None:
     read_facts(root, around)
     for knob in KNOBS.values():
         read_live(root, targets(root, machine, knob))
-    root.get("/proc/sys/kernel/random/boot_id")
+    boot_id(root)
 
 
 COMMANDS = (

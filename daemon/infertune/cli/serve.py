@@ -20,8 +20,8 @@ from infertune.cli.engine import BACKEND, PROFILE, daemon_runs
 from infertune.cli.fit import FORCE, canonical, parse_setting, refuse_misfit
 from infertune.cli.run import Silent
 from infertune.errors import Busy, Exit, Failed, NotPermitted, Unreachable, UsageError
+from infertune.host.sockets import listeners
 from infertune.launch.client import healthy
-from infertune.launch.listening import listeners
 from infertune.launch.ready import Progress, choose_port
 from infertune.launch.system import show_log
 from infertune.machine import read_machine

@@ -14,12 +14,27 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from infertune import kernel_log
-from infertune.boot.sources import config_files, options_of
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
 from infertune.doctor.surroundings import LlamaServer, Staged, Surroundings
+from infertune.host.cgroup import group_limit
+from infertune.host.cpu import boost, platform_profile, policies
+from infertune.host.devices import XDNA_IDS, on_mains, pci_devices, read_ahead_kib
+from infertune.host.gpu import (
+    hwmon,
+    is_loaded,
+    kfd_nodes,
+    mes_version,
+    module_parameter,
+    performance_level,
+    shows_parameters,
+)
+from infertune.host.memory import chosen, free_huge_blocks, meminfo, overcommit, pressure, vmstat
+from infertune.host.modprobe import Assignment, Sources, read_sources
+from infertune.host.packages import packages, python_programs, rocm_version, vulkan_drivers
+from infertune.host.system import COMMAND_LINE, booted, locked_limit, parameters
+from infertune.host.tuners import tuned_profile
 from infertune.host.unknown import Unknown, need
 from infertune.host.version import Version
-from infertune.knobs.boot import parameters
 from infertune.machine import Gpu, Machine, read_machine
 from infertune.redaction import GPU_MODULES, reduce_file
 from infertune.root import Root
@@ -29,27 +44,11 @@ T = TypeVar("T")
 
 _SMALL = 64 * KIB
 _LOG_LIMIT = 4 * 1024 * KIB
-_STATUS_LIMIT = 32 * 1024 * KIB
-"""dpkg's status file: some 1.5 KiB a package."""
+_POLICIES = 1024
 _SANE = 1 << 50
 """No size in bytes, pages or microwatts of these machines is larger."""
 _FILES_LIMIT = 400
 """Files looked into in one directory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One parameter of a module as somebody configured it."""
-
-    module: str
-    """With ``_``, as below /sys/module."""
-    name: str
-    value: str
-    origin: str
-    """``the kernel command line`` or the path of a file."""
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.name}={self.value}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +142,11 @@ class Facts:
     live: bool
     parameters: tuple[tuple[str, str], ...] | Unknown
     """The kernel command line, in order; a word without ``=`` has the value ""."""
-    options: tuple[Option, ...] | Unknown
+    options: tuple[Assignment, ...] | Unknown
     """Options of the GPU's modules: of files first, then of the command line."""
     option_files: tuple[OptionFile, ...] | Unknown
     odd_files: tuple[str, ...]
-    """Files of modprobe.d that are not what they should be: ``path: why``."""
+    """What is odd about files of modprobe.d, one sentence each."""
     live_options: Mapping[str, str | None] | Unknown
     """``module.name`` of what is configured or matters: value in force, None where not shown."""
     initramfs: Initramfs | Unknown
@@ -213,7 +212,7 @@ class Facts:
         values = [value for key, value in need(self.parameters) if key == name]
         return values[-1] if values else None
 
-    def configured(self, module: str, name: str) -> list[Option]:
+    def configured(self, module: str, name: str) -> list[Assignment]:
         """What is configured for one parameter of a module.  Raises Missing."""
         return [each for each in need(self.options) if (each.module, each.name) == (module, name)]
 
@@ -232,29 +231,22 @@ def read_facts(root: Root, surroundings: Surroundings, smoke: Smoke | None = Non
     """Everything, once.  Never raises for what a machine, or a broken file of it, can hold."""
     machine = read_machine(root)
     given = _guarded(lambda: _parameters(machine))
-    found = _guarded(lambda: _modprobe(root))
-    files, from_files, odd = ((), (), ()) if isinstance(found, Unknown) else found
-    options: tuple[Option, ...] | Unknown
-    if isinstance(found, Unknown):
-        options = found
-    elif isinstance(given, Unknown):
-        options = given
-    else:
-        options = (*from_files, *_module_options(given))
-    packages = _guarded(lambda: _packages(root))
+    sources = read_sources(root)
+    options = given if isinstance(given, Unknown) else _options(sources)
+    installed = _guarded(lambda: packages(root))
     return Facts(
         machine=machine,
         live=root.live,
         parameters=given,
         options=options,
-        option_files=found if isinstance(found, Unknown) else files,
-        odd_files=odd,
-        live_options=_guarded(lambda: _live_options(root, options)),
+        option_files=_guarded(lambda: _option_files(root, sources)),
+        odd_files=tuple(p for p in sources.problems if not p.startswith(COMMAND_LINE)),
+        live_options=_guarded(lambda: _live_options(root, _options(sources))),
         initramfs=_guarded(lambda: _initramfs(root, machine)),
-        booted=_guarded(lambda: _booted(root)),
+        booted=_guarded(lambda: booted(root)),
         mes=_guarded(lambda: _mes(root, machine)),
-        packages=packages,
-        rocm=_guarded(lambda: _rocm(root, packages)),
+        packages=installed,
+        rocm=_guarded(lambda: rocm_version(root, installed)),
         vulkan=_guarded(lambda: _vulkan(root)),
         kfd_context=_guarded(lambda: _kfd_context(root)),
         npu_device=_guarded(lambda: _has_npu(root, machine)),
@@ -263,10 +255,10 @@ def read_facts(root: Root, surroundings: Surroundings, smoke: Smoke | None = Non
         sensors=_guarded(lambda: _sensors(root, machine)),
         processor=_guarded(lambda: _processor(root)),
         paging=_guarded(lambda: _paging(root)),
-        tuned_profile=_guarded(lambda: _tuned_profile(root)),
+        tuned_profile=_guarded(lambda: tuned_profile(root)),
         log=_guarded(lambda: _log(root, surroundings)),
         declared=_guarded(lambda: _declared(root)),
-        python=_guarded(lambda: _python(root)),
+        python=_guarded(lambda: python_programs(root)),
         environment=surroundings.environment,
         server=surroundings.server,
         devices=surroundings.devices,
@@ -304,34 +296,15 @@ def _parameters(machine: Machine) -> tuple[tuple[str, str], ...] | Unknown:
     return tuple(parameters(machine.cmdline))
 
 
-def _module_options(given: tuple[tuple[str, str], ...]) -> list[Option]:
-    found = []
-    for key, value in given:
-        module, dot, name = key.replace("-", "_").partition(".")
-        if dot and module in GPU_MODULES:
-            found.append(Option(module, name, value, "the kernel command line"))
-    return found
+def _options(sources: Sources) -> tuple[Assignment, ...]:
+    """Options of the GPU's modules: of files first, then of the command line."""
+    return tuple(each for each in sources.assignments if each.module in GPU_MODULES)
 
 
-def _modprobe(
-    root: Root,
-) -> tuple[tuple[OptionFile, ...], tuple[Option, ...], tuple[str, ...]]:
-    """What ``infertune boot`` reads, reduced to what a snapshot would have of it."""
-    files, options, odd = [], [], []
-    for path in config_files(root)[:_FILES_LIMIT]:
-        try:
-            text = root.read_small(path, _SMALL)
-        except OSError as error:
-            odd.append(f"{path}: {_words(error)}")
-            continue
-        part = reduce_file(path, text.encode())
-        if part is None:
-            continue
-        files.append(OptionFile(path, root.modified(path)))
-        options += [
-            Option(each.module, each.name, each.value, path) for each in options_of(path, part, [])
-        ]
-    return tuple(files), tuple(options), tuple(odd)
+def _option_files(root: Root, sources: Sources) -> tuple[OptionFile, ...]:
+    """The files that have such options."""
+    named = dict.fromkeys(each.file for each in _options(sources))
+    return tuple(OptionFile(path, root.modified(path)) for path in sources.files if path in named)
 
 
 _WATCHED = (
@@ -342,19 +315,18 @@ _WATCHED = (
 )
 
 
-def _live_options(root: Root, options: tuple[Option, ...] | Unknown) -> Mapping[str, str | None]:
-    configured = () if isinstance(options, Unknown) else options
-    names = {*_WATCHED, *(f"{each.module}.{each.name}" for each in configured)}
+def _live_options(root: Root, options: tuple[Assignment, ...]) -> Mapping[str, str | None]:
+    names = {*_WATCHED, *(f"{each.module}.{each.name}" for each in options)}
     live: dict[str, str | None] = {}
     for key in sorted(names):
         module, _, name = key.partition(".")
-        if re.fullmatch(r"\w{1,60}", name) and root.exists(f"/sys/module/{module}/parameters"):
-            live[key] = root.get(f"/sys/module/{module}/parameters/{name}")
+        if re.fullmatch(r"\w{1,60}", name) and shows_parameters(root, module):
+            live[key] = module_parameter(root, module, name)
     return live
 
 
 def _modules(root: Root) -> frozenset[str]:
-    return frozenset(name for name in GPU_MODULES if root.exists(f"/sys/module/{name}"))
+    return frozenset(name for name in GPU_MODULES if is_loaded(root, name))
 
 
 def _initramfs(root: Root, machine: Machine) -> Initramfs | Unknown:
@@ -372,14 +344,6 @@ def _initramfs(root: Root, machine: Machine) -> Initramfs | Unknown:
     return Unknown("no initramfs of this kernel was found in /boot")
 
 
-def _booted(root: Root) -> int | Unknown:
-    for line in (root.get("/proc/stat") or "").splitlines():
-        name, _, value = line.partition(" ")
-        if name == "btime" and value.isascii() and value.isdecimal() and len(value) < 15:
-            return int(value)
-    return Unknown("/proc/stat does not say when the machine was started")
-
-
 # -- hardware, firmware, drivers ---------------------------------------------------
 
 
@@ -387,176 +351,85 @@ def _mes(root: Root, machine: Machine) -> int | Unknown:
     gpu = machine.inference_gpu
     if gpu is None:
         return Unknown("no GPU to run models on was found")
-    # World-readable, where the driver has it (amdgpu_ucode.c).
-    version = root.get_int(f"{gpu.path}/fw_version/mes_fw_version")
-    if version:
-        return version
-    for path in root.glob("/sys/kernel/debug/dri/*/amdgpu_firmware_info"):
-        found = re.search(
-            r"^MES feature version: \d+, firmware version: (0x[0-9a-fA-F]{1,8})",
-            root.get(path) or "",
-            re.MULTILINE,
-        )
-        if found:
-            return int(found[1], 16)
-    return Unknown("the driver does not show the MES version here (debugfs is for root)")
-
-
-def _packages(root: Root) -> Mapping[str, str] | Unknown:
-    if root.exists("/var/lib/dpkg/status"):
-        text = root.read_small("/var/lib/dpkg/status", _STATUS_LIMIT)
-        part = (reduce_file("/var/lib/dpkg/status", text.encode()) or b"").decode()
-        found = re.findall(
-            r"^Package: (\S+)\nStatus: install ok installed\nVersion: (\S+)$", part, re.MULTILINE
-        )
-        return dict(found)
-    # pacman: one directory for each package, with its version in the name.
-    packages = {}
-    for name in ("linux-firmware-amdgpu", "linux-firmware", "rocm-core", "hsa-rocr", "amdvlk"):
-        for path in root.glob(f"/var/lib/pacman/local/{name}-[0-9]*"):
-            if root.exists(path):
-                packages[name] = path.rpartition("/")[2].removeprefix(f"{name}-")
-    if packages:
-        return packages
-    return Unknown("the package database of this system is not one infertune reads")
-
-
-def _rocm(root: Root, packages: Mapping[str, str] | Unknown) -> Version | Unknown | None:
-    # /opt/rocm is a link to one of them, the one that programs find.
-    for path in ("/opt/rocm/.info/version", *reversed(root.glob("/opt/rocm-*/.info/version"))):
-        text = root.get(path)
-        if text is not None:
-            numbers = re.match(r"\d{1,4}(?:\.\d{1,6}){1,3}", text)
-            if numbers is None:
-                return Unknown(f"{path} holds no version")
-            return tuple(int(part) for part in numbers[0].split("."))
-    # A distribution's own: the library's name has the first two numbers of ROCm's version.
-    for pattern in ("/usr/lib64/libamdhip64.so.*", "/usr/lib/*-linux-gnu/libamdhip64.so.*"):
-        for path in root.glob(pattern):
-            numbers = re.search(r"\.so\.(\d{1,4})\.(\d{1,6})\.", path, re.ASCII)
-            if numbers and root.exists(path):
-                return int(numbers[1]), int(numbers[2])
-    if isinstance(packages, Unknown):
-        return Unknown("ROCm is not in /opt/rocm, and the package database cannot be read")
-    for name in ("rocm-core", "hsa-rocr"):
-        numbers = re.match(r"(?:\d+:)?(\d{1,4}(?:\.\d{1,6}){1,3})", packages.get(name, ""))
-        if numbers:
-            return tuple(int(part) for part in numbers[1].split("."))
-    return None
-
-
-_ICD = re.compile(r"(radeon_icd|amd_icd|amd_pro_icd|intel_icd|nvidia_icd|lvp_icd)[\w.-]*\.json")
+    return mes_version(root, gpu.path)
 
 
 def _vulkan(root: Root) -> tuple[str, ...] | Unknown:
-    found = []
     # A snapshot from before the doctor did not look there.
     if not any(map(root.exists, ("/usr/share/vulkan/icd.d", SURROUNDINGS))) and not root.live:
         return Unknown("the snapshot does not say which Vulkan drivers there are")
-    for directory in ("/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d"):
-        for path in root.glob(f"{directory}/*.json")[:_FILES_LIMIT]:
-            name = path.rpartition("/")[2]
-            if _ICD.fullmatch(name) and root.exists(path):
-                found.append(name)
-    return tuple(dict.fromkeys(found))
+    return vulkan_drivers(root)
 
 
 def _kfd_context(root: Root) -> bool | None:
-    for path in root.glob("/sys/class/kfd/kfd/topology/nodes/*/properties"):
-        properties = dict(
-            line.split(" ", 1)
-            for line in (root.get(path) or "").splitlines()
-            if line.count(" ") == 1
-        )
-        if properties.get("gfx_target_version", "0") != "0":
-            return "cwsr_size" in properties and "ctl_stack_size" in properties
-    return None
-
-
-def _pci(root: Root) -> list[tuple[str, str, str]]:
-    """Path, ``vendor:device`` and class of every PCI device."""
-    found = []
-    for path in root.glob("/sys/bus/pci/devices/*")[:_FILES_LIMIT]:
-        vendor, device = root.get(f"{path}/vendor"), root.get(f"{path}/device")
-        if vendor and device:
-            ids = f"{vendor.removeprefix('0x')}:{device.removeprefix('0x')}"
-            found.append((path, ids, root.get(f"{path}/class") or ""))
-    return found
-
-
-_NPUS = ("1022:17f0", "1022:1502")
-"""XDNA 2 (Strix, Strix Halo, Krackan) and XDNA (Phoenix, Hawk Point), amdxdna's table of ids."""
+    return next((node.has_save_area for node in kfd_nodes(root)), None)
 
 
 def _has_npu(root: Root, machine: Machine) -> bool | Unknown:
     if machine.npu == "amdxdna":
         return True
-    devices = _pci(root)
+    devices = pci_devices(root)
     if not devices:
         return Unknown("the PCI bus cannot be read")
-    return any(ids in _NPUS for _, ids, _ in devices)
+    return any(device.ids in XDNA_IDS for device in devices)
 
 
 def _undriven(root: Root) -> tuple[str, ...] | Unknown:
-    devices = _pci(root)
+    devices = pci_devices(root)
     if not devices:
         return Unknown("the PCI bus cannot be read")
     return tuple(
-        ids
-        for path, ids, kind in devices
+        device.ids
+        for device in devices
         # Base class 0x03 is a display controller, 0x12 an accelerator.
-        if ids.startswith("1002:")
-        and kind.startswith("0x03")
-        and root.readlink(f"{path}/driver") is None
+        if device.ids.startswith("1002:")
+        and device.kind.startswith("0x03")
+        and device.driver is None
     )
 
 
-def _number(root: Root, path: str, scale: float) -> float | None:
-    value = root.get_int(path)
-    return None if value is None or abs(value) > _SANE else value / scale
+def _sane(value: int | None) -> int | None:
+    return None if value is None or abs(value) > _SANE else value
+
+
+def _scaled(value: int | None, scale: float) -> float | None:
+    sane = _sane(value)
+    return None if sane is None else sane / scale
 
 
 def _sensors(root: Root, machine: Machine) -> Sensors | Unknown:
     gpu = machine.inference_gpu
     if gpu is None:
         return Unknown("no GPU to run models on was found")
-    monitors = root.names(f"{gpu.path}/hwmon")
-    hwmon = f"{gpu.path}/hwmon/{monitors[0]}" if monitors else f"{gpu.path}/hwmon/none"
-    by_hand = root.get_int(f"{hwmon}/pwm1_enable")
+    monitor = hwmon(root, gpu.path)
+    temperatures = list(monitor.temperatures_mc.values()) if monitor else []
     return Sensors(
-        cap_watts=_number(root, f"{hwmon}/power1_cap", 1e6),
-        cap_default_watts=_number(root, f"{hwmon}/power1_cap_default", 1e6),
-        temperature_c=_number(root, f"{hwmon}/temp1_input", 1e3),
-        fan_rpm=root.get_int(f"{hwmon}/fan1_input"),
-        # hwmon: 0 full speed, 1 by hand, 2 automatic.
-        fan_by_hand=None if by_hand is None else by_hand == 1,
-        level=root.get(f"{gpu.path}/power_dpm_force_performance_level"),
+        cap_watts=_scaled(monitor.power_cap_uw, 1e6) if monitor else None,
+        cap_default_watts=_scaled(monitor.power_cap_default_uw, 1e6) if monitor else None,
+        temperature_c=_scaled(temperatures[0], 1e3) if temperatures else None,
+        fan_rpm=monitor.fan_rpm if monitor else None,
+        fan_by_hand=monitor.fan_by_hand if monitor else None,
+        level=performance_level(root, gpu.path),
     )
 
 
 def _processor(root: Root) -> Processor:
-    base = "/sys/devices/system/cpu/cpufreq"
-    policies = root.glob(f"{base}/policy*")
-    limits = []
-    for policy in policies:
-        most, hardware = (
-            root.get_int(f"{policy}/{name}") for name in ("scaling_max_freq", "cpuinfo_max_freq")
-        )
-        if most and hardware and 0 < most <= _SANE and 0 < hardware <= _SANE:
-            limits.append(most / hardware)
-    boost = root.get_int(f"{base}/boost")
-    # Named by the firmware: AC, ACAD, ADP1; no other supply is called so.
-    online = [root.get_int(path) for path in root.glob("/sys/class/power_supply/A*/online")]
-    known = [each for each in online if each is not None]
+    found = policies(root, _POLICIES)
+    limits = [
+        each.scaling_max / each.hardware_max
+        for each in found
+        if each.scaling_max
+        and each.hardware_max
+        and 0 < each.scaling_max <= _SANE
+        and 0 < each.hardware_max <= _SANE
+    ]
     return Processor(
-        governors=frozenset(filter(None, (root.get(f"{p}/scaling_governor") for p in policies))),
-        preferences=frozenset(
-            filter(None, (root.get(f"{p}/energy_performance_preference") for p in policies))
-        ),
+        governors=frozenset(filter(None, (each.governor for each in found))),
+        preferences=frozenset(filter(None, (each.preference for each in found))),
         lowest_limit=min(limits, default=None),
-        boost=None if boost is None else boost == 1,
-        platform_profile=root.get("/sys/firmware/acpi/platform_profile") or None,
-        mains=any(known) if known else None,
+        boost=boost(root),
+        platform_profile=platform_profile(root),
+        mains=on_mains(root),
     )
 
 
@@ -564,72 +437,23 @@ def _processor(root: Root) -> Processor:
 
 
 def _paging(root: Root) -> Paging:
-    limits = root.get("/proc/self/limits") or ""
-    locked = re.search(r"^Max locked memory\s+\S+\s+(\d+|unlimited)\s", f"{limits} ", re.MULTILINE)
-    pressure = re.search(
-        r"^full .*avg300=(\d+\.\d+)", root.get("/proc/pressure/memory") or "", re.M
-    )
-    chosen = re.search(r"\[(\w+)\]", root.get("/sys/kernel/mm/transparent_hugepage/enabled") or "")
-    vmstat = _counters(root.get("/proc/vmstat"))
+    full = [each for each in pressure(root)["memory"] if each.share == "full"]
+    events = vmstat(root)
     return Paging(
-        thp=chosen[1] if chosen else None,
-        meminfo=_meminfo(root.get("/proc/meminfo")),
-        overcommit=root.get_int("/proc/sys/vm/overcommit_memory"),
-        stalled_percent=float(pressure[1]) if pressure else None,
-        free_huge_blocks=_huge_blocks(root.get("/proc/buddyinfo")),
-        oom_kills=vmstat.get("oom_kill"),
-        compaction_failures=vmstat.get("compact_fail"),
-        locked_limit=int(locked[1]) if locked and locked[1] != "unlimited" else None,
-        group_limit=_group_limit(root),
-        read_ahead={
-            path.split("/")[3]: value
-            for path in root.glob("/sys/block/nvme*/queue/read_ahead_kb")
-            if (value := root.get_int(path)) is not None
-        },
+        thp=chosen(root, "/sys/kernel/mm/transparent_hugepage/enabled"),
+        meminfo=meminfo(root),
+        overcommit=overcommit(root),
+        stalled_percent=full[0].average_300s_percent if full else None,
+        free_huge_blocks=free_huge_blocks(root),
+        oom_kills=events.get("oom_kill"),
+        compaction_failures=events.get("compact_fail"),
+        locked_limit=locked_limit(root),
+        group_limit=group_limit(root),
+        read_ahead=read_ahead_kib(root),
     )
-
-
-def _counters(text: str | None) -> dict[str, int]:
-    pairs = (line.split() for line in (text or "").splitlines())
-    return {
-        pair[0]: int(pair[1])
-        for pair in pairs
-        if len(pair) == 2 and pair[1].isascii() and pair[1].isdecimal() and len(pair[1]) < 20
-    }
-
-
-def _meminfo(text: str | None) -> dict[str, int]:
-    found = re.findall(r"^(\w+): +(\d{1,15})( kB)?$", text or "", re.MULTILINE | re.ASCII)
-    return {name: int(value) * (KIB if unit else 1) for name, value, unit in found}
-
-
-def _huge_blocks(text: str | None) -> int | None:
-    """Blocks of order 9 and above count as so many of order 9."""
-    if not text:
-        return None
-    total = 0
-    for line in text.splitlines():
-        found = re.match(r"Node \d+, zone +\w+ +([\d ]+)$", line)
-        counts = found[1].split() if found else []
-        total += sum(int(count[:18]) << at for at, count in enumerate(counts[9:12]))
-    return total
-
-
-def _group_limit(root: Root) -> int | None:
-    # In the real root group there is no such file: it stands for a control group namespace.
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        value = root.get_int(path)
-        if value is not None and value < 1 << 60:  # v1 says "no limit" with a very large number
-            return value
-    return None
 
 
 # -- software ------------------------------------------------------------------------
-
-
-def _tuned_profile(root: Root) -> str | None:
-    text = root.get("/etc/tuned/active_profile")
-    return text[:60] if text else None
 
 
 def _log(root: Root, surroundings: Surroundings) -> tuple[str, ...] | Unknown:
@@ -684,13 +508,3 @@ def _unit(path: str, text: str) -> Declared:
         elif name != "[Service]":
             settings[name] = value
     return Declared(path, flags.get("--model") or flags.get("-m"), flags, environment, settings)
-
-
-def _python(root: Root) -> frozenset[str]:
-    found = set()
-    for name in ("vllm", "llmlingua"):
-        for where in ("/usr/lib", "/usr/local/lib"):
-            for path in root.glob(f"{where}/python3*/*-packages/{name}-*.dist-info"):
-                if root.exists(path):
-                    found.add(name)
-    return frozenset(found)

@@ -12,7 +12,7 @@ import tomllib
 from dataclasses import dataclass
 
 from infertune.exporter.base import bounded
-from infertune.machine import read_cgroup
+from infertune.host.cgroup import cgroup
 from infertune.root import Root
 
 SLICE = "infertune.slice"
@@ -39,7 +39,7 @@ class Unit:
 
 def slice_path(root: Root) -> str | None:
     """Directory of the slice in the v2 hierarchy, or None where there is none."""
-    mount = read_cgroup(root).mount
+    mount = cgroup(root).mount
     path = f"{mount}/{SLICE}"
     return path if mount and root.exists(path) else None
 

@@ -7,33 +7,18 @@ GTT size from it at its own start: only a reboot changes what a model may use.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from infertune.cpuset import CpuSet
+from infertune.host.memory import PAGE
+from infertune.host.system import parameters
 from infertune.knobs.base import Evidence, Knob
 from infertune.machine import Machine
 from infertune.units import GIB, format_size, parse_cpulist, parse_size
 from infertune.values import Choice, Size, Value
 
-PAGE = 4096
 DEFAULT = "default"
 """A kernel parameter that is not on the command line: the kernel's own value."""
-
-
-def parameters(cmdline: str) -> list[tuple[str, str]]:
-    """Names and values of a kernel command line, in order; a flag has the value "".
-
-    Double quotes protect spaces, what follows ``--`` is for init
-    (Documentation/admin-guide/kernel-parameters.rst).
-    """
-    found = []
-    for word in re.findall(r'(?:[^\s"]|"[^"]*"?)+', cmdline):
-        if word == "--":
-            break
-        name, _, value = word.replace('"', "").partition("=")
-        found.append((name, value))
-    return found
 
 
 @dataclass(frozen=True)

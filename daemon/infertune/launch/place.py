@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from infertune.host.cgroup import Cgroup
 from infertune.launch_settings import LAUNCH_SETTINGS, LaunchSetting
-from infertune.machine import Cgroup
 from infertune.root import Root
 from infertune.units import format_cpulist, parse_cpulist
 

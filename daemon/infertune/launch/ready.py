@@ -12,6 +12,8 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, TextIO
 
 from infertune.errors import Failed, UsageError
+from infertune.host.memory import oom_kills
+from infertune.host.processes import resident_bytes
 from infertune.launch.client import healthy
 from infertune.launch.process import Child, Signals, cause
 from infertune.launch.residency import file_size, model_files, resident
@@ -84,15 +86,6 @@ class Progress:
                 self._out.flush()
 
 
-def oom_kills(root: Root) -> int | None:
-    """Processes this kernel has killed for want of memory since boot."""
-    for line in (root.get("/proc/vmstat") or "").splitlines():
-        name, _, value = line.partition(" ")
-        if name == "oom_kill":
-            return int(value)
-    return None
-
-
 def wait_ready(
     root: Root, signals: Signals, child: Child, base_url: str, model: str, out: TextIO | None
 ) -> float | None:
@@ -112,7 +105,7 @@ def wait_ready(
             if progress.due():
                 loaded = resident(files)
                 if loaded is None:
-                    loaded = min(_rss(root, child.pid), total)
+                    loaded = min(resident_bytes(root, child.pid) or 0, total)
                 share = f"{format_size(loaded)} of {format_size(total)} resident"
                 seconds = f"{time.monotonic() - start:.0f} s"
                 progress.show(f"loading {os.path.basename(model)}: {share}, {seconds}")
@@ -125,8 +118,3 @@ def wait_ready(
     starved = killed_before is not None and (oom_kills(root) or 0) > killed_before
     why = cause(status, lines, out_of_memory=starved)
     raise Failed(f"the server did not get ready: {why}", hint="\n  ".join(lines[-12:]) or None)
-
-
-def _rss(root: Root, pid: int) -> int:
-    fields = (root.get(f"/proc/{pid}/statm") or "0 0").split()
-    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dbus_fast import Message, MessageType
 from dbus_fast.aio import MessageBus
 
-from infertune.machine import TUNERS
+from infertune.host.tuners import TUNERS
 
 LOGIND = "org.freedesktop.login1"
 TUNED = "com.redhat.tuned"

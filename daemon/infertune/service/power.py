@@ -17,7 +17,8 @@ from dbus_fast import Message, MessageType
 from dbus_fast.aio import MessageBus
 
 from infertune.errors import Failed
-from infertune.machine import read_machine, tuner_by_id
+from infertune.host.tuners import tuner_by_id
+from infertune.machine import read_machine
 from infertune.service.keeper import Choice, Keeper
 from infertune.service.names import BUS_NAME
 from infertune.service.peers import Peers

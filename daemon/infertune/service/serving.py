@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from infertune.errors import Failed, InfertuneError, UsageError
-from infertune.launch.listening import listeners
+from infertune.host.sockets import listeners
 from infertune.machine import read_machine
 from infertune.profile import load_profile
 from infertune.resolve import Desired, resolve

@@ -18,7 +18,8 @@ from infertune.doctor.base import (
     rocm,
 )
 from infertune.doctor.conditions import ALWAYS, AMDGPU, NPU, STRIX_HALO
-from infertune.doctor.facts import Facts, Option
+from infertune.doctor.facts import Facts
+from infertune.host.modprobe import Assignment
 from infertune.units import MIB, PAGES_PER_GIB, format_size
 
 _TTM = ("ttm", "amdttm", "amd_ttm")
@@ -60,7 +61,7 @@ def _pages(value: str) -> int | None:
 
 
 def _disagree(facts: Facts) -> Answer:
-    places: dict[str, dict[str, Option]] = defaultdict(dict)
+    places: dict[str, dict[str, Assignment]] = defaultdict(dict)
     for option in need(facts.options):
         places[f"{option.module}.{option.name}"].setdefault(option.value, option)
     for name, values in places.items():
@@ -80,7 +81,7 @@ def _misspelt(facts: Facts) -> Answer:
     return None
 
 
-def _mistake(option: Option) -> Mistake | None:
+def _mistake(option: Assignment) -> Mistake | None:
     """A name that guides and issues spell wrongly."""
     mistake = mistake_in(option.module, option.name, option.value)
     return mistake if mistake and mistake.nameless else None

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from infertune.exporter.base import Collector, Metric, Sample, one_of
+from infertune.host.system import boot_id
 from infertune.journal import PERSISTENT, RUNTIME, Journal, Loaded, Store
 from infertune.root import Root
 
 STATES = ("idle", "applied", "running", "interrupted", "degraded")
 _LOCK = "/run/infertune/lock"
-_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 PROFILE_METRICS = (
     Metric(
@@ -82,11 +82,7 @@ def of_this_boot(root: Root) -> Journal | None:
 
 def _current(root: Root, loaded: Loaded) -> Journal | None:
     journal = loaded.journal
-    return journal if journal and journal.boot_id == _boot_id(root) else None
-
-
-def _boot_id(root: Root) -> str:
-    return root.get(_BOOT_ID) or "unknown"
+    return journal if journal and journal.boot_id == boot_id(root) else None
 
 
 def read_profile(root: Root) -> Iterable[Sample]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from infertune.exporter.base import Absent, Collector, Metric, Sample
 from infertune.exporter.servers import Unit, units
+from infertune.host.cgroup import cgroup
 from infertune.host.text import integer, pairs
-from infertune.machine import read_cgroup
 from infertune.root import Root
 
 _DOC = "Documentation/admin-guide/cgroup-v2.rst"
@@ -156,7 +156,7 @@ def effective(
 def read(root: Root) -> Iterable[Sample]:
     """The slice and each server's unit.  Raises Absent where there is neither, nor GPU memory."""
     samples = list(_gpu(root))
-    mount = read_cgroup(root).mount
+    mount = cgroup(root).mount
     found = units(root)
     for unit in found:
         samples += _unit(root, unit)

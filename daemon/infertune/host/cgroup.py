@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Control groups: which there are, who is in them, what limits this system."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from infertune.host.mounts import mounts
+from infertune.host.text import integer
+from infertune.root import Root
+
+
+@dataclass(frozen=True, slots=True)
+class Cgroup:
+    version: int | None
+    """2 unified, 1 legacy or hybrid, None where no cgroup file system is mounted."""
+    mount: str | None
+    """Where the v2 hierarchy is mounted."""
+    controllers: tuple[str, ...]
+    """Controllers of the v2 root: what a group can be given at all."""
+
+
+def cgroup(root: Root) -> Cgroup:
+    """Which control groups there are, and where."""
+    found = mounts(root)
+    unified = next(
+        (
+            each
+            for each in found
+            if each.kind == "cgroup2"
+            and each.path.startswith("/")
+            and ".." not in each.path.split("/")
+        ),
+        None,
+    )
+    legacy = any(each.kind == "cgroup" for each in found)
+    controllers = root.get(f"{unified.path}/cgroup.controllers") if unified else None
+    return Cgroup(
+        version=1 if legacy else 2 if unified else None,
+        mount=unified.path if unified else None,
+        controllers=tuple((controllers or "").split()),
+    )
+
+
+def hands_down_protection(root: Root) -> bool:
+    """Mount option memory_recursiveprot: protection that no child claims is handed down."""
+    return any(
+        each.kind == "cgroup2" and "memory_recursiveprot" in each.options for each in mounts(root)
+    )
+
+
+def processes_of(root: Root, group: str) -> tuple[int, ...]:
+    """Ids of the processes in a group, without those of its children."""
+    listed = (root.get(f"{group}/cgroup.procs") or "").split()
+    return tuple(pid for pid in map(integer, listed) if pid is not None)
+
+
+def group_limit(root: Root) -> int | None:
+    """memory.max of the group this whole system is in (a container), in bytes; None: no limit."""
+    # In the real root group there is no such file: it stands for a control group namespace.
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        value = root.get_int(path)
+        if value is not None and value < 1 << 60:  # v1 says "no limit" with a very large number
+            return value
+    return None
+
+
+def group_of(root: Root, pid: int | str) -> str | None:
+    """Path of a process's group below the mount; None where it has none, or is gone.
+
+    Of the v2 hierarchy; on a hybrid one, where that is empty, of systemd's own (cgroups(7)).
+    """
+    found: dict[str, str] = {}
+    for line in (root.get(f"/proc/{pid}/cgroup") or "").splitlines():
+        number, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if path.startswith("/"):
+            found[controllers if number != "0" else "v2"] = path
+    unified = found.get("v2")
+    return found.get("name=systemd", unified) if unified in (None, "/") else unified
+
+
+_CONTAINER = re.compile(
+    r"(?P<engine>libpod|docker|crio|cri-containerd|nerdctl)-(?P<id>[0-9a-f]{12})[0-9a-f]*"
+)
+_LXC = re.compile(r"/lxc(?:\.payload\.|\.payload/|/)(?P<name>[\w.-]{1,64})")
+_UNIT = re.compile(r"[\w@:.\\-]{1,200}\.(?:service|scope)")
+
+
+def owner_of(group: str | None) -> str | None:
+    """Whom a group stands for: a container or a unit; None where the path names neither."""
+    if not group:
+        return None
+    if found := _CONTAINER.search(group):
+        engine = {"libpod": "podman"}.get(found["engine"], found["engine"])
+        return f"{engine} container {found['id']}"
+    if found := _LXC.search(group):
+        return f"LXC container {found['name']}"
+    units = [part for part in group.split("/") if _UNIT.fullmatch(part)]
+    if not units:
+        return None
+    manager = next((part for part in units if part.startswith("user@")), None)
+    own = [part for part in units if part not in (manager, "init.scope")]
+    if manager and own:
+        uid = manager.removeprefix("user@").removesuffix(".service")
+        return f"{own[-1]} of user {uid}"
+    return units[-1]

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processor: model, cores, caches, and how its clocks are driven."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from infertune.host.text import pairs
+from infertune.root import Root
+from infertune.units import parse_cpulist
+
+CPUS = "/sys/devices/system/cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """One physical core."""
+
+    cpus: tuple[int, ...]
+    """Logical CPUs (SMT siblings), lowest first."""
+    package: int | None
+    l3: int | None
+    """Number of the last-level cache group (CCD on Zen), the lowest CPU that shares it."""
+    kind: str | None
+    """"performance" or "efficiency" on a hybrid processor, else None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    vendor: str | None
+    model: str | None
+    online: tuple[int, ...]
+    cores: tuple[Core, ...]
+    scaling_driver: str | None
+    """cpufreq driver of the first policy, e.g. ``amd-pstate-epp``."""
+    amd_pstate: str | None
+    """/sys/devices/system/cpu/amd_pstate/status: active, guided, passive, disable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One cpufreq policy; clocks in kHz, as the kernel has them (admin-guide/pm/cpufreq)."""
+
+    number: str
+    current: int | None
+    scaling_min: int | None
+    scaling_max: int | None
+    hardware_min: int | None
+    hardware_max: int | None
+    firmware_max: int | None
+    """bios_limit."""
+    governor: str | None
+    preference: str | None
+    """energy_performance_preference."""
+
+
+def cpulist(root: Root, path: str) -> frozenset[int]:
+    """CPUs or nodes that a file lists; empty where there is none."""
+    try:
+        return parse_cpulist(root.get(path) or "")
+    except ValueError:
+        return frozenset()
+
+
+def numa_nodes(root: Root) -> int | None:
+    """How many NUMA nodes are online; None where the kernel does not say."""
+    return len(cpulist(root, "/sys/devices/system/node/online")) or None
+
+
+def model_name(root: Root) -> str | None:
+    """As /proc/cpuinfo names the first CPU: ``AMD RYZEN AI MAX+ 395 w/ Radeon 8060S``."""
+    return pairs(root.get("/proc/cpuinfo"), ":").get("model name")
+
+
+def cpu(root: Root) -> Cpu:
+    """Cores with their siblings, cache groups and kinds; only CPUs that are online."""
+    info = pairs(root.get("/proc/cpuinfo"), ":")
+    online = cpulist(root, f"{CPUS}/online")
+    efficient = _efficient_cpus(root, online)
+    cores: dict[int, Core] = {}
+    for number in sorted(online):
+        here = f"{CPUS}/cpu{number}"
+        # core_cpus_list since Linux 5.3, thread_siblings_list is its older name.
+        siblings = cpulist(root, f"{here}/topology/core_cpus_list") or cpulist(
+            root, f"{here}/topology/thread_siblings_list"
+        )
+        cpus = tuple(sorted(siblings & online)) or (number,)
+        if cpus[0] in cores:
+            continue
+        cores[cpus[0]] = Core(
+            cpus=cpus,
+            package=root.get_int(f"{here}/topology/physical_package_id"),
+            l3=_l3_group(root, here),
+            kind=("efficiency" if number in efficient else "performance") if efficient else None,
+        )
+    drivers = root.glob(f"{CPUS}/cpufreq/policy*/scaling_driver")
+    return Cpu(
+        vendor=info.get("vendor_id"),
+        model=info.get("model name"),
+        online=tuple(sorted(online)),
+        cores=tuple(cores.values()),
+        scaling_driver=(root.get(drivers[0]) or None) if drivers else None,
+        amd_pstate=root.get(f"{CPUS}/amd_pstate/status") or None,
+    )
+
+
+def _l3_group(root: Root, here: str) -> int | None:
+    for level in root.glob(f"{here}/cache/index*/level"):
+        if root.get_int(level) == 3:
+            shared = cpulist(root, level.removesuffix("level") + "shared_cpu_list")
+            return min(shared, default=None)
+    return None
+
+
+def _efficient_cpus(root: Root, online: frozenset[int]) -> frozenset[int]:
+    """The small CPUs of a hybrid processor; empty where all are alike.
+
+    Intel's PMUs name them (cpu_atom, cpu_lowpower beside cpu_core).  Elsewhere the scheduler's
+    capacity tells: favoured cores of one kind differ by a few percent, kinds by far more.
+    """
+    if root.exists("/sys/devices/cpu_core"):
+        return cpulist(root, "/sys/devices/cpu_atom/cpus") | cpulist(
+            root, "/sys/devices/cpu_lowpower/cpus"
+        )
+    capacity = {
+        number: value
+        for number in online
+        if (value := root.get_int(f"{CPUS}/cpu{number}/cpu_capacity"))
+    }
+    largest = max(capacity.values(), default=0)
+    return frozenset(number for number, value in capacity.items() if value < 0.75 * largest)
+
+
+def policies(root: Root, most: int) -> tuple[Policy, ...]:
+    """cpufreq policies, at most so many; empty where nothing scales the clocks."""
+    return tuple(_policy(root, path) for path in root.glob(f"{CPUS}/cpufreq/policy*")[:most])
+
+
+def _policy(root: Root, path: str) -> Policy:
+    return Policy(
+        number=path.rpartition("policy")[2],
+        current=root.get_int(f"{path}/scaling_cur_freq"),
+        scaling_min=root.get_int(f"{path}/scaling_min_freq"),
+        scaling_max=root.get_int(f"{path}/scaling_max_freq"),
+        hardware_min=root.get_int(f"{path}/cpuinfo_min_freq"),
+        hardware_max=root.get_int(f"{path}/cpuinfo_max_freq"),
+        firmware_max=root.get_int(f"{path}/bios_limit"),
+        governor=root.get(f"{path}/scaling_governor") or None,
+        preference=root.get(f"{path}/energy_performance_preference") or None,
+    )
+
+
+def boost(root: Root) -> bool | None:
+    """Whether boost is on; None where there is no such switch."""
+    value = root.get_int(f"{CPUS}/cpufreq/boost")
+    return None if value is None else value == 1
+
+
+def throttles(root: Root, most: int) -> tuple[tuple[str, str, int], ...]:
+    """CPU, ``core`` or ``package``, and how often heat throttled it (Intel only)."""
+    found = []
+    for path in root.glob(f"{CPUS}/cpu*/thermal_throttle")[:most]:
+        number = path.split("/")[-2].removeprefix("cpu")
+        for level in ("core", "package"):
+            count = root.get_int(f"{path}/{level}_throttle_count")
+            if count is not None:
+                found.append((number, level, count))
+    return tuple(found)
+
+
+def platform_profile(root: Root) -> str | None:
+    """The firmware's power profile (userspace-api/sysfs-platform_profile)."""
+    return root.get("/sys/firmware/acpi/platform_profile") or None

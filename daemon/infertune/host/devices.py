@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices that are not GPUs: the PCI bus, NPUs, power supplies, disks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from infertune.host.gpu import driver_of
+from infertune.root import Root
+
+_MOST = 400
+"""Devices of one bus that are looked at."""
+
+XDNA_IDS = ("1022:17f0", "1022:1502")
+"""XDNA 2 (Strix, Strix Halo, Krackan) and XDNA (Phoenix, Hawk Point), amdxdna's table of ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class PciDevice:
+    ids: str
+    """``1002:1586``."""
+    kind: str
+    """Class with ``0x``; base class 0x03 is a display controller."""
+    driver: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """A device of the kernel's accel class: an NPU."""
+
+    name: str
+    """``accel0``."""
+    driver: str | None
+    model: str
+    """amdxdna's vbnv; empty where it has none."""
+    firmware: str
+    active: bool | None
+    """Powered, or suspended; None where the kernel does not say (runtime_pm.rst)."""
+
+
+def pci_devices(root: Root) -> tuple[PciDevice, ...]:
+    """Every device on the PCI bus; empty where the bus cannot be read."""
+    found = []
+    for path in root.glob("/sys/bus/pci/devices/*")[:_MOST]:
+        vendor, device = root.get(f"{path}/vendor"), root.get(f"{path}/device")
+        if vendor and device:
+            ids = f"{vendor.removeprefix('0x')}:{device.removeprefix('0x')}"
+            found.append(PciDevice(ids, root.get(f"{path}/class") or "", driver_of(root, path)))
+    return tuple(found)
+
+
+def accelerators(root: Root) -> tuple[Accelerator, ...]:
+    """Every accelerator, with or without a driver."""
+    return tuple(_accelerator(root, name) for name in root.names("/sys/class/accel")[:_MOST])
+
+
+def _accelerator(root: Root, name: str) -> Accelerator:
+    device = f"/sys/class/accel/{name}/device"
+    status = root.get(f"{device}/power/runtime_status")
+    return Accelerator(
+        name=name,
+        driver=driver_of(root, device),
+        model=root.get(f"{device}/vbnv") or "",
+        firmware=root.get(f"{device}/fw_version") or "",
+        active=status == "active" if status in ("active", "suspended") else None,
+    )
+
+
+def on_mains(root: Root) -> bool | None:
+    """Whether a power supply is plugged in; None where there is none to ask (a desktop)."""
+    # Named by the firmware: AC, ACAD, ADP1; no other supply is called so.
+    online = [root.get_int(path) for path in root.glob("/sys/class/power_supply/A*/online")]
+    known = [each for each in online if each is not None]
+    return any(known) if known else None
+
+
+def read_ahead_kib(root: Root) -> Mapping[str, int]:
+    """Read-ahead by NVMe disk (Documentation/block/queue-sysfs.rst)."""
+    return {
+        path.split("/")[3]: value
+        for path in root.glob("/sys/block/nvme*/queue/read_ahead_kb")
+        if (value := root.get_int(path)) is not None
+    }

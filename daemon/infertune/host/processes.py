@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes: who they are, and which memory of the GPU they hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from infertune.host.cgroup import group_of, owner_of
+from infertune.host.memory import PAGE
+from infertune.host.text import integer, pairs, sizes
+from infertune.root import Root
+
+MAX_PROCESSES = 4096
+"""Bound of processes looked at."""
+_MAX_DESCRIPTORS = 1024
+"""Bound of descriptors of one process looked at."""
+
+_REGION = re.compile(r"drm-(resident|memory|total|shared)-([a-z0-9-]{1,20})")
+_ENGINE = re.compile(r"drm-engine-([a-z0-9_-]{1,20})")
+_UNITS = {"": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+
+
+@dataclass(frozen=True, slots=True)
+class DrmClient:
+    """One open DRM device of a process (Documentation/gpu/drm-usage-stats.rst)."""
+
+    pci_address: str
+    number: str
+    """drm-client-id: one client may be open under several descriptors, and in several processes."""
+    resident_bytes: Mapping[str, int] = field(default_factory=dict)
+    """By region (``gtt``, ``vram``): memory that is there now."""
+    total_bytes: Mapping[str, int] = field(default_factory=dict)
+    shared_bytes: Mapping[str, int] = field(default_factory=dict)
+    engine_ns: Mapping[str, int] = field(default_factory=dict)
+    evicted_vram_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    pid: int
+    name: str
+    """Its comm, at most 15 characters."""
+    owner: str | None
+    """Unit or container it runs in; None where its group names neither."""
+
+
+def pids(root: Root) -> tuple[int, ...]:
+    """Every process that is shown, at most MAX_PROCESSES."""
+    found = (integer(name) for name in root.names("/proc"))
+    return tuple(sorted(pid for pid in found if pid is not None))[:MAX_PROCESSES]
+
+
+def comm(root: Root, pid: int | str) -> str | None:
+    """Name of a process, as the kernel cuts it: 15 characters."""
+    return root.get(f"/proc/{pid}/comm") or None
+
+
+def comms(root: Root) -> frozenset[str]:
+    """Names of all processes."""
+    # Not by glob, which asks for each path three times: this is most of the time of an apply.
+    names = (root.get(f"/proc/{name}/comm") for name in root.names("/proc") if name.isdecimal())
+    return frozenset(name for name in names if name)
+
+
+def process(root: Root, pid: int) -> Process:
+    """A process by name and owner; one that is gone is called by its number."""
+    return Process(pid, comm(root, pid) or f"process {pid}", owner_of(group_of(root, pid)))
+
+
+def resident_bytes(root: Root, pid: int | str) -> int | None:
+    """Memory of a process that is in RAM, pages of files among them (proc_pid_statm(5))."""
+    fields = (root.get(f"/proc/{pid}/statm") or "").split()
+    pages = integer(fields[1]) if len(fields) > 1 else None
+    return None if pages is None else pages * PAGE
+
+
+def started_ticks(root: Root, pid: int | str) -> int | None:
+    """When a process started, in clock ticks since boot: with its id, who it is (proc_pid_stat(5)).
+
+    None where it is gone.
+    """
+    # The name in parentheses may hold anything, also parentheses and spaces.
+    fields = (root.get(f"/proc/{pid}/stat") or "").rpartition(")")[2].split()
+    return integer(fields[19]) if len(fields) > 19 else None
+
+
+def status(root: Root, task: int | str = "self") -> Mapping[str, str]:
+    """Fields of /proc/PID/status.  Raises OSError."""
+    return pairs(root.read(f"/proc/{task}/status"), ":")
+
+
+def tasks(root: Root) -> list[str]:
+    """Threads of this process.  Raises OSError."""
+    return root.listed("/proc/self/task")
+
+
+def rolled_up(root: Root, pid: int) -> Mapping[str, int]:
+    """/proc/PID/smaps_rollup in bytes.  Raises OSError; it costs a walk of the page tables."""
+    return sizes(root.read(f"/proc/{pid}/smaps_rollup"))
+
+
+def drm_clients(root: Root, pid: int) -> Iterator[DrmClient]:
+    """The DRM devices a process has open.  Raises PermissionError where it may not be looked at."""
+    directory = f"/proc/{pid}/fdinfo"
+    for descriptor in root.listed(directory)[:_MAX_DESCRIPTORS]:
+        try:
+            text = root.read(f"{directory}/{descriptor}")
+        except PermissionError:
+            raise
+        except OSError:
+            continue  # closed in between
+        if "drm-client-id:" in text:
+            yield _client(pairs(text, ":"))
+
+
+def _client(fields: Mapping[str, str]) -> DrmClient:
+    regions: dict[str, dict[str, int]] = {"resident": {}, "total": {}, "shared": {}, "memory": {}}
+    engines: dict[str, int] = {}
+    evicted = None
+    for key, text in fields.items():
+        number, unit = integer(text.partition(" ")[0]), text.partition(" ")[2]
+        if number is None:
+            continue
+        if (found := _ENGINE.fullmatch(key)) and unit == "ns":
+            engines[found[1]] = number
+        elif (found := _REGION.fullmatch(key)) and unit in _UNITS:
+            regions[found[1]][found[2]] = number * _UNITS[unit]
+        elif key == "amd-evicted-vram" and unit in _UNITS:
+            evicted = number * _UNITS[unit]
+    return DrmClient(
+        pci_address=fields.get("drm-pdev", ""),
+        number=fields.get("drm-client-id", ""),
+        # drm-memory is the name before Linux 6.13; newer drivers print both.
+        resident_bytes={**regions["memory"], **regions["resident"]},
+        total_bytes=regions["total"],
+        shared_bytes=regions["shared"],
+        engine_ns=engines,
+        evicted_vram_bytes=evicted,
+    )
+
+
+def opens_gpu(root: Root, pid: int) -> bool | None:
+    """Whether a process has a DRM or KFD device open; None where it may not be looked at."""
+    try:
+        descriptors = root.listed(f"/proc/{pid}/fd")
+    except OSError:
+        return None
+    links = (root.readlink(f"/proc/{pid}/fd/{each}") for each in descriptors[:_MAX_DESCRIPTORS])
+    return any(link and link.startswith(("/dev/dri/", "/dev/kfd")) for link in links)

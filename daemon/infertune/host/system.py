@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The running system: kernel, command line, boot, distribution, board."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from infertune.host.text import integer, pairs
+from infertune.host.unknown import Unknown
+from infertune.root import Root
+
+COMMAND_LINE = "/proc/cmdline"
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+
+@dataclass(frozen=True, slots=True)
+class Dmi:
+    """What the firmware calls this machine (Documentation/ABI/testing/sysfs-firmware-dmi)."""
+
+    vendor: str | None
+    product: str | None
+    board: str | None
+    bios_version: str | None
+    bios_date: str | None
+
+
+def release(root: Root) -> str | None:
+    """Release of the kernel, e.g. ``7.1.3-200.fc44.x86_64``."""
+    return root.get("/proc/sys/kernel/osrelease") or None
+
+
+def command_line(root: Root) -> str | None:
+    """The kernel's command line; None where it cannot be read."""
+    return root.get(COMMAND_LINE) or None
+
+
+def command_line_bytes(root: Root) -> bytes:
+    """The same as the kernel has it, whatever the encoding.  Raises OSError."""
+    return root.read_value(COMMAND_LINE, 64 * 1024)
+
+
+def parameters(cmdline: str) -> list[tuple[str, str]]:
+    """Names and values of a kernel command line, in order; a flag has the value "".
+
+    Double quotes protect spaces, what follows ``--`` is for init
+    (Documentation/admin-guide/kernel-parameters.rst).
+    """
+    found = []
+    for word in re.findall(r'(?:[^\s"]|"[^"]*"?)+', cmdline):
+        if word == "--":
+            break
+        name, _, value = word.replace('"', "").partition("=")
+        found.append((name, value))
+    return found
+
+
+def boot_id(root: Root) -> str:
+    """Id of this boot (random(4)); ``unknown`` where the kernel does not say."""
+    return root.get(_BOOT_ID) or "unknown"
+
+
+def booted(root: Root) -> int | Unknown:
+    """When the machine was booted, in seconds since 1970."""
+    for line in (root.get("/proc/stat") or "").splitlines():
+        name, _, value = line.partition(" ")
+        if name == "btime" and (seconds := integer(value)) is not None and len(value) < 15:
+            return seconds
+    return Unknown("/proc/stat does not say when the machine was booted")
+
+
+def load_average(root: Root) -> float | None:
+    """Runnable tasks over the last minute."""
+    found = re.match(r"\d+\.\d+", root.get("/proc/loadavg") or "")
+    return float(found[0]) if found else None
+
+
+def os_release(root: Root) -> dict[str, str]:
+    """os-release(5): the file of /etc counts before the one of /usr/lib."""
+    text = root.get("/etc/os-release") or root.get("/usr/lib/os-release")
+    return {key: value.strip("\"'") for key, value in pairs(text, "=").items()}
+
+
+def dmi(root: Root) -> Dmi:
+    """Vendor, product, board and firmware."""
+
+    def field(name: str) -> str | None:
+        return root.get(f"/sys/class/dmi/id/{name}") or None
+
+    return Dmi(
+        vendor=field("sys_vendor"),
+        product=field("product_name"),
+        board=field("board_name"),
+        bios_version=field("bios_version"),
+        bios_date=field("bios_date"),
+    )
+
+
+def locked_limit(root: Root) -> int | None:
+    """RLIMIT_MEMLOCK (hard) of this process in bytes; None for no limit, or where none is told."""
+    limits = root.get("/proc/self/limits") or ""
+    found = re.search(r"^Max locked memory\s+\S+\s+(\d+|unlimited)\s", f"{limits} ", re.MULTILINE)
+    return int(found[1]) if found and found[1] != "unlimited" else None
