@@ -128,6 +128,7 @@ HEALTHY: Overlay = {
     "/sys/bus/pci/devices/0000:c4:00.1/device": "0x17f0\n",
     "/sys/bus/pci/devices/0000:c4:00.1/class": "0x118000\n",
     f"{GPU}/fw_version/mes_fw_version": "0x00000080\n",
+    f"{GPU}/mem_info_gtt_used": "18653184\n",
     f"{HWMON}/temp1_input": "45000\n",
     f"{CPUFREQ}/policy0/scaling_max_freq": "5187500\n",
     f"{CPUFREQ}/policy0/cpuinfo_max_freq": "5187500\n",

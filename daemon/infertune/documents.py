@@ -8,7 +8,9 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from infertune.engine import Report, Status
+from infertune.host.unknown import Unknown
 from infertune.plan import Item
+from infertune.pools.judge import Picture, Pool
 
 
 def report_document(report: Report) -> dict[str, Any]:
@@ -73,3 +75,27 @@ def items_from(document: Mapping[str, Any]) -> tuple[Item, ...]:
 
 def _item(document: Mapping[str, Any]) -> Item:
     return Item(**{field.name: document.get(field.name) for field in fields(Item)})  # type: ignore[arg-type]
+
+
+def picture_document(found: Picture) -> dict[str, Any]:
+    """The GPU's memory now and after the next boot; a pool that is not known is missing."""
+    pools = {"now": found.now, "now, ROCm": found.rocm, "next boot": found.next_boot}
+    unknown = {each.why for each in pools.values() if isinstance(each, Unknown)}
+    return {
+        "pools": [
+            _pool(when, each) for when, each in pools.items() if not isinstance(each, Unknown)
+        ],
+        "unknown": sorted(unknown),
+    }
+
+
+def _pool(when: str, pool: Pool) -> dict[str, Any]:
+    return {
+        "when": when,
+        "name": pool.name,
+        "bytes": pool.bytes,
+        "held_bytes": pool.held,
+        "free_bytes": None if pool.held is None else pool.free,
+        "limits": [asdict(each) for each in pool.limits],
+        "holders": [asdict(each) for each in pool.holders],
+    }

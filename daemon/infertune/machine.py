@@ -35,7 +35,9 @@ class Gpu:
     """mem_info_vram_total: on an APU the carve-out."""
     visible_vram_bytes: int | None
     gtt_bytes: int | None
-    """mem_info_gtt_total: the limit amdgpu took at its start."""
+    """mem_info_gtt_total: the limit amdgpu took when it was loaded."""
+    gttsize_bytes: int | None
+    """amdgpu.gttsize in force; None where GTT follows the TTM limit."""
     carveout: str | None
     """Chosen entry of uma/carveout, in the firmware's words (Linux >= 7.0)."""
     carveout_options: tuple[str, ...]
@@ -138,6 +140,7 @@ def _gpu(root: Root, card: Card, targets: dict[int | None, str], processor: Cpu)
         vram_bytes=sizes.vram_bytes,
         visible_vram_bytes=sizes.visible_vram_bytes,
         gtt_bytes=sizes.gtt_bytes,
+        gttsize_bytes=gpu.gttsize_bytes(root) if card.driver == "amdgpu" else None,
         carveout=carveout.chosen,
         carveout_options=carveout.options,
         carveout_sizes=carveout.sizes,

@@ -165,6 +165,8 @@ def _rows(pattern: str) -> Callable[[bytes], bytes]:
 _REDUCTIONS: Mapping[str, Callable[[bytes], bytes | None]] = {
     r"/(?:etc|run|lib|usr/lib|usr/local/lib)/modprobe\.d/.*": _modprobe,
     r"/dev/kmsg": reduce_log,
+    # Originals of configuration files, whole.
+    r"/var/lib/infertune/.*": lambda data: None,
     r"/etc/systemd/system/.*\.service": _unit,
     r"/etc/infertune/servers\.d/.*\.toml": _declaration,
     r"/var/lib/dpkg/status": _packages,

@@ -16,9 +16,9 @@ import pytest
 from boot_trees import KERNEL, MACHINE, TREES, build, facts
 from infertune.boot import commands, staging
 from infertune.boot.commands import PROGRAMS, find, runner
-from infertune.boot.guard import check_sizes, reserve
 from infertune.boot.loaders import GRUB_DROP_IN, GRUB_SCRIPT, grub_script, plan
 from infertune.boot.options import PLACES, options
+from infertune.boot.sizes import check_sizes
 from infertune.boot.sources import findings
 from infertune.cli.main import main
 from infertune.errors import Busy
@@ -26,6 +26,8 @@ from infertune.host.boot_style import BOOT_STYLES
 from infertune.host.modprobe import read_sources
 from infertune.knobs import KNOBS
 from infertune.machine import read_machine
+from infertune.pools.boot import boot_reserve
+from infertune.pools.facts import read_facts
 from infertune.profile import load_profile
 from infertune.resolve import resolve
 from infertune.root import Root
@@ -72,8 +74,8 @@ def test_a_gib_is_262144_pages(size: str, pages: int) -> None:
 @pytest.mark.parametrize(
     ("total_gib", "reserve_gib"), [(128, 8), (96, 8), (64, 8), (32, 4), (2, 0.25)]
 )
-def test_the_reserve(total_gib: int, reserve_gib: float) -> None:
-    assert reserve(total_gib * GIB) == reserve_gib * GIB
+def test_the_boot_reserve(total_gib: int, reserve_gib: float) -> None:
+    assert boot_reserve(total_gib * GIB) == reserve_gib * GIB
 
 
 def _profile(base: Path, text: str) -> None:
@@ -118,7 +120,7 @@ def test_what_the_firmware_takes_is_not_the_gpus_twice(
     )  # fmt: skip
     assert infertune(tmp_path, "stage", "mine") == 2
     assert "96 GiB is refused" in (err := capsys.readouterr().err)
-    assert "of 61.5 GiB at most 53.8 GiB" in err
+    assert "Linux has 61.5 GiB, of which at most 53.8 GiB" in err
     _profile(
         tmp_path, '[boot]\nttm.pages_limit = "53GiB"\namdgpu.uma_carveout = "64GiB"\n'
     )  # fmt: skip
@@ -175,7 +177,7 @@ def _words(base: Path, profile: str = "size") -> list[str]:
     machine = read_machine(root)
     wanted = resolve(load_profile(root, profile), machine)
     found, _ = options(root, machine, wanted, read_sources(root))
-    check_sizes(machine, found)
+    check_sizes(read_facts(root, machine), machine, found)
     return [parameter.word for option in found for parameter in option.parameters]
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import gguf_files
+from infertune.boot.sizes import outlooks
 from infertune.budget.architectures import ARCHITECTURES, CHECKED
-from infertune.budget.budget import budget, largest_context, system_reserve
+from infertune.budget.budget import budget, largest_context
 from infertune.budget.compute import compute
 from infertune.budget.gguf_file import read_model
 from infertune.budget.kv import cells, kv_bytes, state_bytes, token_bytes
@@ -22,8 +23,9 @@ from infertune.budget.settings import ServerMemory, server_memory
 from infertune.budget.shape import Shape, read_shape
 from infertune.cli import serve
 from infertune.cli.main import main
-from infertune.knobs import KNOBS
-from infertune.machine import Machine, read_machine
+from infertune.machine import read_machine
+from infertune.pools.facts import PoolFacts, read_facts
+from infertune.pools.judge import system_reserve
 from infertune.snapshot import open_root
 from infertune.units import GIB, MIB
 from known_models import KNOWN, Known
@@ -35,9 +37,9 @@ BY_NAME = {model.name: model for model in KNOWN}
 PUBLISHED = [model for model in KNOWN if model.parameters]
 
 
-def machine(name: str = "strix-halo-128") -> Machine:
+def machine(name: str = "strix-halo-128") -> PoolFacts:
     with open_root(str(FIXTURES / f"{name}.snapshot")) as root:
-        return read_machine(root)
+        return read_facts(root, read_machine(root))
 
 
 def shape_of(model: Known, directory: Path) -> Shape:
@@ -251,33 +253,36 @@ def test_windows_need_room_for_a_batch(shapes: Mapping[str, Shape]) -> None:
 # -- verdicts ----------------------------------------------------------------------
 
 
-def judge(shape: Shape, on: Machine, backend: str = "vulkan", **settings: str) -> str:
+def judge(shape: Shape, on: PoolFacts, backend: str = "vulkan", **settings: str) -> str:
     given = {"gpu_layers": "999", "parallel": "1", **settings}
     return budget(shape, server_memory(given), on, backend).verdict
 
 
-def with_gtt(on: Machine, gib: int, *, carveout: int | None = None) -> Machine:
-    gpu = on.inference_gpu
-    assert gpu
-    changed = replace(gpu, gtt_bytes=gib * GIB, vram_bytes=(carveout or 0) * GIB or gpu.vram_bytes)
-    return replace(on, gpus=tuple(changed if each is gpu else each for each in on.gpus))
+def with_gtt(on: PoolFacts, gib: int, *, carveout: int | None = None) -> PoolFacts:
+    """A limit of so many GiB that the driver has taken over."""
+    assert on.ttm
+    vram = carveout * GIB if carveout else on.memory.vram_bytes
+    return replace(
+        on,
+        memory=replace(on.memory, gtt_bytes=gib * GIB, vram_bytes=vram),
+        ttm=replace(on.ttm, pages_limit=gib * 262144),
+    )
 
 
-def test_gtt_is_the_limit_and_a_larger_one_the_remedy(shapes: Mapping[str, Shape]) -> None:
-    on, shape = machine(), shapes["gpt-oss 120B"]
+def test_gtt_is_the_limit_and_a_profile_the_remedy(shapes: Mapping[str, Shape]) -> None:
+    shape = shapes["gpt-oss 120B"]
     memory = server_memory({"gpu_layers": "999", "parallel": "1", "ctx_size": "131072"})
-    found = budget(shape, memory, with_gtt(on, 62), "vulkan")
+    with open_root(STRIX_HALO) as root:
+        on = read_machine(root)
+        facts = read_facts(root, on)
+        found = budget(shape, memory, facts, "vulkan", outlooks(root, on, facts))
     assert found.verdict == "does not fit"
-    assert "GTT limit" in found.reasons[0]
+    assert found.reasons[0].startswith("GTT: ")
+    assert "half of RAM (ttm.pages_limit 16376221)" in found.reasons[0]
     first = found.remedies[0]
-    told = re.search(r"GTT limit of (\d+) GiB .*'infertune boot stage'", first.text)
-    assert told
-    gib = int(told[1])
-    assert f'ttm.pages_limit = "{gib}GiB" under [boot]' in first.text
-    # As the text says it, it is what a profile takes: a GiB is 262144 pages.
-    assert KNOBS["ttm.pages_limit"].value.parse(f"{gib}GiB", on) == str(gib * 262144)
-    assert budget(shape, memory, with_gtt(on, gib), "vulkan").verdict == first.verdict
-    assert judge(shape, with_gtt(on, 96), ctx_size="131072") in ("fits", "tight")
+    assert first.text == "'infertune boot stage long-context' and a reboot"
+    assert budget(shape, memory, with_gtt(facts, 96), "vulkan").verdict == first.verdict
+    assert judge(shape, with_gtt(facts, 96), ctx_size="131072") in ("fits", "tight")
 
 
 def test_pools_are_never_added(shapes: Mapping[str, Shape]) -> None:
@@ -301,8 +306,7 @@ def test_a_larger_carve_out_is_outside_of_ram(shapes: Mapping[str, Shape]) -> No
 
 def test_the_prompt_cache_makes_it_tight(shapes: Mapping[str, Shape]) -> None:
     on = machine()
-    total = 40 * GIB
-    on = replace(on, memory=replace(on.memory, total_bytes=total, available_bytes=total))
+    on = replace(on, ram=40 * GIB, available=40 * GIB)
     shape = shapes["Qwen3 30B-A3B"]
     assert judge(shape, on, "cpu", ctx_size="8192") == "tight"
     assert judge(shape, on, "cpu", ctx_size="8192", cache_ram="0") == "fits"
@@ -311,16 +315,17 @@ def test_the_prompt_cache_makes_it_tight(shapes: Mapping[str, Shape]) -> None:
     assert "cache_ram=0MiB (no prompt cache)" in [each.text for each in found.remedies]
 
 
-def test_what_others_hold_now_makes_it_tight(shapes: Mapping[str, Shape]) -> None:
-    on = machine()
+def test_what_others_hold_now_counts(shapes: Mapping[str, Shape]) -> None:
+    on = with_gtt(machine(), 96)
     shape, settings = shapes["Llama 3.1 8B"], {"ctx_size": "8192", "cache_ram": "0"}
     assert judge(shape, on, "cpu", **settings) == "fits"
-    busy = replace(on, memory=replace(on.memory, available_bytes=4 * GIB))
-    assert judge(shape, busy, "cpu", **settings) == "tight"
+    assert judge(shape, replace(on, available=4 * GIB), "cpu", **settings) == "does not fit now"
     # The CMA area is in MemAvailable, and not for the GPU.
-    cma = replace(on.memory, available_bytes=12 * GIB, cma_free_bytes=8 * GIB)
-    assert judge(shape, replace(on, memory=cma), "cpu", **settings) == "fits"
-    assert judge(shape, replace(on, memory=cma), "vulkan", **settings) == "tight"
+    cma = replace(on, available=16 * GIB, cma_free=8 * GIB)
+    assert judge(shape, cma, "cpu", **settings) == "fits"
+    assert judge(shape, cma, "vulkan", **settings) == "does not fit now"
+    # Between the floor and the reserve it is tight.
+    assert judge(shape, replace(on, available=13 * GIB), "cpu", **settings) == "tight"
 
 
 def test_the_largest_context_fits_and_the_next_does_not(shapes: Mapping[str, Shape]) -> None:
@@ -341,14 +346,13 @@ def test_unknown_is_not_zero(shapes: Mapping[str, Shape], tmp_path: Path) -> Non
     assert found.verdict == "unknown"
     assert [part.what for part in found.parts] == ["weights"]
     assert "tomorrow" in found.reasons[0]
-    nothing = replace(machine().memory, total_bytes=None, available_bytes=None)
-    blind = replace(machine(), memory=nothing)
+    blind = replace(machine(), ram=None, available=None)
     assert budget(shapes["Llama 3.1 8B"], memory, blind, "cpu").verdict == "unknown"
-    blind = replace(machine(), gpus=())
+    blind = replace(machine(), memory=replace(machine().memory, vram_bytes=None))
     assert budget(shapes["Llama 3.1 8B"], memory, blind, "vulkan").verdict == "unknown"
     # Weights alone may be too much.
-    small = replace(machine().memory, total_bytes=4 * GIB)
-    assert budget(shape, memory, replace(machine(), memory=small), "cpu").verdict == "does not fit"
+    small = replace(machine(), ram=4 * GIB)
+    assert budget(shape, memory, small, "cpu").verdict == "does not fit"
 
 
 def test_no_room_for_a_slot_is_no_fit(shapes: Mapping[str, Shape]) -> None:
@@ -491,10 +495,10 @@ def test_serve_refuses_before_it_asks_anybody(
     words = ["--root", STRIX_HALO, "serve", "long-context", "--model", str(big)]
     assert main(words) == 2
     err = capsys.readouterr().err
-    assert "does not fit: GTT limit: " in err
+    assert "does not fit: GTT: " in err
     assert "nothing was touched" in err
     assert main([*words, "--force"]) == 5  # and then: no daemon on a recorded machine
-    assert "does not fit: GTT limit: " in capsys.readouterr().err
+    assert "does not fit: GTT: " in capsys.readouterr().err
     small = gguf_files.write(tmp_path / "small.gguf", llama.metadata(), llama.tensors())
     words[-1] = str(small)
     assert main(words) == 5

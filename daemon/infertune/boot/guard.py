@@ -10,60 +10,15 @@ back, and starts the machine once more where the running kernel still has the ne
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from infertune.boot import record, staging
 from infertune.boot.commands import Ran, Runner, find, runner
-from infertune.boot.options import Option
 from infertune.boot.record import Stage
 from infertune.boot.state import live
 from infertune.errors import InfertuneError, UsageError, describe
-from infertune.host.memory import PAGE
 from infertune.host.system import boot_id, command_line, parameters
-from infertune.machine import Machine
 from infertune.root import Root
-from infertune.units import GIB, format_size
-
-SIZES = ("ttm.pages_limit", "ttm.page_pool_size")
-
-
-def reserve(total: int) -> int:
-    """Bytes that stay the system's: 8 GiB, or an eighth where that is less."""
-    return min(8 * GIB, total // 8)
-
-
-def check_sizes(machine: Machine, options: Sequence[Option]) -> None:
-    """Raises UsageError for a size that leaves too little to the system.
-
-    What the firmware is to take beyond what it has now is gone at that boot, too.
-    """
-    total = machine.memory.total_bytes
-    if total is not None:
-        total -= _taken_by_firmware(machine, options)
-    for option in options:
-        if option.id not in SIZES:
-            continue
-        size = int(option.value) * PAGE
-        if total is None:
-            raise UsageError(f"{option.id}: the size of memory is not known; nothing was touched")
-        most = max(total - reserve(total), 0)
-        if size > most:
-            raise UsageError(
-                f"{option.id}: {format_size(size)} is refused ({option.source}): of "
-                f"{format_size(total)} at most {format_size(most)} may go to the GPU; nothing was "
-                "touched",
-                hint=f"write 'at most {most * 100 // total}%' beside the size",
-            )
-
-
-def _taken_by_firmware(machine: Machine, options: Sequence[Option]) -> int:
-    """Bytes by which a carve-out is to grow."""
-    gpu = machine.inference_gpu
-    chosen = {option.value for option in options if option.file}
-    sizes = [s.size_bytes for s in gpu.carveout_sizes if s.number in chosen] if gpu else []
-    now = (gpu.vram_bytes if gpu else None) or 0  # on an APU: the carve-out
-    return max(0, *(size - now for size in sizes)) if sizes else 0
 
 
 @dataclass(frozen=True, slots=True)

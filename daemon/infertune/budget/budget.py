@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Will it fit: what a server takes, against the pools of this machine.
+"""Will it fit: what a server takes, against what the judge of GPU memory says there is.
 
-An integrated GPU has no memory of its own.  Its carve-out is taken from RAM by the firmware and
-is not in MemTotal; GTT is a limit on how much of RAM it may hold.  So GTT is never added to RAM,
-and never to the carve-out: the driver allocates from one of the two (docs/memory.md).
+How much there is, and who holds it, is :mod:`infertune.pools`' to say; here it is only compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,13 +14,28 @@ from infertune.budget.kv import cells, pad
 from infertune.budget.parts import Part, When, Where, parts
 from infertune.budget.settings import ServerMemory
 from infertune.budget.shape import Shape
-from infertune.machine import Machine
+from infertune.host.unknown import Unknown
+from infertune.pools.boot import Outlook
+from infertune.pools.facts import Holder, PoolFacts
+from infertune.pools.judge import Pool, Ram, gpu_pool, held_by, ram
 from infertune.units import GIB, MIB, format_size
 
-Verdict = Literal["fits", "tight", "does not fit", "unknown"]
+Verdict = Literal["fits", "tight", "unknown", "does not fit now", "does not fit"]
+"""``does not fit now``: there is room once others have let go of theirs."""
 
-_TIGHT = 0.95
-"""A pool that is fuller than this is tight: drivers and fragments want some, too."""
+_ORDER: tuple[Verdict, ...] = ("fits", "tight", "unknown", "does not fit now", "does not fit")
+REFUSED: tuple[Verdict, ...] = ("does not fit now", "does not fit")
+"""What is not started without --force."""
+
+_TIGHT = 0.05
+"""A pool with less than this share left is tight: drivers and fragments want some, too."""
+_FLOOR = 0.01
+_FLOOR_MOST = GIB
+"""Of the GPU's pool this share, at most a GiB, has to stay free: below it the driver fails to
+allocate what it needs itself, and on a machine with one memory that is a freeze, not an error."""
+_RAM_FLOOR = 1 / 64
+_RAM_FLOOR_LEAST, _RAM_FLOOR_MOST = 256 * MIB, 2 * GIB
+"""Of RAM this share has to stay free at the moment of the start."""
 
 _CTX_STEP = 1024
 _FIT_CTX = 4096
@@ -30,16 +43,22 @@ _FIT_CTX = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
-    """Memory that parts are taken from."""
+class Demand:
+    """What one pool has to give, and has."""
 
     name: str
+    """GTT, carve-out, VRAM or RAM."""
     bytes: int
+    held: int | None
+    """In use or promised now; None where nobody says."""
     need: int
     """At the start."""
     need_later: int
     """When everything has grown."""
+    limit: str
+    """Which setting bounds the pool."""
     source: str
+    """The same in words, with where it was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,160 +75,169 @@ class Budget:
     reasons: tuple[str, ...]
     notes: tuple[str, ...]
     parts: tuple[Part, ...]
-    pools: tuple[Pool, ...]
+    pools: tuple[Demand, ...]
     remedies: tuple[Remedy, ...]
 
     def total(self, *whens: When) -> int:
         return sum(part.bytes for part in self.parts if part.when in (whens or ("start",)))
 
+    def on_gpu(self) -> int:
+        """Bytes that the GPU's pool has to give at the start."""
+        return _need(self.parts, "GPU", "start")
 
-def budget(shape: Shape, memory: ServerMemory, machine: Machine, backend: str) -> Budget:
-    """What a server with these settings takes on this machine, and whether there is room."""
+
+def budget(
+    shape: Shape,
+    memory: ServerMemory,
+    facts: PoolFacts,
+    backend: str,
+    outlooks: Sequence[Outlook] = (),
+) -> Budget:
+    """What a server with these settings takes on this machine, and whether there is room.
+
+    ``outlooks`` are ways to more memory for the GPU: each is only named if it leads there.
+    """
     unset = not memory.ctx
     memory = replace(memory, ctx=memory.ctx or shape.context)
-    found = _judge(shape, memory, machine, backend)
-    if unset and memory.fit and backend != "cpu" and found.verdict == "does not fit":
-        ctx = largest_context(shape, memory, machine, backend)
+    found = _judge(shape, memory, facts, backend)
+    if unset and memory.fit and backend != "cpu" and found.verdict in REFUSED:
+        ctx = largest_context(shape, memory, facts, backend)
         if ctx and ctx >= _FIT_CTX:
             reason = f"ctx_size is not set: the server itself shortens it, to {ctx} or less"
             found = replace(found, verdict="tight", reasons=(*found.reasons, reason))
     if found.verdict in ("fits", "unknown"):
         return found
-    return replace(found, remedies=tuple(_remedies(shape, memory, machine, backend, found)))
+    ways = _remedies(shape, memory, facts, backend, found, outlooks)
+    return replace(found, remedies=tuple(ways))
 
 
-def system_reserve(total: int) -> int:
-    """Bytes left to the system and its other programs: a sixteenth, 512 MiB to 4 GiB.
+def _need(found: Sequence[Part], where: Where, *whens: When) -> int:
+    return sum(part.bytes for part in found if part.where == where and part.when in whens)
 
-    A choice, not a measurement: kernel, desktop and page cache of a 128 GB machine live in 4 GiB.
-    """
-    return min(4 * GIB, max(total // 16, 512 * MIB))
+
+def _judge(shape: Shape, memory: ServerMemory, facts: PoolFacts, backend: str) -> Budget:
+    found = parts(shape, memory, backend)
+    on_gpu, in_ram = _need(found, "GPU", "start"), _need(found, "host", "start")
+    later = _need(found, "host", "later")
+    said: list[tuple[Verdict, str]] = []
+    demands: list[Demand] = []
+    room = ram(facts, gpu=backend != "cpu")
+    if backend != "cpu":
+        pool = gpu_pool(facts, backend)
+        if isinstance(pool, Unknown):
+            said.append(("unknown", pool.why))
+            in_ram += on_gpu
+        else:
+            demands.append(_demand(pool, on_gpu))
+            said += _of_pool(pool, on_gpu)
+            in_ram += on_gpu if pool.in_ram and facts.ram_is_the_hosts else 0
+    if isinstance(room, Unknown):
+        said.append(("unknown", room.why))
+    else:
+        demands.append(_ram_demand(room, in_ram, later))
+        said += _of_ram(room, in_ram, later)
+    said += _of_shape(shape, memory)
+    verdicts: list[Verdict] = ["fits", *(each for each, _ in said)]
+    verdict = max(verdicts, key=_ORDER.index)
+    reasons = tuple(text for _, text in said)
+    return Budget(verdict, reasons, tuple(_notes(shape, memory, facts)), found, tuple(demands), ())
+
+
+def _of_shape(shape: Shape, memory: ServerMemory) -> Iterator[tuple[Verdict, str]]:
+    if not shape.known:
+        text = f"what a model of architecture '{shape.architecture}' keeps is not known here"
+        yield "unknown", text
+    elif not cells(shape, memory).full and memory.ctx:
+        text = (
+            f"{memory.slots} slots share {pad(memory.ctx)} tokens: no whole one is left for each, "
+            "and the server does not start"
+        )
+        yield "does not fit", text
+    elif not cells(shape, memory).full:
+        yield "unknown", "the file does not say its context, and ctx_size is not set"
 
 
 # -- pools ------------------------------------------------------------------------
 
 
-def _judge(shape: Shape, memory: ServerMemory, machine: Machine, backend: str) -> Budget:
-    found = parts(shape, memory, backend)
+def _demand(pool: Pool, need: int) -> Demand:
+    held = None if pool.held is None else pool.held + pool.reserved
+    return Demand(pool.name, pool.bytes, held, need, need, pool.limit.setting, pool.limit.why)
 
-    def need(where: Where, *whens: When) -> int:
-        return sum(part.bytes for part in found if part.where == where and part.when in whens)
 
-    start = {"GPU": need("GPU", "start"), "host": need("host", "start")}
-    later = need("host", "later")
-    verdict: Verdict = "fits"
-    reasons: list[str] = []
-    notes = _notes(shape, memory, machine)
-    pools: list[Pool] = []
-    in_ram = start["host"]
-    if backend != "cpu":
-        pool, shares_ram = _gpu_pool(machine, start["GPU"])
-        if pool is None:
-            verdict = "unknown"
-            reasons.append("how much memory the GPU can have is not known here")
-            in_ram += start["GPU"]
-        else:
-            pools.append(pool)
-            in_ram += start["GPU"] if shares_ram else 0
-            verdict = _worse(verdict, _of_pool(pool, reasons))
-    verdict = _worse(verdict, _of_ram(machine, in_ram, later, pools, reasons, backend != "cpu"))
-    if shape.known and not cells(shape, memory).full:
-        if memory.ctx:
-            verdict = "does not fit"
-            reasons.append(
-                f"{memory.slots} slots share {pad(memory.ctx)} tokens: no whole one is left for "
-                "each, and the server does not start"
-            )
-        else:
-            verdict = _worse(verdict, "unknown")
-            reasons.append("the file does not say its context, and ctx_size is not set")
-    if not shape.known and verdict != "does not fit":
-        verdict = "unknown"
-        reasons.insert(
-            0, f"what a model of architecture '{shape.architecture}' keeps is not known here"
+def _of_pool(pool: Pool, need: int) -> Iterator[tuple[Verdict, str]]:
+    size, floor = pool.bytes, min(int(_FLOOR * pool.bytes), _FLOOR_MOST)
+    left = pool.free - need
+    if need > size - floor:
+        over = format_size(need - (size - floor))
+        text = (
+            f"{pool.name}: {format_size(need)} of {format_size(size)}, {over} too much; limited by "
+            f"{pool.limit.why}"
         )
-    return Budget(verdict, tuple(reasons), tuple(notes), found, tuple(pools), ())
+        yield "does not fit", text
+    elif left < floor:
+        free = format_size(pool.free)
+        text = f"{pool.name}: {format_size(need)} of the {free} that are free; {_in_use(pool)}"
+        yield "does not fit now", text
+    elif left < _TIGHT * size:
+        text = f"{pool.name}: only {format_size(left)} of {format_size(size)} would be left"
+        yield "tight", text
 
 
-_ORDER: tuple[Verdict, ...] = ("fits", "tight", "unknown", "does not fit")
+def _in_use(pool: Pool) -> str:
+    held = f"{format_size(pool.held or 0)} are in use: {held_by(pool)}"
+    if not pool.reserved:
+        return held
+    return f"{held}; {format_size(pool.reserved)} are promised to servers that are still loading"
 
 
-def _worse(one: Verdict, other: Verdict) -> Verdict:
-    return max(one, other, key=_ORDER.index)
+def _ram_demand(room: Ram, need: int, later: int) -> Demand:
+    source = f"{room.limit} less {format_size(room.reserve)} for the system"
+    held = None if room.free is None else max(0, room.bytes - room.free)
+    return Demand("RAM", room.bytes - room.reserve, held, need, need + later, room.limit, source)
 
 
-def _gpu_pool(machine: Machine, need: int) -> tuple[Pool | None, bool]:
-    """Where the GPU's part goes, and whether that is RAM."""
-    gpu = machine.inference_gpu
-    if gpu is None or gpu.vram_bytes is None:
-        return None, True
-    if not gpu.integrated:
-        return Pool("VRAM", gpu.vram_bytes, need, need, "mem_info_vram_total"), False
-    if gpu.gtt_bytes is None:
-        return None, True
-    # amdkfd, apu_prefer_gtt: whichever is larger, and only that (docs/memory.md).
-    if gpu.gtt_bytes > gpu.vram_bytes:
-        return Pool("GTT limit", gpu.gtt_bytes, need, need, "mem_info_gtt_total"), True
-    return Pool("carve-out", gpu.vram_bytes, need, need, "mem_info_vram_total"), False
-
-
-def _of_pool(pool: Pool, reasons: list[str]) -> Verdict:
-    if pool.need > pool.bytes:
-        reasons.append(
-            f"{pool.name}: {format_size(pool.need)} of {format_size(pool.bytes)}, "
-            f"{format_size(pool.need - pool.bytes)} too much"
-        )
-        return "does not fit"
-    if pool.need > _TIGHT * pool.bytes:
-        left = format_size(pool.bytes - pool.need)
-        reasons.append(f"{pool.name}: only {left} of {format_size(pool.bytes)} would be left")
-        return "tight"
-    return "fits"
-
-
-def _of_ram(
-    machine: Machine, need: int, later: int, pools: list[Pool], reasons: list[str], gpu: bool
-) -> Verdict:
-    memory = machine.memory
-    if memory.total_bytes is None:
-        reasons.append("how much memory this machine has is not known")
-        return "unknown"
-    reserve = system_reserve(memory.total_bytes)
-    room = memory.total_bytes - reserve
-    source = f"MemTotal less {format_size(reserve)} for the system"
-    pools.append(Pool("RAM", room, need, need + later, source))
-    if need > room:
-        reasons.append(
-            f"RAM: {format_size(need)} of {format_size(room)}, {format_size(need - room)} too much"
-        )
-        return "does not fit"
-    verdict: Verdict = "fits"
-    if need + later > room:
-        reasons.append(
-            f"RAM: {format_size(need + later)} of {format_size(room)} when the prompt cache and "
+def _of_ram(room: Ram, need: int, later: int) -> Iterator[tuple[Verdict, str]]:
+    most = room.bytes - room.reserve
+    floor = min(max(int(_RAM_FLOOR * room.bytes), _RAM_FLOOR_LEAST), _RAM_FLOOR_MOST)
+    if need > most:
+        over = format_size(need - most)
+        yield "does not fit", f"RAM: {format_size(need)} of {format_size(most)}, {over} too much"
+        return
+    if need + later > most:
+        text = (
+            f"RAM: {format_size(need + later)} of {format_size(most)} when the prompt cache and "
             "checkpoints have grown"
         )
-        verdict = "tight"
-    if memory.available_bytes is not None:
-        # The GPU's pages cannot be moved, and the CMA area only lends itself to pages that can.
-        free = memory.available_bytes - (memory.cma_free_bytes or 0 if gpu else 0)
-        if need > free:
-            reasons.append(
-                f"RAM: {format_size(need)} of the {format_size(max(free, 0))} that are available "
-                "now: other programs hold the rest"
-            )
-            verdict = "tight"
-    return verdict
+        yield "tight", text
+    if room.free is None:
+        return
+    left = room.free - need
+    if left < floor:
+        text = (
+            f"RAM: {format_size(need)} of the {format_size(room.free)} that are free; other "
+            f"programs hold the rest, and {format_size(floor)} have to stay free"
+        )
+        yield "does not fit now", text
+    elif left < room.reserve:
+        yield "tight", f"RAM: only {format_size(left)} would be free after the start"
 
 
-def _notes(shape: Shape, memory: ServerMemory, machine: Machine) -> list[str]:
+def _notes(shape: Shape, memory: ServerMemory, facts: PoolFacts) -> list[str]:
     notes = []
     if shape.context and memory.ctx > shape.context * (1 if memory.unified else memory.slots):
         notes.append(f"the model was trained for {shape.context} tokens; a slot gets no more")
-    if machine.memory.swap_bytes:
+    if facts.swap:
         notes.append(
-            f"{format_size(machine.memory.swap_bytes)} of swap are not counted: a model in swap "
-            "is read from disk for every token"
+            f"{format_size(facts.swap)} of swap are not counted: a model in swap is read from disk "
+            "for every token"
+        )
+    if facts.unseen:
+        notes.append("programs of other users have the GPU open: what they hold cannot be seen")
+    if not facts.ram_is_the_hosts:
+        notes.append(
+            "this is a container: memory of the GPU is not charged to it, and whether the host has "
+            "room for it is not known here"
         )
     if shape.known and not shape.checked:
         notes.append(
@@ -229,29 +257,43 @@ def _notes(shape: Shape, memory: ServerMemory, machine: Machine) -> list[str]:
 
 
 def _remedies(
-    shape: Shape, memory: ServerMemory, machine: Machine, backend: str, now: Budget
+    shape: Shape,
+    memory: ServerMemory,
+    facts: PoolFacts,
+    backend: str,
+    now: Budget,
+    outlooks: Sequence[Outlook],
 ) -> Iterator[Remedy]:
-    """Single changes that help, those of the machine first."""
+    """Single changes that help, those of the machine first.  Each was put before the judge."""
 
-    def helps(changed: ServerMemory, on: Machine = machine) -> Verdict | None:
+    def helps(changed: ServerMemory, on: PoolFacts = facts) -> Verdict | None:
         then = _judge(shape, changed, on, backend)
         better = _ORDER.index(then.verdict) < _ORDER.index(now.verdict) or (
             len(then.reasons) < len(now.reasons) and then.verdict == now.verdict
         )
         return then.verdict if better else None
 
-    gtt = next((pool for pool in now.pools if pool.name in ("GTT limit", "carve-out")), None)
-    gpu = machine.inference_gpu
-    if gtt and gpu and gpu.gtt_bytes is not None:
-        gib = -(-int(gtt.need / _TIGHT) // GIB)
-        larger = replace(gpu, gtt_bytes=gib * GIB)
-        gpus = tuple(larger if each is gpu else each for each in machine.gpus)
-        verdict = helps(memory, replace(machine, gpus=gpus))
-        if verdict and gib * GIB > gpu.gtt_bytes:
-            how = f'ttm.pages_limit = "{gib}GiB" under [boot] of a profile'
-            text = f"a GTT limit of {gib} GiB ({how}, 'infertune boot stage' and a reboot)"
+    if now.verdict == "does not fit now":
+        for text, then in _without_holders(facts):
+            if (verdict := helps(memory, then)) and verdict not in REFUSED:
+                yield Remedy(text, verdict)
+                break
+    elif backend != "cpu":
+        for each in outlooks:
+            if (verdict := helps(memory, each.facts)) and verdict not in REFUSED:
+                yield Remedy(each.text, verdict)
+                break
+    for text, changed in _smaller(memory).items():
+        if changed != memory and (verdict := helps(changed)):
             yield Remedy(text, verdict)
-    settings = {
+    if now.verdict in REFUSED and (ctx := largest_context(shape, memory, facts, backend)):
+        verdict = _judge(shape, replace(memory, ctx=ctx), facts, backend).verdict
+        yield Remedy(f"ctx_size={ctx} (the largest that fits)", verdict)
+
+
+def _smaller(memory: ServerMemory) -> dict[str, ServerMemory]:
+    """Settings of the server that take less."""
+    return {
         "cache_ram=0MiB (no prompt cache)": replace(memory, cache_ram=0),
         "cache_type_k=q8_0 cache_type_v=q8_0": replace(
             memory, cache_type_k="q8_0", cache_type_v="q8_0", flash_attn=True
@@ -259,22 +301,42 @@ def _remedies(
         "parallel=1": replace(memory, slots=1),
         "ubatch_size=512": replace(memory, ubatch=min(512, memory.ubatch)),
     }
-    for text, changed in settings.items():
-        if changed != memory and (verdict := helps(changed)):
-            yield Remedy(text, verdict)
-    if now.verdict == "does not fit" and (ctx := largest_context(shape, memory, machine, backend)):
-        verdict = _judge(shape, replace(memory, ctx=ctx), machine, backend).verdict
-        yield Remedy(f"ctx_size={ctx} (the largest that fits)", verdict)
+
+
+def _without_holders(facts: PoolFacts) -> Iterator[tuple[str, PoolFacts]]:
+    """The machine with one holder stopped, largest first, and then with all of them."""
+    for holder in facts.holders:
+        size = format_size(holder.gtt_bytes + holder.vram_bytes)
+        yield f"{holder} stopped (it holds {size})", _without(facts, [holder])
+    used = max(facts.memory.gtt_used_bytes or 0, facts.memory.vram_used_bytes or 0)
+    held = max(used, sum(each.gtt_bytes + each.vram_bytes for each in facts.holders))
+    if held:
+        text = f"what holds {format_size(held)} of the GPU's memory stopped"
+        yield text, _without(facts, facts.holders, everything=True)
+
+
+def _without(facts: PoolFacts, gone: Sequence[Holder], *, everything: bool = False) -> PoolFacts:
+    gtt, vram = sum(each.gtt_bytes for each in gone), sum(each.vram_bytes for each in gone)
+    now = facts.memory
+    used = (now.gtt_used_bytes or 0, now.vram_used_bytes or 0)
+    left = (0, 0) if everything else (max(0, used[0] - gtt), max(0, used[1] - vram))
+    freed = used[0] - left[0]
+    info = replace(now, gtt_used_bytes=left[0], vram_used_bytes=left[1])
+    available = None
+    if facts.available is not None:
+        available = min(facts.available + freed, facts.ram or facts.available)
+    stay = tuple(each for each in facts.holders if each not in gone)
+    return replace(facts, memory=info, holders=stay, available=available)
 
 
 def largest_context(
-    shape: Shape, memory: ServerMemory, machine: Machine, backend: str
+    shape: Shape, memory: ServerMemory, facts: PoolFacts, backend: str
 ) -> int | None:
     """The longest context, in steps of 1024, that does fit; None where none does."""
 
     def fits(steps: int) -> bool:
         changed = replace(memory, ctx=pad(steps * _CTX_STEP))
-        return _judge(shape, changed, machine, backend).verdict != "does not fit"
+        return _judge(shape, changed, facts, backend).verdict not in REFUSED
 
     low, high = 0, max(memory.ctx, shape.context) // _CTX_STEP
     while low < high:  # fits(low), or low is 0

@@ -13,6 +13,7 @@ from infertune.boot import guard, record, staging
 from infertune.boot.commands import Runner, runner
 from infertune.boot.loaders import Change, NewFile, plan
 from infertune.boot.options import Option, options
+from infertune.boot.sizes import SIZES, check_sizes
 from infertune.boot.sources import Finding, findings
 from infertune.boot.state import OptionStatus, overruled, read_status, sorts_after
 from infertune.cli.base import JSON, Command, Context, argument, printable
@@ -22,6 +23,7 @@ from infertune.host.memory import PAGE
 from infertune.host.modprobe import Sources, read_sources
 from infertune.host.system import boot_id
 from infertune.machine import read_machine
+from infertune.pools.facts import read_facts
 from infertune.profile import load_profile
 from infertune.resolve import Desired, resolve
 from infertune.units import format_size
@@ -39,7 +41,7 @@ def _prepared(ctx: Context) -> tuple[Desired, Change, list[str], tuple[Finding, 
     old = record.load(ctx.root)
     ours = old.options if old and (old.in_force or old.tried == boot_id(ctx.root)) else ()
     found, left = options(ctx.root, machine, wanted, sources, ours)
-    guard.check_sizes(machine, found)
+    check_sizes(read_facts(ctx.root, machine), machine, found)
     change = plan(ctx.root, machine, found)
     notes = [*left, *change.notes, *sources.problems, *_rivals(change.options, sources)]
     if ctx.root.live and change.options and not ctx.root.exists(GUARD):
@@ -164,7 +166,7 @@ def _runner(ctx: Context) -> Runner:
 def _shown(option: Option, value: str | None) -> str:
     if value is None:
         return "-"
-    if option.id in guard.SIZES and value.isdecimal():
+    if option.id in SIZES and value.isdecimal():
         return f"{value} ({format_size(int(value) * PAGE)})"
     return value
 

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from infertune.budget.budget import Budget, budget
+from infertune.boot.sizes import outlooks
+from infertune.budget.budget import REFUSED, Budget, budget
 from infertune.budget.expect import Expectation, expect
 from infertune.budget.gguf_file import ModelError, ModelFile, read_model
 from infertune.budget.settings import ServerMemory, server_memory
@@ -24,6 +25,7 @@ from infertune.errors import Exit, UsageError
 from infertune.host.system import load_average
 from infertune.launch.embedded import default_model
 from infertune.machine import Machine, read_machine
+from infertune.pools.facts import read_facts
 from infertune.profile import load_profile
 from infertune.resolve import assume_backend, resolve
 from infertune.root import Root, full_path
@@ -89,16 +91,19 @@ def refuse_misfit(
     A file that infertune cannot read is not refused: the server may know more.
     """
     try:
-        found = budget(read_shape(read_model(path)), server_memory(settings), machine, backend)
+        shape = read_shape(read_model(path))
     except ModelError as error:
         return f"whether the model fits is unknown: {error.message}"
+    facts = read_facts(ctx.root, machine)
+    ways = outlooks(ctx.root, machine, facts)
+    found = budget(shape, server_memory(settings), facts, backend, ways)
     if found.verdict == "fits":
         return None
     why = "; ".join(found.reasons)
-    if found.verdict == "does not fit" and not ctx.args.force:
-        helps = "".join(f"\n  would fit with {each.text}" for each in found.remedies)
+    if found.verdict in REFUSED and not ctx.args.force:
+        helps = "".join(f"\n  {each.verdict} with {each.text}" for each in found.remedies)
         raise UsageError(
-            f"does not fit: {why}; nothing was touched",
+            f"{found.verdict}: {why}; nothing was touched",
             hint=f"'infertune fit' shows the sums; --force starts it all the same{helps}",
         )
     word = "whether the model fits is unknown" if found.verdict == "unknown" else found.verdict
@@ -116,7 +121,9 @@ def _fit(ctx: Context) -> Exit:
     backend = args.backend if args.backend != "auto" else assume_backend(machine)[0]
     settings = _settings(ctx, machine, backend)
     memory = server_memory(settings)
-    found = budget(shape, memory, machine, backend)
+    facts = read_facts(ctx.root, machine)
+    ways = outlooks(ctx.root, machine, facts, args.profile)
+    found = budget(shape, memory, facts, backend, ways)
     if args.json:
         ctx.print_json("infertune.fit/1", _fit_document(ctx, model, shape, memory, backend, found))
     else:
@@ -153,9 +160,16 @@ def _print_fit(ctx: Context, model: ModelFile, shape: Shape, backend: str, found
     ]
     ctx.table(("WHAT", "SIZE", "WHERE", "WHEN", "FROM"), rows)
     ctx.table(
-        ("POOL", "SIZE", "AT START", "LATER", "FROM"),
+        ("POOL", "SIZE", "IN USE", "AT START", "LATER", "LIMITED BY"),
         [
-            (pool.name, _size(pool.bytes), _size(pool.need), _size(pool.need_later), pool.source)
+            (
+                pool.name,
+                _size(pool.bytes),
+                "unknown" if pool.held is None else _size(pool.held),
+                _size(pool.need),
+                _size(pool.need_later),
+                pool.source,
+            )
             for pool in found.pools
         ],
     )

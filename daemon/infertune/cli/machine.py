@@ -7,10 +7,12 @@ import os
 from dataclasses import asdict, replace
 
 from infertune import kernel_log
+from infertune.boot.sizes import look
 from infertune.cli.base import JSON, Command, Context, argument
 from infertune.doctor.facts import read_facts
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
 from infertune.doctor.surroundings import Surroundings, look_around, recorded
+from infertune.documents import picture_document
 from infertune.errors import Exit, Failed, UsageError
 from infertune.host.boot_style import BOOT_STYLES
 from infertune.host.cgroup import Cgroup
@@ -18,11 +20,13 @@ from infertune.host.cpu import Cpu
 from infertune.host.gpu import Ttm
 from infertune.host.memory import Memory
 from infertune.host.system import boot_id
+from infertune.host.unknown import Unknown
 from infertune.knobs import KNOBS, read_live, targets
 from infertune.machine import Gpu, Machine, read_machine
+from infertune.pools.judge import Picture, held_by
 from infertune.root import Root, write_user_file
 from infertune.snapshot import record, redact_cmdline
-from infertune.units import GIB, PAGES_PER_GIB, format_cpulist, format_size
+from infertune.units import GIB, MIB, PAGES_PER_GIB, format_cpulist, format_size
 
 UNKNOWN = "unknown"
 
@@ -32,17 +36,21 @@ def show_machine(context: Context) -> Exit:
     if machine.cmdline:
         # Made to be pasted somewhere, so the same rule as for a snapshot.
         machine = replace(machine, cmdline=redact_cmdline(machine.cmdline))
+    found = look(context.root, machine)
     if context.args.json:
         gpu = machine.inference_gpu
-        document = asdict(machine) | {"inference_gpu": gpu.path if gpu else None}
+        document = asdict(machine) | {
+            "inference_gpu": gpu.path if gpu else None,
+            "gpu_memory": picture_document(found),
+        }
         context.print_json("infertune.machine/1", document)
         return Exit.DONE
-    for label, text in _summary(machine):
+    for label, text in _summary(machine, found):
         context.print(f"{label:<13}  {text}".rstrip())
     return Exit.DONE
 
 
-def _summary(machine: Machine) -> list[tuple[str, str]]:
+def _summary(machine: Machine, found: Picture) -> list[tuple[str, str]]:
     """Label and text per line; an empty label continues the one above."""
     dmi = machine.dmi
     running = [tuner.name for tuner in machine.tuners if tuner.running]
@@ -60,6 +68,7 @@ def _summary(machine: Machine) -> list[tuple[str, str]]:
         *_memory(machine.memory),
         *(line for gpu in machine.gpus for line in _gpu(gpu)),
         *([] if machine.gpus else [("GPU", "none")]),
+        *(_gpu_memory(machine, found) if machine.inference_gpu else []),
         ("TTM", _ttm(machine.ttm)),
         ("compute", "KFD (ROCm can run)" if machine.kfd else "no KFD (ROCm cannot run)"),
         ("NPU", machine.npu or "none, or without a driver"),
@@ -126,6 +135,29 @@ def _gpu(gpu: Gpu) -> list[tuple[str, str]]:
     if gpu.carveout_options:
         lines.append(("", f"firmware carve-out: {gpu.carveout or UNKNOWN}"))
         lines.append(("", f"on offer: {', '.join(gpu.carveout_options)}"))
+    return lines
+
+
+def _gpu_memory(machine: Machine, found: Picture) -> list[tuple[str, str]]:
+    """What models can have of it: the judge's answer, and nobody else's."""
+    now = found.now
+    if isinstance(now, Unknown):
+        return [("GPU memory", f"{UNKNOWN}: {now.why}")]
+    lines = [("GPU memory", f"{format_size(now.bytes)} ({now.name}): {now.limit.why}")]
+    if now.held is None:
+        lines.append(("", f"in use: {UNKNOWN}"))
+    else:
+        who = f": {held_by(now)}" if now.holders else ""
+        lines.append(("", f"{format_size(now.held)} in use{who}"))
+    if machine.kfd and not isinstance(found.rocm, Unknown) and found.rocm.bytes != now.bytes:
+        lines.append(("", f"for ROCm {format_size(found.rocm.bytes)}: {found.rocm.limit.why}"))
+    then = found.next_boot
+    if isinstance(then, Unknown):
+        lines += [("", f"after the next boot {UNKNOWN}: {then.why}")] if now.in_ram else []
+    else:
+        same = abs(then.bytes - now.bytes) < 64 * MIB
+        text = "the same" if same else f"{format_size(then.bytes)} ({then.name}): {then.limit.why}"
+        lines.append(("", f"after the next boot {text}"))
     return lines
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from infertune import kernel_log
+from infertune.boot.sizes import next_boot, outlooks
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
 from infertune.doctor.surroundings import LlamaServer, Staged, Surroundings
 from infertune.host.cgroup import group_limit
@@ -36,6 +37,9 @@ from infertune.host.tuners import tuned_profile
 from infertune.host.unknown import Unknown, need
 from infertune.host.version import Version
 from infertune.machine import Gpu, Machine, read_machine
+from infertune.pools.boot import Outlook
+from infertune.pools.facts import PoolFacts
+from infertune.pools.facts import read_facts as read_pool_facts
 from infertune.redaction import GPU_MODULES, reduce_file
 from infertune.root import Root
 from infertune.units import KIB
@@ -173,6 +177,12 @@ class Facts:
     tuned_profile: str | Unknown | None
     log: tuple[str, ...] | Unknown
     declared: tuple[Declared, ...] | Unknown
+    memory: PoolFacts
+    """Of the GPU, as :mod:`infertune.pools` judges it."""
+    next_boot: PoolFacts | Unknown
+    """The same after the next boot."""
+    outlooks: tuple[Outlook, ...]
+    """Ways to more memory for the GPU that 'infertune boot' accepts here."""
     python: frozenset[str] | Unknown
     """Of vllm and llmlingua, those in the system's Python."""
     environment: Mapping[str, str] | Unknown
@@ -234,6 +244,7 @@ def read_facts(root: Root, surroundings: Surroundings, smoke: Smoke | None = Non
     sources = read_sources(root)
     options = given if isinstance(given, Unknown) else _options(sources)
     installed = _guarded(lambda: packages(root))
+    memory = read_pool_facts(root, machine)
     return Facts(
         machine=machine,
         live=root.live,
@@ -257,6 +268,9 @@ def read_facts(root: Root, surroundings: Surroundings, smoke: Smoke | None = Non
         paging=_guarded(lambda: _paging(root)),
         tuned_profile=_guarded(lambda: tuned_profile(root)),
         log=_guarded(lambda: _log(root, surroundings)),
+        memory=memory,
+        next_boot=next_boot(root, machine, memory),
+        outlooks=outlooks(root, machine, memory),
         declared=_guarded(lambda: _declared(root)),
         python=_guarded(lambda: python_programs(root)),
         environment=surroundings.environment,

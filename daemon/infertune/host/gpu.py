@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from infertune.host.text import integer, pairs
 from infertune.host.unknown import Unknown
 from infertune.root import Root
+from infertune.units import MIB
 
 TTM_MODULES = ("amdttm", "amd_ttm", "ttm")
 """Most telling first: the DKMS ones exist for amdgpu only, ``ttm`` serves other drivers too."""
@@ -179,14 +180,16 @@ def memory_info(root: Root, device: str) -> MemoryInfo:
 def carveout(root: Root, device: str) -> Carveout:
     """The carve-out the firmware was asked for, and the sizes it offers."""
     options = pairs(root.get(f"{device}/uma/carveout_options"), ":")
+    number = root.get(f"{device}/uma/carveout") or ""
+    sizes = {
+        each: int(found[1]) << (30 if found[2] == "GB" else 20)
+        for each, text in options.items()
+        if (found := re.search(r"\((\d{1,6}) (MB|GB)\)$", text))
+    }
     return Carveout(
-        chosen=options.get(root.get(f"{device}/uma/carveout") or ""),
+        chosen=options.get(number),
         options=tuple(options.values()),
-        sizes=tuple(
-            CarveoutSize(number, int(found[1]) << (30 if found[2] == "GB" else 20))
-            for number, text in options.items()
-            if (found := re.search(r"\((\d{1,6}) (MB|GB)\)$", text))
-        ),
+        sizes=tuple(CarveoutSize(each, size) for each, size in sizes.items()),
     )
 
 
@@ -340,6 +343,12 @@ def ttm(root: Root) -> Ttm | None:
         sure=len(candidates) == 1,
         pages_limit=integer(module_parameter(root, candidates[0], "pages_limit")),
     )
+
+
+def gttsize_bytes(root: Root) -> int | None:
+    """amdgpu.gttsize in bytes; None where it is automatic (-1) or not shown."""
+    mib = integer(module_parameter(root, "amdgpu", "gttsize"))
+    return mib * MIB if mib else None
 
 
 def is_loaded(root: Root, module: str) -> bool:

@@ -104,13 +104,16 @@ class Carveout(Value):
 
 
 def _gtt_is_older(machine: Machine, pages: str) -> str | None:
-    gpu = machine.inference_gpu
-    if gpu is None or gpu.gtt_bytes is None or gpu.gtt_bytes == int(pages) * PAGE:
+    gpu, wanted = machine.inference_gpu, int(pages) * PAGE
+    # A larger GTT (amdgpu.gttsize) is bounded by the TTM limit all the same.
+    if gpu is None or gpu.gtt_bytes is None or gpu.gtt_bytes >= wanted:
         return None
-    return (
-        f"the limit is written, but amdgpu took a GTT of {format_size(gpu.gtt_bytes)} "
-        "when it started"
-    )
+    taken = format_size(gpu.gtt_bytes)
+    if gpu.gttsize_bytes is not None and gpu.gttsize_bytes < wanted:
+        return f"amdgpu.gttsize holds GTT at {taken}: take it away"
+    if machine.memory.total_bytes and abs(gpu.gtt_bytes - machine.memory.total_bytes) < GIB // 16:
+        return f"the driver caps GTT at RAM, {taken}"
+    return f"the limit is written, but amdgpu took a GTT of {taken} when it was loaded"
 
 
 def _price_of_no_iommu(machine: Machine) -> str:

@@ -20,10 +20,18 @@ from infertune.doctor.base import (
 )
 from infertune.doctor.conditions import ALWAYS, AMDGPU, INTEGRATED, STRIX_HALO
 from infertune.doctor.facts import Facts
-from infertune.units import GIB, MIB, format_size
-
-_PAGE = 4096
-
+from infertune.pools.boot import Outlook, most_for_gpu
+from infertune.pools.facts import PoolFacts
+from infertune.pools.judge import (
+    Limit,
+    Pool,
+    gpu_pool,
+    gttsize_in_force,
+    held_by,
+    is_default,
+    ttm_limit,
+)
+from infertune.units import GIB, MIB, PAGES_PER_GIB, format_size
 
 _SANE = 1 << 50
 
@@ -37,75 +45,157 @@ def _sane(size: int | None, what: str) -> int:
 
 def _ram(facts: Facts) -> int:
     """Raises Missing."""
-    return _sane(facts.machine.memory.total_bytes, "the size of RAM is not known")
+    return _sane(facts.memory.ram, "the size of RAM is not known")
 
 
-def _limit(facts: Facts) -> int:
-    """TTM's limit in bytes.  Raises Missing."""
-    ttm = need(facts.machine.ttm or Unknown("no TTM module of amdgpu's was found"))
-    return _sane(ttm.pages_limit, f"{ttm.module}.pages_limit cannot be read") * _PAGE
+def _limit(facts: PoolFacts) -> Limit:
+    """What TTM lets the GPU take.  Raises Missing."""
+    if facts.ttm is None:
+        raise Missing(Unknown("no TTM module of amdgpu's was found"))
+    limit = ttm_limit(facts)
+    _sane(limit.bytes if limit else None, f"{facts.ttm.module}.pages_limit cannot be read")
+    return need(limit or Unknown(f"{facts.ttm.module}.pages_limit cannot be read"))
 
 
-def _gtt(facts: Facts) -> int:
-    """Raises Missing."""
-    return _sane(facts.gpu.gtt_bytes, "the GTT limit cannot be read")
+def _pool(facts: Facts) -> Pool:
+    """The memory the GPU allocates from.  Raises Missing."""
+    return need(gpu_pool(facts.memory, "vulkan"))
+
+
+def _outlook(facts: Facts, least: int) -> Outlook | None:
+    """The first way to so many bytes; long-context's before all others."""
+    ways = sorted(facts.outlooks, key=lambda each: "long-context" not in each.text)
+    for way in ways:
+        pool = gpu_pool(way.facts, "vulkan")
+        if not isinstance(pool, Unknown) and pool.bytes >= least:
+            return way
+    return None
+
+
+def _way(facts: Facts, least: int) -> str | None:
+    """What to type for so many bytes, and what that brings; None where no way leads there."""
+    way = _outlook(facts, least)
+    pool = gpu_pool(way.facts, "vulkan") if way else None
+    if way is None or pool is None or isinstance(pool, Unknown):
+        return None
+    return f"{way.text}: {format_size(pool.bytes)}"
+
+
+def _smaller(facts: Facts) -> str:
+    """A limit that leaves enough, with the number to write."""
+    most = most_for_gpu(facts.memory.ram or 0) // GIB
+    module = facts.memory.ttm.module if facts.memory.ttm else "ttm"
+    by_hand = f"{module}.pages_limit={most * PAGES_PER_GIB} ({most} GiB) at boot, or less"
+    way = _way(facts, 0)
+    return f"{way}; or {by_hand}" if way else by_hand
 
 
 def _limit_above_ram(facts: Facts) -> Answer:
-    limit, ram = _limit(facts), _ram(facts)
-    if limit <= ram:
-        return None
-    return Finding(
-        f"the TTM limit is {format_size(limit)} and RAM is {format_size(ram)}: the GPU can take "
-        "everything, and the OOM killer does not see what it holds"
-    )
+    for when, each in (("", facts.memory), ("after the next boot ", facts.next_boot)):
+        if isinstance(each, Unknown):
+            continue
+        limit, total = _limit(each), each.ram or 0
+        if each.ram_is_the_hosts and limit.bytes > total > 0:
+            text = (
+                f"{when}the TTM limit is {format_size(limit.bytes)} and RAM is "
+                f"{format_size(total)}: the GPU can take everything, and the OOM killer does not "
+                "see what it holds"
+            )
+            return Finding(text, fix=_smaller(facts))
+    _ram(facts)
+    return None
 
 
 def _limit_close_to_ram(facts: Facts) -> Answer:
-    limit, ram = _limit(facts), _ram(facts)
-    if limit > ram or limit <= 0.9 * ram:
+    limit, ram = _limit(facts.memory), _ram(facts)
+    if limit.bytes > ram or limit.bytes <= 0.9 * ram or not facts.memory.ram_is_the_hosts:
         return None
-    return Finding(
-        f"the TTM limit is {format_size(limit)} of {format_size(ram)}: "
-        f"{format_size(ram - limit)} are left for everything else"
+    text = (
+        f"the TTM limit is {format_size(limit.bytes)} of {format_size(ram)}: "
+        f"{format_size(ram - limit.bytes)} are left for everything else"
     )
+    return Finding(text, fix=_smaller(facts))
 
 
 def _limit_is_default(facts: Facts) -> Answer:
-    limit, ram = _limit(facts), _ram(facts)
-    # ttm_global_init: half of RAM, unless the parameter says otherwise.
-    if not 0.49 * ram <= limit <= 0.51 * ram or facts.configured(_module(facts), "pages_limit"):
+    _limit(facts.memory)
+    _ram(facts)
+    pool = _pool(facts)
+    if not is_default(facts.memory) or pool.limit.setting != "default" or _promised(facts):
+        return None  # with a larger carve-out the driver allocates there: carveout-large
+    text = f"GPU memory is the kernel's default, half of RAM: {format_size(pool.bytes)}"
+    return Finding(text, fix=_way(facts, pool.bytes + GIB))
+
+
+def _promised(facts: Facts) -> Answer:
+    """GTT above the TTM limit: a size that nobody keeps."""
+    pool = _pool(facts)
+    gtt, limit = facts.memory.memory.gtt_bytes or 0, _limit(facts.memory)
+    if pool.name != "GTT" or gtt < limit.bytes + 64 * MIB:
         return None
-    return Finding(f"GPU memory is the kernel's default, half of RAM: {format_size(limit)}")
-
-
-def _module(facts: Facts) -> str:
-    ttm = facts.machine.ttm
-    return ttm.module if ttm else "ttm"
+    size = gttsize_in_force(facts.memory)
+    who = f"amdgpu.gttsize promises {format_size(gtt)}" if size else f"GTT is {format_size(gtt)}"
+    text = f"{who}, and TTM lets the GPU have {format_size(limit.bytes)}: {limit.why}"
+    return Finding(text, fix=_way(facts, pool.bytes + GIB))
 
 
 def _not_taken_over(facts: Facts) -> Answer:
-    limit, gtt = _limit(facts), _gtt(facts)
-    if abs(limit - gtt) <= 64 * MIB:
-        return None
-    sizes = f"the TTM limit is {format_size(limit)} and the driver's GTT {format_size(gtt)}"
-    if need(facts.live_options).get("amdgpu.gttsize", "-1") not in (None, "-1"):
-        return None  # gtt-sizes-differ has the reason
+    limit, gtt = _limit(facts.memory), _sane(facts.gpu.gtt_bytes, "the GTT limit cannot be read")
+    if limit.bytes <= gtt + 64 * MIB or gttsize_in_force(facts.memory) is not None:
+        return None  # gtt-above-ttm and gtt-sizes-differ have the reason
     if gtt >= 0.98 * _ram(facts):
         return None  # the driver capped it to RAM: ttm-above-ram
-    return Finding(f"{sizes}: it takes the limit once, at its start")
+    return Finding(
+        f"the TTM limit is {format_size(limit.bytes)} and the driver's GTT {format_size(gtt)}: "
+        "it takes the limit once, when it is loaded"
+    )
 
 
-def _carveout(facts: Facts) -> Answer:
-    gpu = facts.gpu
-    reserved = _sane(gpu.vram_bytes, "the carve-out cannot be read")
-    gtt = _gtt(facts)
+def _carveout_wasted(facts: Facts) -> Answer:
+    reserved = _sane(facts.gpu.vram_bytes, "the carve-out cannot be read")
+    pool = _pool(facts)
     # 4 GiB is what a Z13 shows at its firmware's smallest choice.
-    if reserved <= 4 * GIB or gtt <= reserved:
+    if reserved <= 4 * GIB or pool.name != "GTT":
         return None
     return Finding(
         f"{format_size(reserved)} are carved out for the GPU, and with a larger GTT of "
-        f"{format_size(gtt)} ROCm allocates there: the carve-out is lost to everybody"
+        f"{format_size(pool.bytes)} ROCm allocates there: the carve-out is lost to everybody"
+    )
+
+
+def _carveout_large(facts: Facts) -> Answer:
+    pool = _pool(facts)
+    if pool.name != "carve-out" or pool.bytes <= 4 * GIB:
+        return None
+    text = (
+        f"the GPU allocates from its carve-out of {format_size(pool.bytes)}: Linux has "
+        f"{format_size(_ram(facts))} left for good, and a TTM limit below the carve-out changes "
+        "nothing"
+    )
+    return Finding(text, fix=_way(facts, pool.bytes + GIB))
+
+
+def _held(facts: Facts) -> Answer:
+    pool = _pool(facts)
+    if pool.held is None:
+        return Unknown("the driver does not say how much memory of the GPU is in use")
+    if pool.held < pool.bytes / 4:
+        return None
+    text = (
+        f"{format_size(pool.held)} of the GPU's {format_size(pool.bytes)} are in use: "
+        f"{held_by(pool)}"
+    )
+    return Finding(text)
+
+
+def _next_boot(facts: Facts) -> Answer:
+    pool = _pool(facts)
+    then = gpu_pool(need(facts.next_boot), "vulkan")
+    if isinstance(then, Unknown) or then.bytes > pool.bytes - GIB:
+        return None
+    return Finding(
+        f"after the next boot the GPU may hold {format_size(then.bytes)}, now "
+        f"{format_size(pool.bytes)}: {then.limit.why}"
     )
 
 
@@ -275,8 +365,52 @@ RULES: tuple[Rule, ...] = (
         check=_limit_is_default,
         severity="info",
         confidence="sure",
-        fix="for larger models set ttm.pages_limit: 'infertune boot stage' does it for a profile",
+        fix="for larger models 'infertune boot stage long-context', and a reboot",
         sources=(github("ROCm/rocm-systems", 351),),
+    ),
+    Rule(
+        id="gtt-above-ttm",
+        title="the GTT size promises more than TTM lets through",
+        when=INTEGRATED,
+        check=_promised,
+        severity="warning",
+        confidence="sure",
+        fix="take amdgpu.gttsize away, and 'infertune boot stage long-context'",
+        sources=(
+            github("unslothai/unsloth", 7960),
+            github("kyuz0/amd-strix-halo-vllm-toolboxes", 11),
+        ),
+    ),
+    Rule(
+        id="gpu-memory-held",
+        title="programs that hold memory of the GPU",
+        when=AMDGPU,
+        check=_held,
+        severity="info",
+        confidence="sure",
+        fix="stop what is not needed before a large model is loaded; 'infertune fit' counts it",
+        sources=(rocm(5444), rocm(6370)),
+    ),
+    Rule(
+        id="gpu-memory-next-boot",
+        title="the next boot gives the GPU less memory",
+        when=INTEGRATED,
+        check=_next_boot,
+        severity="warning",
+        confidence="likely",
+        fix="'infertune boot stage long-context' makes a size last",
+        sources=(github("ROCm/rocm-systems", 3978),),
+    ),
+    Rule(
+        id="carveout-large",
+        title="a large carve-out that Linux cannot use",
+        when=INTEGRATED,
+        check=_carveout_large,
+        severity="info",
+        confidence="sure",
+        fix="set the firmware's smallest carve-out and size GTT instead, both: "
+        "'infertune boot stage long-context' after the carve-out is small",
+        sources=(github("kyuz0/amd-strix-halo-vllm-toolboxes", 81),),
     ),
     Rule(
         id="ttm-not-in-force",
@@ -292,7 +426,7 @@ RULES: tuple[Rule, ...] = (
         id="carveout-wasted",
         title="memory carved out for the GPU that nothing uses",
         when=INTEGRATED,
-        check=_carveout,
+        check=_carveout_wasted,
         severity="warning",
         confidence="likely",
         fix="set the firmware's smallest carve-out and size GTT instead",

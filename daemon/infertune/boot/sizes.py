@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes of the next boot: refused where they leave too little, and what a profile would bring.
+
+Judged is the machine after the boot, whoever set what: a limit that is on the command line already
+counts beside a carve-out that the profile makes larger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from infertune.boot import record
+from infertune.boot.loaders import plan
+from infertune.boot.options import Option, options
+from infertune.boot.record import Stage
+from infertune.errors import InfertuneError, UsageError
+from infertune.host.memory import PAGE
+from infertune.host.modprobe import Assignment, read_sources
+from infertune.host.system import COMMAND_LINE, boot_id
+from infertune.host.unknown import Unknown
+from infertune.machine import Machine
+from infertune.pools.boot import (
+    SMALLEST_CARVEOUT,
+    Change,
+    Outlook,
+    after_boot,
+    most_for_gpu,
+    ram_after,
+)
+from infertune.pools.facts import Configured, PoolFacts, read_facts
+from infertune.pools.judge import Picture, picture
+from infertune.profile import load_profile, places
+from infertune.resolve import assume_backend, resolve
+from infertune.root import Root
+from infertune.units import format_size
+
+LIMIT = "ttm.pages_limit"
+SIZES = (LIMIT, "ttm.page_pool_size")
+"""Boot settings that count pages."""
+
+
+def change_of(machine: Machine, staged: Sequence[Option]) -> Change:
+    """What staged options change about the GPU's memory."""
+    values = {option.id: option.value for option in staged}
+    gpu = machine.inference_gpu
+    sizes = {each.number: each.size_bytes for each in gpu.carveout_sizes} if gpu else {}
+    limit = values.get(LIMIT)
+    return Change(
+        pages_limit=int(limit) if limit else None,
+        carveout_bytes=sizes.get(values.get("amdgpu.uma_carveout", "")),
+    )
+
+
+def check_sizes(facts: PoolFacts, machine: Machine, staged: Sequence[Option]) -> None:
+    """Raises UsageError where the next boot would leave too little to the system."""
+    change = change_of(machine, staged)
+    sized = {option.id: option for option in staged if option.id in SIZES}
+    if not sized and change.carveout_bytes is None:
+        return
+    total = ram_after(facts, change)
+    if total is None:
+        if sized:
+            raise UsageError(
+                f"{next(iter(sized))}: the size of memory is not known; nothing was touched"
+            )
+        return
+    most = most_for_gpu(total)
+    for option in sized.values():
+        if int(option.value) * PAGE > most:
+            hint = f"write 'at most {most * 100 // (total or 1)}%' beside the size"
+            raise _refused(option.id, int(option.value), option.source, total, hint)
+    others = facts.configured.pages_limit
+    if LIMIT not in sized and others and int(others.value) * PAGE > most:
+        raise _refused(str(others), int(others.value), others.source, total, _lower(others))
+
+
+def _lower(others: Assignment) -> str:
+    return f"lower it first ({others.origin}), or choose a smaller carve-out"
+
+
+def _refused(what: str, pages: int, source: str, total: int, hint: str) -> UsageError:
+    return UsageError(
+        f"{what}: {format_size(pages * PAGE)} is refused ({source}): after the next boot Linux has "
+        f"{format_size(total)}, of which at most {format_size(most_for_gpu(total))} may go to the "
+        "GPU; nothing was touched",
+        hint=hint,
+    )
+
+
+# -- what the next boot brings -------------------------------------------------------------
+
+
+def next_boot(root: Root, machine: Machine, facts: PoolFacts) -> PoolFacts | Unknown:
+    """The machine after its next boot, with what infertune has staged, or put back, in this one."""
+    if machine.boot_style == "none":
+        return Unknown("a container has its host's boot settings")
+    staged = _record(root)
+    here = boot_id(root)
+    if staged and staged.in_force and staged.boot_id == here:
+        return after_boot(facts, change_of(machine, staged.options))
+    if staged and staged.phase == "undone" and staged.tried == here:
+        facts = replace(facts, configured=_without(facts.configured, staged))
+    return after_boot(facts)
+
+
+def look(root: Root, machine: Machine, backend: str | None = None) -> Picture:
+    """The GPU's memory now and after the next boot."""
+    facts = read_facts(root, machine)
+    then = next_boot(root, machine, facts)
+    return picture(facts, then, backend or assume_backend(machine)[0])
+
+
+def _record(root: Root) -> Stage | None:
+    try:
+        return record.load(root)
+    except InfertuneError:
+        return None  # 'infertune boot status' says what is wrong with it
+
+
+def _without(found: Configured, staged: Stage) -> Configured:
+    """What is configured without words of ours that only the running kernel still has."""
+    limit = found.pages_limit
+    ours = {option.value for option in staged.options if option.id == LIMIT}
+    if limit and limit.file == COMMAND_LINE and limit.value in ours:
+        return replace(found, pages_limit=None)
+    return found
+
+
+# -- what a profile would bring ---------------------------------------------------------
+
+
+def outlook(root: Root, machine: Machine, facts: PoolFacts, profile: str) -> Outlook | Unknown:
+    """The machine after a profile's [boot] was staged, and booted.
+
+    Unknown where 'infertune boot stage' refuses it, or it changes nothing.
+    """
+    if machine.boot_style == "none":
+        return Unknown("a container has its host's boot settings")
+    sources = read_sources(root)
+    try:
+        wanted = resolve(load_profile(root, profile), machine)
+        staged = options(root, machine, wanted, sources)[0]
+        check_sizes(facts, machine, staged)
+        way = plan(root, machine, staged)
+    except InfertuneError as error:
+        return Unknown(error.message)
+    change = change_of(machine, staged)
+    if change == Change():
+        return Unknown(f"'{profile}' changes nothing about the GPU's memory here")
+    then = after_boot(facts, change)
+    if isinstance(then, Unknown):
+        return then
+    return Outlook(_command(root, profile, by_hand=bool(way.by_hand)), then)
+
+
+def _command(root: Root, profile: str, *, by_hand: bool) -> str:
+    """What to type.  One change at a time is staged: another one is undone first."""
+    before = _record(root)
+    undo = "'infertune boot undo', " if before and before.in_force else ""
+    if by_hand:
+        return f"{undo}what 'infertune boot plan {profile}' says to do by hand, and a reboot"
+    return f"{undo}'infertune boot stage {profile}' and a reboot"
+
+
+def outlooks(
+    root: Root, machine: Machine, facts: PoolFacts, first: str | None = None
+) -> tuple[Outlook, ...]:
+    """What each profile would bring: ``first`` before all others, then the smallest change first.
+
+    Where the firmware's carve-out is what GTT would have to outgrow, with that made small before.
+    """
+    waiting = next_boot(root, machine, facts)
+    found = [] if isinstance(waiting, Unknown) else [Outlook("a reboot, as configured", waiting)]
+    if first and not isinstance(chosen := outlook(root, machine, facts, first), Unknown):
+        found.append(chosen)
+    # The profile that all others extend is nobody's first choice.
+    names = sorted((name for name in places(root) if name != first), key=lambda n: n == "base")
+    others = [outlook(root, machine, facts, name) for name in names]
+    known = [each for each in others if isinstance(each, Outlook)]
+    known.sort(key=lambda each: (each.facts.ttm and each.facts.ttm.pages_limit) or 0)
+    return (*found, *known, *_without_carveout(root, machine, facts, first or "long-context"))
+
+
+def _without_carveout(
+    root: Root, machine: Machine, facts: PoolFacts, profile: str
+) -> tuple[Outlook, ...]:
+    gpu = machine.inference_gpu
+    if gpu is None or (facts.memory.vram_bytes or 0) <= 4 * SMALLEST_CARVEOUT:
+        return ()
+    small = after_boot(facts, Change(carveout_bytes=SMALLEST_CARVEOUT))
+    if isinstance(small, Unknown):
+        return ()
+    changed = replace(gpu, vram_bytes=SMALLEST_CARVEOUT, gtt_bytes=small.memory.gtt_bytes)
+    then = replace(
+        machine,
+        memory=replace(machine.memory, total_bytes=small.ram),
+        gpus=tuple(changed if each is gpu else each for each in machine.gpus),
+    )
+    after = outlook(root, then, small, profile)
+    if isinstance(after, Unknown):
+        return ()
+    text = f"the firmware's smallest carve-out (in the BIOS) and a reboot, then {after.text}"
+    return (Outlook(text, after.facts),)
