@@ -385,6 +385,34 @@ class Root:
         finally:
             os.close(fd)
 
+    @contextlib.contextmanager
+    def turn(
+        self, path: str, patience_s: float, *, descriptor: int | None = None
+    ) -> Iterator[bool]:
+        """Wait for an exclusive flock(2) on ``path``; yields False where patience ends before.
+
+        Only its owner may open the file, so that nobody else can hold it; ``descriptor`` is the
+        file opened by somebody who may (reading is enough for flock).  Raises OSError where it
+        cannot be opened.
+        """
+        self._step("lock", path)
+        own = descriptor is None
+        fd = (
+            _open(self._inside(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            if descriptor is None
+            else descriptor
+        )
+        try:
+            got = _flock(fd, patience_s)
+            try:
+                yield got
+            finally:
+                if got:
+                    fcntl.flock(fd, fcntl.LOCK_UN)
+        finally:
+            if own:
+                os.close(fd)
+
     def lock_owner(self, path: str) -> str | None:
         """Who holds the lock on ``path`` right now, or None.  Does not take it.
 
@@ -440,6 +468,19 @@ class Root:
 def _open(path: Path, flags: int, mode: int = 0o644) -> int:
     # O_NONBLOCK: a FIFO, or a driver that waits, must not hang a root process.
     return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, mode)
+
+
+def _flock(fd: int, patience_s: float) -> bool:
+    give_up = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= give_up:
+                return False
+            time.sleep(0.02)
+        else:
+            return True
 
 
 def _whole_file(kind: int) -> bytes:

@@ -116,14 +116,14 @@ STARTS = {
     "service/timer.py",
     "service/daemon.py",
     "service/setup.py",
-    "service/launcher.py",
+    "launcher.py",
     "exporter/capabilities.py",
 }
 SEES_ENVIRONMENT = {
     "launch",
     "cli",
     "service/daemon.py",
-    "service/launcher.py",
+    "launcher.py",
     "exporter/main.py",
 }
 MODULES_THAT_START = {"subprocess", "multiprocessing", "pty", "ctypes", "mmap"}

@@ -81,6 +81,10 @@ class Budget:
     def total(self, *whens: When) -> int:
         return sum(part.bytes for part in self.parts if part.when in (whens or ("start",)))
 
+    def on_host(self) -> int:
+        """Bytes that RAM has to give at the start, beside the GPU's."""
+        return _need(self.parts, "host", "start")
+
     def on_gpu(self) -> int:
         """Bytes that the GPU's pool has to give at the start."""
         return _need(self.parts, "GPU", "start")
@@ -135,7 +139,7 @@ def _judge(shape: Shape, memory: ServerMemory, facts: PoolFacts, backend: str) -
         said.append(("unknown", room.why))
     else:
         demands.append(_ram_demand(room, in_ram, later))
-        said += _of_ram(room, in_ram, later)
+        said += _of_ram(room, in_ram, later, facts)
     said += _of_shape(shape, memory)
     verdicts: list[Verdict] = ["fits", *(each for each, _ in said)]
     verdict = max(verdicts, key=_ORDER.index)
@@ -188,7 +192,7 @@ def _in_use(pool: Pool) -> str:
     held = f"{format_size(pool.held or 0)} are in use: {held_by(pool)}"
     if not pool.reserved:
         return held
-    return f"{held}; {format_size(pool.reserved)} are promised to servers that are still loading"
+    return f"{held}; {format_size(pool.reserved)} are promised to {', '.join(pool.loading[:3])}"
 
 
 def _ram_demand(room: Ram, need: int, later: int) -> Demand:
@@ -197,7 +201,7 @@ def _ram_demand(room: Ram, need: int, later: int) -> Demand:
     return Demand("RAM", room.bytes - room.reserve, held, need, need + later, room.limit, source)
 
 
-def _of_ram(room: Ram, need: int, later: int) -> Iterator[tuple[Verdict, str]]:
+def _of_ram(room: Ram, need: int, later: int, facts: PoolFacts) -> Iterator[tuple[Verdict, str]]:
     most = room.bytes - room.reserve
     floor = min(max(int(_RAM_FLOOR * room.bytes), _RAM_FLOOR_LEAST), _RAM_FLOOR_MOST)
     if need > most:
@@ -213,10 +217,14 @@ def _of_ram(room: Ram, need: int, later: int) -> Iterator[tuple[Verdict, str]]:
     if room.free is None:
         return
     left = room.free - need
+    promised = ""
+    if facts.reserved_ram:
+        who = ", ".join(facts.loading[:3])
+        promised = f"; {format_size(facts.reserved_ram)} are promised to {who}"
     if left < floor:
         text = (
             f"RAM: {format_size(need)} of the {format_size(room.free)} that are free; other "
-            f"programs hold the rest, and {format_size(floor)} have to stay free"
+            f"programs hold the rest, and {format_size(floor)} have to stay free{promised}"
         )
         yield "does not fit now", text
     elif left < room.reserve:

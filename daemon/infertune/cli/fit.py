@@ -14,9 +14,9 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from infertune.boot.sizes import outlooks
-from infertune.budget.budget import REFUSED, Budget, budget
+from infertune.budget.budget import Budget, budget
 from infertune.budget.expect import Expectation, expect
-from infertune.budget.gguf_file import ModelError, ModelFile, read_model
+from infertune.budget.gguf_file import ModelFile, read_model
 from infertune.budget.settings import ServerMemory, server_memory
 from infertune.budget.shape import Shape, read_shape
 from infertune.cli.base import JSON, Argument, Command, Context, argument
@@ -26,6 +26,7 @@ from infertune.host.system import load_average
 from infertune.launch.embedded import default_model
 from infertune.machine import Machine, read_machine
 from infertune.pools.facts import read_facts
+from infertune.pools.promised import with_reservations
 from infertune.profile import load_profile
 from infertune.resolve import assume_backend, resolve
 from infertune.root import Root, full_path
@@ -80,36 +81,6 @@ def canonical(given: Mapping[str, str | int | bool], machine: Machine) -> dict[s
     return found
 
 
-# -- before a start ------------------------------------------------------------------
-
-
-def refuse_misfit(
-    ctx: Context, machine: Machine, path: str, backend: str, settings: Mapping[str, str]
-) -> str | None:
-    """Raise UsageError for a model that does not fit; give a remark for one that may not.
-
-    A file that infertune cannot read is not refused: the server may know more.
-    """
-    try:
-        shape = read_shape(read_model(path))
-    except ModelError as error:
-        return f"whether the model fits is unknown: {error.message}"
-    facts = read_facts(ctx.root, machine)
-    ways = outlooks(ctx.root, machine, facts)
-    found = budget(shape, server_memory(settings), facts, backend, ways)
-    if found.verdict == "fits":
-        return None
-    why = "; ".join(found.reasons)
-    if found.verdict in REFUSED and not ctx.args.force:
-        helps = "".join(f"\n  {each.verdict} with {each.text}" for each in found.remedies)
-        raise UsageError(
-            f"{found.verdict}: {why}; nothing was touched",
-            hint=f"'infertune fit' shows the sums; --force starts it all the same{helps}",
-        )
-    word = "whether the model fits is unknown" if found.verdict == "unknown" else found.verdict
-    return f"{word}: {why}"
-
-
 # -- fit ------------------------------------------------------------------------------
 
 
@@ -121,7 +92,7 @@ def _fit(ctx: Context) -> Exit:
     backend = args.backend if args.backend != "auto" else assume_backend(machine)[0]
     settings = _settings(ctx, machine, backend)
     memory = server_memory(settings)
-    facts = read_facts(ctx.root, machine)
+    facts = with_reservations(ctx.root, read_facts(ctx.root, machine), backend)
     ways = outlooks(ctx.root, machine, facts, args.profile)
     found = budget(shape, memory, facts, backend, ways)
     if args.json:

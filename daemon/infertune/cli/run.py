@@ -6,14 +6,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from infertune.admission import Admission, Asked, admit, release
+from infertune.budget.settings import server_memory
 from infertune.cli.base import JSON, Command, Context, argument
 from infertune.cli.engine import BACKEND, PROFILE, WITHOUT, without
-from infertune.cli.fit import FORCE, refuse_misfit
+from infertune.cli.fit import FORCE
 from infertune.cli.render import print_report
 from infertune.documents import report_document
 from infertune.engine import Report
@@ -21,6 +23,7 @@ from infertune.errors import InfertuneError, UsageError
 from infertune.launch.client import Completion
 from infertune.launch.place import Placed
 from infertune.launch_settings import LAUNCH_SETTINGS, Limit
+from infertune.machine import Machine
 from infertune.run import Request, Result, run
 from infertune.units import format_size
 
@@ -100,6 +103,7 @@ def _run(ctx: Context) -> int:
         raise UsageError(
             "--model, --server, --port and --ask are for llama-server, not for a command after --"
         )
+    promised: list[Admission] = []
     request = Request(
         profile=args.profile,
         caller=os.environ,
@@ -113,7 +117,7 @@ def _run(ctx: Context) -> int:
         without=tuple(without(ctx)),
         launch_only=args.launch_only,
         stdout=2 if args.json else 1,
-        check=partial(refuse_misfit, ctx),
+        check=partial(_admit, ctx, promised),
     )
     result = Result(args.profile)
     if args.json:
@@ -129,8 +133,32 @@ def _run(ctx: Context) -> int:
         failed = error.message
         raise
     finally:
+        for each in promised:
+            release(ctx.root, each)
         if args.json:
             ctx.print_json("infertune.run/1", _document(result, failed))
+
+
+def _admit(
+    ctx: Context,
+    promised: list[Admission],
+    machine: Machine,
+    model: str,
+    backend: str,
+    settings: Mapping[str, str],
+) -> str | None:
+    """Ask whether the model fits now, and keep its room until the run ends.  Raises UsageError."""
+    asked = Asked(
+        name=f"run-{os.getpid()}",
+        model=model,
+        backend=backend,
+        memory=server_memory(settings),
+        pid=os.getpid(),
+        force=ctx.args.force,
+        profile=ctx.args.profile,
+    )
+    promised.append(admit(ctx.root, machine, asked))
+    return promised[-1].remark
 
 
 def _document(result: Result, failed: str | None) -> dict[str, Any]:

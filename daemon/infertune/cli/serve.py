@@ -15,9 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from infertune.admission import Asked, check
+from infertune.budget.settings import server_memory
 from infertune.cli.base import JSON, Command, Context, argument
 from infertune.cli.engine import BACKEND, PROFILE, daemon_runs
-from infertune.cli.fit import FORCE, canonical, parse_setting, refuse_misfit
+from infertune.cli.fit import FORCE, canonical, parse_setting
 from infertune.cli.run import Silent
 from infertune.errors import Busy, Exit, Failed, NotPermitted, Unreachable, UsageError
 from infertune.host.sockets import listeners
@@ -83,6 +85,7 @@ def _serve(ctx: Context) -> Exit:
         port=_free_port(ctx, name),
         backend=args.backend,
         settings=dict(parse_setting(text) for text in ctx.command),
+        force=args.force,
     )
     profile = load_profile(ctx.root, declaration.profile)
     # What the daemon will refuse is refused before it is written.
@@ -118,7 +121,10 @@ def _serve(ctx: Context) -> Exit:
 
 
 def _refuse_misfit(ctx: Context, declaration: Declaration, model: str, profile: Profile) -> None:
-    """The check is here and not in the daemon: root does not read models."""
+    """A first check, so that what does not fit is not even declared: the daemon reads no models.
+
+    Who really gets the room is decided by the unit's launcher, one start at a time.
+    """
     machine = read_machine(ctx.root)
     backend = declaration.backend
     if backend == "auto":
@@ -126,7 +132,16 @@ def _refuse_misfit(ctx: Context, declaration: Declaration, model: str, profile: 
     desired = resolve(profile, machine, backend)
     settings = {name: setting.canonical for name, setting in desired.server.items()}
     settings |= canonical(declaration.settings or {}, machine)
-    if remark := refuse_misfit(ctx, machine, model, backend, settings):
+    asked = Asked(
+        name=declaration.name,
+        model=model,
+        backend=backend,
+        memory=server_memory(settings),
+        pid=os.getpid(),
+        force=ctx.args.force,
+        profile=declaration.profile,
+    )
+    if remark := check(ctx.root, machine, asked).remark:
         print(f"infertune: {remark}", file=sys.stderr)
 
 

@@ -86,6 +86,21 @@ def started_ticks(root: Root, pid: int | str) -> int | None:
     return integer(fields[19]) if len(fields) > 19 else None
 
 
+def children(root: Root, pid: int | str) -> tuple[int, ...]:
+    """Processes a process has started (CONFIG_PROC_CHILDREN); empty where it is not told."""
+    listed = (root.get(f"/proc/{pid}/task/{pid}/children") or "").split()
+    return tuple(child for child in map(integer, listed) if child is not None)
+
+
+def uptime(root: Root) -> float | None:
+    """Seconds since boot."""
+    first = (root.get("/proc/uptime") or "").partition(" ")[0]
+    try:
+        return float(first)
+    except ValueError:
+        return None
+
+
 def status(root: Root, task: int | str = "self") -> Mapping[str, str]:
     """Fields of /proc/PID/status.  Raises OSError."""
     return pairs(root.read(f"/proc/{task}/status"), ":")

@@ -94,6 +94,8 @@ class PoolFacts:
     """GPU memory promised to servers that are still loading (admission.py)."""
     reserved_ram: int = 0
     """The same of RAM, their part of the GPU's memory included where that is RAM."""
+    loading: tuple[str, ...] = ()
+    """Who they are."""
 
     @property
     def ram_is_the_hosts(self) -> bool:

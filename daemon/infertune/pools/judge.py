@@ -50,6 +50,8 @@ class Pool:
     """Bytes in use now, whoever holds them; None where the driver does not say."""
     reserved: int
     """Bytes promised to servers that are still loading."""
+    loading: tuple[str, ...]
+    """Who they are."""
     holders: tuple[Holder, ...]
     in_ram: bool
     """Whether it is a part of RAM."""
@@ -96,22 +98,33 @@ def gpu_pool(facts: PoolFacts, backend: str) -> Pool | Unknown:
 
 def _vram(facts: PoolFacts, vram: int) -> Pool:
     limit = Limit(vram, "VRAM", "memory of the card (mem_info_vram_total)")
-    return Pool(
-        "VRAM", limit, (limit,), facts.memory.vram_used_bytes, facts.reserved, facts.holders, False
-    )
+    return _of(facts, "VRAM", [limit], facts.memory.vram_used_bytes)
 
 
 def _carveout(facts: PoolFacts, vram: int, remark: str = "") -> Pool:
     why = "the firmware's setting (mem_info_vram_total)"
     limit = Limit(vram, "firmware", f"{why}; {remark}" if remark else why)
     held = _most(facts.memory.vram_used_bytes, sum(each.vram_bytes for each in facts.holders))
-    return Pool("carve-out", limit, (limit,), held, facts.reserved, facts.holders, False)
+    return _of(facts, "carve-out", [limit], held)
 
 
 def _gtt(facts: PoolFacts, gtt: int, backend: str) -> Pool:
-    limits = sorted(_gtt_limits(facts, gtt, backend), key=lambda each: each.bytes)
     held = _most(facts.memory.gtt_used_bytes, sum(each.gtt_bytes for each in facts.holders))
-    return Pool("GTT", limits[0], tuple(limits), held, facts.reserved, facts.holders, True)
+    return _of(facts, "GTT", _gtt_limits(facts, gtt, backend), held)
+
+
+def _of(facts: PoolFacts, name: PoolName, limits: list[Limit], held: int | None) -> Pool:
+    ordered = tuple(sorted(limits, key=lambda each: each.bytes))
+    return Pool(
+        name=name,
+        limit=ordered[0],
+        limits=ordered,
+        held=held,
+        reserved=facts.reserved,
+        loading=facts.loading,
+        holders=facts.holders,
+        in_ram=name == "GTT",
+    )
 
 
 def _most(counted: int | None, listed: int) -> int | None:

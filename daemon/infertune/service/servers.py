@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from infertune.errors import ProfileError, UsageError
+from infertune.pools.promised import LOCK
 from infertune.profile import BACKENDS
 from infertune.resolve import Desired
 from infertune.server_settings import SERVER_SETTINGS
@@ -41,6 +42,8 @@ class Declaration:
     backend: str = "auto"
     settings: Mapping[str, str | int | bool] | None = None
     """Server settings of its own, over the profile's: canonical names of server_settings.py."""
+    force: bool = False
+    """Start it even where it does not fit."""
 
     @property
     def unit(self) -> str:
@@ -53,6 +56,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "port": int,
     "backend": str,
     "settings": dict,
+    "force": bool,
 }
 
 
@@ -73,7 +77,7 @@ def parse_declaration(
     for key, value in found.items():
         if key not in _KINDS:
             raise wrong(f"unknown key '{key}'; known: {', '.join(_KINDS)}")
-        if not isinstance(value, _KINDS[key]) or isinstance(value, bool):
+        if not isinstance(value, _KINDS[key]) or (isinstance(value, bool) and key != "force"):
             raise wrong(f"{key} is not a {_KINDS[key]}")
     if default_profile is not None:
         found.setdefault("profile", default_profile)
@@ -99,7 +103,13 @@ def parse_declaration(
         except ValueError as error:
             raise wrong(f"{key}: {error}") from None
     return Declaration(
-        name, found["profile"], model, found["port"], found.get("backend", "auto"), settings
+        name,
+        found["profile"],
+        model,
+        found["port"],
+        found.get("backend", "auto"),
+        settings,
+        found.get("force", False),
     )
 
 
@@ -109,6 +119,8 @@ def declaration_text(declaration: Declaration) -> str:
     if declaration.model is not None:
         lines.append(f"model = {json.dumps(declaration.model, ensure_ascii=False)}")
     lines.append(f"backend = {json.dumps(declaration.backend)}")
+    if declaration.force:
+        lines.append("force = true")
     if declaration.settings:
         lines.append("[settings]")
         lines += [f"{name} = {json.dumps(value)}" for name, value in declaration.settings.items()]
@@ -206,6 +218,8 @@ def drop_in(
     lines = [f"# Written by infertuned: profile {desired.profile}, backend {desired.backend}."]
     lines += ["[Unit]", f"Description=Model server {declaration.name} (infertune)", "[Service]"]
     every = {**directives(desired), **access(declaration, groups)}
+    # Opened by systemd as root: the launcher waits for its turn with it (admission.py).
+    lines.append(f"StandardInput=file:{LOCK}")
     lines += [f"{name}={value}" for name, value in every.items()]
     if kind := partition(desired):
         lines.append(f"ExecStartPre=+{program(python)} -I -m infertune.service.partition {kind}")

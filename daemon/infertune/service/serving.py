@@ -10,6 +10,7 @@ from typing import Any
 from infertune.errors import Failed, InfertuneError, UsageError
 from infertune.host.sockets import listeners
 from infertune.machine import read_machine
+from infertune.pools.promised import LOCK
 from infertune.profile import load_profile
 from infertune.resolve import Desired, resolve
 from infertune.root import Root
@@ -81,6 +82,7 @@ class Serving:
                 ),
             }
             write_drop_ins(self._root, texts)
+            self._make_lock()
             await self._systemd.reload()
             try:
                 await self._systemd.start(unit)
@@ -164,6 +166,14 @@ class Serving:
                 f"port {declaration.port} is taken, by a program of uid {users}",
                 hint="end that program, or declare another port",
             )
+
+    def _make_lock(self) -> None:
+        """The unit's standard input: its launcher waits for its turn with it.  Raises Failed."""
+        try:
+            with self._root.turn(LOCK, 0):
+                pass
+        except OSError as error:
+            raise Failed(f"{LOCK}: {error.strerror}") from error
 
     def _desired(self, declaration: Declaration) -> Desired:
         profile = load_profile(self._root, declaration.profile)

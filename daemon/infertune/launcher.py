@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
+from infertune.admission import Asked, admit
+from infertune.budget.settings import server_memory
 from infertune.engine import Report
 from infertune.errors import Exit, InfertuneError, UsageError
 from infertune.launch.client import Completion
 from infertune.launch.place import Placed
-from infertune.machine import read_machine
+from infertune.machine import Machine, read_machine
+from infertune.pools.promised import LOCK, OF_UNITS
 from infertune.root import Root
 from infertune.run import Request, Result, Run, prepare
 from infertune.server_settings import SERVER_SETTINGS
 from infertune.service.declared import find_declaration
+from infertune.service.servers import Declaration
 
 
 class _Log:
@@ -32,6 +37,42 @@ class _Log:
     def placed(self, outcomes: Sequence[Placed]) -> None: ...
     def answered(self, completion: Completion) -> None: ...
     def restored(self, report: Report) -> None: ...
+
+
+def _admit(
+    root: Root,
+    declared: Declaration,
+    machine: Machine,
+    model: str,
+    backend: str,
+    settings: Mapping[str, str],
+) -> str | None:
+    """Ask whether the model fits now; this process, which becomes the server, keeps the room."""
+    asked = Asked(
+        name=declared.name,
+        model=model,
+        backend=backend,
+        memory=server_memory(settings),
+        pid=os.getpid(),
+        force=declared.force,
+        profile=declared.profile,
+    )
+    turn = sys.stdin.fileno() if _has_turn(root) else None
+    return admit(root, machine, asked, OF_UNITS, turn).remark
+
+
+def _has_turn(root: Root) -> bool:
+    """Whether systemd has opened the lock for us, as our standard input."""
+    try:
+        return os.path.samestat(os.fstat(0), root.at(LOCK).stat())
+    except OSError:
+        return False
+
+
+def _close_turn() -> None:
+    """The server is not to keep the lock."""
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    os.dup2(null, 0)
 
 
 def main() -> int:
@@ -55,12 +96,14 @@ def main() -> int:
             model=declared.model,
             port=declared.port,
             settings=settings,
+            check=partial(_admit, root, declared),
         )
         result = Result(profile=declared.profile)
         _, job = prepare(Run(root, read_machine(root), request, result, _Log()))
     except InfertuneError as error:
         print(f"<3>{error.message}" + (f"; {error.hint}" if error.hint else ""), file=sys.stderr)
         return int(error.exit_code)
+    _close_turn()
     print(f"starting {' '.join(job.argv)}", flush=True)
     return os.execve(job.program, list(job.argv), dict(job.env))  # noqa: S606
 

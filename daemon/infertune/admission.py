@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a server may start now: one at a time is judged, and promised what it needs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from infertune.boot.sizes import outlooks
+from infertune.budget.budget import REFUSED, Budget, budget
+from infertune.budget.gguf_file import ModelError, read_model
+from infertune.budget.settings import ServerMemory
+from infertune.budget.shape import Shape, read_shape
+from infertune.errors import UsageError
+from infertune.machine import Machine
+from infertune.pools.facts import read_facts
+from infertune.pools.promised import LOCK, OF_ROOT, reserve, with_reservations
+from infertune.root import Root
+
+_PATIENCE_S = 30.0
+"""With another start, which is judged in well under a second."""
+
+
+@contextlib.contextmanager
+def turn(root: Root, *, descriptor: int | None = None) -> Iterator[bool]:
+    """One start at a time is judged; yields whether it really is this one's turn alone.
+
+    ``descriptor``: the open lock, for whoever may not open it.  Without root there is no turn.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            if descriptor is None:
+                root.mkdir("/run/infertune")
+            yield stack.enter_context(root.turn(LOCK, _PATIENCE_S, descriptor=descriptor))
+        except PermissionError:
+            yield False
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What came of asking."""
+
+    remark: str | None
+    """To be said beside the start: tight, unknown, or what --force overrides."""
+    reserved: str | None = None
+    """The file of the reservation, to be removed once the server has answered or ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is to be started."""
+
+    name: str
+    model: str
+    backend: str
+    memory: ServerMemory
+    pid: int
+    """The process that will be the engine, or its parent."""
+    force: bool = False
+    profile: str | None = None
+    """Whose [boot] is looked at first for more room."""
+
+
+def check(root: Root, machine: Machine, asked: Asked) -> Admission:
+    """Refuse what does not fit now, without a promise.  Raises UsageError."""
+    shape = _shape(asked)
+    if isinstance(shape, Admission):
+        return shape
+    return Admission(_verdict(_judge(root, machine, shape, asked), asked))
+
+
+def admit(
+    root: Root,
+    machine: Machine,
+    asked: Asked,
+    directory: str = OF_ROOT,
+    descriptor: int | None = None,
+) -> Admission:
+    """Refuse what does not fit now, and promise the rest what it needs.  Raises UsageError."""
+    shape = _shape(asked)
+    if isinstance(shape, Admission):
+        return shape
+    with turn(root, descriptor=descriptor) as alone:
+        found = _judge(root, machine, shape, asked)
+        remark = _verdict(found, asked)
+        reserved = reserve(
+            root,
+            directory,
+            asked.name,
+            asked.pid,
+            gpu=found.on_gpu(),
+            host=found.on_host(),
+        )
+    if not alone and remark:
+        remark = f"{remark}; another start may take the room (only root's wait for each other)"
+    return Admission(remark, reserved)
+
+
+def _shape(asked: Asked) -> Shape | Admission:
+    """A file that infertune cannot read is not refused: the server may know more."""
+    try:
+        return read_shape(read_model(asked.model))
+    except ModelError as error:
+        return Admission(f"whether the model fits is unknown: {error.message}")
+
+
+def _judge(root: Root, machine: Machine, shape: Shape, asked: Asked) -> Budget:
+    """The budget with everything that is held and promised now."""
+    facts = read_facts(root, machine)
+    facts = with_reservations(root, facts, asked.backend, without=asked.pid)
+    ways = outlooks(root, machine, facts, asked.profile)
+    return budget(shape, asked.memory, facts, asked.backend, ways)
+
+
+def _verdict(found: Budget, asked: Asked) -> str | None:
+    if found.verdict == "fits":
+        return None
+    why = "; ".join(found.reasons)
+    if found.verdict in REFUSED:
+        if not asked.force:
+            helps = "".join(f"\n  {each.verdict} with {each.text}" for each in found.remedies)
+            raise UsageError(
+                f"{found.verdict}: {why}; nothing was touched",
+                hint=f"'infertune fit' shows the sums; --force starts it all the same{helps}",
+            )
+        return f"--force overrides: {found.verdict}: {why}"
+    word = "whether the model fits is unknown" if found.verdict == "unknown" else found.verdict
+    return f"{word}: {why}"
+
+
+def release(root: Root, admission: Admission) -> None:
+    """End a promise before its time: the server has answered, or was never started."""
+    if admission.reserved:
+        with contextlib.suppress(OSError):
+            root.unlink(admission.reserved)

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What servers that are still loading were promised.
+
+An engine takes a minute to allocate what it needs.  Until then its need is a *reservation*: a
+small file with the process it belongs to.  What of it the process has taken counts as held, the
+rest as promised; so two starts at once are never admitted for the same room.  A reservation ends
+by itself: with its process, or when an engine has had time enough to load the largest model.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from infertune.host.processes import children, resident_bytes, started_ticks, uptime
+from infertune.host.unknown import Unknown
+from infertune.pools.facts import Holder, PoolFacts
+from infertune.pools.judge import gpu_pool
+from infertune.root import Root
+
+LOCK = "/run/infertune/admission.lock"
+"""Whoever holds it judges a start.  Root's; a server's unit gets it as its standard input."""
+OF_ROOT, OF_UNITS = "/run/infertune/admission", "/run/infertune-server/admission"
+"""Reservations of root's own starts, and of the units' user."""
+
+_MAX_FILES = 64
+_MAX_BYTES = 4096
+_LASTS_S = 900.0
+"""120 GiB at 200 MB/s are loaded in ten minutes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What a server that is loading was promised; bytes."""
+
+    name: str
+    pid: int
+    started_ticks: int
+    """When the process started: with its id, which one it is."""
+    since: float
+    """Seconds since boot."""
+    gpu: int
+    host: int
+
+    @property
+    def who(self) -> str:
+        return f"server '{self.name}' (pid {self.pid}), which is loading"
+
+
+def reservations(root: Root) -> tuple[Reservation, ...]:
+    """Those of processes that live, and are not too old.  Never raises."""
+    found = []
+    for directory in (OF_ROOT, OF_UNITS):
+        for name in root.names(directory)[:_MAX_FILES]:
+            one = _read(root, f"{directory}/{name}") if name.endswith(".json") else None
+            if one and _counts(root, one):
+                found.append(one)
+    return tuple(found)
+
+
+def _read(root: Root, path: str) -> Reservation | None:
+    try:
+        known: Any = json.loads(root.read_small(path, _MAX_BYTES))
+        return Reservation(
+            name=str(known["name"])[:64],
+            pid=int(known["pid"]),
+            started_ticks=int(known["started_ticks"]),
+            since=float(known["since"]),
+            gpu=max(0, int(known["gpu"])),
+            host=max(0, int(known["host"])),
+        )
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None  # half written, or of another version
+
+
+def _counts(root: Root, one: Reservation) -> bool:
+    """Whether its process lives, and has not had time enough."""
+    age = (uptime(root) or 0.0) - one.since
+    # A unit's user sees no process of root's (ProtectProc=): those are believed until they are old.
+    lives = started_ticks(root, one.pid) == one.started_ticks or started_ticks(root, 1) is None
+    return lives and 0 <= age < _LASTS_S
+
+
+def with_reservations(
+    root: Root, facts: PoolFacts, backend: str, *, without: int | None = None
+) -> PoolFacts:
+    """The facts with what servers that are still loading were promised.
+
+    ``without``: a process whose own promise does not count (it asks again).
+    """
+    pool = gpu_pool(facts, backend if backend != "cpu" else "vulkan")
+    in_ram = not isinstance(pool, Unknown) and pool.in_ram
+    holders = {each.pid: each for each in facts.holders}
+    promised = [each for each in reservations(root) if each.pid != without]
+    gpu = host = 0
+    for one in promised:
+        family = {one.pid, *children(root, one.pid)}
+        taken = sum(_held(holders.get(pid)) for pid in family)
+        resident = sum(resident_bytes(root, pid) or 0 for pid in family)
+        left = max(0, one.gpu - taken)
+        gpu += left
+        host += max(0, one.host - resident) + (left if in_ram else 0)
+    return replace(
+        facts, reserved=gpu, reserved_ram=host, loading=tuple(each.who for each in promised)
+    )
+
+
+def _held(holder: Holder | None) -> int:
+    return holder.gtt_bytes + holder.vram_bytes if holder else 0
+
+
+def reserve(root: Root, directory: str, name: str, pid: int, *, gpu: int, host: int) -> str | None:
+    """Promise a process so many bytes; the file, or None where it could not be written."""
+    ticks, now = started_ticks(root, pid), uptime(root)
+    if ticks is None or now is None:
+        return None
+    one = Reservation(name, pid, ticks, now, gpu, host)
+    path = f"{directory}/{name}.json"
+    try:
+        root.mkdir(directory)
+        _sweep(root, directory)
+        root.replace(path, json.dumps(asdict(one)).encode())
+    except OSError:
+        return None  # without root, or on a full /run: the start goes on without a promise
+    return path
+
+
+def _sweep(root: Root, directory: str) -> None:
+    """Remove what processes that are gone have left."""
+    for name in root.names(directory):
+        path = f"{directory}/{name}"
+        one = _read(root, path)
+        if one is None or not _counts(root, one):
+            root.unlink(path)
