@@ -14,6 +14,7 @@ from infertune.exporter.collectors.llama import LLAMA
 from infertune.exporter.collectors.machine import MACHINE
 from infertune.exporter.collectors.memory import MEMORY
 from infertune.exporter.collectors.npu import NPU
+from infertune.exporter.collectors.pools import POOLS
 from infertune.exporter.collectors.pressure import PRESSURE
 from infertune.exporter.collectors.smaps import SMAPS
 from infertune.exporter.collectors.thp import THP
@@ -28,6 +29,7 @@ COLLECTORS: dict[str, Collector] = {
         MACHINE,
         AMDGPU,
         GPU_METRICS,
+        POOLS,
         KFD,
         FDINFO,
         PRESSURE,
