@@ -46,6 +46,7 @@ from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 from infertune.errors import NotPermitted, SnapshotError, UsageError
+from infertune.host.system import hostname
 from infertune.host.tuners import TUNERS
 from infertune.redaction import PLAIN_PARAMETERS, reduce_file
 from infertune.root import MAX_READ, Root, lay_out, read_user_file
@@ -465,7 +466,7 @@ class _Redaction:
     """Decides what of a file goes into the archive, and under which name."""
 
     def __init__(self, root: Root) -> None:
-        host = root.get("/proc/sys/kernel/hostname") or root.get("/etc/hostname") or ""
+        host = hostname(root)
         short = host.partition(".")[0]
         names = "|".join(re.escape(name) for name in (host, short) if len(name) > 1)
         pattern = rf"(?<![A-Za-z0-9])(?:{names})(?![A-Za-z0-9])" if names else r"(?!)"

@@ -26,8 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from infertune.boot import record
 from infertune.boot.record import Phase
 from infertune.exporter.base import Absent, Collector, Metric, Sample
-from infertune.exporter.collectors import COLLECTORS, gpu_metrics, llama
-from infertune.exporter.collectors.amdgpu import dpm_levels
+from infertune.exporter.collectors import COLLECTORS, llama
 from infertune.exporter.collectors.memory import Group, effective
 from infertune.exporter.page import (
     EXPORTER_METRICS,
@@ -39,6 +38,8 @@ from infertune.exporter.page import (
 from infertune.exporter.probing import PROBE_METRICS
 from infertune.exporter.runner import Runner, collect
 from infertune.exporter.servers import MAX_SERVERS, ports
+from infertune.host import gpu_metrics
+from infertune.host.gpu import DpmClock, dpm_levels
 from infertune.root import Root
 from infertune.snapshot import open_snapshot
 
@@ -270,7 +271,7 @@ def test_gpu(serving: Root) -> None:
     ],
 )
 def test_dpm_table(table: str, levels: tuple[int | None, int | None]) -> None:
-    assert dpm_levels(table) == levels
+    assert dpm_levels(table) == DpmClock(*levels)
 
 
 def test_gpu_metrics_layouts_are_the_compilers() -> None:
@@ -285,11 +286,11 @@ def test_gpu_metrics_2_4() -> None:
     struct.pack_into("=HBB", data, 0, layout.size, 2, 4)
     struct.pack_into("=H", data, 4, 5025)  # temperature_gfx follows the header
     struct.pack_into("=H", data, 40, 15000)  # average_socket_power follows the timestamp
-    version, fields = gpu_metrics.parse(bytes(data))
-    assert version == (2, 4)
-    assert fields["temperature_gfx"] == [5025]
-    assert fields["average_socket_power"] == [15000]
-    assert fields["average_core_power"] == [None] * 8
+    table = gpu_metrics.parse(bytes(data))
+    assert table.version == (2, 4)
+    assert table.fields["temperature_gfx"] == [5025]
+    assert table.fields["average_socket_power"] == [15000]
+    assert table.fields["average_core_power"] == [None] * 8
 
 
 @pytest.mark.parametrize(

@@ -514,7 +514,7 @@ def test_capabilities(tmp_path: Path, mask: str, missing: tuple[str, ...]) -> No
     [("none integrity [confidentiality]", True), ("none [integrity] confidentiality", False)],
 )
 def test_lockdown(tmp_path: Path, text: str, locked: bool) -> None:
-    root = machine(tmp_path, {kernel.LOCKDOWN: text.encode()})
+    root = machine(tmp_path, {"/sys/kernel/security/lockdown": text.encode()})
     assert kernel.locked_down(root) is locked
     assert not kernel.locked_down(Root(tmp_path / "elsewhere"))
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from infertune.bpf import btf
 from infertune.errors import BtfMissing
+from infertune.host.bpf import BTF, btf_bytes, has_btf, measures_programs
+from infertune.host.gpu import is_module
+from infertune.host.processes import capability_sets
+from infertune.host.system import lockdown
 from infertune.root import Root
 
-BTF = "/sys/kernel/btf"
 VMLINUX = f"{BTF}/vmlinux"
-LOCKDOWN = "/sys/kernel/security/lockdown"
-STATISTICS = "/proc/sys/kernel/bpf_stats_enabled"
 
 CAPABILITIES = {"CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
 """linux/capability.h.  CAP_SYS_ADMIN stands for the other two."""
@@ -46,7 +47,7 @@ class Types:
 
     def has_module(self, name: str) -> bool:
         """Whether the module is loaded now; one that is built in is not a module."""
-        return self._root.exists(f"{BTF}/{name}") or self._root.exists(f"/sys/module/{name}/refcnt")
+        return has_btf(self._root, name) or is_module(self._root, name)
 
     def has_tracepoint(self, name: str, module: str | None = None) -> bool:
         """Whether the kernel, or the module if it is loaded, has the tracepoint.
@@ -63,28 +64,29 @@ class Types:
 
     def _file(self, name: str) -> bytes:
         if name not in self._read:
-            # Larger than what Root reads at once: 5.5 MB on Linux 6.18.
-            self._read[name] = self._root.at(f"{BTF}/{name}").read_bytes()
+            self._read[name] = btf_bytes(self._root, name)
         return self._read[name]
 
 
 def missing_capabilities(root: Root) -> tuple[str, ...]:
     """Which of CAP_BPF and CAP_PERFMON this process lacks."""
-    for line in (root.get("/proc/self/status") or "").splitlines():
-        if line.startswith("CapEff:"):
-            effective = int(line.split()[1], 16)
-            have = {name for name, bit in CAPABILITIES.items() if effective >> bit & 1}
-            if "CAP_SYS_ADMIN" in have:
-                return ()
-            return tuple(name for name in ("CAP_BPF", "CAP_PERFMON") if name not in have)
-    return ()
+    try:
+        effective = capability_sets(root).get("CapEff")
+    except OSError:
+        effective = None
+    if effective is None:
+        return ()
+    have = {name for name, bit in CAPABILITIES.items() if effective >> bit & 1}
+    if "CAP_SYS_ADMIN" in have:
+        return ()
+    return tuple(name for name in ("CAP_BPF", "CAP_PERFMON") if name not in have)
 
 
 def locked_down(root: Root) -> bool:
     """Whether lockdown forbids to read kernel memory (mode ``confidentiality``)."""
-    return "[confidentiality]" in (root.get(LOCKDOWN) or "")
+    return lockdown(root) == "confidentiality"
 
 
 def statistics_enabled(root: Root) -> bool:
     """Whether the kernel measures the run time of BPF programs (kernel.bpf_stats_enabled)."""
-    return root.get_int(STATISTICS) == 1
+    return measures_programs(root)

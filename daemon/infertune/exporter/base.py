@@ -62,6 +62,10 @@ class Collector:
         return next(metric for metric in self.metrics if metric.name == name)
 
 
+MAX_GPUS = 16
+"""Bound of the label ``gpu``."""
+
+
 class _LeftOut(threading.local):
     count = 0
 

@@ -7,6 +7,7 @@ import ctypes
 import os
 
 from infertune.errors import Failed
+from infertune.host.processes import capability_sets, tasks
 from infertune.root import Root
 
 _VERSION_3 = 0x20080522
@@ -34,12 +35,10 @@ class _Data(ctypes.Structure):
 
 def held(root: Root, task: str = "self") -> int:
     """Every capability a thread has in any of its sets.  Raises OSError."""
-    sets = dict(
-        line.split(":", 1) for line in root.read(f"/proc/{task}/status").splitlines() if ":" in line
-    )
+    sets = capability_sets(root, task)
     found = 0
     for field in FIELDS:
-        found |= int(sets.get(field, "0"), 16)
+        found |= sets.get(field, 0)
     return found
 
 
@@ -61,6 +60,6 @@ def drop_all() -> None:
     header, nothing = _Header(_VERSION_3, 0), (_Data * 2)()
     if libc.capset(ctypes.byref(header), ctypes.byref(nothing)) != 0:
         raise Failed(f"capabilities: {os.strerror(ctypes.get_errno())}")
-    for task in root.listed("/proc/self/task"):
+    for task in tasks(root):
         if left := held(root, f"self/task/{task}"):
             raise Failed(f"capabilities: {left:#x} are left in thread {task}")

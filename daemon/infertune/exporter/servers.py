@@ -12,7 +12,7 @@ import tomllib
 from dataclasses import dataclass
 
 from infertune.exporter.base import bounded
-from infertune.host.cgroup import cgroup
+from infertune.host.cgroup import cgroup, entries, group_id, processes_of
 from infertune.root import Root
 
 SLICE = "infertune.slice"
@@ -37,19 +37,14 @@ class Unit:
     cgroup: str
 
 
-def slice_path(root: Root) -> str | None:
-    """Directory of the slice in the v2 hierarchy, or None where there is none."""
-    mount = cgroup(root).mount
-    path = f"{mount}/{SLICE}"
-    return path if mount and root.exists(path) else None
-
-
 def units(root: Root) -> tuple[Unit, ...]:
     """The slice and the units in it; empty where no server runs as a unit."""
-    path = slice_path(root)
-    if path is None:
+    mount = cgroup(root).mount
+    path = f"{mount}/{SLICE}"
+    names = entries(root, path) if mount else []
+    if not names:
         return ()
-    servers = [(name, match[1]) for name in root.names(path) if (match := _UNIT.fullmatch(name))]
+    servers = [(name, match[1]) for name in names if (match := _UNIT.fullmatch(name))]
     return (
         Unit(SLICE, "", path),
         *(Unit(name, server, f"{path}/{name}") for name, server in bounded(servers, MAX_SERVERS)),
@@ -59,22 +54,17 @@ def units(root: Root) -> tuple[Unit, ...]:
 def processes(root: Root) -> dict[int, str]:
     """Server by process id, for every process of a server's unit."""
     return {
-        int(pid): unit.server
+        pid: unit.server
         for unit in units(root)
         if unit.server
-        for pid in (root.get(f"{unit.cgroup}/cgroup.procs") or "").split()
+        for pid in processes_of(root, unit.cgroup)
     }
 
 
 def cgroup_ids(root: Root) -> dict[int, str]:
-    """Server by cgroup id: what a probe sees (cgroup-v2.rst: the inode of the directory)."""
-    found: dict[int, str] = {}
-    for unit in units(root):
-        try:
-            found[root.at(unit.cgroup).stat().st_ino] = unit.server or unit.name
-        except OSError:
-            continue  # it ended in between
-    return found
+    """Server by cgroup id: what a probe sees."""
+    found = {group_id(root, unit.cgroup): unit.server or unit.name for unit in units(root)}
+    return {number: name for number, name in found.items() if number is not None}
 
 
 def ports(root: Root) -> dict[str, int]:

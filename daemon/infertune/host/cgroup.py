@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from infertune.host.mounts import mounts
-from infertune.host.text import integer
+from infertune.host.text import counters, integer
 from infertune.root import Root
 
 
@@ -35,12 +37,68 @@ def cgroup(root: Root) -> Cgroup:
         None,
     )
     legacy = any(each.kind == "cgroup" for each in found)
-    controllers = root.get(f"{unified.path}/cgroup.controllers") if unified else None
     return Cgroup(
         version=1 if legacy else 2 if unified else None,
         mount=unified.path if unified else None,
-        controllers=tuple((controllers or "").split()),
+        controllers=controllers(root, unified.path) if unified else (),
     )
+
+
+def controllers(root: Root, group: str) -> tuple[str, ...]:
+    """Controllers that a group has been given by the one above it."""
+    return tuple((root.get(f"{group}/cgroup.controllers") or "").split())
+
+
+def handed_down(root: Root, group: str) -> tuple[str, ...]:
+    """Controllers that a group gives to those below it (cgroup.subtree_control)."""
+    return tuple((root.get(f"{group}/cgroup.subtree_control") or "").split())
+
+
+def entries(root: Root, group: str) -> list[str]:
+    """Names in a group's directory: its files, and the groups below it; empty where it is gone."""
+    return root.names(group)
+
+
+def group_id(root: Root, group: str) -> int | None:
+    """Id of a group: the inode of its directory (cgroup-v2.rst); None where it is gone."""
+    try:
+        return root.at(group).stat().st_ino
+    except OSError:
+        return None
+
+
+def effective_cpus(root: Root, group: str) -> str | None:
+    """CPUs that the processes of a group may use, as a list of the kernel; None: not told."""
+    return root.get(f"{group}/cpuset.cpus.effective") or None
+
+
+def memory_used(root: Root, group: str) -> int | None:
+    """Memory charged to a group, in bytes (memory.current)."""
+    return root.get_int(f"{group}/memory.current")
+
+
+def swap_used(root: Root, group: str) -> int | None:
+    """Memory of a group that is swapped out, in bytes (memory.swap.current)."""
+    return root.get_int(f"{group}/memory.swap.current")
+
+
+def memory_limit(root: Root, group: str, name: str) -> int | float | None:
+    """A protection (``min``, ``low``) or limit (``high``, ``max``, ``swap.max``) in bytes.
+
+    Infinity for the kernel's ``max``; None where the group has no such file.
+    """
+    text = root.get(f"{group}/memory.{name}")
+    return math.inf if text == "max" else integer(text)
+
+
+def memory_events(root: Root, group: str) -> Mapping[str, int]:
+    """How often a group's limits were reached and its protections broken (memory.events)."""
+    return counters(root.get(f"{group}/memory.events"))
+
+
+def memory_stat(root: Root, group: str) -> Mapping[str, int]:
+    """What a group's memory is, in bytes, and what was done with it (memory.stat)."""
+    return counters(root.get(f"{group}/memory.stat"))
 
 
 def hands_down_protection(root: Root) -> bool:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 
 from infertune.host.text import pairs
 from infertune.root import Root
@@ -38,10 +39,11 @@ class Cpu:
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """One cpufreq policy; clocks in kHz, as the kernel has them (admin-guide/pm/cpufreq)."""
+class Clocks:
+    """Clock of one cpufreq policy, and its limits, in kHz (admin-guide/pm/cpufreq)."""
 
     number: str
+    """0 of ``policy0``."""
     current: int | None
     scaling_min: int | None
     scaling_max: int | None
@@ -49,6 +51,12 @@ class Policy:
     hardware_max: int | None
     firmware_max: int | None
     """bios_limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy(Clocks):
+    """One cpufreq policy: its clocks, and what chooses them."""
+
     governor: str | None
     preference: str | None
     """energy_performance_preference."""
@@ -69,12 +77,17 @@ def numa_nodes(root: Root) -> int | None:
 
 def model_name(root: Root) -> str | None:
     """As /proc/cpuinfo names the first CPU: ``AMD RYZEN AI MAX+ 395 w/ Radeon 8060S``."""
-    return pairs(root.get("/proc/cpuinfo"), ":").get("model name")
+    return _first_processor(root).get("model name")
+
+
+def _first_processor(root: Root) -> dict[str, str]:
+    # An empty line ends each; a large machine has hundreds of them.
+    return pairs((root.get("/proc/cpuinfo") or "").partition("\n\n")[0], ":")
 
 
 def cpu(root: Root) -> Cpu:
     """Cores with their siblings, cache groups and kinds; only CPUs that are online."""
-    info = pairs(root.get("/proc/cpuinfo"), ":")
+    info = _first_processor(root)
     online = cpulist(root, f"{CPUS}/online")
     efficient = _efficient_cpus(root, online)
     cores: dict[int, Core] = {}
@@ -133,18 +146,32 @@ def _efficient_cpus(root: Root, online: frozenset[int]) -> frozenset[int]:
 
 def policies(root: Root, most: int) -> tuple[Policy, ...]:
     """cpufreq policies, at most so many; empty where nothing scales the clocks."""
-    return tuple(_policy(root, path) for path in root.glob(f"{CPUS}/cpufreq/policy*")[:most])
+    return tuple(_policy(root, number) for number in policy_numbers(root)[:most])
 
 
-def _policy(root: Root, path: str) -> Policy:
-    return Policy(
-        number=path.rpartition("policy")[2],
+def policy_numbers(root: Root) -> list[str]:
+    """Which cpufreq policies there are, in order; empty where nothing scales the clocks."""
+    return [path.rpartition("policy")[2] for path in root.glob(f"{CPUS}/cpufreq/policy*")]
+
+
+def clocks(root: Root, number: str) -> Clocks:
+    """Clock and limits of one policy."""
+    path = f"{CPUS}/cpufreq/policy{number}"
+    return Clocks(
+        number=number,
         current=root.get_int(f"{path}/scaling_cur_freq"),
         scaling_min=root.get_int(f"{path}/scaling_min_freq"),
         scaling_max=root.get_int(f"{path}/scaling_max_freq"),
         hardware_min=root.get_int(f"{path}/cpuinfo_min_freq"),
         hardware_max=root.get_int(f"{path}/cpuinfo_max_freq"),
         firmware_max=root.get_int(f"{path}/bios_limit"),
+    )
+
+
+def _policy(root: Root, number: str) -> Policy:
+    path = f"{CPUS}/cpufreq/policy{number}"
+    return Policy(
+        **asdict(clocks(root, number)),
         governor=root.get(f"{path}/scaling_governor") or None,
         preference=root.get(f"{path}/energy_performance_preference") or None,
     )
@@ -156,16 +183,19 @@ def boost(root: Root) -> bool | None:
     return None if value is None else value == 1
 
 
-def throttles(root: Root, most: int) -> tuple[tuple[str, str, int], ...]:
-    """CPU, ``core`` or ``package``, and how often heat throttled it (Intel only)."""
-    found = []
-    for path in root.glob(f"{CPUS}/cpu*/thermal_throttle")[:most]:
-        number = path.split("/")[-2].removeprefix("cpu")
-        for level in ("core", "package"):
-            count = root.get_int(f"{path}/{level}_throttle_count")
-            if count is not None:
-                found.append((number, level, count))
-    return tuple(found)
+def throttling_cpus(root: Root) -> list[str]:
+    """Numbers of the CPUs that count how often heat throttled them (Intel only)."""
+    paths = root.glob(f"{CPUS}/cpu*/thermal_throttle")
+    return [path.split("/")[-2].removeprefix("cpu") for path in paths]
+
+
+def throttles(root: Root, number: str) -> Mapping[str, int]:
+    """How often heat throttled the ``core`` of a CPU, and its ``package`` (therm_throt.c)."""
+    here = f"{CPUS}/cpu{number}/thermal_throttle"
+    counts = {
+        level: root.get_int(f"{here}/{level}_throttle_count") for level in ("core", "package")
+    }
+    return {level: count for level, count in counts.items() if count is not None}
 
 
 def platform_profile(root: Root) -> str | None:

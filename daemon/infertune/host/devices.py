@@ -52,10 +52,16 @@ def pci_devices(root: Root) -> tuple[PciDevice, ...]:
 
 def accelerators(root: Root) -> tuple[Accelerator, ...]:
     """Every accelerator, with or without a driver."""
-    return tuple(_accelerator(root, name) for name in root.names("/sys/class/accel")[:_MOST])
+    return tuple(accelerator(root, name) for name in accelerator_names(root)[:_MOST])
 
 
-def _accelerator(root: Root, name: str) -> Accelerator:
+def accelerator_names(root: Root) -> list[str]:
+    """Names of the kernel's accel class."""
+    return root.names("/sys/class/accel")
+
+
+def accelerator(root: Root, name: str) -> Accelerator:
+    """One of them, with or without a driver."""
     device = f"/sys/class/accel/{name}/device"
     status = root.get(f"{device}/power/runtime_status")
     return Accelerator(

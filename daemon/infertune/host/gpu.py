@@ -39,6 +39,23 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
+class Busy:
+    """How busy a GPU is, as its power firmware counts (Documentation/gpu/amdgpu/thermal.rst)."""
+
+    gpu_percent: int | None
+    memory_percent: int | None
+    """Of the memory controller; APUs have no such file."""
+
+
+@dataclass(frozen=True, slots=True)
+class DpmClock:
+    """Clocks of a table of power levels (pp_dpm_sclk and its like)."""
+
+    chosen_hz: int | None
+    highest_hz: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryInfo:
     """amdgpu's mem_info_* files, in bytes (Documentation/gpu/amdgpu/driver-misc.rst)."""
 
@@ -159,6 +176,32 @@ def _card(root: Root, path: str) -> Card:
         pci_address=pairs(root.get(f"{device}/uevent"), "=").get("PCI_SLOT_NAME", ""),
         render_minor=next(filter(None, map(integer, nodes)), None),
     )
+
+
+def amdgpu_cards(root: Root) -> tuple[Card, ...]:
+    """The cards that amdgpu drives, by number."""
+    return tuple(card for card in cards(root) if card.driver == "amdgpu")
+
+
+def busy(root: Root, device: str) -> Busy:
+    """Load of the GPU and of its memory controller."""
+    return Busy(
+        gpu_percent=root.get_int(f"{device}/gpu_busy_percent"),
+        memory_percent=root.get_int(f"{device}/mem_busy_percent"),
+    )
+
+
+def dpm_clock(root: Root, device: str, clock: str) -> DpmClock:
+    """Chosen and highest level of one clock: ``sclk``, ``mclk``, ``fclk``, ``socclk``."""
+    return dpm_levels(root.get(f"{device}/pp_dpm_{clock}"))
+
+
+def dpm_levels(table: str | None) -> DpmClock:
+    """Of a table with lines such as ``1: 800Mhz *``; the star is at the chosen level."""
+    rows = re.findall(r"^\S+:\s*(\d{1,9})Mhz ?(\*?)", table or "", re.MULTILINE | re.IGNORECASE)
+    clocks = [int(mhz) * 1_000_000 for mhz, _ in rows]
+    chosen = [hz for hz, (_, star) in zip(clocks, rows, strict=True) if star]
+    return DpmClock(chosen[0] if chosen else None, max(clocks, default=None))
 
 
 def memory_info(root: Root, device: str) -> MemoryInfo:
@@ -299,12 +342,18 @@ def kfd_nodes(root: Root) -> tuple[KfdNode, ...]:
 
 def kfd_processes(root: Root) -> tuple[KfdProcess, ...]:
     """The programs that use compute; readable by everybody."""
-    pids = [name for name in root.names(_PROCESSES) if integer(name) is not None]
-    return tuple(_kfd_process(root, name) for name in pids[:MAX_PROCESSES])
+    return tuple(kfd_process(root, pid) for pid in kfd_pids(root)[:MAX_PROCESSES])
 
 
-def _kfd_process(root: Root, name: str) -> KfdProcess:
-    here = f"{_PROCESSES}/{name}"
+def kfd_pids(root: Root) -> list[int]:
+    """Ids of the programs that use compute."""
+    pids = (integer(name) for name in root.names(_PROCESSES))
+    return [pid for pid in pids if pid is not None]
+
+
+def kfd_process(root: Root, pid: int) -> KfdProcess:
+    """One of them; empty where it has ended."""
+    here = f"{_PROCESSES}/{pid}"
     listed = root.names(here)
     queues = (root.get_int(f"{here}/queues/{each}/gpuid") for each in root.names(f"{here}/queues"))
 
@@ -318,7 +367,7 @@ def _kfd_process(root: Root, name: str) -> KfdProcess:
         return found
 
     return KfdProcess(
-        pid=int(name),
+        pid=pid,
         queues=tuple(gpu for gpu in queues if gpu is not None),
         vram_bytes=by_gpu("vram_", ""),
         evicted_ms=by_gpu("stats_", "/evicted_ms"),
@@ -354,6 +403,11 @@ def gttsize_bytes(root: Root) -> int | None:
 def is_loaded(root: Root, module: str) -> bool:
     """Whether a module is loaded, or part of the kernel and shows parameters."""
     return root.exists(f"/sys/module/{module}")
+
+
+def is_module(root: Root, name: str) -> bool:
+    """Whether a module is loaded now; one that is built in is not a module, and has no refcnt."""
+    return root.exists(f"/sys/module/{name}/refcnt")
 
 
 def shows_parameters(root: Root, module: str) -> bool:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from infertune.host.text import counters, sizes
+from infertune.host.text import bracketed, counters, sizes
 from infertune.root import Root
 
 PAGE = 4096
@@ -84,12 +84,15 @@ def has_pressure(root: Root) -> bool:
     return root.exists("/proc/pressure")
 
 
+_STALLED = re.compile(
+    r"^(some|full) .*?\bavg300=(\d{1,3}\.\d+) .*?\btotal=(\d{1,20})", re.MULTILINE | re.ASCII
+)
+
+
 def _pressure(text: str | None) -> tuple[Pressure, ...]:
-    found = re.findall(
-        r"^(some|full) .*\bavg300=(\d{1,3}\.\d+) .*\btotal=(\d{1,20})", text or "", re.MULTILINE
-    )
     return tuple(
-        Pressure(share, float(average), int(total) / 1e6) for share, average, total in found
+        Pressure(share, float(average), int(total) / 1e6)
+        for share, average, total in _STALLED.findall(text or "")
     )
 
 
@@ -111,8 +114,7 @@ def free_huge_blocks(root: Root) -> int | None:
 
 def chosen(root: Root, path: str) -> str | None:
     """The word in brackets of a file such as transparent_hugepage/enabled."""
-    found = re.search(r"\[(\w+)\]", root.get(path) or "")
-    return found[1] if found else None
+    return bracketed(root.get(path))
 
 
 def overcommit(root: Root) -> int | None:

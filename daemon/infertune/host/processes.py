@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -14,12 +15,19 @@ from infertune.root import Root
 
 MAX_PROCESSES = 4096
 """Bound of processes looked at."""
-_MAX_DESCRIPTORS = 1024
+MAX_DESCRIPTORS = 1024
 """Bound of descriptors of one process looked at."""
 
-_REGION = re.compile(r"drm-(resident|memory|total|shared)-([a-z0-9-]{1,20})")
-_ENGINE = re.compile(r"drm-engine-([a-z0-9_-]{1,20})")
-_UNITS = {"": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+# Each begins with a plain text, which the search for it is fast with; a line break is put before.
+_ADDRESS = re.compile(r"\ndrm-pdev:[ \t]*(\S+)")
+_NUMBER = re.compile(r"\ndrm-client-id:[ \t]*(\S+)")
+_MEASURED = re.compile(
+    r"\ndrm-(engine|resident|memory|total|shared)-([a-z0-9_-]{1,20}):"
+    r"[ \t]*([0-9]{1,20}) ?(ns|KiB|MiB|GiB|)[ \t]*(?=\n|$)"
+)
+_EVICTED = re.compile(r"\namd-evicted-vram:[ \t]*([0-9]{1,20}) ?(KiB|MiB|GiB|)[ \t]*(?=\n|$)")
+_BITS = re.compile(r"[0-9a-f]{1,16}")
+_UNITS = {"": 1, "ns": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +114,18 @@ def status(root: Root, task: int | str = "self") -> Mapping[str, str]:
     return pairs(root.read(f"/proc/{task}/status"), ":")
 
 
+def capability_sets(root: Root, task: int | str = "self") -> Mapping[str, int]:
+    """Capabilities of a thread as bits, by set: CapInh, CapPrm, CapEff, CapBnd, CapAmb.
+
+    Raises OSError (proc_pid_status(5)).
+    """
+    return {
+        name: int(value, 16)
+        for name, value in status(root, task).items()
+        if name.startswith("Cap") and _BITS.fullmatch(value)
+    }
+
+
 def tasks(root: Root) -> list[str]:
     """Threads of this process.  Raises OSError."""
     return root.listed("/proc/self/task")
@@ -118,49 +138,62 @@ def rolled_up(root: Root, pid: int) -> Mapping[str, int]:
 
 def drm_clients(root: Root, pid: int) -> Iterator[DrmClient]:
     """The DRM devices a process has open.  Raises PermissionError where it may not be looked at."""
-    directory = f"/proc/{pid}/fdinfo"
-    for descriptor in root.listed(directory)[:_MAX_DESCRIPTORS]:
-        try:
-            text = root.read(f"{directory}/{descriptor}")
-        except PermissionError:
-            raise
-        except OSError:
-            continue  # closed in between
-        if "drm-client-id:" in text:
-            yield _client(pairs(text, ":"))
+    for number in descriptors(root, pid)[:MAX_DESCRIPTORS]:
+        if client := drm_client(root, pid, number):
+            yield client
 
 
-def _client(fields: Mapping[str, str]) -> DrmClient:
-    regions: dict[str, dict[str, int]] = {"resident": {}, "total": {}, "shared": {}, "memory": {}}
-    engines: dict[str, int] = {}
-    evicted = None
-    for key, text in fields.items():
-        number, unit = integer(text.partition(" ")[0]), text.partition(" ")[2]
-        if number is None:
-            continue
-        if (found := _ENGINE.fullmatch(key)) and unit == "ns":
-            engines[found[1]] = number
-        elif (found := _REGION.fullmatch(key)) and unit in _UNITS:
-            regions[found[1]][found[2]] = number * _UNITS[unit]
-        elif key == "amd-evicted-vram" and unit in _UNITS:
-            evicted = number * _UNITS[unit]
+def descriptors(root: Root, pid: int) -> list[int]:
+    """Numbers of a process's open files, lowest first; empty where it has ended.
+
+    Raises PermissionError where it may not be looked at.
+    """
+    try:
+        names = root.listed(f"/proc/{pid}/fdinfo")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return sorted(number for number in map(integer, names) if number is not None)
+
+
+def drm_client(root: Root, pid: int, descriptor: int) -> DrmClient | None:
+    """The DRM device behind a descriptor; None for other files, and where it has been closed.
+
+    Raises PermissionError where the process may not be looked at.
+    """
+    try:
+        text = root.read(f"/proc/{pid}/fdinfo/{descriptor}")
+    except PermissionError:
+        raise
+    except OSError:
+        return None
+    return _client(text) if "drm-client-id:" in text else None
+
+
+def _client(text: str) -> DrmClient:
+    text = f"\n{text}"
+    address, number, evicted = (each.search(text) for each in (_ADDRESS, _NUMBER, _EVICTED))
+    found: dict[str, dict[str, int]] = defaultdict(dict)
+    for kind, name, value, unit in _MEASURED.findall(text):
+        # Time is in ns and memory never is; drm-engine-capacity-NAME is neither.
+        if (kind == "engine") == (unit == "ns"):
+            found[kind][name] = int(value) * _UNITS[unit]
     return DrmClient(
-        pci_address=fields.get("drm-pdev", ""),
-        number=fields.get("drm-client-id", ""),
+        pci_address=address[1] if address else "",
+        number=number[1] if number else "",
         # drm-memory is the name before Linux 6.13; newer drivers print both.
-        resident_bytes={**regions["memory"], **regions["resident"]},
-        total_bytes=regions["total"],
-        shared_bytes=regions["shared"],
-        engine_ns=engines,
-        evicted_vram_bytes=evicted,
+        resident_bytes={**found["memory"], **found["resident"]},
+        total_bytes=found["total"],
+        shared_bytes=found["shared"],
+        engine_ns=found["engine"],
+        evicted_vram_bytes=int(evicted[1]) * _UNITS[evicted[2]] if evicted else None,
     )
 
 
 def opens_gpu(root: Root, pid: int) -> bool | None:
     """Whether a process has a DRM or KFD device open; None where it may not be looked at."""
     try:
-        descriptors = root.listed(f"/proc/{pid}/fd")
+        names = root.listed(f"/proc/{pid}/fd")
     except OSError:
         return None
-    links = (root.readlink(f"/proc/{pid}/fd/{each}") for each in descriptors[:_MAX_DESCRIPTORS])
+    links = (root.readlink(f"/proc/{pid}/fd/{each}") for each in names[:MAX_DESCRIPTORS])
     return any(link and link.startswith(("/dev/dri/", "/dev/kfd")) for link in links)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from infertune.host.text import integer, pairs
+from infertune.host.text import bracketed, integer, pairs
 from infertune.host.unknown import Unknown
 from infertune.root import Root
 
@@ -81,19 +81,34 @@ def os_release(root: Root) -> dict[str, str]:
     return {key: value.strip("\"'") for key, value in pairs(text, "=").items()}
 
 
+def product(root: Root) -> str | None:
+    """What the firmware calls this machine."""
+    return _dmi(root, "product_name")
+
+
 def dmi(root: Root) -> Dmi:
     """Vendor, product, board and firmware."""
-
-    def field(name: str) -> str | None:
-        return root.get(f"/sys/class/dmi/id/{name}") or None
-
     return Dmi(
-        vendor=field("sys_vendor"),
-        product=field("product_name"),
-        board=field("board_name"),
-        bios_version=field("bios_version"),
-        bios_date=field("bios_date"),
+        vendor=_dmi(root, "sys_vendor"),
+        product=product(root),
+        board=_dmi(root, "board_name"),
+        bios_version=_dmi(root, "bios_version"),
+        bios_date=_dmi(root, "bios_date"),
     )
+
+
+def _dmi(root: Root, name: str) -> str | None:
+    return root.get(f"/sys/class/dmi/id/{name}") or None
+
+
+def hostname(root: Root) -> str:
+    """Name of this machine; empty where it has none."""
+    return root.get("/proc/sys/kernel/hostname") or root.get("/etc/hostname") or ""
+
+
+def lockdown(root: Root) -> str | None:
+    """Mode of kernel lockdown: none, integrity or confidentiality (kernel_lockdown(7))."""
+    return bracketed(root.get("/sys/kernel/security/lockdown"))
 
 
 def locked_limit(root: Root) -> int | None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
 
 from infertune.units import KIB
 
@@ -21,24 +21,29 @@ def pairs(text: str | None, separator: str | None = None) -> dict[str, str]:
     """Lines of ``key SEPARATOR value``; the first of equal keys counts."""
     found: dict[str, str] = {}
     for line in (text or "").splitlines():
-        key, *rest = line.split(separator, 1)
-        if rest:
-            found.setdefault(key.strip(), rest[0].strip())
+        row = line.split(separator, 1)
+        if len(row) == 2:
+            found.setdefault(row[0].strip(), row[1].strip())
     return found
+
+
+def bracketed(text: str | None) -> str | None:
+    """The word in brackets, where a file lists what could be chosen: ``always [madvise] never``."""
+    found = re.search(r"\[(\w+)\]", text or "")
+    return found[1] if found else None
+
+
+# One expression for a whole table: memory.stat of each server is a large part of a page of metrics.
+_COUNTER = re.compile(rf"^(\S+)[ \t]+([0-9]{{1,{_DIGITS}}})[ \t]*$", re.MULTILINE)
+_SIZE = re.compile(rf"^([^:\n]+):[ \t]*([0-9]{{1,{_DIGITS}}})( kB)?[ \t]*$", re.MULTILINE)
 
 
 def counters(text: str | None) -> dict[str, int]:
     """Lines of ``name number`` (vmstat, memory.stat); what is not a number is left out."""
-    found = {name: integer(value) for name, value in pairs(text).items()}
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: int(number) for name, number in _COUNTER.findall(text or "")}
 
 
 def sizes(text: str | None) -> dict[str, int]:
     """Lines of ``Name: 123 kB`` (meminfo, smaps_rollup), in bytes; counts stay as they are."""
-    found: Mapping[str, str] = pairs(text, ":")
-    plain = {name: (integer(value.removesuffix("kB")), value) for name, value in found.items()}
-    return {
-        name: number * (KIB if value.endswith(" kB") else 1)
-        for name, (number, value) in plain.items()
-        if number is not None
-    }
+    rows = _SIZE.findall(text or "")
+    return {name: int(number) * (KIB if unit else 1) for name, number, unit in rows}

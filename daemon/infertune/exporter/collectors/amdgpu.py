@@ -3,22 +3,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 
-from infertune.exporter.base import Absent, Collector, Metric, Sample, present
-from infertune.exporter.cards import amdgpu_cards
+from infertune.exporter.base import MAX_GPUS, Absent, Collector, Metric, Sample, bounded, present
+from infertune.host.gpu import (
+    Busy,
+    Hwmon,
+    MemoryInfo,
+    amdgpu_cards,
+    busy,
+    dpm_clock,
+    hwmon,
+    memory_info,
+)
 from infertune.root import Root
 
 _SYSFS = "Documentation/gpu/amdgpu/thermal.rst"
 _MEMORY = "drivers/gpu/drm/amd/amdgpu/amdgpu_vram_mgr.c, amdgpu_gtt_mgr.c"
 _PER_GPU = "one per GPU"
 
-POOLS = (
-    ("vram", "mem_info_vram"),
-    ("visible_vram", "mem_info_vis_vram"),
-    ("gtt", "mem_info_gtt"),
-)
 DPM_CLOCKS = ("sclk", "mclk", "fclk", "socclk")
 
 METRICS = (
@@ -133,67 +136,52 @@ METRICS = (
 
 def read(root: Root) -> Iterable[Sample]:
     """All of every amdgpu card.  Raises Absent where there is none."""
-    cards = amdgpu_cards(root)
+    cards = bounded(amdgpu_cards(root), MAX_GPUS)
     if not cards:
         raise Absent("no GPU that amdgpu drives")
     for card in cards:
-        yield Sample("infertune_gpu_info", (card.name, card.pci_address, card.pci_id), 1)
-        yield from _device(root, card.name, card.device)
-        for monitor in root.glob(f"{card.device}/hwmon/hwmon*")[:1]:
-            yield from _hwmon(root, card.name, monitor)
+        yield Sample("infertune_gpu_info", (card.name, card.pci_address, card.pci_id or ""), 1)
+        yield from _load(card.name, busy(root, card.device))
+        for clock in DPM_CLOCKS:
+            levels, labels = dpm_clock(root, card.device, clock), (card.name, clock)
+            yield from present("infertune_gpu_dpm_clock_hertz", labels, levels.chosen_hz)
+            yield from present("infertune_gpu_dpm_clock_max_hertz", labels, levels.highest_hz)
+        yield from _memory(card.name, memory_info(root, card.device))
+        if monitor := hwmon(root, card.device):
+            yield from _hwmon(card.name, monitor)
 
 
-def _device(root: Root, gpu: str, device: str) -> Iterator[Sample]:
-    for file, metric in (
-        ("gpu_busy_percent", "infertune_gpu_busy_ratio"),
-        ("mem_busy_percent", "infertune_gpu_memory_busy_ratio"),
+def _load(gpu: str, found: Busy) -> Iterator[Sample]:
+    yield from present("infertune_gpu_busy_ratio", (gpu,), found.gpu_percent, per=100)
+    yield from present("infertune_gpu_memory_busy_ratio", (gpu,), found.memory_percent, per=100)
+
+
+def _memory(gpu: str, found: MemoryInfo) -> Iterator[Sample]:
+    for pool, size, used in (
+        ("vram", found.vram_bytes, found.vram_used_bytes),
+        ("visible_vram", found.visible_vram_bytes, found.visible_vram_used_bytes),
+        ("gtt", found.gtt_bytes, found.gtt_used_bytes),
     ):
-        yield from present(metric, (gpu,), root.get_int(f"{device}/{file}"), per=100)
-    for clock in DPM_CLOCKS:
-        chosen, highest = dpm_levels(root.get(f"{device}/pp_dpm_{clock}") or "")
-        yield from present("infertune_gpu_dpm_clock_hertz", (gpu, clock), chosen)
-        yield from present("infertune_gpu_dpm_clock_max_hertz", (gpu, clock), highest)
-    for pool, file in POOLS:
-        size = root.get_int(f"{device}/{file}_total")
-        used = root.get_int(f"{device}/{file}_used")
         yield from present("infertune_gpu_memory_bytes", (gpu, pool), size)
         yield from present("infertune_gpu_memory_used_bytes", (gpu, pool), used)
 
 
-def dpm_levels(table: str) -> tuple[int | None, int | None]:
-    """Chosen and highest clock, in hertz, of a table with lines such as ``1: 800Mhz *``."""
-    rows = re.findall(r"^\S+:\s*(\d+)Mhz ?(\*?)", table, re.MULTILINE | re.IGNORECASE)
-    chosen = [int(clock) for clock, star in rows if star]
-    highest = max((int(clock) for clock, _ in rows), default=None)
-    return (
-        chosen[0] * 1_000_000 if chosen else None,
-        None if highest is None else highest * 1_000_000,
-    )
-
-
-def _hwmon(root: Root, gpu: str, monitor: str) -> Iterator[Sample]:
-    for number in range(1, 5):
-        name = root.get(f"{monitor}/freq{number}_label")
-        if name:
-            clock = root.get_int(f"{monitor}/freq{number}_input")
-            yield from present("infertune_gpu_clock_hertz", (gpu, name), clock)
-    for reading, file in (("average", "power1_average"), ("instant", "power1_input")):
-        power = root.get_int(f"{monitor}/{file}")
+def _hwmon(gpu: str, found: Hwmon) -> Iterator[Sample]:
+    for reading, power in (
+        ("average", found.power_average_uw),
+        ("instant", found.power_instant_uw),
+    ):
         yield from present("infertune_gpu_power_watts", (gpu, reading), power, per=1_000_000)
-    cap = root.get_int(f"{monitor}/power1_cap")
+    cap = found.power_cap_uw
     yield from present("infertune_gpu_power_cap_watts", (gpu,), cap, per=1_000_000)
-    for number in range(1, 9):
-        celsius = root.get_int(f"{monitor}/temp{number}_input")
-        if celsius is not None:
-            name = root.get(f"{monitor}/temp{number}_label") or f"temp{number}"
-            yield Sample("infertune_gpu_temperature_celsius", (gpu, name), celsius / 1000)
-    for number in range(4):
-        name = root.get(f"{monitor}/in{number}_label")
-        if name:
-            volts = root.get_int(f"{monitor}/in{number}_input")
-            yield from present("infertune_gpu_voltage_volts", (gpu, name), volts, per=1000)
-    fan = root.get_int(f"{monitor}/fan1_input")
-    yield from present("infertune_gpu_fan_speed_rpm", (gpu,), fan)
+    for metric, values, per in (
+        ("infertune_gpu_clock_hertz", found.clocks_hz, 1),
+        ("infertune_gpu_temperature_celsius", found.temperatures_mc, 1000),
+        ("infertune_gpu_voltage_volts", found.voltages_mv, 1000),
+    ):
+        for name, value in values.items():
+            yield from present(metric, (gpu, name), value, per=per)
+    yield from present("infertune_gpu_fan_speed_rpm", (gpu,), found.fan_rpm)
 
 
 AMDGPU = Collector(

@@ -3,22 +3,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from infertune.exporter.base import Absent, Collector, Metric, Sample, bounded, present
+from infertune.host.cpu import clocks, policy_numbers, throttles, throttling_cpus
 from infertune.root import Root
 
-_CPU = "/sys/devices/system/cpu"
 _DOC = "Documentation/admin-guide/pm/cpufreq.rst"
 MAX_POLICIES = 512
-LIMITS = {
-    "scaling_min": "scaling_min_freq",
-    "scaling_max": "scaling_max_freq",
-    "hardware_min": "cpuinfo_min_freq",
-    "hardware_max": "cpuinfo_max_freq",
-    "firmware_max": "bios_limit",
-}
 
 METRICS = (
     Metric(
@@ -52,24 +44,23 @@ METRICS = (
 
 def read(root: Root) -> Iterable[Sample]:
     """Every policy.  Raises Absent where nothing scales the clocks."""
-    policies = bounded(root.glob(f"{_CPU}/cpufreq/policy*"), MAX_POLICIES)
+    policies = bounded(policy_numbers(root), MAX_POLICIES)
     if not policies:
         raise Absent("no cpufreq driver")
-    for path in policies:
-        policy = path.rpartition("policy")[2]
-        clock = root.get_int(f"{path}/scaling_cur_freq")
-        yield from present("infertune_cpu_clock_hertz", (policy,), clock, scale=1000)
-        for limit, file in LIMITS.items():
-            value = root.get_int(f"{path}/{file}")
-            yield from present(
-                "infertune_cpu_clock_limit_hertz", (policy, limit), value, scale=1000
-            )
-    for path in bounded(root.glob(f"{_CPU}/cpu*/thermal_throttle"), MAX_POLICIES):
-        match = re.search(r"/cpu(\d+)/", path)
-        cpu = match[1] if match else ""
-        for level in ("core", "package"):
-            count = root.get_int(f"{path}/{level}_throttle_count")
-            yield from present("infertune_cpu_throttles_total", (cpu, level), count)
+    for policy in policies:
+        found = clocks(root, policy)
+        yield from present("infertune_cpu_clock_hertz", (policy,), found.current, scale=1000)
+        for limit, khz in (
+            ("scaling_min", found.scaling_min),
+            ("scaling_max", found.scaling_max),
+            ("hardware_min", found.hardware_min),
+            ("hardware_max", found.hardware_max),
+            ("firmware_max", found.firmware_max),
+        ):
+            yield from present("infertune_cpu_clock_limit_hertz", (policy, limit), khz, scale=1000)
+    for cpu in bounded(throttling_cpus(root), MAX_POLICIES):
+        for level, count in throttles(root, cpu).items():
+            yield Sample("infertune_cpu_throttles_total", (cpu, level), count)
 
 
 CPUFREQ = Collector(

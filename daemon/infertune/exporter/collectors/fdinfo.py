@@ -8,14 +8,13 @@ the servers' user and sees theirs only.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable
 
-from infertune.exporter.base import Absent, Collector, Metric, Sample, leave_out
-from infertune.exporter.cards import amdgpu_cards
+from infertune.exporter.base import MAX_GPUS, Absent, Collector, Metric, Sample, bounded
 from infertune.exporter.servers import processes
-from infertune.host.text import pairs
+from infertune.host.gpu import amdgpu_cards
+from infertune.host.processes import MAX_DESCRIPTORS, DrmClient, descriptors, drm_client
 from infertune.root import Root
 
 _DOC = "Documentation/gpu/drm-usage-stats.rst"
@@ -74,11 +73,8 @@ METRICS = (
     ),
 )
 
-_REGION = re.compile(r"drm-(resident|memory|total|shared)-([a-z0-9-]{1,20})")
-_ENGINE = re.compile(r"drm-engine-([a-z0-9_-]{1,20})")
-_UNITS = {"": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 MAX_NAMES = 16
-"""Bound of engines and of regions, should a driver have more than any has today."""
+"""Bound of engines, and of regions, should a driver have more than any has today."""
 
 
 def read(root: Root) -> Iterable[Sample]:
@@ -86,23 +82,22 @@ def read(root: Root) -> Iterable[Sample]:
     servers = processes(root)
     if not servers:
         raise Absent("no server runs as a unit in infertune.slice")
-    gpus = {card.pci_address: card.name for card in amdgpu_cards(root)}
+    gpus = {card.pci_address: card.name for card in bounded(amdgpu_cards(root), MAX_GPUS)}
     seen: set[tuple[str, str]] = set()
     sums: dict[tuple[str, tuple[str, ...]], float] = defaultdict(float)
     refused: PermissionError | None = None
     for pid, server in servers.items():
         try:
-            clients = list(_clients(root, pid))
+            clients = _clients(root, pid)
         except PermissionError as error:
             refused = error
             continue
         for client in clients:
-            address = client.get("drm-pdev", "")
-            gpu = gpus.get(address, address)
-            identity = (address, client.get("drm-client-id", ""))
+            identity = (client.pci_address, client.number)
             if identity in seen:
                 continue
             seen.add(identity)
+            gpu = gpus.get(client.pci_address, client.pci_address)
             sums["infertune_drm_clients", (server, gpu)] += 1
             for metric, labels, value in _values(client):
                 sums[metric, (server, gpu, *labels)] += value
@@ -112,46 +107,25 @@ def read(root: Root) -> Iterable[Sample]:
         yield Sample(metric, labels, value)
 
 
-def _clients(root: Root, pid: int) -> Iterable[dict[str, str]]:
-    """The DRM descriptors of a process.  Raises PermissionError."""
-    directory = f"/proc/{pid}/fdinfo"
-    for descriptor in root.listed(directory):
-        try:
-            text = root.read(f"{directory}/{descriptor}")
-        except PermissionError:
-            raise
-        except OSError:
-            continue  # closed in between
-        if "drm-client-id:" in text:
-            yield dict(pairs(text, ":"))
+def _clients(root: Root, pid: int) -> list[DrmClient]:
+    """Raises PermissionError."""
+    numbers = bounded(descriptors(root, pid), MAX_DESCRIPTORS)
+    clients = (drm_client(root, pid, number) for number in numbers)
+    return [client for client in clients if client]
 
 
-def _values(client: dict[str, str]) -> Iterable[tuple[str, tuple[str, ...], float]]:
-    engines = regions = 0
-    for key, text in client.items():
-        number, _, unit = text.partition(" ")
-        if not number.isdecimal():
-            continue
-        if (match := _ENGINE.fullmatch(key)) and unit == "ns":
-            engines += 1
-            if engines > MAX_NAMES:
-                leave_out(1)
-            else:
-                yield "infertune_drm_engine_busy_seconds_total", (match[1],), int(number) / 1e9
-        elif (match := _REGION.fullmatch(key)) and unit in _UNITS:
-            kind, region = match.groups()
-            if kind == "memory":
-                # The old name of resident; newer drivers print both.
-                if f"drm-resident-{region}" in client:
-                    continue
-                kind = "resident"
-            regions += 1
-            if regions > 3 * MAX_NAMES:
-                leave_out(1)
-            else:
-                yield f"infertune_drm_memory_{kind}_bytes", (region,), int(number) * _UNITS[unit]
-        elif key == "amd-evicted-vram" and unit in _UNITS:
-            yield "infertune_drm_memory_evicted_bytes", (), int(number) * _UNITS[unit]
+def _values(client: DrmClient) -> Iterable[tuple[str, tuple[str, ...], float]]:
+    for engine, busy_ns in bounded([*client.engine_ns.items()], MAX_NAMES):
+        yield "infertune_drm_engine_busy_seconds_total", (engine,), busy_ns / 1e9
+    for kind, sizes in (
+        ("resident", client.resident_bytes),
+        ("total", client.total_bytes),
+        ("shared", client.shared_bytes),
+    ):
+        for region, size in bounded([*sizes.items()], MAX_NAMES):
+            yield f"infertune_drm_memory_{kind}_bytes", (region,), size
+    if client.evicted_vram_bytes is not None:
+        yield "infertune_drm_memory_evicted_bytes", (), client.evicted_vram_bytes
 
 
 FDINFO = Collector(

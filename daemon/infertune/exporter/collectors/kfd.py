@@ -8,16 +8,20 @@ for them.  This is what there is instead.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from infertune.exporter.base import Absent, Collector, Metric, Sample
-from infertune.exporter.cards import amdgpu_cards
+from infertune.exporter.base import MAX_GPUS, Absent, Collector, Metric, Sample, bounded, present
 from infertune.exporter.servers import processes
-from infertune.host.text import integer, pairs
+from infertune.host.gpu import (
+    MAX_PROCESSES,
+    amdgpu_cards,
+    has_kfd,
+    kfd_nodes,
+    kfd_pids,
+    kfd_process,
+)
 from infertune.root import Root
 
-_PROC = "/sys/class/kfd/kfd/proc"
-_NODES = "/sys/class/kfd/kfd/topology/nodes"
 _PROCESS = "drivers/gpu/drm/amd/amdkfd/kfd_process.c"
 _TOPOLOGY = "drivers/gpu/drm/amd/amdkfd/kfd_topology.c"
 _PER_SERVER = "servers times GPUs, and one for all other processes together (server is empty)"
@@ -93,58 +97,39 @@ METRICS = (
 
 def read(root: Root) -> Iterable[Sample]:
     """Topology, and the sums per server.  Raises Absent where there is no compute driver."""
-    if not root.exists("/sys/class/kfd/kfd"):
+    if not has_kfd(root):
         raise Absent("no KFD: ROCm cannot run here")
     gpus: dict[int, str] = {}
-    for node in root.glob(f"{_NODES}/*"):
-        properties = pairs(root.get(f"{node}/properties"))
-        target = integer(properties.get("gfx_target_version"))
-        if not target:
-            continue  # the CPU is a node too
-        minor = integer(properties.get("drm_render_minor"))
-        cards = [card.name for card in amdgpu_cards(root) if card.render_minor == minor]
-        gpu = cards[0] if cards else f"node{node.rpartition('/')[2]}"
-        gpu_id = root.get_int(f"{node}/gpu_id")
-        if gpu_id is not None:
-            gpus[gpu_id] = gpu
-        yield Sample("infertune_kfd_node_info", (gpu, gfx_name(target)), 1)
-        simds = integer(properties.get("simd_count"))
-        if simds is not None:
-            yield Sample("infertune_kfd_node_simds", (gpu,), simds)
-        clock = integer(properties.get("max_engine_clk_fcompute"))
-        if clock is not None:
-            yield Sample("infertune_kfd_node_max_clock_hertz", (gpu,), clock * 1e6)
+    cards = bounded(amdgpu_cards(root), MAX_GPUS)
+    for node in kfd_nodes(root):
+        names = (card.name for card in cards if card.render_minor == node.render_minor)
+        gpu = next(names, f"node{node.number}")
+        if node.gpu_id is not None:
+            gpus[node.gpu_id] = gpu
+        yield Sample("infertune_kfd_node_info", (gpu, node.gfx_target), 1)
+        yield from present("infertune_kfd_node_simds", (gpu,), node.simds)
+        clock = node.max_clock_mhz
+        yield from present("infertune_kfd_node_max_clock_hertz", (gpu,), clock, scale=1_000_000)
     yield from _processes(root, gpus)
 
 
-def gfx_name(target: int) -> str:
-    """``gfx1151`` for 110501: minor and stepping are one hexadecimal digit each in the name."""
-    return f"gfx{target // 10000}{target // 100 % 100:x}{target % 100:x}"
-
-
-def _processes(root: Root, gpus: dict[int, str]) -> Iterable[Sample]:
+def _processes(root: Root, gpus: Mapping[int, str]) -> Iterable[Sample]:
     servers = processes(root)
     sums: dict[tuple[str, tuple[str, ...]], float] = defaultdict(float)
-    for name in root.names(_PROC):
-        pid = integer(name)
-        if pid is None:
-            continue
-        server = servers.get(pid, "")
-        here = f"{_PROC}/{name}"
+    for pid in bounded(kfd_pids(root), MAX_PROCESSES):
+        server, found = servers.get(pid, ""), kfd_process(root, pid)
         sums["infertune_kfd_processes", (server,)] += 1
-        for queue in root.names(f"{here}/queues"):
-            gpu = gpus.get(root.get_int(f"{here}/queues/{queue}/gpuid") or 0)
-            if gpu:
-                sums["infertune_kfd_queues", (server, gpu)] += 1
-        for gpu_id, gpu in gpus.items():
-            for metric, file, per in (
-                ("infertune_kfd_memory_bytes", f"vram_{gpu_id}", 1),
-                ("infertune_kfd_evicted_seconds_total", f"stats_{gpu_id}/evicted_ms", 1000),
-                ("infertune_kfd_occupied_compute_units", f"stats_{gpu_id}/cu_occupancy", 1),
-            ):
-                value = root.get_int(f"{here}/{file}")
-                if value is not None:
-                    sums[metric, (server, gpu)] += value / per
+        for number in found.queues:
+            if number in gpus:
+                sums["infertune_kfd_queues", (server, gpus[number])] += 1
+        for metric, values, per in (
+            ("infertune_kfd_memory_bytes", found.vram_bytes, 1),
+            ("infertune_kfd_evicted_seconds_total", found.evicted_ms, 1000),
+            ("infertune_kfd_occupied_compute_units", found.occupied_units, 1),
+        ):
+            for number, value in values.items():
+                if number in gpus:
+                    sums[metric, (server, gpus[number])] += value / per
     for (metric, labels), total in sorted(sums.items()):
         yield Sample(metric, labels, total)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from infertune.exporter.base import Absent, Collector, Metric, Sample
-from infertune.host.text import integer, pairs
+from infertune.exporter.base import Absent, Collector, Metric, Sample, present
+from infertune.host.cpu import model_name
+from infertune.host.memory import meminfo
+from infertune.host.system import product, release
 from infertune.root import Root
 
 KINDS = {
@@ -43,20 +45,13 @@ METRICS = (
 
 def read(root: Root) -> Iterable[Sample]:
     """Raises Absent where the machine says nothing of itself."""
-    processor = pairs(root.get("/proc/cpuinfo"), ":").get("model name", "")
-    named = (
-        root.get("/sys/class/dmi/id/product_name") or "",
-        processor,
-        root.get("/proc/sys/kernel/osrelease") or "",
-    )
-    info = pairs(root.get("/proc/meminfo"), ":")
+    named = (product(root) or "", model_name(root) or "", release(root) or "")
+    info = meminfo(root)
     if not info and not any(named):
         raise Absent("the machine does not say what it is")
     yield Sample("infertune_machine_info", named, 1)
     for kind, key in KINDS.items():
-        kib = integer(info.get(key, "").removesuffix(" kB"))
-        if kib is not None:
-            yield Sample("infertune_memory_bytes", (kind,), kib * 1024)
+        yield from present("infertune_memory_bytes", (kind,), info.get(key))
 
 
 MACHINE = Collector(

@@ -6,13 +6,22 @@ GTT is not charged to any cgroup, so none of this covers weights that live on th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from infertune.exporter.base import Absent, Collector, Metric, Sample
+from infertune.exporter.base import Absent, Collector, Metric, Sample, present
 from infertune.exporter.servers import Unit, units
-from infertune.host.cgroup import cgroup
-from infertune.host.text import integer, pairs
+from infertune.host.cgroup import (
+    entries,
+    hands_down_protection,
+    memory_events,
+    memory_limit,
+    memory_stat,
+    memory_used,
+    swap_used,
+)
+from infertune.host.memory import meminfo
 from infertune.root import Root
 
 _DOC = "Documentation/admin-guide/cgroup-v2.rst"
@@ -153,96 +162,95 @@ def effective(
     return protected
 
 
+@dataclass(frozen=True, slots=True)
+class Charged:
+    """What one group has been charged, and its protections and limits; bytes."""
+
+    used: int | None
+    limits: Mapping[str, float]
+
+    def group(self, limit: str) -> Group | None:
+        """As the protection ``limit`` counts; None where the group has no memory controller."""
+        protection = self.limits.get(limit)
+        if self.used is None or protection is None:
+            return None
+        # PAGE_COUNTER_MAX for "max": larger than any usage is all that matters.
+        return Group(self.used, 2**63 if math.isinf(protection) else int(protection))
+
+
 def read(root: Root) -> Iterable[Sample]:
     """The slice and each server's unit.  Raises Absent where there is neither, nor GPU memory."""
     samples = list(_gpu(root))
-    mount = cgroup(root).mount
     found = units(root)
+    charged = {unit.name: _charged(root, unit.cgroup, LIMITS) for unit in found}
     for unit in found:
-        samples += _unit(root, unit)
-    if mount and found:
-        samples += _protected(root, mount, found)
+        samples += _unit(root, unit, charged[unit.name])
+    if found:
+        samples += _protected(root, found, charged)
     if not samples:
         raise Absent("no infertune.slice with the memory controller")
     return samples
 
 
+def _charged(root: Root, group: str, names: Iterable[str]) -> Charged:
+    limits = {name: memory_limit(root, group, name) for name in names}
+    known = {name: value for name, value in limits.items() if value is not None}
+    return Charged(memory_used(root, group), known)
+
+
 def _gpu(root: Root) -> Iterable[Sample]:
-    info = pairs(root.get("/proc/meminfo"), ":")
+    info = meminfo(root)
     for state, key in (("active", "GPUActive"), ("reclaimable", "GPUReclaim")):
-        kib = integer(info.get(key, "").removesuffix(" kB"))
-        if kib is not None:
-            yield Sample("infertune_memory_gpu_bytes", (state,), kib * 1024)
+        yield from present("infertune_memory_gpu_bytes", (state,), info.get(key))
 
 
-def _unit(root: Root, unit: Unit) -> Iterable[Sample]:
+def _unit(root: Root, unit: Unit, charged: Charged) -> Iterable[Sample]:
     labels = (unit.name, unit.server)
-    for metric, file in (
-        ("infertune_unit_memory_bytes", "memory.current"),
-        ("infertune_unit_memory_swap_bytes", "memory.swap.current"),
-    ):
-        value = root.get_int(f"{unit.cgroup}/{file}")
-        if value is not None:
-            yield Sample(metric, labels, value)
-    for limit in LIMITS:
-        text = root.get(f"{unit.cgroup}/memory.{limit}")
-        if text:
-            number = float("inf") if text == "max" else float(text)
-            yield Sample("infertune_unit_memory_limit_bytes", (*labels, limit), number)
-    stat = pairs(root.get(f"{unit.cgroup}/memory.stat"))
-    events = pairs(root.get(f"{unit.cgroup}/memory.events"))
+    yield from present("infertune_unit_memory_bytes", labels, charged.used)
+    yield from present("infertune_unit_memory_swap_bytes", labels, swap_used(root, unit.cgroup))
+    for limit, value in charged.limits.items():
+        yield Sample("infertune_unit_memory_limit_bytes", (*labels, limit), value)
+    stat, events = memory_stat(root, unit.cgroup), memory_events(root, unit.cgroup)
     for metric, table, keys in (
         ("infertune_unit_memory_events_total", events, EVENTS),
         ("infertune_unit_memory_part_bytes", stat, STATS),
         ("infertune_unit_memory_stat_events_total", stat, COUNTERS),
     ):
-        yield from _listed(metric, labels, table, keys)
+        for key in keys:
+            yield from present(metric, (*labels, key), table.get(key))
 
 
-def _listed(
-    metric: str, labels: tuple[str, ...], table: Mapping[str, str], keys: Iterable[str]
+def _protected(
+    root: Root, found: tuple[Unit, ...], charged: Mapping[str, Charged]
 ) -> Iterable[Sample]:
-    for key in keys:
-        value = integer(table.get(key))
-        if value is not None:
-            yield Sample(metric, (*labels, key), value)
-
-
-def _protected(root: Root, mount: str, found: tuple[Unit, ...]) -> Iterable[Sample]:
-    options = [
-        line.split()[3]
-        for line in (root.get("/proc/self/mounts") or "").splitlines()
-        if len(line.split()) > 3 and line.split()[1:3] == [mount, "cgroup2"]
-    ]
-    recursive = any("memory_recursiveprot" in each.split(",") for each in options)
+    recursive = hands_down_protection(root)
     top, *servers = found
+    beside = _beside(root, top.cgroup, charged)
     for limit in ("min", "low"):
-        parent = _group(root, top.cgroup, limit)
+        parent = charged[top.name].group(limit)
         if parent is None:
             continue
         # A child of the root group gets what it asks for (mem_cgroup_calculate_protection).
         given = parent.protection
         yield Sample("infertune_unit_memory_protected_bytes", (top.name, "", limit), given)
-        children = {
-            name: group
-            for name in root.names(top.cgroup)
-            if (group := _group(root, f"{top.cgroup}/{name}", limit))
-        }
-        claimed = sum(group.claimed for group in children.values())
+        children = {unit.name: charged[unit.name].group(limit) for unit in servers}
+        others = (each.group(limit) for each in beside)
+        claimed = sum(group.claimed for group in (*children.values(), *others) if group)
         for unit in servers:
-            if unit.name in children:
-                value = effective(children[unit.name], parent, given, claimed, recursive=recursive)
+            if group := children[unit.name]:
+                value = effective(group, parent, given, claimed, recursive=recursive)
                 labels = (unit.name, unit.server, limit)
                 yield Sample("infertune_unit_memory_protected_bytes", labels, value)
 
 
-def _group(root: Root, path: str, limit: str) -> Group | None:
-    usage = root.get_int(f"{path}/memory.current")
-    text = root.get(f"{path}/memory.{limit}")
-    if usage is None or not text:
-        return None
-    # PAGE_COUNTER_MAX for "max": larger than any usage is all that matters.
-    return Group(usage, 2**63 if text == "max" else int(text))
+def _beside(root: Root, top: str, charged: Mapping[str, Charged]) -> list[Charged]:
+    """Groups in the slice that have no series: their claims count all the same."""
+    return [
+        _charged(root, f"{top}/{name}", ("min", "low"))
+        for name in entries(root, top)
+        # A file of the slice is no group, and has nothing in it.
+        if name not in charged and memory_used(root, f"{top}/{name}") is not None
+    ]
 
 
 MEMORY = Collector(

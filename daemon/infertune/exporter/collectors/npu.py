@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from infertune.exporter.base import Absent, Collector, Metric, Sample, bounded
+from infertune.exporter.base import Absent, Collector, Metric, Sample, bounded, present
+from infertune.host.devices import accelerator, accelerator_names
 from infertune.root import Root
 
 MAX_NPUS = 8
@@ -33,22 +34,13 @@ METRICS = (
 def read(root: Root) -> Iterable[Sample]:
     """Every accelerator.  Raises Absent where there is none with a driver."""
     found = False
-    for npu in bounded(root.names("/sys/class/accel"), MAX_NPUS):
-        device = f"/sys/class/accel/{npu}/device"
-        driver = (root.readlink(f"{device}/driver") or "").rpartition("/")[2]
-        if not driver:
+    for name in bounded(accelerator_names(root), MAX_NPUS):
+        npu = accelerator(root, name)
+        if not npu.driver:
             continue
         found = True
-        labels = (
-            npu,
-            driver,
-            root.get(f"{device}/vbnv") or "",
-            root.get(f"{device}/fw_version") or "",
-        )
-        yield Sample("infertune_npu_info", labels, 1)
-        status = root.get(f"{device}/power/runtime_status")
-        if status in ("active", "suspended"):
-            yield Sample("infertune_npu_active", (npu,), float(status == "active"))
+        yield Sample("infertune_npu_info", (name, npu.driver, npu.model, npu.firmware), 1)
+        yield from present("infertune_npu_active", (name,), npu.active)
     if not found:
         raise Absent("no NPU with a driver")
 

@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from infertune.exporter.base import Absent, Collector, Metric, Sample
 from infertune.exporter.servers import units
+from infertune.host.memory import Pressure, has_pressure, pressure
 from infertune.root import Root
 
 _DOC = "Documentation/accounting/psi.rst"
-RESOURCES = ("cpu", "io", "memory")
 
 METRICS = (
     Metric(
@@ -29,20 +28,18 @@ METRICS = (
 
 def read(root: Root) -> Iterable[Sample]:
     """The system, the slice and each server's unit.  Raises Absent where PSI is off."""
-    if not root.exists("/proc/pressure"):
+    if not has_pressure(root):
         raise Absent("this kernel has no PSI, or it was started with psi=0")
-    for resource in RESOURCES:
-        yield from _stalled("system", "", resource, root.get(f"/proc/pressure/{resource}"))
+    yield from _stalled("system", "", pressure(root))
     for unit in units(root):
-        for resource in RESOURCES:
-            text = root.get(f"{unit.cgroup}/{resource}.pressure")
-            yield from _stalled(unit.name, unit.server, resource, text)
+        yield from _stalled(unit.name, unit.server, pressure(root, unit.cgroup))
 
 
-def _stalled(unit: str, server: str, resource: str, text: str | None) -> Iterable[Sample]:
-    for share, total in re.findall(r"^(some|full) .*\btotal=(\d+)", text or "", re.MULTILINE):
-        labels = (unit, server, resource, share)
-        yield Sample("infertune_pressure_stalled_seconds_total", labels, int(total) / 1e6)
+def _stalled(unit: str, server: str, found: Mapping[str, tuple[Pressure, ...]]) -> Iterable[Sample]:
+    for resource, lines in found.items():
+        for line in lines:
+            labels = (unit, server, resource, line.share)
+            yield Sample("infertune_pressure_stalled_seconds_total", labels, line.stalled_seconds)
 
 
 PRESSURE = Collector(

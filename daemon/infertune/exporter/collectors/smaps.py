@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from infertune.exporter.base import Absent, Collector, Metric, Sample
 from infertune.exporter.servers import processes
-from infertune.host.text import integer, pairs
+from infertune.host.processes import rolled_up
 from infertune.root import Root
 
 PARTS = {
@@ -45,17 +45,15 @@ def read(root: Root) -> Iterable[Sample]:
     refused: OSError | None = None
     for pid, server in servers.items():
         try:
-            text = root.read(f"/proc/{pid}/smaps_rollup")
+            found = rolled_up(root, pid)
         except PermissionError as error:
             refused = error
             continue
         except OSError:
             continue  # it ended in between (ESRCH, ENOENT)
-        found = pairs(text, ":")
         for part, key in PARTS.items():
-            kib = integer(found.get(key, "").removesuffix(" kB"))
-            if kib is not None:
-                sums[server, part] += kib * 1024
+            if key in found:
+                sums[server, part] += found[key]
     if refused and not sums:
         raise refused
     for (server, part), value in sorted(sums.items()):

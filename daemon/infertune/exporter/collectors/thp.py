@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
-from infertune.exporter.base import Absent, Collector, Metric, Sample, bounded
-from infertune.host.text import integer, pairs
+from infertune.exporter.base import Absent, Collector, Metric, Sample, bounded, present
+from infertune.host.memory import meminfo, vmstat
+from infertune.host.thp import folio_sizes, folio_statistics, has_huge_pages
 from infertune.root import Root
 
-_THP = "/sys/kernel/mm/transparent_hugepage"
 _DOC = "Documentation/admin-guide/mm/transhuge.rst"
 
 EVENTS = (
@@ -104,34 +103,25 @@ METRICS = (
 
 def read(root: Root) -> Iterable[Sample]:
     """Counters of the machine.  Raises Absent where the kernel has no huge pages."""
-    if not root.exists(_THP):
+    if not has_huge_pages(root):
         raise Absent("this kernel is built without CONFIG_TRANSPARENT_HUGEPAGE")
-    info = pairs(root.get("/proc/meminfo"), ":")
+    info = meminfo(root)
     for kind, key in MEMINFO.items():
-        kib = integer(info.get(key, "").removesuffix(" kB"))
-        if kib is not None:
-            yield Sample("infertune_thp_memory_bytes", (kind,), kib * 1024)
-    counts = pairs(root.get("/proc/vmstat"))
+        yield from present("infertune_thp_memory_bytes", (kind,), info.get(key))
+    counts = vmstat(root)
     for metric, prefix, events in (
         ("infertune_thp_events_total", "thp_", EVENTS),
         ("infertune_compaction_events_total", "compact_", COMPACTION),
     ):
         for event in events:
-            value = integer(counts.get(prefix + event))
-            if value is not None:
-                yield Sample(metric, (event,), value)
-    for path in bounded(root.glob(f"{_THP}/hugepages-*kB/stats"), MAX_SIZES):
-        match = re.search(r"hugepages-(\d+kB)/", path)
-        size = match[1] if match else ""
+            yield from present(metric, (event,), counts.get(prefix + event))
+    for size in bounded(folio_sizes(root), MAX_SIZES):
+        folios = folio_statistics(root, size, (*FOLIO_EVENTS, *FOLIO_COUNTS))
         for event in FOLIO_EVENTS:
-            value = root.get_int(f"{path}/{event}")
-            if value is not None:
-                yield Sample("infertune_mthp_events_total", (size, event), value)
+            yield from present("infertune_mthp_events_total", (size, event), folios.get(event))
         for kind in FOLIO_COUNTS:
-            value = root.get_int(f"{path}/{kind}")
-            if value is not None:
-                name = kind.removeprefix("nr_")
-                yield Sample("infertune_mthp_folios", (size, name), value)
+            labels = (size, kind.removeprefix("nr_"))
+            yield from present("infertune_mthp_folios", labels, folios.get(kind))
 
 
 THP = Collector(
