@@ -17,7 +17,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from infertune.host.cgroup import Cgroup
+from infertune.host.cgroup import (
+    Cgroup,
+    controllers,
+    effective_cpus,
+    entries,
+    group_of,
+    handed_down,
+    memory_limit,
+    processes_of,
+)
 from infertune.launch_settings import LAUNCH_SETTINGS, LaunchSetting
 from infertune.root import Root
 from infertune.units import format_cpulist, parse_cpulist
@@ -63,15 +72,11 @@ class Group:
         with contextlib.suppress(OSError):  # cgroup.kill came with Linux 5.14
             self.root.write_value(f"{self.path}/cgroup.kill", "1")
         end = time.monotonic() + _EMPTY_S
-        while _processes(self.root, self.path) and time.monotonic() < end:
+        while processes_of(self.root, self.path) and time.monotonic() < end:
             time.sleep(0.02)
         with contextlib.suppress(OSError):
             self.root.rmdir(self.path)
         _leave(self.root, self.parent, self.enabled, self.waiting_room)
-
-
-def _processes(root: Root, group: str) -> set[int]:
-    return {int(pid) for pid in (root.get(f"{group}/cgroup.procs") or "").split()}
 
 
 def _leave(root: Root, parent: str, enabled: tuple[str, ...], waiting_room: str | None) -> None:
@@ -80,7 +85,7 @@ def _leave(root: Root, parent: str, enabled: tuple[str, ...], waiting_room: str 
             root.write_value(f"{parent}/cgroup.subtree_control", _signed("-", enabled))
         if waiting_room:
             us = os.getpid()
-            for pid in (*(_processes(root, waiting_room) - {us}), us):
+            for pid in (*(set(processes_of(root, waiting_room)) - {us}), us):
                 root.write_value(f"{parent}/cgroup.procs", str(pid))
             root.rmdir(waiting_room)
 
@@ -96,23 +101,15 @@ def make_group(root: Root, cgroup: Cgroup, wanted: set[str], child: int) -> Grou
     """
     if cgroup.mount is None or cgroup.version != 2:
         raise Unavailable("cgroup v2 is not what this system uses")
-    own = next(
-        (
-            line[3:]
-            for line in (root.get("/proc/self/cgroup") or "").splitlines()
-            if line.startswith("0::")
-        ),
-        None,
-    )
+    own = group_of(root, "self")
     if own is None:
         raise Unavailable("this process is in no cgroup v2 group")
     parent = cgroup.mount + own.rstrip("/")
-    offered = set((root.get(f"{parent}/cgroup.controllers") or "").split()) & wanted
+    offered = set(controllers(root, parent)) & wanted
     if not offered:
         raise Unavailable(f"this process's group is not given {', '.join(sorted(wanted))}")
     _remove_stale(root, parent)
-    active = set((root.get(f"{parent}/cgroup.subtree_control") or "").split())
-    missing = tuple(sorted(offered - active))
+    missing = tuple(sorted(offered - set(handed_down(root, parent))))
     waiting_room = None
     try:
         if missing:
@@ -134,7 +131,7 @@ def _enable(root: Root, parent: str, controllers: tuple[str, ...], child: int) -
     except OSError as error:
         # Only the root group may have both processes and controllers to hand out.
         ours = {os.getpid(), child}
-        if error.errno != errno.EBUSY or not _processes(root, parent) <= ours:
+        if error.errno != errno.EBUSY or not set(processes_of(root, parent)) <= ours:
             raise
         waiting_room = f"{parent}/{_PREFIX}self"
         root.mkdir(waiting_room)
@@ -160,9 +157,9 @@ def _why_not(error: OSError) -> str:
 
 def _remove_stale(root: Root, parent: str) -> None:
     """Groups that a killed infertune left: ours by name, and empty."""
-    for name in root.names(parent):
+    for name in entries(root, parent):
         group = f"{parent}/{name}"
-        if name.startswith(_PREFIX) and not _processes(root, group):
+        if name.startswith(_PREFIX) and not processes_of(root, group):
             with contextlib.suppress(OSError):
                 root.rmdir(group)
 
@@ -226,7 +223,7 @@ def _in_group(root: Root, group: Group, entry: LaunchSetting, wanted: str) -> Pl
     if entry.id == "memory_min":
         return _protected(root, group, wanted, got, how)
     # The kernel counts memory in pages, and drops CPUs that are not there when it is read.
-    if entry.id == "cpus" and (now := root.get(f"{group.path}/cpuset.cpus.effective")):
+    if entry.id == "cpus" and (now := effective_cpus(root, group.path)):
         got = now
     same = got == wanted or (entry.id.startswith("memory") and _same_pages(got, wanted))
     return Placed(entry.id, wanted, "applied" if same else "clamped", how, got)
@@ -235,9 +232,9 @@ def _in_group(root: Root, group: Group, entry: LaunchSetting, wanted: str) -> Pl
 def _protected(root: Root, group: Group, wanted: str, got: str, how: str) -> Placed:
     """memory.min holds only as far as every group above grants it (cgroup-v2.rst)."""
     above, bound, by = group.parent, int(got), None
-    while (limit := root.get_int(f"{above}/memory.min")) is not None:
+    while (limit := memory_limit(root, above, "min")) is not None:
         if limit < bound:
-            bound, by = limit, above
+            bound, by = int(limit), above
         above = os.path.dirname(above)
     if by is None:
         return Placed("memory_min", wanted, "applied", how, got)
