@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import pytest
 
 from infertune.cli.main import commands
 from infertune.errors import Exit
+from kernel_paths import kernel_files, reads
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = REPOSITORY / "daemon" / "infertune"
@@ -261,6 +263,79 @@ def test_the_door_would_be_seen_open(line: str) -> None:
 )
 def test_reading_is_no_offence(line: str) -> None:
     assert not offences(line)
+
+
+# -- the one room that reads ---------------------------------------------------------
+
+READ_ELSEWHERE = {("launch/place.py", "/proc/*/oom_score_adj"): "what was written is read back"}
+"""Kernel files that are read outside of host/, and why.
+
+Paths that are data do not show: of knobs (their catalogue has them), of boot options, of events
+(service/watch.py), of the file of a group that has just been written (launch/place.py).
+root.py asks /proc/locks who holds a lock: it is below host/.
+"""
+HOST = PACKAGE / "host"
+
+
+def test_kernel_files_are_read_in_host_only() -> None:
+    found = {
+        (str(path.relative_to(PACKAGE)), text)
+        for path in SOURCES
+        if HOST not in path.parents
+        for _, text in kernel_files(path.read_text())
+    }
+    assert found == set(READ_ELSEWHERE)
+
+
+def test_no_kernel_file_is_read_in_two_modules() -> None:
+    where: dict[str, set[str]] = defaultdict(set)
+    for path in HOST.glob("*.py"):
+        for _, text in kernel_files(path.read_text()):
+            where[text].add(path.name)
+    assert {"/proc/meminfo", "/sys/class/dmi/id/*", "/proc/*/status"} <= set(where)
+    assert not {text: sorted(names) for text, names in where.items() if len(names) > 1}
+
+
+def test_the_exporter_reads_declarations_and_nothing_else_itself() -> None:
+    found = {
+        (path.name, text)
+        for path in (PACKAGE / "exporter").rglob("*.py")
+        for text in reads(path.read_text())
+    }
+    assert found == {
+        ("servers.py", "directory"),
+        ("servers.py", "f'{directory}/{file}'"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("source", "path"),
+    [
+        ("root.get('/proc/meminfo')", "/proc/meminfo"),
+        ("self._root.exists('/sys/class/kfd')", "/sys/class/kfd"),
+        ("ctx.root.at(f'/sys/kernel/btf/{name}').read_bytes()", "/sys/kernel/btf/*"),
+        ("A = '/proc'\ndef f(root, pid):\n    root.read(f'{A}/{pid}/status')", "/proc/*/status"),
+        ("def f(root):\n    path = '/proc/' + g()\n    return root.read(path)", "/proc/*"),
+        ("def f(root):\n    for x in ('a', '/sys/b'):\n        root.get_int(x)", "/sys/b"),
+        ("[root.get(f'{p}/c') for p in root.glob('/sys/a*')[:3]]", "/sys/a*/c"),
+        ("from infertune.host.cpu import CPUS\nroot.names(CPUS)", "/sys/devices/system/cpu"),
+        ("class A:\n    def f(self):\n        return self.get('/proc/stat')", "/proc/stat"),
+    ],
+)
+def test_a_read_of_a_kernel_file_would_be_seen(source: str, path: str) -> None:
+    assert path in {text for _, text in kernel_files(source)}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "archive.files.get('/proc/stat')",
+        "root.get('/etc/os-release')",
+        "root.write_value('/sys', x)",
+    ],
+)
+def test_other_calls_are_no_reads_of_a_kernel_file(source: str) -> None:
+    assert not kernel_files(source)
 
 
 # -- documents equal declarations --------------------------------------------------
