@@ -26,10 +26,12 @@ _UNITS = {
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([A-Za-z]{1,3}|%)")
 
 
-def parse_size(text: str | int, *, total: int | None = None) -> int:
+def parse_size(text: str | int, *, total: int | None = None, step: int = 1) -> int:
     """Bytes of ``"96GiB"``, ``"512 MiB"``, ``"85%"`` (of ``total`` bytes) or a plain integer.
 
-    ``"96GiB, at most 78%"`` is the smaller of the two.
+    ``"96GiB, at least 75%, at most 80%"`` is 96 GiB where that is between the two shares, and
+    otherwise the nearer of them; either bound may be left out.  A share is rounded down to a
+    multiple of ``step`` bytes, unless it is less than one.
     Raises ValueError with a sentence that says what is accepted.
     """
     if isinstance(text, bool):
@@ -38,10 +40,15 @@ def parse_size(text: str | int, *, total: int | None = None) -> int:
         if text < 0:
             raise ValueError("a size cannot be negative")
         return text
-    return min(_parse_size(part, total) for part in text.split(", at most ", 1))
+    text, _, most = text.partition(", at most ")
+    text, _, least = text.partition(", at least ")
+    size = _parse_amount(text, total, step)
+    if least:
+        size = max(size, _parse_amount(least, total, step))
+    return min(size, _parse_amount(most, total, step)) if most else size
 
 
-def _parse_size(text: str, total: int | None) -> int:
+def _parse_amount(text: str, total: int | None, step: int) -> int:
     match = _SIZE.fullmatch(text.strip())
     if not match:
         raise ValueError(f"'{text}' is not a size; write '96GiB', '512MiB' or '85%'")
@@ -51,7 +58,8 @@ def _parse_size(text: str, total: int | None) -> int:
             raise ValueError(f"'{text}' is more than the whole")
         if total is None:
             raise ValueError(f"'{text}' is a share, but the size of the whole is not known here")
-        return int(total * number / 100)
+        share = int(total * number / 100)
+        return share - share % step if share >= step else share
     if unit not in _UNITS:
         raise ValueError(f"'{unit}' is not a unit; use one of {', '.join(_UNITS)} or %")
     return round(number * _UNITS[unit])

@@ -114,6 +114,8 @@ class Size(Value):
     low_bytes: int
     high_bytes: int
     unit: str
+    step_bytes: int = 1
+    """Shares are rounded down to multiples of this."""
 
     def parse(self, configured: object, machine: Machine | None = None) -> str:
         if not isinstance(configured, str):
@@ -122,7 +124,7 @@ class Size(Value):
             parse_size(configured, total=0)
             return configured
         total = machine.memory.total_bytes if machine else None
-        size = parse_size(configured, total=total)
+        size = parse_size(configured, total=total, step=self.step_bytes)
         if not self.low_bytes <= size <= self.high_bytes:
             raise ValueError(f"'{configured}' is out of range; {self.accepts()}")
         return str(size // self.unit_bytes)

@@ -125,7 +125,8 @@ KNOBS: tuple[Knob, ...] = (
     Knob(
         id="ttm.pages_limit",
         paths=("{ttm}/parameters/pages_limit",),
-        value=Size(unit_bytes=PAGE, low_bytes=GIB // 4, high_bytes=1024 * GIB, unit="pages"),
+        # Whole GiB: a share that is no round number is nothing anybody could have tried before.
+        value=Size(PAGE, low_bytes=GIB // 4, high_bytes=1024 * GIB, unit="pages", step_bytes=GIB),
         summary="Most memory the GPU may take for GTT; half of RAM by default.",
         evidence=Evidence(
             "reported",
