@@ -7,7 +7,9 @@ what would be right (``hint``).  Tracebacks are for ``--debug``.
 
 from __future__ import annotations
 
+import difflib
 import errno
+from collections.abc import Iterable
 from enum import IntEnum
 
 
@@ -143,3 +145,9 @@ def describe(error: OSError) -> str:
     text = error.strerror or "unknown error"
     where = f" at {error.filename}" if error.filename else ""
     return f"{errno_name(error)} ({text}){where}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the known one that is nearest, if any is."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""

@@ -21,9 +21,8 @@ from infertune.machine import Machine, read_machine
 from infertune.pools.promised import LOCK, OF_UNITS
 from infertune.root import Root
 from infertune.run import Request, Result, Run, prepare
-from infertune.server_settings import SERVER_SETTINGS
 from infertune.service.declared import find_declaration
-from infertune.service.servers import Declaration
+from infertune.service.servers import Declaration, own_settings
 
 
 class _Log:
@@ -85,21 +84,18 @@ def main() -> int:
         declared = find_declaration(root, sys.argv[1])
         if declared is None:
             raise UsageError(f"no server '{sys.argv[1]}' is declared")
-        settings = {
-            name: SERVER_SETTINGS[name].value.parse(value)
-            for name, value in (declared.settings or {}).items()
-        }
+        machine = read_machine(root)
         request = Request(
             profile=declared.profile,
             caller=dict(os.environ),
             backend=declared.backend,
             model=declared.model,
             port=declared.port,
-            settings=settings,
+            settings=own_settings(declared, machine),
             check=partial(_admit, root, declared),
         )
         result = Result(profile=declared.profile)
-        _, job = prepare(Run(root, read_machine(root), request, result, _Log()))
+        _, job = prepare(Run(root, machine, request, result, _Log()))
     except InfertuneError as error:
         print(f"<3>{error.message}" + (f"; {error.hint}" if error.hint else ""), file=sys.stderr)
         return int(error.exit_code)

@@ -11,7 +11,7 @@ A profile is one TOML file::
     platform_profile = { value = "balanced", required = true, because = "..." }
 
     [boot]                              # takes effect at the next boot
-    ttm.pages_limit = "96GiB, at most 78%"
+    ttm.pages_limit = "96GiB, at least 75%, at most 80%"
 
     [launch]                            # how the server process is placed
     cpus = "physical cores of the largest L3, minus one"
@@ -27,14 +27,15 @@ A child wins over its parents, and within one file a backend's tables win over
 the general ones.  Parents that disagree are an error until the child decides.
 A setting counts as its winner wrote it, ``required`` and ``because`` included.
 
-Profile names come from a catalogue of ids, never paths: a profile cannot name a
-file, run a command or load code.  Everything wrong is a :class:`ProfileError`
-with file and line, before anything is touched.
+Names come from a catalogue of ids: a profile cannot say which file is written, run
+a command or load code.  The only paths it may hold are those of files the server
+reads (``model_draft``, ``mmproj``), and infertune only looks whether they are models.
+Everything wrong is a :class:`ProfileError` with file and line, before anything is
+touched.
 """
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
 import re
@@ -46,7 +47,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from infertune import toml_lines
-from infertune.errors import ProfileError, UsageError
+from infertune.errors import ProfileError, UsageError, did_you_mean
 from infertune.knobs import KNOBS
 from infertune.launch_settings import ENVIRONMENT_ALLOWED, LAUNCH_SETTINGS, check_environment
 from infertune.machine import Machine
@@ -234,7 +235,7 @@ def check_profile(root: Root, name: str) -> tuple[Profile | None, list[ProfileEr
         raise UsageError(f"{_shown(name)} is not a profile name", hint=f"A name is {_NAME_RULE}.")
     if name not in loader.places:
         raise UsageError(
-            f"there is no profile '{name}'{_did_you_mean(name, loader.places)}",
+            f"there is no profile '{name}'{did_you_mean(name, loader.places)}",
             hint="'infertune profiles' lists them.",
         )
     return loader.check(loader.places[name][0])
@@ -330,7 +331,7 @@ class _FileReader:
         self.problems.append(ProfileError(_clip(message), file=self.place.file, line=line))
 
     def suggest(self, name: str, known: Collection[str]) -> str:
-        return _did_you_mean(name, known) if len(self.problems) < _MAX_SUGGESTIONS else ""
+        return did_you_mean(name, known) if len(self.problems) < _MAX_SUGGESTIONS else ""
 
     def contents(self) -> _Contents:
         general: Layer = {}
@@ -584,7 +585,7 @@ class _Loader:
                 problem(f"'{name}' extends itself, and there is no other '{name}' below it", line)
                 return None
         if not candidates:
-            problem(f"there is no profile '{name}'{_did_you_mean(name, self.places)}", line)
+            problem(f"there is no profile '{name}'{did_you_mean(name, self.places)}", line)
             return None
         place = candidates[0]
         names = " -> ".join(link.name for link in (*chain, place))
@@ -643,11 +644,6 @@ def _agree(first: Given, second: Given) -> Given | None:
 
 
 # -- words -------------------------------------------------------------------
-
-
-def _did_you_mean(name: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def _dotted(path: toml_lines.Path) -> str:

@@ -45,7 +45,13 @@ from infertune.machine import Machine, read_machine
 from infertune.profile import load_profile
 from infertune.resolve import Desired, Setting, assume_backend, resolve
 from infertune.root import Root, read_plain_file
-from infertune.server_settings import Refused, parse_help, server_arguments
+from infertune.server_settings import (
+    Refused,
+    check_together,
+    files_of,
+    parse_help,
+    server_arguments,
+)
 from infertune.units import parse_cpulist
 
 
@@ -219,14 +225,19 @@ def _model(one: Run) -> str:
         path = default_model(os.path.join(cache, "infertune"))
         one.audience.say("no --model: serving Gemma 3 270M (extra 'embedded')")
     path = os.path.abspath(path)
+    _refuse_other_files("--model", path)
+    one.result.model = path
+    return path
+
+
+def _refuse_other_files(what: str, path: str) -> None:
+    """Raise UsageError for a file that llama-server could not load."""
     try:
         magic = read_plain_file(Path(path), 4, follow=True)[0]
     except OSError as error:
-        raise UsageError(f"--model {path}: {error.strerror}") from None
+        raise UsageError(f"{what} {path}: {error.strerror}") from None
     if magic != b"GGUF":
-        raise UsageError(f"--model {path}: not a GGUF file", hint="llama-server loads GGUF models")
-    one.result.model = path
-    return path
+        raise UsageError(f"{what} {path}: not a GGUF file", hint="llama-server loads GGUF models")
 
 
 def _server(one: Run) -> Server:
@@ -250,6 +261,12 @@ def _server(one: Run) -> Server:
 
 def _serving(one: Run, server: Server, model: str, desired: Desired) -> Job:
     settings = {**_canonical(desired.server), **one.request.settings}
+    try:
+        check_together(settings)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    for name, path in files_of(settings).items():
+        _refuse_other_files(name, path)
     cpus = desired.launch.get("cpus")
     if cpus and "threads" not in settings:
         # The server counts the machine's cores, not those it may use: more threads than CPUs

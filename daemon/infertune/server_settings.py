@@ -9,12 +9,14 @@ the server, an unknown environment variable is silently ignored.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from infertune.errors import did_you_mean
 from infertune.machine import Machine
-from infertune.units import MIB
+from infertune.units import MIB, printable_line
 from infertune.values import Choice, Integer, Size, Switch, Value
 
 
@@ -31,6 +33,51 @@ class IntegerOr(Integer):
 
     def accepts(self) -> str:
         return f"{super().accepts()}, or {', '.join(self.words)}"
+
+
+@dataclass(frozen=True)
+class Choices(Choice):
+    """Words of a list, separated by commas."""
+
+    def parse(self, configured: object, machine: Machine | None = None) -> str:
+        if not isinstance(configured, str):
+            return super().parse(configured, machine)
+        words = [super(Choices, self).parse(word.strip()) for word in configured.split(",")]
+        if len(set(words)) < len(words):
+            raise ValueError(f"'{configured}' has a word twice")
+        return ",".join(words)
+
+    def accepts(self) -> str:
+        return f"{super().accepts()}; several with commas"
+
+
+@dataclass(frozen=True)
+class FilePath(Value):
+    """The absolute path of a file that the server reads; whether it is there is asked later."""
+
+    def parse(self, configured: object, machine: Machine | None = None) -> str:
+        del machine
+        # systemd, too, takes no '..' in the paths that it lets a unit see.
+        if (
+            not isinstance(configured, str)
+            or not re.match("/[^/]", configured)
+            or not configured.isprintable()
+            or len(os.fsencode(configured)) >= _PATH_MAX
+            or os.path.normpath(configured) != configured
+        ):
+            shown = printable_line(str(configured), 80)
+            raise ValueError(f"'{shown}' is not {self.accepts()}")
+        return configured
+
+    def decode(self, raw: bytes) -> str:
+        return os.fsdecode(raw)
+
+    def accepts(self) -> str:
+        return "an absolute path of a file, without '..', such as '/srv/models/draft.gguf'"
+
+
+_PATH_MAX = 4096
+"""Bytes of a path that the kernel takes, with the NUL at its end (limits.h)."""
 
 
 Way = str | Mapping[str, tuple[str, ...]]
@@ -51,6 +98,12 @@ class ServerSetting:
 def _switch(flag: str, off: str | None = None) -> Mapping[str, tuple[str, ...]]:
     return {"1": (flag,), "0": (off,) if off else ()}
 
+
+DRAFTS = ("draft-simple", "draft-eagle3", "draft-mtp", "draft-dflash", "draft-dspark")
+NGRAMS = ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache")
+"""llama.cpp, common/speculative.cpp; which of them a build has is in its ``--help``."""
+_DRAFTS_BY_ITSELF = "draft-mtp"
+"""Uses layers of the model itself (unless they come in a file of their own)."""
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 
@@ -211,15 +264,88 @@ _SETTINGS = (
     ),
     ServerSetting(
         id="spec_type",
-        value=Choice(
-            ("none", "ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache")
-        ),
-        summary="guess tokens from the text so far; needs no second model",
+        value=Choices(("none", *DRAFTS, *NGRAMS)),
+        summary="guess tokens ahead: from the text so far (ngram), or with a model that drafts",
         ways=("--spec-type", {"none": ()}),
+    ),
+    ServerSetting(
+        id="model_draft",
+        value=FilePath(),
+        summary="file of the model that drafts (spec_type)",
+        ways=("--spec-draft-model", "--model-draft"),
+    ),
+    ServerSetting(
+        id="spec_draft_n_max",
+        value=Integer(1, 1024, "tokens"),
+        summary="most tokens that are drafted at once",
+        ways=("--spec-draft-n-max", "--draft-max"),
+    ),
+    ServerSetting(
+        id="mmproj",
+        value=FilePath(),
+        summary="file of the projector that lets the model see images or hear sound",
+        ways=("--mmproj",),
+    ),
+    ServerSetting(
+        id="mmproj_offload",
+        value=Switch(),
+        summary="projector on the GPU",
+        ways=(_switch("--mmproj-offload", "--no-mmproj-offload"),),
+    ),
+    ServerSetting(
+        id="ctx_checkpoints",
+        value=Integer(0, 2**16, "checkpoints"),
+        summary="most states of a conversation that each slot keeps to go back to; the server's "
+        "own default is 32",
+        ways=("--ctx-checkpoints", "--swa-checkpoints"),
+    ),
+    ServerSetting(
+        id="checkpoint_min_step",
+        value=Integer(0, 2**24, "tokens"),
+        summary="least distance of two such states",
+        ways=("--checkpoint-min-step",),
+    ),
+    ServerSetting(
+        id="swa_full",
+        value=Switch(),
+        summary="KV cache of the whole context also where a layer sees only a window",
+        ways=(_switch("--swa-full"),),
     ),
 )
 
 SERVER_SETTINGS: Mapping[str, ServerSetting] = {setting.id: setting for setting in _SETTINGS}
+
+
+def parse_server_setting(name: str, configured: object, machine: Machine | None = None) -> str:
+    """Canonical value of one setting.  Raises ValueError, with a sentence that names it."""
+    if name not in SERVER_SETTINGS:
+        shown = printable_line(name, 80)
+        near = did_you_mean(name, SERVER_SETTINGS)
+        raise ValueError(f"there is no server setting '{shown}'{near}")
+    try:
+        return SERVER_SETTINGS[name].value.parse(configured, machine)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def files_of(settings: Mapping[str, str | int | bool]) -> dict[str, str]:
+    """The files that settings name, by setting."""
+    return {
+        name: str(value)
+        for name, value in settings.items()
+        if isinstance(SERVER_SETTINGS[name].value, FilePath)
+    }
+
+
+def check_together(settings: Mapping[str, str]) -> None:
+    """Raise ValueError where canonical settings lack one that another of them needs."""
+    kinds = settings.get("spec_type", "").split(",")
+    needy = [kind for kind in kinds if kind in DRAFTS and kind != _DRAFTS_BY_ITSELF]
+    if needy and "model_draft" not in settings:
+        raise ValueError(
+            f"spec_type={needy[0]} needs model_draft, the file of the model that drafts; "
+            f"{_DRAFTS_BY_ITSELF} uses layers of the model itself"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +384,8 @@ def parse_help(text: str) -> dict[str, Option]:
             position = match.end()
             if not match[2]:
                 break
+        if "argument has been removed" in " ".join(entry.split()):
+            continue  # listed only to say what replaces it: given, it ends the server
         # One space and a word: the value's placeholder.  More, or a new line: the description.
         argument = re.match(r" (\S+(?: \S+)*)", entry[position:])
         text = entry[position:]
@@ -286,8 +414,9 @@ def server_arguments(
     refused: list[Refused] = []
     for name, value in settings.items():
         reasons: list[str] = []
-        for way in SERVER_SETTINGS[name].ways:
-            flags, reason = _say(way, value, options)
+        setting = SERVER_SETTINGS[name]
+        for way in setting.ways:
+            flags, reason = _say(way, value, _words(setting.value, value), options)
             if reason is None:
                 arguments += flags
                 break
@@ -297,7 +426,16 @@ def server_arguments(
     return arguments, refused
 
 
-def _say(way: Way, value: str, options: Mapping[str, Option]) -> tuple[Sequence[str], str | None]:
+def _words(kind: Value, value: str) -> list[str]:
+    """Those of a value that the help has to know: not numbers, and not the name of a file."""
+    if isinstance(kind, FilePath) or _is_number(value):
+        return []
+    return value.split(",") if isinstance(kind, Choices) else [value]
+
+
+def _say(
+    way: Way, value: str, words: Sequence[str], options: Mapping[str, Option]
+) -> tuple[Sequence[str], str | None]:
     """The arguments that mean ``value``, or the reason why this way does not work here."""
     if isinstance(way, str):
         option = options.get(way)
@@ -305,10 +443,13 @@ def _say(way: Way, value: str, options: Mapping[str, Option]) -> tuple[Sequence[
             return (), f"this build has no {way}"
         if option.argument is None:
             return (), f"{way} of this build takes no value"
-        if option.words is not None and not _is_number(value) and value not in option.words:
-            return (), f"{way} of this build offers {', '.join(option.words)}"
-        if option.words is None and not _is_number(value) and not _mentions(option.text, value):
-            return (), f"{way} of this build does not say that it takes '{value}'"
+        for word in words:
+            if option.words is not None and word not in option.words:
+                return (), f"{way} of this build offers {', '.join(option.words)}"
+            if option.words is None and not _mentions(option.text, word):
+                return (), f"{way} of this build does not say that it takes '{word}'"
+        if len(words) > 1 and "comma-separated" not in option.text:
+            return (), f"{way} of this build takes one word"
         return (way, value), None
     if value not in way:
         return (), f"this build has no way to say '{value}'"

@@ -72,7 +72,10 @@ def test_round_trip() -> None:
         ('profile = "quiet"\nport = 8080\nmodel = "a.gguf"', "absolute path"),
         ('profile = "quiet"\nport = 8080\nmodel = "/a\\nb"', "absolute path"),
         ('profile = "quiet"\nport = 8080\nexec = "/bin/sh"', "unknown key 'exec'"),
-        ('profile = "quiet"\nport = 8080\n[settings]\nshell = 1', "unknown server setting"),
+        (
+            'profile = "quiet"\nport = 8080\n[settings]\nshell = 1',
+            "there is no server setting 'shell'",
+        ),
         ('profile = "quiet"\nport = 8080\n[settings]\nctx_size = "big"', "ctx_size"),
         ("profile = ", "not valid TOML"),
     ],

@@ -30,7 +30,7 @@ from infertune.pools.promised import with_reservations
 from infertune.profile import load_profile
 from infertune.resolve import assume_backend, resolve
 from infertune.root import Root, full_path
-from infertune.server_settings import SERVER_SETTINGS
+from infertune.server_settings import SERVER_SETTINGS, parse_server_setting
 from infertune.units import GIB, MIB
 
 FORCE = argument(
@@ -57,16 +57,14 @@ CTX = argument("--ctx", type=_tokens, metavar="N", help="tokens of context, of a
 def parse_setting(text: str) -> tuple[str, str | int | bool]:
     """``ctx_size=4096`` as a profile would say it.  Raises UsageError."""
     name, _, value = text.partition("=")
-    if name not in SERVER_SETTINGS:
-        raise UsageError(f"{text}: there is no server setting '{name}'")
     try:
         configured: str | int | bool = json.loads(value)
     except (ValueError, RecursionError):
         configured = value
     try:
-        SERVER_SETTINGS[name].value.parse(configured)
+        parse_server_setting(name, configured)
     except ValueError as error:
-        raise UsageError(f"{name}: {error}") from None
+        raise UsageError(str(error)) from None
     return name, configured
 
 

@@ -19,19 +19,18 @@ from infertune.admission import Asked, check
 from infertune.budget.settings import server_memory
 from infertune.cli.base import JSON, Command, Context, argument
 from infertune.cli.engine import BACKEND, PROFILE, daemon_runs
-from infertune.cli.fit import FORCE, canonical, parse_setting
+from infertune.cli.fit import FORCE, parse_setting
 from infertune.cli.run import Silent
 from infertune.errors import Busy, Exit, Failed, NotPermitted, Unreachable, UsageError
 from infertune.host.sockets import listeners
 from infertune.launch.client import healthy
 from infertune.launch.ready import Progress, choose_port
 from infertune.launch.system import show_log
-from infertune.machine import read_machine
-from infertune.profile import Profile, load_profile
-from infertune.resolve import assume_backend, resolve
+from infertune.machine import Machine, read_machine
+from infertune.profile import load_profile
+from infertune.resolve import Desired, resolve
 from infertune.root import Root, read_plain_file
 from infertune.run import Request, Result, Run, prepare
-from infertune.server_settings import SERVER_SETTINGS
 from infertune.service.declared import declared_ports, gpu_groups, write_declaration
 from infertune.service.names import NAME
 from infertune.service.servers import (
@@ -39,9 +38,12 @@ from infertune.service.servers import (
     TRANSIENT,
     Declaration,
     declaration_text,
+    files,
     in_a_home,
     is_a_home,
+    own_settings,
     parse_declaration,
+    server_settings,
     systemd_run_line,
 )
 from infertune.service.setup import template
@@ -81,20 +83,22 @@ def _serve(ctx: Context) -> Exit:
     declaration = Declaration(
         name=name,
         profile=args.profile,
-        model=_model(args.model) if args.model else None,
+        model=os.path.realpath(args.model) if args.model else None,
         port=_free_port(ctx, name),
         backend=args.backend,
         settings=dict(parse_setting(text) for text in ctx.command),
         force=args.force,
     )
-    profile = load_profile(ctx.root, declaration.profile)
     # What the daemon will refuse is refused before it is written.
     parse_declaration(name, declaration_text(declaration), f"{TRANSIENT}/{name}.toml")
+    machine = read_machine(ctx.root)
+    desired = resolve(load_profile(ctx.root, declaration.profile), machine, declaration.backend)
+    declaration = _with_files_checked(declaration, desired)
     if args.print:
-        ctx.print(_as_systemd_run(ctx, declaration))
+        ctx.print(_as_systemd_run(ctx, machine, declaration))
         return Exit.DONE
     if declaration.model:
-        _refuse_misfit(ctx, declaration, declaration.model, profile)
+        _refuse_misfit(ctx, machine, declaration, declaration.model, desired)
     _need_daemon(ctx)
     if os.geteuid() != 0:
         raise NotPermitted(
@@ -120,23 +124,18 @@ def _serve(ctx: Context) -> Exit:
     return _wait_and_say(ctx, declaration.name, unit, declaration.port)
 
 
-def _refuse_misfit(ctx: Context, declaration: Declaration, model: str, profile: Profile) -> None:
+def _refuse_misfit(
+    ctx: Context, machine: Machine, declaration: Declaration, model: str, desired: Desired
+) -> None:
     """A first check, so that what does not fit is not even declared: the daemon reads no models.
 
     Who really gets the room is decided by the unit's launcher, one start at a time.
     """
-    machine = read_machine(ctx.root)
-    backend = declaration.backend
-    if backend == "auto":
-        backend, _ = assume_backend(machine)
-    desired = resolve(profile, machine, backend)
-    settings = {name: setting.canonical for name, setting in desired.server.items()}
-    settings |= canonical(declaration.settings or {}, machine)
     asked = Asked(
         name=declaration.name,
         model=model,
-        backend=backend,
-        memory=server_memory(settings),
+        backend=desired.backend,
+        memory=server_memory(server_settings(declaration, desired, machine)),
         pid=os.getpid(),
         force=ctx.args.force,
         profile=declaration.profile,
@@ -165,36 +164,45 @@ def _wait_and_say(ctx: Context, name: str, unit: str, port: int) -> Exit:
     return Exit.DONE
 
 
-def _model(path: str) -> str:
-    """The model's absolute path, checked to be one that a unit's user can read."""
-    path = os.path.realpath(path)
+def _with_files_checked(declaration: Declaration, desired: Desired) -> Declaration:
+    """The declaration with its files where they really are: what is checked is what is used."""
+    named = files(declaration, desired)
+    real = {what: os.path.realpath(path) for what, path in named.items()}
+    for what, path in real.items():
+        _refuse_unreadable("--model" if what == "model" else what, path)
+    model = real.pop("model", None)
+    moved = {what: path for what, path in real.items() if path != named[what]}
+    return replace(declaration, model=model, settings={**(declaration.settings or {}), **moved})
+
+
+def _refuse_unreadable(what: str, path: str) -> None:
+    """Raise UsageError for a file that is not a model, or that a unit's user cannot read."""
     try:
         data, status = read_plain_file(Path(path), 4, follow=False)
     except OSError as error:
-        raise UsageError(f"--model {path}: {error.strerror}") from None
+        raise UsageError(f"{what} {path}: {error.strerror}") from None
     if data[:4] != b"GGUF":
-        raise UsageError(f"--model {path}: not a GGUF file", hint="llama-server loads GGUF models")
+        raise UsageError(f"{what} {path}: not a GGUF file", hint="llama-server loads GGUF models")
     if not status.st_mode & stat.S_IROTH:
         raise UsageError(
-            f"--model {path}: the server runs as a user of its own, who may not read it",
+            f"{what} {path}: the server runs as a user of its own, who may not read it",
             hint=f"chmod o+r {shlex.quote(path)}",
         )
     directory = os.path.dirname(path)
     if is_a_home(directory):
         raise UsageError(
-            f"--model {path}: the server would be shown all of {directory}",
-            hint="put the model in a directory of its own",
+            f"{what} {path}: the server would be shown all of {directory}",
+            hint="put the file in a directory of its own",
         )
-    # Of a home only the model's own directory is on the server's way (servers.access).
+    # Of a home only the file's own directory is on the server's way (servers.access).
     way = [os.path.dirname(path)] if in_a_home(path) else map(str, Path(path).parents)
     for directory in way:
         if not os.stat(directory).st_mode & stat.S_IXOTH:
             raise UsageError(
-                f"--model {path}: the server runs as a user of its own, who may not enter "
+                f"{what} {path}: the server runs as a user of its own, who may not enter "
                 f"{directory}",
                 hint=f"chmod o+x {shlex.quote(directory)}",
             )
-    return path
 
 
 def _port(text: str) -> int:
@@ -203,23 +211,19 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _as_systemd_run(ctx: Context, declaration: Declaration) -> str:
+def _as_systemd_run(ctx: Context, machine: Machine, declaration: Declaration) -> str:
     if declaration.model is None:
         raise UsageError("--print needs --model: the embedded one is unpacked at the first start")
-    settings = {
-        name: SERVER_SETTINGS[name].value.parse(value)
-        for name, value in (declaration.settings or {}).items()
-    }
     request = Request(
         profile=declaration.profile,
         caller=dict(os.environ),
         backend=declaration.backend,
         model=declaration.model,
         port=declaration.port,
-        settings=settings,
+        settings=own_settings(declaration, machine),
     )
     result = Result(profile=declaration.profile)
-    one = Run(ctx.root, read_machine(ctx.root), request, result, Silent(ctx))
+    one = Run(ctx.root, machine, request, result, Silent(ctx))
     desired, job = prepare(one)
     env = {name: setting.canonical for name, setting in desired.env.items()}
     groups = gpu_groups(ctx.root)

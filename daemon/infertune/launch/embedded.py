@@ -21,7 +21,7 @@ from importlib.metadata import version
 from typing import Any
 
 from infertune.errors import Failed
-from infertune.server_settings import CACHE_TYPES, SERVER_SETTINGS
+from infertune.server_settings import CACHE_TYPES, NGRAMS, SERVER_SETTINGS, Choices
 from infertune.values import Choice
 
 
@@ -31,6 +31,8 @@ class Attribute:
 
     path: str
     convert: Callable[[Any, str], object] = lambda _, value: int(value)
+    words: tuple[str, ...] | None = None
+    """The words it can be told, where those are not all of the setting's."""
 
 
 def _switch(_library: Any, value: str) -> object:
@@ -98,9 +100,11 @@ ATTRIBUTES: Mapping[str, Attribute] = {
         lambda library, value: [
             getattr(
                 library.common_speculative_type,
-                f"COMMON_SPECULATIVE_TYPE_{value.upper().replace('-', '_')}",
+                f"COMMON_SPECULATIVE_TYPE_{word.upper().replace('-', '_')}",
             )
+            for word in value.split(",")
         ],
+        words=("none", *NGRAMS),
     ),
 }
 
@@ -133,7 +137,9 @@ def help_text() -> str:
         way = setting.ways[0]
         if isinstance(way, str):
             if isinstance(setting.value, Choice):
-                lines.append(f"{way} [{'|'.join(setting.value.words)}]")
+                lines.append(f"{way} [{'|'.join(ATTRIBUTES[name].words or setting.value.words)}]")
+                if isinstance(setting.value, Choices):
+                    lines.append("        comma-separated list")
             else:
                 lines += [f"{way} N", f"        {setting.value.accepts()}"]
         else:

@@ -15,10 +15,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from infertune.errors import ProfileError, UsageError
+from infertune.machine import Machine
 from infertune.pools.promised import LOCK
 from infertune.profile import BACKENDS
 from infertune.resolve import Desired
-from infertune.server_settings import SERVER_SETTINGS
+from infertune.server_settings import (
+    FilePath,
+    check_together,
+    files_of,
+    parse_server_setting,
+)
 from infertune.service.names import NAME
 from infertune.units import format_cpulist, parse_cpulist
 
@@ -92,16 +98,17 @@ def parse_declaration(
     model = found.get("model")
     if found.get("backend", "auto") not in ("auto", *BACKENDS):
         raise wrong(f"backend is one of auto, {', '.join(BACKENDS)}")
-    if model is not None and (not model.startswith("/") or not model.isprintable()):
-        raise wrong("model must be an absolute path")
     settings = found.get("settings", {})
-    for key, value in settings.items():
-        if key not in SERVER_SETTINGS:
-            raise wrong(f"unknown server setting '{key}'")
-        try:
-            SERVER_SETTINGS[key].value.parse(value)
-        except ValueError as error:
-            raise wrong(f"{key}: {error}") from None
+    try:
+        if model is not None:
+            FilePath().parse(model)
+    except ValueError as error:
+        raise wrong(f"model: {error}") from None
+    try:
+        for key, value in settings.items():
+            parse_server_setting(key, value)
+    except ValueError as error:
+        raise wrong(str(error)) from None
     return Declaration(
         name,
         found["profile"],
@@ -111,6 +118,40 @@ def parse_declaration(
         settings,
         found.get("force", False),
     )
+
+
+def own_settings(declaration: Declaration, machine: Machine | None = None) -> dict[str, str]:
+    """Canonical settings of the declaration; without a machine its shares stay as they are.
+
+    Raises UsageError where one is not possible on the machine.
+    """
+    given = (declaration.settings or {}).items()
+    try:
+        return {name: parse_server_setting(name, value, machine) for name, value in given}
+    except ValueError as error:
+        raise UsageError(f"server '{declaration.name}': {error}") from None
+
+
+def server_settings(
+    declaration: Declaration, desired: Desired, machine: Machine | None = None
+) -> dict[str, str]:
+    """Canonical settings of a server: the profile's, over them its own.
+
+    Raises UsageError where one of them needs another that is not there.
+    """
+    found = {name: setting.canonical for name, setting in desired.server.items()}
+    found |= own_settings(declaration, machine)
+    try:
+        check_together(found)
+    except ValueError as error:
+        raise UsageError(f"server '{declaration.name}': {error}") from None
+    return found
+
+
+def files(declaration: Declaration, desired: Desired) -> dict[str, str]:
+    """The files that a server reads, by what names them."""
+    model = {"model": declaration.model} if declaration.model is not None else {}
+    return {**model, **files_of(server_settings(declaration, desired))}
 
 
 def declaration_text(declaration: Declaration) -> str:
@@ -165,14 +206,15 @@ _HOMES = ("/home/", "/root/", "/run/user/", "/var/home/", "/var/roothome/")
 """What ProtectHome= hides (systemd.exec(5))."""
 
 
-def access(declaration: Declaration, groups: Iterable[str]) -> dict[str, str]:
-    """[Service] directives that let the server reach its model and the GPU's render nodes."""
+def access(declaration: Declaration, desired: Desired, groups: Iterable[str]) -> dict[str, str]:
+    """[Service] directives that let the server reach its files and the GPU's render nodes."""
     found = {}
     if names := " ".join(groups):
         found["SupplementaryGroups"] = names
-    if declaration.model and in_a_home(declaration.model):
-        # The directory, for the other files of a split model.
-        found["BindReadOnlyPaths"] = _escaped(declaration.model.rpartition("/")[0])
+    hidden = filter(in_a_home, files(declaration, desired).values())
+    # The directory, for the other files of a split model.
+    if directories := dict.fromkeys(path.rpartition("/")[0] for path in hidden):
+        found["BindReadOnlyPaths"] = " ".join(map(_escaped, directories))
     return found
 
 
@@ -217,7 +259,7 @@ def drop_in(
     """The drop-in of the server's unit.  ``groups``: those of the render nodes that exist here."""
     lines = [f"# Written by infertuned: profile {desired.profile}, backend {desired.backend}."]
     lines += ["[Unit]", f"Description=Model server {declaration.name} (infertune)", "[Service]"]
-    every = {**directives(desired), **access(declaration, groups)}
+    every = {**directives(desired), **access(declaration, desired, groups)}
     # Opened by systemd as root: the launcher waits for its turn with it (admission.py).
     lines.append(f"StandardInput=file:{LOCK}")
     lines += [f"{name}={value}" for name, value in every.items()]
@@ -297,7 +339,8 @@ def systemd_run_line(
             # systemd-run hands directives over as they are: specifiers are ours to fill in.
             value = value.replace("%i", declaration.name).replace("%S", "/var/lib")
             words.append(f"--property={name}={value}")
-    for name, value in {**directives(desired), **access(declaration, groups)}.items():
+    every = {**directives(desired), **access(declaration, desired, groups)}
+    for name, value in every.items():
         words.append(f"--property={name}={value}")
     words += [f"--setenv={name}={value}" for name, value in sorted(env.items())]
     return shlex.join([*words, "--", *argv])
