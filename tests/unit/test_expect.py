@@ -94,6 +94,48 @@ def test_table_of_others() -> None:
         assert chip.cpu_read[1] < chip.gpu_read[0] < chip.gpu_read[1] < chip.peak
 
 
+GORGON = "AMD RYZEN AI MAX+ PRO 495 w/ Radeon 8065S"
+
+
+def named(model: str | None, name: str = "strix-halo-128") -> Machine:
+    """A recorded machine with another processor."""
+    found = machine(name)
+    return replace(found, cpu=replace(found.cpu, model=model))
+
+
+@pytest.mark.parametrize(
+    ("model", "chip"),
+    [
+        (GORGON, "Gorgon Halo"),
+        ("AMD RYZEN AI MAX PRO 490 w/ Radeon 8050S", "Gorgon Halo"),
+        ("AMD RYZEN AI MAX PRO 390 w/ Radeon 8050S", "Strix Halo"),
+        ("AMD Ryzen AI Max+ 395 w/ Radeon 8060S", "Strix Halo"),
+        ("AMD Eng Sample", "Strix Halo"),
+        (None, "Strix Halo"),
+    ],
+)
+def test_the_processor_tells_the_chip(model: str | None, chip: str) -> None:
+    found = chip_of(named(model))
+    assert found is not None
+    assert found.name == chip
+
+
+def test_a_card_beside_the_processor_is_not_its_chip() -> None:
+    assert chip_of(named(GORGON, "radeon-desktop")) is None
+
+
+def test_faster_memory_and_what_is_only_scaled(tmp_path: Path) -> None:
+    shape = shape_of("gpt-oss 120B", tmp_path)
+    gpu, cpu = expect(shape, named(GORGON), None, 0).rooflines
+    assert gpu.bandwidth == pytest.approx((226.1e9, 235.7e9), rel=1e-3)
+    assert gpu.source.startswith("scaled from Strix Halo")
+    assert "on Strix Halo" in cpu.source
+    assert cpu.bandwidth == (100e9, 118e9)
+    [note] = [each for each in expect(shape, named(GORGON), 1e9, 0).notes if "Gorgon" in each]
+    assert "no measurement of Gorgon Halo is known here" in note
+    assert not [each for each in expect(shape, machine(), 1e9, 0).notes if "Gorgon" in each]
+
+
 def test_unknown_is_not_zero(tmp_path: Path) -> None:
     shape = shape_of("Llama 3.1 8B", tmp_path)
     on = machine("recorded-vm")

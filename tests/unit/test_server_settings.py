@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from infertune.server_settings import SERVER_SETTINGS, parse_help, server_arguments
+from infertune.launch.embedded import help_text
+from infertune.server_settings import (
+    SERVER_SETTINGS,
+    check_together,
+    parse_help,
+    parse_server_setting,
+    server_arguments,
+)
 
 FAKE = Path(__file__).parents[1] / "fake_llama_server"
 
@@ -147,3 +154,123 @@ def test_the_defaults_of_every_setting_parse() -> None:
     assert SERVER_SETTINGS["cache_ram"].value.parse("2GiB") == "2048"
     with pytest.raises(ValueError, match="or auto, all"):
         SERVER_SETTINGS["gpu_layers"].value.parse("most")
+
+
+# -- drafting, projectors, files ---------------------------------------------------
+
+NEWEST = """\
+-mm, --mmproj FILE                      path to a projector
+--mmproj-offload, --no-mmproj-offload   projector on the GPU (default: enabled)
+-ctxcp, --ctx-checkpoints, --swa-checkpoints N
+                                        max number of checkpoints (default: 32)
+-cms, --checkpoint-min-step N           least distance (default: 8192)
+--swa-full                              whole cache (default: false)
+--spec-draft-model, -md, --model-draft FNAME
+                                        draft model (default: unused)
+--spec-draft-n-max N                    tokens to draft (default: 3)
+--spec-type none,draft-simple,draft-eagle3,draft-mtp,draft-dflash,draft-dspark,ngram-mod
+                                        comma-separated list of kinds (default: none)
+--draft, --draft-n, --draft-max N       the argument has been removed. use --spec-draft-n-max or
+                                        --spec-ngram-mod-n-max
+"""
+"""In the form of build 11669."""
+BEFORE = """\
+-md,   --model-draft FNAME              draft model (default: unused)
+--draft, --draft-n, --draft-max N       number of tokens to draft (default: 16)
+--swa-checkpoints N                     max number of checkpoints (default: 3)
+--spec-type [none|ngram-cache|ngram-simple]
+                                        type of speculative decoding to use (default: none)
+"""
+
+
+def test_newest_flags_of_drafting() -> None:
+    settings = {
+        "spec_type": "draft-dflash,ngram-mod",
+        "model_draft": "/m/d 1.gguf",
+        "spec_draft_n_max": "5",
+        "mmproj": "/m/mmproj.gguf",
+        "mmproj_offload": "0",
+        "ctx_checkpoints": "4",
+        "checkpoint_min_step": "1024",
+        "swa_full": "1",
+    }
+    assert flags(settings, NEWEST) == [
+        *("--spec-type", "draft-dflash,ngram-mod", "--spec-draft-model", "/m/d 1.gguf"),
+        *("--spec-draft-n-max", "5", "--mmproj", "/m/mmproj.gguf", "--no-mmproj-offload"),
+        *("--ctx-checkpoints", "4", "--checkpoint-min-step", "1024", "--swa-full"),
+    ]
+
+
+def test_older_flags_of_drafting() -> None:
+    settings = {"model_draft": "/d.gguf", "spec_draft_n_max": "5", "ctx_checkpoints": "4"}
+    assert flags(settings, BEFORE) == [
+        *("--model-draft", "/d.gguf", "--draft-max", "5", "--swa-checkpoints", "4"),
+    ]
+    assert "offers none, ngram-cache" in reason({"spec_type": "draft-mtp"}, BEFORE)
+    assert "takes one word" in reason({"spec_type": "ngram-cache,ngram-simple"}, BEFORE)
+
+
+def test_a_flag_that_is_listed_only_as_removed_is_not_there() -> None:
+    without = NEWEST.replace("--spec-draft-n-max N ", "--other N ")
+    assert "--draft-max" not in parse_help(without)
+    assert "this build has no --draft-max" in reason({"spec_draft_n_max": "5"}, without)
+
+
+@pytest.mark.parametrize(
+    ("value", "canonical"),
+    [
+        ("none", "none"),
+        ("draft-mtp", "draft-mtp"),
+        ("draft-mtp, ngram-mod", "draft-mtp,ngram-mod"),
+        ("ngram-simple,ngram-cache", "ngram-simple,ngram-cache"),
+    ],
+)
+def test_kinds_of_speculation(value: str, canonical: str) -> None:
+    assert SERVER_SETTINGS["spec_type"].value.parse(value) == canonical
+
+
+@pytest.mark.parametrize("value", ["mtp", "draft-mtp,", "", "ngram-mod,ngram-mod", 3, True])
+def test_kinds_that_are_none(value: object) -> None:
+    with pytest.raises(ValueError, match=r"not one of none, draft-simple|has a word twice"):
+        SERVER_SETTINGS["spec_type"].value.parse(value)
+
+
+def test_a_path_is_absolute_plain_and_bounded() -> None:
+    parse = SERVER_SETTINGS["mmproj"].value.parse
+    assert parse("/srv/my models/a:b%.gguf") == "/srv/my models/a:b%.gguf"
+    assert parse("/" + "m" * 4094) == "/" + "m" * 4094
+    wrong = ("m.gguf", "./m", "", "/m\n", "/m\0", "/a/../b", "/a//b", "//a", "/a/", 1, None)
+    for path in (*wrong, "/" + "m" * 4095, "/\udcff"):
+        with pytest.raises(ValueError, match="is not an absolute path of a file") as error:
+            parse(path)
+        assert len(str(error.value)) < 250
+        assert str(error.value).isprintable()
+
+
+def test_an_unknown_setting_and_what_may_be_meant() -> None:
+    with pytest.raises(ValueError, match="no server setting 'ctxsize'; did you mean 'ctx_size'"):
+        parse_server_setting("ctxsize", 1)
+    with pytest.raises(ValueError, match=r"^ctx_size: 'x' is not a whole number"):
+        parse_server_setting("ctx_size", "x")
+
+
+@pytest.mark.parametrize("kind", ["draft-simple", "draft-eagle3", "ngram-mod,draft-dspark"])
+def test_a_kind_that_needs_a_model_of_its_own(kind: str) -> None:
+    with pytest.raises(ValueError, match="needs model_draft, the file of the model that drafts"):
+        check_together({"spec_type": kind})
+    check_together({"spec_type": kind, "model_draft": "/d.gguf"})
+
+
+def test_kinds_that_need_none() -> None:
+    for kind in ("draft-mtp", "none", "ngram-mod", "draft-mtp,ngram-mod"):
+        check_together({"spec_type": kind})
+    check_together({})
+
+
+def test_the_embedded_server_offers_what_needs_no_second_file() -> None:
+    text = help_text()
+    assert flags({"spec_type": "ngram-mod,ngram-cache"}, text) == [
+        *("--spec-type", "ngram-mod,ngram-cache"),
+    ]
+    assert "offers none, ngram-simple" in reason({"spec_type": "draft-mtp"}, text)
+    assert "this build has no --mmproj" in reason({"mmproj": "/m"}, text)

@@ -59,6 +59,8 @@ def expect(shape: Shape, machine: Machine, cpu_read: float | None, depth: int) -
     notes = []
     if gpu and not chip:
         notes.append("the memory bandwidth of this GPU is not known here")
+    if chip and chip.note:
+        notes.append(chip.note)
     if cpu_read is None:
         notes.append("memory bandwidth was not measured on this machine")
     return Expectation(
@@ -74,14 +76,17 @@ def expect(shape: Shape, machine: Machine, cpu_read: float | None, depth: int) -
 
 
 def chip_of(machine: Machine) -> Chip | None:
-    """The entry of the GPU that a server would use."""
+    """The entry of the GPU that a server would use.
+
+    The name of the processor decides where there is one: the GPU's own ids do not tell chips apart
+    that differ in their memory.
+    """
     gpu = machine.inference_gpu
     if gpu is None:
         return None
-    return next(
-        (chip for chip in CHIPS if gpu.gfx_target == chip.gfx_target or gpu.pci_id == chip.pci_id),
-        None,
-    )
+    same = [c for c in CHIPS if gpu.gfx_target == c.gfx_target or gpu.pci_id == c.pci_id]
+    named = [c for c in CHIPS if gpu.integrated and c.cpu_model.search(machine.cpu.model or "")]
+    return next(iter(named or same), None)
 
 
 def _rooflines(
@@ -90,11 +95,11 @@ def _rooflines(
     if not shape.active_bytes:
         return
     if chip:
-        yield _roofline(shape, "GPU", chip.gpu_read, read, f"measured by others: {chip.source}")
+        yield _roofline(shape, "GPU", chip.gpu_read, read, chip.gpu_source)
     if cpu_read:
         yield _roofline(shape, "CPU", (cpu_read, cpu_read), read, "measured now, all cores")
     elif chip:
-        yield _roofline(shape, "CPU", chip.cpu_read, read, f"measured by others: {chip.source}")
+        yield _roofline(shape, "CPU", chip.cpu_read, read, chip.cpu_source)
 
 
 def _roofline(

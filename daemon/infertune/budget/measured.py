@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from infertune.budget.shape import Shape
@@ -12,22 +13,51 @@ from infertune.budget.shape import Shape
 class Chip:
     """Memory bandwidth, in bytes per second."""
 
+    name: str
+    cpu_model: re.Pattern[str]
+    """The name of the processor: chips that differ in their memory share one kind of GPU."""
     gfx_target: str
     pci_id: str
     gpu_read: tuple[float, float]
+    gpu_source: str
     cpu_read: tuple[float, float]
+    cpu_source: str
     peak: float
-    source: str
+    """Of the memory itself: transfers per second times the width of the bus."""
+    note: str | None = None
+    """What to say wherever one of these figures is shown."""
 
+
+_STRIX_HALO = Chip(
+    name="Strix Halo",
+    cpu_model=re.compile(r"RYZEN AI MAX\+? (PRO )?3\d\d\b", re.IGNORECASE),
+    gfx_target="gfx1151",
+    pci_id="1002:1586",
+    gpu_read=(212e9, 221e9),
+    gpu_source="measured by others: lhl/strix-halo-testing; LPDDR5X-8000, 256 bit",
+    cpu_read=(100e9, 118e9),
+    cpu_source="measured by others: lhl/strix-halo-testing; LPDDR5X-8000, 256 bit",
+    peak=256e9,
+)
 
 CHIPS: tuple[Chip, ...] = (
+    # Strix Point is not here: its boards have DDR5 or LPDDR5X of several speeds.
+    _STRIX_HALO,
     Chip(
+        # AMD's page of the Ryzen AI Max PRO 400 series: 485, 490 and 495, with up to
+        # LPDDR5X-8533 on the same bus; gfx1151 as before (unslothai/unsloth pull request 7290).
+        name="Gorgon Halo",
+        cpu_model=re.compile(r"RYZEN AI MAX\+? (PRO )?4\d\d\b", re.IGNORECASE),
         gfx_target="gfx1151",
         pci_id="1002:1586",
-        gpu_read=(212e9, 221e9),
-        cpu_read=(100e9, 118e9),
-        peak=256e9,
-        source="lhl/strix-halo-testing; LPDDR5X-8000, 256 bit",
+        gpu_read=(212e9 * 8533 / 8000, 221e9 * 8533 / 8000),
+        gpu_source="scaled from Strix Halo (lhl/strix-halo-testing) to LPDDR5X-8533, 256 bit",
+        # Not scaled: what two dies of cores can read is far below what the memory gives.
+        cpu_read=_STRIX_HALO.cpu_read,
+        cpu_source="measured by others on Strix Halo: lhl/strix-halo-testing",
+        peak=273e9,
+        note="no measurement of Gorgon Halo is known here: figures are of Strix Halo, and the "
+        "GPU's bandwidth is scaled from LPDDR5X-8000 to 8533",
     ),
 )
 
