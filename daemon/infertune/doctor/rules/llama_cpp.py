@@ -129,7 +129,8 @@ RULES: tuple[Rule, ...] = (
         ),
         severity="error",
         confidence="sure",
-        fix="use a build of October 2026 or later, or Vulkan; until then ubatch_size = batch_size",
+        fix="use a build of October 2026 or later, or Vulkan; until then let ubatch_size be as "
+        "large as batch_size",
         sources=(llama(28211), llama(27506), github("noamsto/nix-amd-ai", 128)),
         window=_WRONG_LOGITS,
     ),

@@ -263,7 +263,8 @@ RULES: tuple[Rule, ...] = (
         "speculation",
         "speculative decoding",
         _speculation,
-        "spec_type draft-mtp, or a small model of the family",
+        "spec_type=draft-mtp where the model has layers for it; else spec_type=draft-simple, and a "
+        "small model of the family as model_draft",
         llama(27975),
     ),
     _entry(
