@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write the documents that are made from declarations in the code.
 
-docs/knobs.md from the catalogue, docs/metrics.md from the collectors, docs/doctor.md
-from the rules of the doctor,
+docs/knobs.md and docs/profiles.md from the catalogue, docs/metrics.md from the
+collectors, docs/doctor.md from the rules of the doctor,
 docs/man/infertune.1 and completions/ from the table of verbs, and the output of
 commands shown in README.md from the commands themselves.  ``--check`` writes
 nothing and exits 1 where one is out of date (tests/unit/test_house.py runs it).
@@ -34,7 +34,9 @@ from infertune.exporter.probes import metric_rows
 from infertune.knobs import KNOBS
 from infertune.knobs.base import Knob
 from infertune.knobs.guards import GUARDS
+from infertune.launch_settings import ENVIRONMENT_ALLOWED, LAUNCH_SETTINGS
 from infertune.profile import SEARCH_PATH
+from infertune.server_settings import SERVER_SETTINGS, ServerSetting
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -124,6 +126,67 @@ def _version(numbers: tuple[int, ...]) -> str:
 
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+# -- docs/profiles.md ----------------------------------------------------------
+
+
+def profiles_page() -> str:
+    """What a profile may say beside knobs: sizes, [launch], its environment, [server]."""
+    out = [
+        "# Profiles",
+        "",
+        "Made from the catalogue by `scripts/generate_docs.py`; do not edit.",
+        "",
+        "A profile is a TOML file. `[now]` and `[boot]` hold [knobs](knobs.md), `[launch]` says",
+        "how the server process is placed, `[server]` holds llama-server's own settings. A setting",
+        'is a value, or `{ value = ..., required = true, because = "why" }`.',
+        "`[backend.rocm.server]` and the like hold for one backend. `infertune profile check`",
+        "says what is wrong with a file, `infertune profile explain` what a profile comes to here.",
+        "",
+        "## Sizes",
+        "",
+        "| written | is |",
+        "|---|---|",
+        "| `512MiB`, `96GiB`, `64GB` | so much |",
+        "| `10%` | a share of what the system has of memory (`MemTotal`) |",
+        "| `4GiB, at most 10%` | the smaller of the two |",
+        "| `96GiB, at least 75%, at most 80%` | 96 GiB between the two, else the nearer of them |",
+        "",
+        "## [launch]",
+        "",
+        "| setting | accepts | what | evidence |",
+        "|---|---|---|---|",
+    ]
+    for launch in LAUNCH_SETTINGS.values():
+        evidence = f"{launch.evidence.label}: {launch.evidence.text}"
+        out.append(_row((f"`{launch.id}`", launch.value.accepts(), launch.summary, evidence)))
+    out += ["", "## [launch.env]", "", "| variable | what |", "|---|---|"]
+    out += [_row((f"`{rule.pattern}`", rule.why)) for rule in ENVIRONMENT_ALLOWED]
+    out += [
+        "",
+        "## [server]",
+        "",
+        "The same settings may follow `infertune serve ... --` and `infertune fit ... --`, and",
+        "stand under `[settings]` of a declared server. The first of the flags that the binary at",
+        "hand knows is used; a setting it does not know is refused, with the reason.",
+        "",
+        "| setting | accepts | what | flags, newest first |",
+        "|---|---|---|---|",
+    ]
+    for server in SERVER_SETTINGS.values():
+        flags = ", ".join(f"`{flag}`" for flag in _flags(server))
+        out.append(_row((f"`{server.id}`", server.value.accepts(), server.summary, flags)))
+    return "\n".join(out) + "\n"
+
+
+def _flags(setting: ServerSetting) -> list[str]:
+    """The flags of a setting, each once."""
+    ways = [
+        (way,) if isinstance(way, str) else (flag for flags in way.values() for flag in flags)
+        for way in setting.ways
+    ]
+    return list(dict.fromkeys(flag for way in ways for flag in way))
 
 
 # -- docs/metrics.md -----------------------------------------------------------
@@ -309,6 +372,7 @@ def documents() -> dict[Path, str]:
     parser = build_parser(commands())
     made = {
         Path("docs/knobs.md"): knobs_page(),
+        Path("docs/profiles.md"): profiles_page(),
         Path("docs/metrics.md"): metrics_page(),
         Path("docs/doctor.md"): doctor_page(),
         Path("docs/man/infertune.1"): man_page(),

@@ -48,7 +48,7 @@ class Choices(Choice):
         return ",".join(words)
 
     def accepts(self) -> str:
-        return f"{super().accepts()}; several with commas"
+        return f"{super().accepts()}; several, separated by commas"
 
 
 @dataclass(frozen=True)
