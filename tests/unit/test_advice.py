@@ -132,7 +132,7 @@ def test_comments_of_profiles(profile: Path) -> None:
         ("ctxsize=4096 is enough", "there is no ctxsize, but ctx_size"),
         ("ctx_size=4k.", "'4k' is not a whole number"),
         ('ttm.pages_limit = "96 GB, at most"', "is not a size"),
-        ("vm.swapiness = 10", "there is no vm.swapiness, but vm.swappiness"),
+        ("vm.swappinez = 10", "there is no vm.swappinez, but vm.swappiness"),
         ("set metrics=1", "1 is not true or false"),
         ("one line\nnice=-99: too nice", "-99 is out of range"),
     ],

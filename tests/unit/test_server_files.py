@@ -66,7 +66,7 @@ def test_files_of_profile_and_declaration(tmp_path: Path) -> None:
 
 
 def test_a_declaration_may_name_them() -> None:
-    named = replace(CHAT, settings={**DRAFTING, "mmproj": '/m/my "p".gguf'})
+    named = replace(CHAT, settings={**DRAFTING, "mmproj": '/m/my "p" ü 🙂.gguf'})
     assert parse_declaration("chat", declaration_text(named), "x.toml") == named
 
 

@@ -164,7 +164,8 @@ def declaration_text(declaration: Declaration) -> str:
         lines.append("force = true")
     if declaration.settings:
         lines.append("[settings]")
-        lines += [f"{name} = {json.dumps(value)}" for name, value in declaration.settings.items()]
+        own = declaration.settings.items()
+        lines += [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in own]
     return "\n".join(lines) + "\n"
 
 
