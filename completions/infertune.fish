@@ -51,7 +51,7 @@ function _shtab_infertune_using
 end
 
 set -g _shtab_infertune_commands machine snapshot knobs doctor profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' fit expect run serve start servers stop logs setup probes
-set -g _shtab_infertune_opts_with_value --ask --backend --confirm-within --ctx --exporter --model --name --parallel --port --profile --root --rule --server --smoke --tokens --without
+set -g _shtab_infertune_opts_with_value --ask --backend --confirm-within --ctx --draft --exporter --mmproj --model --name --parallel --port --profile --root --rule --server --smoke --tokens --without
 
 complete -c infertune -e
 complete -c infertune -f
@@ -189,6 +189,8 @@ complete -c infertune -n '_shtab_infertune_using fit' -l debug -d 'show a traceb
 complete -c infertune -n '_shtab_infertune_using fit' -l profile -x -d 'with the server settings of this profile'
 complete -c infertune -n '_shtab_infertune_using fit' -l ctx -x -d 'tokens of context, of all slots together'
 complete -c infertune -n '_shtab_infertune_using fit' -l parallel -x -d slots
+complete -c infertune -n '_shtab_infertune_using fit' -l mmproj -x -d 'with this projector (images, sound)'
+complete -c infertune -n '_shtab_infertune_using fit' -l draft -x -d 'with this model that drafts'
 complete -c infertune -n '_shtab_infertune_using fit' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
 complete -c infertune -n '_shtab_infertune_using fit' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a expect -d 'Bytes that are read for each token, the memory bandwidth of this machine (measured for a second, on the CPU), and so the most tokens per second that memory allows; beside it what others measured on this hardware.'

@@ -187,6 +187,8 @@ _shtab_infertune_fit_options=(
   "--profile[with the server settings of this profile]:P:"
   "--ctx[tokens of context, of all slots together]:N:"
   "--parallel[slots]:N:"
+  "--mmproj[with this projector (images, sound)]:FILE:"
+  "--draft[with this model that drafts]:FILE:"
   "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
   "--json[print one JSON document (docs\/json.md)]"
   ":GGUF file (default\: the embedded one):"

@@ -3,8 +3,8 @@
 
 llama.cpp lays the tensors of its largest graph over each other (ggml-alloc.c) and keeps the
 result.  Which tensors live at once decides; the sums below are those of the largest moment of
-each kind of layer.  They are what build 11549 allocates on the CPU, to 1 % for the models of
-tests/unit/test_budget.py; on a GPU they are unmeasured.
+each kind of layer, as measured: on the CPU with build 11549, on a GPU with build 11669 and the
+Vulkan backend (docs/memory.md, "How well").
 """
 
 from __future__ import annotations
@@ -24,17 +24,22 @@ TOKEN_BYTES = 230
 with build 11549."""
 
 
+_INDEX = 8
+"""Bytes of an index into a cache (i64)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Compute:
     buffer: int
-    masks: int
-    """Of the buffer: who sees whom.  Prepared in host memory too, where a GPU computes."""
+    """Where the layers are computed."""
+    inputs: int
+    """In host memory: what is prepared there for a GPU; 0 where the host computes."""
     output: int
     """Logits on their way to the sampler."""
 
 
-def compute(shape: Shape, memory: ServerMemory) -> Compute:
-    """Bytes of the buffers."""
+def compute(shape: Shape, memory: ServerMemory, *, gpu: bool = False) -> Compute:
+    """Bytes of the buffers, of a GPU's graph or the host's."""
     room = cells(shape, memory)
     tokens = min(memory.ubatch, room.full * room.streams)
     sees = [
@@ -42,24 +47,34 @@ def compute(shape: Shape, memory: ServerMemory) -> Compute:
         *([room.window] if room.window else []),
     ]
     # The mask is f16 for flash attention (llama-graph.cpp, build_attn_inp_kq_mask), else f32.
-    masks = sum(sees) * tokens * (2 if memory.flash_attn else _F32)
+    inputs = sum(sees) * tokens * (2 if memory.flash_attn else _F32)
+    if gpu and not memory.flash_attn:
+        # V lies the other way round: each number has an index of its own (set_input_v_idxs).
+        widest = max((each.v_values for each in shape.layers), default=0)
+        inputs += len(sees) * widest * tokens * _INDEX
     logits = memory.slots * shape.vocab * _F32
-    peak = max(_widths(shape, memory, max(sees, default=0))) * tokens
+    peak = max(_widths(shape, memory, max(sees, default=0), gpu=gpu)) * tokens
     if shape.recurrent_width:
         # A layer's states are taken out of the cache, and put back.
         states = max(each.state_values for each in shape.layers) * memory.slots
         peak = max(peak, (5 * shape.embedding + shape.recurrent_width) * tokens + states)
     peak *= _F32
-    return Compute(buffer=max(peak, logits) + masks, masks=masks, output=logits)
+    return Compute(
+        buffer=max(peak, logits) + inputs,
+        # Four rows as wide as the embedding, which itself stays with the host: measured.
+        inputs=inputs + 4 * shape.embedding * tokens * _F32 if gpu else 0,
+        output=logits,
+    )
 
 
-def _widths(shape: Shape, memory: ServerMemory, sees: int) -> list[int]:
+def _widths(shape: Shape, memory: ServerMemory, sees: int, *, gpu: bool) -> list[int]:
     """Numbers for one token that live at once, of each kind of layer this model has.
 
     Five rows as wide as the embedding are always there: what the layer got, and the sums and
-    norms around it.
+    norms around it.  Where a GPU computes, one of them is the host's, unless layers have states.
     """
-    rows = 5 * shape.embedding
+    in_place = gpu and not any(each.state_values for each in shape.layers)
+    rows = (4 if in_place else 5) * shape.embedding
     found = [rows + 3 * shape.feed_forward]  # gate, up, and their product
     if shape.experts:
         inner = shape.experts_used * shape.expert_feed_forward
@@ -71,11 +86,16 @@ def _widths(shape: Shape, memory: ServerMemory, sees: int) -> list[int]:
             wider = out if shape.embedding > 2 * shape.expert_feed_forward else 0
             found.append(rows + 3 * inner + wider)
     heads = max((each.heads for each in shape.layers if each.k_values), default=0)
+    q_values = max((each.q_values for each in shape.layers if each.k_values), default=0)
     if shape.mla:
         head, rank, rope = shape.mla
         attention = heads * (head + rope + rank + rank + rope)
+    elif memory.flash_attn:
+        attention = 2 * q_values
+    elif in_place:
+        # Q finds room in the rows that are free by then, if it is no wider.
+        attention = 2 * q_values if q_values > shape.embedding else 0
     else:
-        q_values = max((each.q_values for each in shape.layers if each.k_values), default=0)
-        attention = q_values * (2 if memory.flash_attn else 3)
+        attention = 3 * q_values
     found.append(rows + attention + (0 if memory.flash_attn else sees * heads))
     return found

@@ -52,7 +52,9 @@ def cells(shape: Shape, memory: ServerMemory) -> Cells:
     streams = 1 if memory.unified else memory.slots
     full = pad(pad(context) // streams)
     window = max((layer.window or 0 for layer in shape.layers), default=0)
-    if window:
+    if window and memory.swa_full:
+        window = full
+    elif window:
         together = window * (memory.slots if memory.unified else 1)
         window = pad(min(full, together + min(memory.ubatch, full)))
     return Cells(streams, full, window)
@@ -87,16 +89,21 @@ def state_bytes(shape: Shape, memory: ServerMemory) -> list[int]:
     return [4 * layer.state_values * memory.slots for layer in shape.layers]
 
 
-def checkpoint_bytes(shape: Shape, memory: ServerMemory) -> int:
+def checkpoint_bytes(shape: Shape, memory: ServerMemory, *, masked: bool) -> int:
     """Bytes of one context checkpoint: what cannot be taken back, of one slot.
 
-    llama-server keeps up to 32 for each slot, 8192 tokens apart (--ctx-checkpoints,
-    --checkpoint-min-step; build 11549), in host memory.
+    Its states, and of windows all cells that it has, up to all there are.  ``masked``: without the
+    cells behind the window (since llama.cpp pull request 23981, June 2026; build 11669 has it).
     """
-    windows = sum(
-        layer.window * _token(layer, memory) for layer in shape.layers if layer.window is not None
-    )
-    return windows + 4 * sum(layer.state_values for layer in shape.layers)
+    room = cells(shape, memory)
+    state = 4 * sum(layer.state_values for layer in shape.layers)
+    windows = [layer for layer in shape.layers if layer.window and not memory.swa_full]
+    if not windows:
+        return state
+    kept = room.window
+    if masked:
+        kept = min(kept, max(layer.window or 0 for layer in windows))
+    return state + kept * sum(_token(layer, memory) for layer in windows)
 
 
 def _token(layer: Layer, memory: ServerMemory) -> int:

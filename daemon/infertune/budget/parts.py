@@ -4,20 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from infertune.budget.compute import SERVER_BYTES, TOKEN_BYTES, compute
 from infertune.budget.kv import checkpoint_bytes, kv_bytes, state_bytes
 from infertune.budget.settings import ServerMemory
-from infertune.budget.shape import Shape
+from infertune.budget.shape import Shape, mtp_shape
+from infertune.units import format_size
 
 Where = Literal["GPU", "host"]
 When = Literal["start", "later", "reclaimable"]
 
-_CHECKPOINTS = 32
-_CHECKPOINT_STEP = 8192
-"""llama-server's --ctx-checkpoints and --checkpoint-min-step, build 11549."""
+
+_TENSORS = "tensors in the file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,8 @@ class Part:
     when: When
     """``later``: it may grow to this.  ``reclaimable``: the kernel takes it back when it must."""
     source: str
+    setting: str | None = None
+    """The server setting that makes it larger or smaller."""
 
 
 def parts(shape: Shape, memory: ServerMemory, backend: str) -> tuple[Part, ...]:
@@ -38,53 +40,148 @@ def parts(shape: Shape, memory: ServerMemory, backend: str) -> tuple[Part, ...]:
 
 
 def _parts(shape: Shape, memory: ServerMemory, backend: str) -> Iterator[Part]:
-    on_gpu = [backend != "cpu" and each for each in _offloaded(shape, memory)]
-    gpu, host = _weights(shape, memory, on_gpu, backend)
-    tensors = "tensors in the file"
-    yield Part("weights", gpu, "GPU", "start", tensors)
-    yield Part("weights", host, "host", "start", tensors)
+    yield from _weight_parts(shape, memory, backend)
+    if shape.known:
+        yield from _working_parts(shape, memory, backend)
+    yield from _drafter_parts(shape, memory, backend)
+    projector = memory.companions.projector
+    if projector:
+        where: Where = "GPU" if backend != "cpu" and memory.mmproj_offload else "host"
+        why = f"{_TENSORS}; its compute buffer is not known"
+        yield Part("projector (mmproj)", projector.weights_bytes, where, "start", why, "mmproj")
+    if shape.known:
+        yield from _server_parts(shape, memory)
+
+
+def _weight_parts(
+    shape: Shape, memory: ServerMemory, backend: str, name: str = "", setting: str | None = None
+) -> Iterator[Part]:
+    gpu, host = _weights(shape, memory, backend)
+    yield Part(f"{name}weights", gpu, "GPU", "start", _TENSORS, setting)
+    yield Part(f"{name}weights", host, "host", "start", _TENSORS, setting)
     if not shape.known:
         return
     if backend == "cpu" and memory.load_mode in ("auto", "mmap", "mlock", "mmap+mlock"):
         why = "the CPU backend's own order; the file's pages stay until somebody needs the room"
-        yield Part("weights, repacked", shape.repacked_bytes, "host", "reclaimable", why)
+        yield Part(f"{name}weights, repacked", shape.repacked_bytes, "host", "reclaimable", why)
+
+
+def _working_parts(
+    shape: Shape, memory: ServerMemory, backend: str, name: str = ""
+) -> Iterator[Part]:
+    """What one model works with: caches, states, buffers."""
+    on_gpu = _on_gpu(shape, memory, backend)
     types = memory.cache_type_k
     if memory.cache_type_v != memory.cache_type_k:
         types = f"{memory.cache_type_k}/{memory.cache_type_v}"
-    what = f"KV cache, {memory.ctx} tokens, {types}"
-    yield from _split(what, kv_bytes(shape, memory), on_gpu, memory, "layers, KV heads, windows")
-    what = f"recurrent state, {_count(memory.slots, 'slot')}"
-    yield from _split(what, state_bytes(shape, memory), on_gpu, memory, "state sizes, f32")
-    buffers = compute(shape, memory)
-    where: Where = "GPU" if any(on_gpu) else "host"
+    cache = Part(
+        f"{name}KV cache, {memory.ctx} tokens, {types}",
+        0, "GPU", "start", "layers, KV heads, windows", "ctx_size",
+    )  # fmt: skip
+    yield from _split(cache, kv_bytes(shape, memory), on_gpu, memory)
+    state = Part(
+        f"{name}recurrent state, {_count(memory.slots, 'slot')}",
+        0, "GPU", "start", "state sizes, f32", "parallel",
+    )  # fmt: skip
+    yield from _split(state, state_bytes(shape, memory), on_gpu, memory)
+    gpu = any(on_gpu)
+    buffers = compute(shape, memory, gpu=gpu)
     yield Part(
-        f"compute buffer, ubatch {memory.ubatch}", buffers.buffer, where, "start", "largest graph"
+        f"{name}compute buffer, ubatch {memory.ubatch}",
+        buffers.buffer,
+        "GPU" if gpu else "host",
+        "start",
+        "largest graph",
+        "ubatch_size",
     )
-    if where == "GPU":
-        inputs = buffers.masks + 4 * shape.embedding * memory.ubatch
-        yield Part("inputs of the GPU's graph", inputs, "host", "start", "masks and embeddings")
-    yield Part("output buffer", buffers.output, "host", "start", "logits of each slot")
+    yield Part(
+        f"{name}inputs of the GPU's graph",
+        buffers.inputs,
+        "host",
+        "start",
+        "masks and embeddings",
+        "ubatch_size",
+    )
+    yield Part(
+        f"{name}output buffer", buffers.output, "host", "start", "logits of each slot", "parallel"
+    )
+
+
+def _drafting(shape: Shape, memory: ServerMemory) -> tuple[Shape, ServerMemory] | None:
+    """What guesses ahead: a model of its own, or layers for MTP, of this model or in a file.
+
+    Its context is as long and has as many slots as the model's, its cache is f16
+    (--spec-draft-type-k), and all layers of a file of its own go to the GPU (--spec-draft-ngl).
+    """
+    draft = memory.companions.draft
+    own = replace(memory, cache_type_k="f16", cache_type_v="f16", cpu_moe=0)
+    if draft:
+        own = replace(own, gpu_layers=9999)
+    elif not memory.mtp:
+        return None
+    drafts = mtp_shape(draft or shape) if memory.mtp else draft
+    return (drafts, own) if drafts and drafts.known and drafts.layers else None
+
+
+def _drafter_parts(shape: Shape, memory: ServerMemory, backend: str) -> Iterator[Part]:
+    draft, drafting = memory.companions.draft, _drafting(shape, memory)
+    name = "draft model: " if draft else "MTP: "
+    if draft:
+        own = drafting[1] if drafting else memory
+        yield from _weight_parts(draft, own, backend, name, "model_draft")
+        if memory.mtp:
+            size = sum(layer.weights_bytes for layer in draft.mtp_layers)
+            where: Where = "GPU" if backend != "cpu" else "host"
+            yield Part(f"{name}layers for MTP", size, where, "start", _TENSORS, "model_draft")
+    elif drafting:
+        size = sum(layer.weights_bytes for layer in shape.mtp_layers)
+        where = "GPU" if any(_on_gpu(drafting[0], memory, backend)) else "host"
+        yield Part(f"{name}weights", size, where, "start", _TENSORS, "spec_type")
+    if drafting:
+        yield from _working_parts(*drafting, backend, name)
+
+
+def _server_parts(shape: Shape, memory: ServerMemory) -> Iterator[Part]:
+    """What the server keeps in host memory, whatever computes."""
     own = SERVER_BYTES + TOKEN_BYTES * shape.vocab
     yield Part("the server itself", own, "host", "start", "measured: program, vocabulary")
-    yield Part("prompt cache", memory.cache_ram, "host", "later", "cache_ram")
-    kept = min(_CHECKPOINTS, memory.ctx // _CHECKPOINT_STEP) * memory.slots
-    if memory.unified:
-        kept = min(kept, memory.ctx // _CHECKPOINT_STEP + memory.slots)
-    yield Part(
-        f"context checkpoints, up to {kept}",
-        kept * checkpoint_bytes(shape, memory),
-        "host",
-        "later",
-        "windows and states that cannot be taken back",
-    )
+    yield Part("prompt cache", memory.cache_ram, "host", "later", "cache_ram", "cache_ram")
+    each, masked, total = _checkpoints(shape, memory)
+    source = f"{format_size(each)} each, windows and states"
+    if each != masked:
+        source = f"{source}; {format_size(masked)} since June 2026 (PR 23981)"
+    of = "a slot" if memory.unified or memory.slots == 1 else "each slot"
+    what = f"context checkpoints, up to {memory.ctx_checkpoints} of {of}"
+    yield Part(what, total, "host", "later", source, "ctx_checkpoints")
 
 
-def _weights(
-    shape: Shape, memory: ServerMemory, on_gpu: list[bool], backend: str
-) -> tuple[int, int]:
-    """Bytes on the GPU and in host memory.  Layers for MTP are in the file, and not loaded."""
+def _checkpoints(shape: Shape, memory: ServerMemory) -> tuple[int, int, int]:
+    """Bytes of a checkpoint before and since PR 23981, and of all, by the rule that takes more.
+
+    Their distance (--checkpoint-min-step) is no bound: the last user message and the end of each
+    prompt get theirs however near (server-context.cpp; build 11669 kept 8 of a slot after four
+    requests of 3300 tokens).  In a unified cache one slot may have all cells of the windows, but
+    then it has them alone.
+    """
+    each = checkpoint_bytes(shape, memory, masked=False)
+    masked = checkpoint_bytes(shape, memory, masked=True)
+    streams, slots = (1 if memory.unified else memory.slots), memory.slots
+    drafting = _drafting(shape, memory)
+    whole = 0
+    if each and drafting:
+        # The draft's part of it; without windows and states its whole cache (PR 28873, open).
+        part = checkpoint_bytes(*drafting, masked=False)
+        each, masked = each + part, masked + checkpoint_bytes(*drafting, masked=True)
+        whole = 0 if part else sum(kv_bytes(*drafting)) // streams
+    total = memory.ctx_checkpoints * (max(streams * each, slots * masked) + streams * whole)
+    return each + whole, masked + whole, total
+
+
+def _weights(shape: Shape, memory: ServerMemory, backend: str) -> tuple[int, int]:
+    """Bytes on the GPU and in host memory, without the layers for MTP."""
     if not shape.known:
         return (0, shape.weights_bytes) if backend == "cpu" else (shape.weights_bytes, 0)
+    on_gpu = _on_gpu(shape, memory, backend)
     gpu, host = 0, shape.input_bytes
     if backend != "cpu" and memory.gpu_layers:
         gpu += shape.output_bytes + (shape.input_bytes if shape.tied else 0)
@@ -99,19 +196,19 @@ def _weights(
     return gpu, host
 
 
-def _offloaded(shape: Shape, memory: ServerMemory) -> list[bool]:
+def _on_gpu(shape: Shape, memory: ServerMemory, backend: str) -> list[bool]:
     """Which layers are the GPU's: the output, which counts as one, and then from the last on."""
     first = len(shape.layers) + 1 - memory.gpu_layers
-    return [number >= first for number in range(len(shape.layers))]
+    return [backend != "cpu" and number >= first for number in range(len(shape.layers))]
 
 
 def _split(
-    what: str, sizes: list[int], on_gpu: list[bool], memory: ServerMemory, source: str
+    part: Part, sizes: list[int], on_gpu: list[bool], memory: ServerMemory
 ) -> Iterator[Part]:
     gpu = sum(size for size, there in zip(sizes, on_gpu, strict=True) if there)
     gpu = gpu if memory.kv_offload else 0
-    yield Part(what, gpu, "GPU", "start", source)
-    yield Part(what, sum(sizes) - gpu, "host", "start", source)
+    yield replace(part, bytes=gpu)
+    yield replace(part, bytes=sum(sizes) - gpu, where="host")
 
 
 def _count(number: int, noun: str) -> str:

@@ -6,10 +6,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from infertune.budget.companions import ALONE, Companions
 from infertune.units import MIB
 
 CACHE_RAM = 8192 * MIB
 """Default of --cache-ram."""
+CTX_CHECKPOINTS = 32
+"""Default of --ctx-checkpoints since spring 2026, builds 11549 and 11669 among them; it was 3 with
+pull request 15293 (August 2025), and 8."""
 AUTO_SLOTS = 4
 """Without --parallel a server opens four slots in one cache (build 7500 and later, README)."""
 
@@ -30,10 +34,18 @@ class ServerMemory:
     kv_offload: bool = True
     cpu_moe: int = 0
     """Layers whose experts stay in host memory."""
+    swa_full: bool = False
+    """Layers with a window keep everything."""
     cache_ram: int = CACHE_RAM
+    ctx_checkpoints: int = CTX_CHECKPOINTS
+    """Most of them that are kept of one slot."""
+    mmproj_offload: bool = True
+    mtp: bool = False
+    """Layers for MTP draft (``spec_type`` has draft-mtp)."""
     load_mode: str = "auto"
     fit: bool = True
     """Whether the server may shrink what is not set."""
+    companions: Companions = ALONE
 
 
 def server_memory(settings: Mapping[str, str]) -> ServerMemory:
@@ -57,7 +69,11 @@ def server_memory(settings: Mapping[str, str]) -> ServerMemory:
         gpu_layers=number("gpu_layers", 9999),
         kv_offload=settings.get("kv_offload", "1") == "1",
         cpu_moe=number("n_cpu_moe", 0),
+        swa_full=settings.get("swa_full") == "1",
         cache_ram=number("cache_ram", CACHE_RAM // MIB) * MIB,
+        ctx_checkpoints=number("ctx_checkpoints", CTX_CHECKPOINTS),
+        mmproj_offload=settings.get("mmproj_offload", "1") == "1",
+        mtp="draft-mtp" in settings.get("spec_type", "").split(","),
         load_mode=settings.get("load_mode", "auto"),
         fit=settings.get("fit", "on") == "on",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from infertune.budget.architectures import ARCHITECTURES, CHECKED, Architecture
 from infertune.budget.gguf_file import ModelError, ModelFile, Tensor, Value, tensors_of_layer
@@ -43,7 +43,9 @@ class Shape:
     checked: bool
     """Whether that was held against what a server allocates."""
     layers: tuple[Layer, ...]
-    """Without the layers that only predict further tokens (MTP): a server loads and skips them."""
+    """Without those that only predict further tokens (MTP)."""
+    mtp_layers: tuple[Layer, ...]
+    """These: a server loads them where they draft (``spec_type`` draft-mtp), else not."""
     context: int
     """Tokens it was trained for."""
     embedding: int
@@ -155,6 +157,7 @@ def read_shape(model: ModelFile) -> Shape:
         known=entry is not None,
         checked=keys.architecture in CHECKED,
         layers=layers,
+        mtp_layers=_mtp_layers(keys, count, blocks, embedding, weights) if entry else (),
         context=keys.number("context_length", 0),
         embedding=embedding,
         feed_forward=_inner(model, "ffn_down.weight"),
@@ -180,6 +183,11 @@ def read_shape(model: ModelFile) -> Shape:
         active_bytes=round(sum(share * tensor.bytes for share, tensor in active)),
         active_parameters=round(sum(share * tensor.elements for share, tensor in active)),
     )
+
+
+def mtp_shape(shape: Shape) -> Shape:
+    """The layers for MTP alone, as the model that they are where they draft."""
+    return replace(shape, layers=shape.mtp_layers, recurrent_width=0)
 
 
 _REPACKED = {"q4_0", "q4_K", "iq4_nl", "mxfp4"}
@@ -283,6 +291,31 @@ def _layers(
             )
         )
     return tuple(found)
+
+
+def _mtp_layers(
+    keys: _Keys, first: int, blocks: int, embedding: int, weights: list[tuple[int, int]]
+) -> tuple[Layer, ...]:
+    """Attention that sees everything, whatever the other layers are (src/models/, graph_mtp)."""
+    heads = keys.number("attention.head_count", 0)
+    kv_heads = keys.number("attention.head_count_kv", heads)
+    length = embedding // heads if heads else 0
+    k = keys.number("attention.key_length", length)
+    v = keys.number("attention.value_length", length)
+    latent = keys.number("attention.key_length_mla", 0)
+    return tuple(
+        Layer(
+            k_values=kv_heads * k,
+            v_values=0 if latent else kv_heads * v,
+            window=None,
+            state_values=0,
+            heads=heads,
+            q_values=heads * k,
+            weights_bytes=weights[number][0],
+            expert_bytes=weights[number][1],
+        )
+        for number in range(first, blocks)
+    )
 
 
 def _windows(keys: _Keys, entry: Architecture, count: int) -> list[int]:

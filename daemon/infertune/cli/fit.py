@@ -15,6 +15,7 @@ from typing import Any
 
 from infertune.boot.sizes import outlooks
 from infertune.budget.budget import Budget, budget
+from infertune.budget.companions import ALONE, read_companions
 from infertune.budget.expect import Expectation, expect
 from infertune.budget.gguf_file import ModelFile, read_model
 from infertune.budget.settings import ServerMemory, server_memory
@@ -89,7 +90,7 @@ def _fit(ctx: Context) -> Exit:
     machine = read_machine(ctx.root)
     backend = args.backend if args.backend != "auto" else assume_backend(machine)[0]
     settings = _settings(ctx, machine, backend)
-    memory = server_memory(settings)
+    memory = _memory(settings)
     facts = with_reservations(ctx.root, read_facts(ctx.root, machine), backend)
     ways = outlooks(ctx.root, machine, facts, args.profile)
     found = budget(shape, memory, facts, backend, ways)
@@ -118,7 +119,15 @@ def _settings(ctx: Context, machine: Machine, backend: str) -> dict[str, str]:
         found["ctx_size"] = str(ctx.args.ctx)
     if ctx.args.parallel is not None:
         found["parallel"] = str(ctx.args.parallel)
+    for name, path in (("mmproj", ctx.args.mmproj), ("model_draft", ctx.args.draft)):
+        if path is not None:
+            found[name] = full_path(path)
     return found
+
+
+def _memory(settings: Mapping[str, str]) -> ServerMemory:
+    """Canonical settings with the other files that they name, read.  Raises ModelError."""
+    return replace(server_memory(settings), companions=read_companions(settings))
 
 
 def _print_fit(ctx: Context, model: ModelFile, shape: Shape, backend: str, found: Budget) -> None:
@@ -177,12 +186,17 @@ def _fit_document(
     backend: str,
     found: Budget,
 ) -> dict[str, Any]:
+    projector, draft = memory.companions.projector, memory.companions.draft
+    settings = asdict(replace(memory, ctx=memory.ctx or shape.context, companions=ALONE))
+    del settings["companions"]
     return {
         "files": list(model.files),
         "profile": ctx.args.profile,
         "backend": backend,
         "model": _model_document(shape),
-        "settings": asdict(replace(memory, ctx=memory.ctx or shape.context)),
+        "projector": asdict(projector) if projector else None,
+        "draft": _model_document(draft) if draft else None,
+        "settings": settings,
         **asdict(found),
     }
 
@@ -274,6 +288,8 @@ _ARGUMENTS: tuple[Argument, ...] = (
     argument("--profile", metavar="P", help="with the server settings of this profile"),
     CTX,
     argument("--parallel", type=_slots, metavar="N", help="slots"),
+    argument("--mmproj", metavar="FILE", help="with this projector (images, sound)"),
+    argument("--draft", metavar="FILE", help="with this model that drafts"),
     BACKEND,
     JSON,
 )
