@@ -8,7 +8,7 @@ Tensor names and shapes: llama.cpp's model files (src/models/).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gguf_files import Spec, Value
 
@@ -668,3 +668,31 @@ KNOWN: tuple[Known, ...] = (
         source="model card: 7 B, 1 B active, 4 of 40 layers attention; llama-bench prints 6.94 B",
     ),
 )
+
+
+LAYERS = {
+    "DeepSeek V3": 3,
+    "GLM 4.5 Air": 4,
+    "Qwen3 Next 80B-A3B": 4,
+    "Gemma 3 27B": 6,
+    "Granite 4.0 H Tiny": 6,
+    "Nemotron 3 Nano 30B-A3B": 6,
+}
+"""So many layers of each model were loaded by a server, else 2."""
+
+
+def thin(model: Known, *, experts: int = 16, vocab: int = 32000) -> Known:
+    """A model of few layers, small enough to be loaded: what tests hold a server against."""
+    layers = LAYERS.get(model.name, 2)
+    keys = dict(model.keys)
+    for key, value in model.keys.items():
+        if isinstance(value, list):
+            keys[key] = value[:layers]
+    keys["block_count"] = layers
+    if "expert_count" in keys:
+        keys["expert_count"] = min(
+            model.get("expert_count"), max(experts, model.get("expert_used_count"))
+        )
+    if model.name == "DeepSeek V3":
+        keys["leading_dense_block_count"] = 1
+    return replace(model, keys=keys, vocab=vocab)

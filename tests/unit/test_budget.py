@@ -28,7 +28,7 @@ from infertune.pools.facts import PoolFacts, read_facts
 from infertune.pools.judge import system_reserve
 from infertune.snapshot import open_root
 from infertune.units import GIB, MIB
-from known_models import KNOWN, Known
+from known_models import KNOWN, Known, thin
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FIXTURES = REPOSITORY / "tests" / "fixtures"
@@ -117,16 +117,6 @@ CASES: Mapping[str, Mapping[str, str]] = {
     },
 }
 
-LAYERS = {
-    "DeepSeek V3": 3,
-    "GLM 4.5 Air": 4,
-    "Qwen3 Next 80B-A3B": 4,
-    "Gemma 3 27B": 6,
-    "Granite 4.0 H Tiny": 6,
-    "Nemotron 3 Nano 30B-A3B": 6,
-}
-"""So many layers of each model were loaded, else 2; with 16 experts and 32000 tokens at most."""
-
 # MiB as build 11549 printed them when it loaded these heads on the CPU: KV cache, recurrent
 # state, compute buffer.  Without the quantised cache of DeepSeek: K and V must be alike there.
 ALLOCATED: tuple[tuple[str, str, float, float, float], ...] = (
@@ -200,20 +190,6 @@ ALLOCATED: tuple[tuple[str, str, float, float, float], ...] = (
     ("Granite 4.0 H Tiny", "no fa", 8.0, 7.69, 124.01),
     ("Granite 4.0 H Tiny", "no fa, two", 32.0, 15.38, 114.01),
 )
-
-
-def thin(model: Known) -> Known:
-    layers = LAYERS.get(model.name, 2)
-    keys = dict(model.keys)
-    for key, value in model.keys.items():
-        if isinstance(value, list):
-            keys[key] = value[:layers]
-    keys["block_count"] = layers
-    if "expert_count" in keys:
-        keys["expert_count"] = min(model.get("expert_count"), 16)
-    if model.name == "DeepSeek V3":
-        keys["leading_dense_block_count"] = 1
-    return replace(model, keys=keys, vocab=32000)
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,8 @@ def compute(shape: Shape, memory: ServerMemory, *, gpu: bool = False) -> Compute
     logits = memory.slots * shape.vocab * _F32
     peak = max(_widths(shape, memory, max(sees, default=0), gpu=gpu)) * tokens
     if shape.recurrent_width:
-        # A layer's states are taken out of the cache, and put back.
-        states = max(each.state_values for each in shape.layers) * memory.slots
+        # A layer's states are taken out of the cache, and put back; on a GPU both may live at once.
+        states = max(each.state_values for each in shape.layers) * memory.slots * (2 if gpu else 1)
         peak = max(peak, (5 * shape.embedding + shape.recurrent_width) * tokens + states)
     peak *= _F32
     return Compute(

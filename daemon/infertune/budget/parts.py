@@ -16,7 +16,6 @@ from infertune.units import format_size
 Where = Literal["GPU", "host"]
 When = Literal["start", "later", "reclaimable"]
 
-
 _TENSORS = "tensors in the file"
 
 
@@ -165,16 +164,12 @@ def _checkpoints(shape: Shape, memory: ServerMemory) -> tuple[int, int, int]:
     """
     each = checkpoint_bytes(shape, memory, masked=False)
     masked = checkpoint_bytes(shape, memory, masked=True)
-    streams, slots = (1 if memory.unified else memory.slots), memory.slots
     drafting = _drafting(shape, memory)
-    whole = 0
-    if each and drafting:
-        # The draft's part of it; without windows and states its whole cache (PR 28873, open).
-        part = checkpoint_bytes(*drafting, masked=False)
-        each, masked = each + part, masked + checkpoint_bytes(*drafting, masked=True)
-        whole = 0 if part else sum(kv_bytes(*drafting)) // streams
-    total = memory.ctx_checkpoints * (max(streams * each, slots * masked) + streams * whole)
-    return each + whole, masked + whole, total
+    if each and drafting:  # the draft's windows and states are in it, too
+        each += checkpoint_bytes(*drafting, masked=False)
+        masked += checkpoint_bytes(*drafting, masked=True)
+    streams = 1 if memory.unified else memory.slots
+    return each, masked, memory.ctx_checkpoints * max(streams * each, memory.slots * masked)
 
 
 def _weights(shape: Shape, memory: ServerMemory, backend: str) -> tuple[int, int]:
