@@ -23,6 +23,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIRECTORY",
         help="tests/host/test_dashboards.py: draw the dashboards (needs Chromium)",
     )
+    parser.addoption(
+        "--real-root",
+        metavar="DIRECTORY",
+        help="tests/real: a root with a llama-server (scripts/real-root makes it)",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
