@@ -12,8 +12,8 @@ from infertune.units import MIB
 CACHE_RAM = 8192 * MIB
 """Default of --cache-ram."""
 CTX_CHECKPOINTS = 32
-"""Default of --ctx-checkpoints since spring 2026, builds 11549 and 11669 among them; it was 3 with
-pull request 15293 (August 2025), and 8."""
+"""Default of --ctx-checkpoints, builds 11549 and 11669.  It was 3 (pull request 15293, August 2025)
+and 8 (as in pull request 19408, February 2026)."""
 AUTO_SLOTS = 4
 """Without --parallel a server opens four slots in one cache (build 7500 and later, README)."""
 
