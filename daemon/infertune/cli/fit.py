@@ -302,7 +302,8 @@ COMMANDS: tuple[Command, ...] = (
         _ARGUMENTS,
         "Reads the head of a GGUF file (all parts of a split one) and adds what a llama-server "
         "takes for it: weights, KV cache and recurrent state of all layers, compute buffers, "
-        "prompt cache, context checkpoints, and a projector or a model that drafts. Holds that against the memory of this machine: carve-out or GTT limit, "
+        "prompt cache, context checkpoints, and a projector or a model that drafts. Holds "
+        "that against the memory of this machine: carve-out or GTT limit, "
         "and RAM less a reserve for the system. Says fits, tight or does not fit, where each "
         "figure comes from, which single change helps, and not checked where no server of that "
         "architecture was ever measured against the sums. Without a profile the server's own "
