@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from infertune.boot.sizes import outlooks
 from infertune.budget.budget import REFUSED, Budget, budget
 from infertune.budget.gguf_file import ModelError, read_model
-from infertune.budget.settings import ServerMemory
+from infertune.budget.settings import ServerMemory, read_memory
 from infertune.budget.shape import Shape, read_shape
 from infertune.errors import UsageError
 from infertune.machine import Machine
@@ -54,7 +54,8 @@ class Asked:
     name: str
     model: str
     backend: str
-    memory: ServerMemory
+    settings: Mapping[str, str]
+    """Canonical server settings."""
     pid: int
     """The process that will be the engine, or its parent."""
     force: bool = False
@@ -64,10 +65,10 @@ class Asked:
 
 def check(root: Root, machine: Machine, asked: Asked) -> Admission:
     """Refuse what does not fit now, without a promise.  Raises UsageError."""
-    shape = _shape(asked)
-    if isinstance(shape, Admission):
-        return shape
-    return Admission(_verdict(_judge(root, machine, shape, asked), asked))
+    files = _files(asked)
+    if isinstance(files, Admission):
+        return files
+    return Admission(_verdict(_judge(root, machine, *files, asked), asked))
 
 
 def admit(
@@ -78,11 +79,11 @@ def admit(
     descriptor: int | None = None,
 ) -> Admission:
     """Refuse what does not fit now, and promise the rest what it needs.  Raises UsageError."""
-    shape = _shape(asked)
-    if isinstance(shape, Admission):
-        return shape
+    files = _files(asked)
+    if isinstance(files, Admission):
+        return files
     with turn(root, descriptor=descriptor) as alone:
-        found = _judge(root, machine, shape, asked)
+        found = _judge(root, machine, *files, asked)
         remark = _verdict(found, asked)
         reserved = reserve(
             root,
@@ -97,20 +98,22 @@ def admit(
     return Admission(remark, reserved)
 
 
-def _shape(asked: Asked) -> Shape | Admission:
+def _files(asked: Asked) -> tuple[Shape, ServerMemory] | Admission:
     """A file that infertune cannot read is not refused: the server may know more."""
     try:
-        return read_shape(read_model(asked.model))
+        return read_shape(read_model(asked.model)), read_memory(asked.settings)
     except ModelError as error:
         return Admission(f"whether the model fits is unknown: {error.message}")
 
 
-def _judge(root: Root, machine: Machine, shape: Shape, asked: Asked) -> Budget:
+def _judge(
+    root: Root, machine: Machine, shape: Shape, memory: ServerMemory, asked: Asked
+) -> Budget:
     """The budget with everything that is held and promised now."""
     facts = read_facts(root, machine)
     facts = with_reservations(root, facts, asked.backend, without=asked.pid)
     ways = outlooks(root, machine, facts, asked.profile)
-    return budget(shape, asked.memory, facts, asked.backend, ways)
+    return budget(shape, memory, facts, asked.backend, ways)
 
 
 def _verdict(found: Budget, asked: Asked) -> str | None:

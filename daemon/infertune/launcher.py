@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from infertune.admission import Asked, admit
-from infertune.budget.settings import server_memory
 from infertune.engine import Report
 from infertune.errors import Exit, InfertuneError, UsageError
 from infertune.launch.client import Completion
@@ -51,7 +50,7 @@ def _admit(
         name=declared.name,
         model=model,
         backend=backend,
-        memory=server_memory(settings),
+        settings=settings,
         pid=os.getpid(),
         force=declared.force,
         profile=declared.profile,

@@ -14,7 +14,6 @@ import pytest
 import gguf_files
 from doctor_support import GPU, HEALTHY, build
 from infertune.admission import Asked, admit, check, release
-from infertune.budget.settings import server_memory
 from infertune.errors import UsageError
 from infertune.machine import read_machine
 from infertune.pools.facts import read_facts
@@ -52,7 +51,7 @@ def asked(name: str, model: str, *, force: bool = False) -> Asked:
         name=name,
         model=model,
         backend="vulkan",
-        memory=server_memory(settings),
+        settings=settings,
         pid=os.getpid(),
         force=force,
     )

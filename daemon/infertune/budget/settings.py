@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from infertune.budget.companions import ALONE, Companions
+from infertune.budget.companions import ALONE, Companions, read_companions
 from infertune.units import MIB
 
 CACHE_RAM = 8192 * MIB
@@ -77,3 +77,8 @@ def server_memory(settings: Mapping[str, str]) -> ServerMemory:
         load_mode=settings.get("load_mode", "auto"),
         fit=settings.get("fit", "on") == "on",
     )
+
+
+def read_memory(settings: Mapping[str, str]) -> ServerMemory:
+    """The same with the other files that the settings name, read.  Raises ModelError."""
+    return replace(server_memory(settings), companions=read_companions(settings))

@@ -15,10 +15,10 @@ from typing import Any
 
 from infertune.boot.sizes import outlooks
 from infertune.budget.budget import Budget, budget
-from infertune.budget.companions import ALONE, read_companions
+from infertune.budget.companions import ALONE
 from infertune.budget.expect import Expectation, expect
 from infertune.budget.gguf_file import ModelFile, read_model
-from infertune.budget.settings import ServerMemory, server_memory
+from infertune.budget.settings import ServerMemory, read_memory
 from infertune.budget.shape import Shape, read_shape
 from infertune.cli.base import JSON, Argument, Command, Context, argument
 from infertune.cli.engine import BACKEND
@@ -90,7 +90,7 @@ def _fit(ctx: Context) -> Exit:
     machine = read_machine(ctx.root)
     backend = args.backend if args.backend != "auto" else assume_backend(machine)[0]
     settings = _settings(ctx, machine, backend)
-    memory = _memory(settings)
+    memory = read_memory(settings)
     facts = with_reservations(ctx.root, read_facts(ctx.root, machine), backend)
     ways = outlooks(ctx.root, machine, facts, args.profile)
     found = budget(shape, memory, facts, backend, ways)
@@ -123,11 +123,6 @@ def _settings(ctx: Context, machine: Machine, backend: str) -> dict[str, str]:
         if path is not None:
             found[name] = full_path(path)
     return found
-
-
-def _memory(settings: Mapping[str, str]) -> ServerMemory:
-    """Canonical settings with the other files that they name, read.  Raises ModelError."""
-    return replace(server_memory(settings), companions=read_companions(settings))
 
 
 def _print_fit(ctx: Context, model: ModelFile, shape: Shape, backend: str, found: Budget) -> None:

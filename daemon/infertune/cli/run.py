@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from infertune.admission import Admission, Asked, admit, release
-from infertune.budget.settings import server_memory
 from infertune.cli.base import JSON, Command, Context, argument
 from infertune.cli.engine import BACKEND, PROFILE, WITHOUT, without
 from infertune.cli.fit import FORCE
@@ -152,7 +151,7 @@ def _admit(
         name=f"run-{os.getpid()}",
         model=model,
         backend=backend,
-        memory=server_memory(settings),
+        settings=settings,
         pid=os.getpid(),
         force=ctx.args.force,
         profile=ctx.args.profile,

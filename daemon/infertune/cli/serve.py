@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from infertune.admission import Asked, check
-from infertune.budget.settings import server_memory
 from infertune.cli.base import JSON, Command, Context, argument
 from infertune.cli.engine import BACKEND, PROFILE, daemon_runs
 from infertune.cli.fit import FORCE, parse_setting
@@ -135,7 +134,7 @@ def _refuse_misfit(
         name=declaration.name,
         model=model,
         backend=desired.backend,
-        memory=server_memory(server_settings(declaration, desired, machine)),
+        settings=server_settings(declaration, desired, machine),
         pid=os.getpid(),
         force=ctx.args.force,
         profile=declaration.profile,
