@@ -48,8 +48,7 @@ class Report:
     @property
     def differs(self) -> bool:
         """Whether the machine is not what the profile says."""
-        waiting = self.count("set", "restore", "pending-reboot", "rejected")
-        return bool(waiting) or any(item.blocks for item in self.items)
+        return any(item.differs for item in self.items)
 
 
 @dataclass(frozen=True, slots=True)

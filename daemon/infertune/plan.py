@@ -67,6 +67,11 @@ class Item:
         return self.outcome in ("set", "restore")
 
     @property
+    def differs(self) -> bool:
+        """Whether the machine is not what the profile says, or cannot be."""
+        return self.pending or self.outcome in ("pending-reboot", "rejected") or self.blocks
+
+    @property
     def blocks(self) -> bool:
         """Whether the profile must not be applied without it."""
         return self.required and self.outcome in ("absent", "refused", "rejected")

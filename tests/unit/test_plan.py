@@ -413,7 +413,7 @@ def test_long_context_on_a_128_gb_strix_halo(
 
     # The recorded machine is not what the profile says, and verify says so by its exit code.
     assert main(["--root", fixture, "verify", "long-context", "--backend", backend]) == 1
-    assert "4 differ" in capsys.readouterr().out
+    assert "4 settings differ" in capsys.readouterr().out
     assert (
         main(["--root", fixture, "profile", "explain", "long-context", "--backend", backend]) == 0
     )

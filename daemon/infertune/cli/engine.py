@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from infertune.cli.base import JSON, Command, Context, argument
-from infertune.cli.render import print_items, print_report
+from infertune.cli.render import Tense, counted, print_items, print_report
 from infertune.documents import items_from, report_document, report_from, status_document
 from infertune.engine import (
     DAEMON_LOCK,
@@ -24,6 +24,7 @@ from infertune.engine import (
 from infertune.errors import Exit, Unreachable, UsageError
 from infertune.knobs import KNOBS
 from infertune.machine import Machine, read_machine
+from infertune.plan import Outcome
 from infertune.profile import BACKENDS, load_profile
 from infertune.resolve import Desired, assume_backend, resolve
 
@@ -81,7 +82,18 @@ def emit(ctx: Context, verb: str, report: Report, **more: Any) -> None:
     if ctx.args.json:
         ctx.print_json(f"infertune.{verb}/1", {**report_document(report), **more})
     else:
-        print_report(ctx, report)
+        print_report(ctx, report, _TENSE.get(verb, "past"))
+
+
+_TENSE: Mapping[str, Tense] = {"plan": "future", "verify": "present"}
+
+
+def _summary(report: Report, what: str, *outcomes: Outcome) -> str:
+    """One line on a table: ``4 settings changed (35 files), 2 ok``."""
+    files = [item.knob for item in report.items if item.outcome in outcomes]
+    knobs, fine = set(files), {item.knob for item in report.items if item.outcome == "already"}
+    more = f" ({len(files)} files)" if len(files) > len(knobs) else ""
+    return f"{counted(len(knobs), 'setting')} {what}{more}, {len(fine - knobs)} ok"
 
 
 def _plan(ctx: Context) -> Exit:
@@ -101,8 +113,7 @@ def _plan(ctx: Context) -> Exit:
         for section, title in (("launch", "process"), ("env", "environment"), ("server", "server")):
             pairs = "  ".join(f"{name}={value}" for name, value in launch[section].items())
             ctx.print(f"at launch, {title}: {pairs or '-'}")
-        count = report.count("set", "restore")
-        ctx.print(f"{count} to change, {report.count('already')} already so; nothing was written")
+        ctx.print(f"{_summary(report, 'to change', 'set', 'restore')}; nothing was written")
         for item in report.items:
             if item.blocks:
                 ctx.print(f"'apply' will refuse: {item.source} requires {item.knob}")
@@ -134,8 +145,9 @@ def _apply(ctx: Context) -> Exit:
                 raise
     emit(ctx, "apply", report, failed=None)
     if not ctx.args.json:
-        done = report.count("applied", "clamped", "restored")
-        ctx.print(f"{done} changed, {report.count('already')} already so")
+        ctx.print(_summary(report, "changed", "applied", "clamped", "restored"))
+        if not ctx.root.live:
+            ctx.print(f"a rehearsal on {ctx.args.root}: this machine was not touched")
         if limit is not None:
             ctx.print(f"goes back in {limit:g} s unless you run 'infertune confirm'")
     return Exit.DONE
@@ -179,9 +191,12 @@ def _verify(ctx: Context) -> Exit:
     )
     emit(ctx, "verify", report)
     if not ctx.args.json:
-        count = report.count("set", "restore", "pending-reboot", "rejected")
-        count += sum(item.blocks for item in report.items)
-        ctx.print(f"{count} differ" if count else "this machine is what the profile says")
+        differing = {item.knob for item in report.items if item.differs}
+        if differing:
+            count = counted(len(differing), "setting differs", "settings differ")
+            ctx.print(f"{count} from the profile")
+        else:
+            ctx.print("this machine is what the profile says")
     return Exit.DIFFERS if report.differs else Exit.DONE
 
 
@@ -198,7 +213,7 @@ def _status(ctx: Context) -> Exit:
     else:
         what = f": {about['profile']} ({about['backend']}) since {about['since']}" if about else ""
         ctx.print(f"{state}{what}")
-        print_items(ctx, items)
+        print_items(ctx, items, "present")
         for sentence in sorted({_about(each) for each in document.get("drift", ())}):
             ctx.print(f"note: {sentence}")
         for note in document["notes"]:
@@ -261,7 +276,7 @@ def _say_recovered(ctx: Context, held: Session) -> None:
     if held.recovered is None or ctx.args.json:
         return
     ctx.print("an earlier run was cut short; its values were put back first:")
-    print_report(ctx, held.recovered)
+    print_report(ctx, held.recovered, "past")
     if held.unrecovered:
         ctx.print(f"note: {held.unrecovered.message}")
     else:

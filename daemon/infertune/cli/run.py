@@ -41,7 +41,7 @@ class Printer:
         self.restored(report)
 
     def applied(self, report: Report) -> None:
-        print_report(self.ctx, report)
+        print_report(self.ctx, report, "past")
 
     def placed(self, outcomes: Sequence[Placed]) -> None:
         if outcomes:
