@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from infertune.cli.main import main
+from infertune.cli.base import Command
+from infertune.cli.main import ACTING, commands, main
 from infertune.cli.render import outcome_word
 from infertune.knobs import KNOBS
 from infertune.knobs.guards import GUARDS
@@ -85,3 +86,10 @@ def test_what_an_apply_that_failed_did_not_reach_was_not_changed() -> None:
 def test_only_a_missing_holder_refuses_a_held_knob() -> None:
     """The table says "held by run" for it: a guard's refusal would need a word of its own."""
     assert not [guard for guard in GUARDS if KNOBS[guard.knob].held]
+
+
+def test_the_verbs_that_act_are_verbs() -> None:
+    def names(group: tuple[Command, ...]) -> set[str]:
+        return {each.name for each in group}.union(*(names(each.subcommands) for each in group))
+
+    assert names(commands()) >= ACTING

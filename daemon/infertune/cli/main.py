@@ -32,6 +32,12 @@ VERBS: Mapping[str, tuple[str, ...]] = {
 """Modules of this package and the verbs in each.  Only the module of the verb is imported: all of
 them take longer than most verbs do."""
 
+ACTING = frozenset(
+    "apply confirm recover revert run serve setup snapshot stage start stop undo".split()
+)
+"""Verbs that do more than print: their exit code says how that went, whoever hears of it.  Of every
+other verb the output is all there is, and without it the verb has failed."""
+
 
 def commands(verb: str | None = None) -> tuple[Command, ...]:
     """Those of the module that has this verb; all where none has, to say what there is."""
@@ -105,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with open_root(args.root) as root:
             context = Context(root, args, command=command)
-            return int(args.command.run(context))
+            code = int(args.command.run(context))
+        return int(Exit.FAILED) if _failed_to_say(args.command, context) else code
     except InfertuneError as error:
         if args.debug:
             raise
@@ -153,9 +160,15 @@ def _complain(message: str, hint: str | None = None) -> None:
             print(f"  {printable(hint)}", file=sys.stderr)
 
 
-def _not_heard(error: OSError) -> None:
-    """The verb did its work, but its output is lost; its exit code says how the work went."""
+def _failed_to_say(command: Command, context: Context) -> bool:
+    """Whether the output was the verb's only work, and is lost."""
     # A reader that goes away (`infertune machine | head`) has seen what it wanted.
+    lost = context.unheard is not None and not isinstance(context.unheard, BrokenPipeError)
+    return lost and command.name not in ACTING
+
+
+def _not_heard(error: OSError) -> None:
+    """Say that output is lost, to whoever still listens."""
     if not isinstance(error, BrokenPipeError):
         _complain(f"the output could not be written: {describe(error)}")
     _let_go_of(1)
