@@ -46,7 +46,7 @@ EXIT_MEANING = {
     Exit.USAGE: "wrong usage, or a profile that is not valid; nothing was touched",
     Exit.FAILED: "failed and rolled back, or another infertune holds the machine",
     Exit.NOT_PERMITTED: "not permitted; nothing was touched",
-    Exit.UNREACHABLE: "the daemon cannot be reached (planned)",
+    Exit.UNREACHABLE: "the daemon cannot be reached; nothing was touched",
 }
 
 

@@ -28,7 +28,7 @@ from infertune.launch.binary import (
     embedded_program,
     find_server,
 )
-from infertune.launch.client import Completion, complete
+from infertune.launch.client import COMPLETES_ONLY, Completion, chat, complete, how_to_talk
 from infertune.launch.embedded import default_model
 from infertune.launch.place import Group, Placed, place
 from infertune.launch.process import (
@@ -75,6 +75,8 @@ class Request:
     """Server settings (canonical) over the profile's."""
     stdout: int = 1
     """Where a command's standard output goes."""
+    chats: Callable[[str], bool | None] = lambda _: None
+    """Whether the file of a model has a chat template; None where that is not known."""
     check: Callable[[Machine, str, str, Mapping[str, str]], str | None] | None = None
     """Asked before anything is touched, with model, backend and server settings: may refuse
     (UsageError), or give a remark."""
@@ -223,7 +225,7 @@ def _model(one: Run) -> str:
     if path is None:
         cache = one.request.caller.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         path = default_model(os.path.join(cache, "infertune"))
-        one.audience.say("no --model: serving Gemma 3 270M (extra 'embedded')")
+        one.audience.say("no --model: Gemma 3 270M (extra 'embedded'), a base model")
     path = os.path.abspath(path)
     _refuse_other_files("--model", path)
     one.result.model = path
@@ -359,9 +361,13 @@ def _attend(one: Run, job: Job, child: Child, signals: Signals) -> int:
         status = child.wait()
         return 128 + number if (number := signals.received()) else exit_code(status)
     one.audience.say(f"ready after {one.result.ready_s:.1f} s: {job.url}")
+    chats = one.request.chats(job.model)
     if one.request.ask is not None:
+        if chats is False:
+            one.audience.say(COMPLETES_ONLY)
         try:
-            one.result.completion = complete(job.url, one.request.ask, one.request.tokens)
+            answer = chat if chats else complete
+            one.result.completion = answer(job.url, one.request.ask, one.request.tokens)
         except Failed:
             if number := signals.received():
                 return 128 + number
@@ -370,6 +376,8 @@ def _attend(one: Run, job: Job, child: Child, signals: Signals) -> int:
         return 0
     if child.tail:
         child.tail.echo = sys.stderr
+    for line in how_to_talk(job.url, chats=chats):
+        one.audience.say(line)
     one.audience.say("serving; Ctrl-C ends it and puts everything back")
     status = child.wait()
     if status and not signals.received():

@@ -411,6 +411,8 @@ def server_arguments(
     """
     options = parse_help(help_text)
     arguments = ["--model", model, "--host", "127.0.0.1", "--port", str(port)]
+    if "--alias" in options:
+        arguments += ["--alias", alias(model)]
     refused: list[Refused] = []
     for name, value in settings.items():
         reasons: list[str] = []
@@ -424,6 +426,15 @@ def server_arguments(
         else:
             refused.append(Refused(name, value, "; ".join(dict.fromkeys(reasons))))
     return arguments, refused
+
+
+def alias(model: str) -> str:
+    """The name that clients see: that of the file, without what says which part of it this is.
+
+    Builds since 2026 read a list there, so a comma cannot be part of it.
+    """
+    stem = os.path.basename(model).removesuffix(".gguf")
+    return re.sub(r"-\d{5}-of-\d{5}$", "", stem).replace(",", "_")
 
 
 def _words(kind: Value, value: str) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import gguf_files
 from infertune.errors import Failed
 from infertune.launch.client import complete
 
@@ -135,6 +136,23 @@ def test_one_question(runner: Runner) -> None:
     assert seen["group"] == seen["pid"]
     assert seen["blocked"] == []
     assert not alive(seen["pid"])
+
+
+def test_a_model_with_a_chat_template_is_asked_through_it(runner: Runner) -> None:
+    about, tensors = {"general.architecture": "llama"}, [gguf_files.Spec("a", (32,), "f32")]
+    gguf_files.write(runner.model, {**about, "tokenizer.chat_template": "x"}, tensors)
+    code, out, err = runner.serve(words=("--ask", "hello", "--tokens", "3"))
+    assert code == 0, err
+    assert "c0 c1 c2" in out
+    assert "3 tokens, TTFT " in out
+    assert "does not chat" not in out
+    gguf_files.write(runner.model, about, tensors)
+    code, out, err = runner.serve(words=("--ask", "hello", "--tokens", "3"))
+    assert code == 0, err
+    assert "w0 w1 w2" in out
+    assert "it completes text, it does not chat" in out
+    argv = runner.seen()["argv"]
+    assert argv[argv.index("--alias") + 1] == "model"
 
 
 def test_json_is_one_document(runner: Runner) -> None:

@@ -40,14 +40,21 @@ def flags(settings: dict[str, str], help_text: str) -> list[str]:
     """The arguments for ``settings``; nothing may be refused."""
     arguments, refused = server_arguments(settings, help_text, model="/m.gguf", port=8080)
     assert refused == []
-    assert arguments[:6] == ["--model", "/m.gguf", "--host", "127.0.0.1", "--port", "8080"]
-    return arguments[6:]
+    always = given(help_text)
+    assert arguments[: len(always)] == always
+    return arguments[len(always) :]
+
+
+def given(help_text: str) -> list[str]:
+    """What every server is given; a name for clients only where it takes one."""
+    alias = ["--alias", "m"] if "--alias" in help_text else []
+    return ["--model", "/m.gguf", "--host", "127.0.0.1", "--port", "8080", *alias]
 
 
 def reason(settings: dict[str, str], help_text: str) -> str:
-    """Why the one setting is refused; nothing but host, port and model may be passed."""
+    """Why the one setting is refused; nothing but host, port, model and alias may be passed."""
     arguments, refused = server_arguments(settings, help_text, model="/m.gguf", port=8080)
-    assert len(arguments) == 6
+    assert arguments == given(help_text)
     [one] = refused
     assert {one.setting: one.value} == settings
     return one.reason

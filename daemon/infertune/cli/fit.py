@@ -302,7 +302,7 @@ COMMANDS: tuple[Command, ...] = (
         "and RAM less a reserve for the system. Says fits, tight or does not fit, where each "
         "figure comes from, which single change helps, and not checked where no server of that "
         "architecture was ever measured against the sums. Without a profile the server's own "
-        "defaults count. Server settings may follow after \\-\\-, as SETTING=VALUE. Exit code 1: "
+        "defaults count. Server settings may follow after --, as SETTING=VALUE. Exit code 1: "
         "does not fit, or not known.",
         takes_command=True,
     ),

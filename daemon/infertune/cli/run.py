@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from infertune.admission import Admission, Asked, admit, release
+from infertune.budget.gguf_file import ModelError, read_model
 from infertune.cli.base import JSON, Command, Context, argument
 from infertune.cli.engine import BACKEND, PROFILE, WITHOUT, without
 from infertune.cli.fit import FORCE
@@ -117,6 +118,7 @@ def _run(ctx: Context) -> int:
         launch_only=args.launch_only,
         stdout=2 if args.json else 1,
         check=partial(_admit, ctx, promised),
+        chats=_chats,
     )
     result = Result(args.profile)
     if args.json:
@@ -158,6 +160,14 @@ def _admit(
     )
     promised.append(admit(ctx.root, machine, asked))
     return promised[-1].remark
+
+
+def _chats(model: str) -> bool | None:
+    """Whether a model file has a chat template; None where its head cannot be read."""
+    try:
+        return "tokenizer.chat_template" in read_model(model).metadata
+    except ModelError:
+        return None
 
 
 def _document(result: Result, failed: str | None) -> dict[str, Any]:
@@ -218,7 +228,12 @@ COMMANDS: tuple[Command, ...] = (
             argument(
                 "--port", type=_port, metavar="N", help="port on 127.0.0.1 (default: 8080 or next)"
             ),
-            argument("--ask", metavar="PROMPT", help="complete this text, print it, and stop"),
+            argument(
+                "--ask",
+                metavar="TEXT",
+                help="ask this, print the answer, and stop; a model without a chat template "
+                "completes the text",
+            ),
             argument(
                 "--tokens", type=_tokens, default=64, metavar="N", help="tokens for --ask (64)"
             ),
@@ -235,7 +250,8 @@ COMMANDS: tuple[Command, ...] = (
         "very binary, shows the model getting into memory, and serves in the foreground. When "
         "it ends, for whatever reason, every value goes back; after 'kill -9' the next call of "
         "infertune does that. Without a llama-server on PATH the embedded one is used (extra "
-        "'embedded'), without --model a small one. A model that does not fit ('infertune fit') is "
+        "'embedded'), without --model Gemma 3 270M, a base model that completes text and does not "
+        "chat. A model that does not fit ('infertune fit') is "
         "refused unless --force is given. Any other command can stand after the options: "
         "'infertune run PROFILE -- COMMAND...'; it "
         "gets the profile's placement and environment. A command starts with an empty "

@@ -22,7 +22,7 @@ from infertune.cli.fit import FORCE, parse_setting
 from infertune.cli.run import Silent
 from infertune.errors import Busy, Exit, Failed, NotPermitted, Unreachable, UsageError
 from infertune.host.sockets import listeners
-from infertune.launch.client import healthy
+from infertune.launch.client import healthy, how_to_talk
 from infertune.launch.ready import Progress, choose_port
 from infertune.launch.system import show_log
 from infertune.machine import Machine, read_machine
@@ -160,6 +160,8 @@ def _wait_and_say(ctx: Context, name: str, unit: str, port: int) -> Exit:
         ctx.print_json("infertune.serve/1", document)
     else:
         ctx.print(f"{name}: ready after {ready_s:.1f} s at {url}; unit {unit}")
+        for line in how_to_talk(url):
+            ctx.print(line)
     return Exit.DONE
 
 
@@ -370,7 +372,7 @@ COMMANDS: tuple[Command, ...] = (
         "in infertune.slice with the profile's memory protection, CPUs and limits. It outlives the "
         "daemon. With nothing applied, the profile is applied first. A model that does not fit "
         "('infertune fit') is refused unless --force is given. Server settings over the "
-        "profile's may follow after \\-\\-, as SETTING=VALUE (ctx_size=8192).",
+        "profile's may follow after --, as SETTING=VALUE (ctx_size=8192).",
         takes_command=True,
     ),
     Command(

@@ -33,7 +33,7 @@ _VULKAN: Backend = "vulkan"
 _LIBRARY_MARKS: Mapping[Backend, str] = {"rocm": "hip", "vulkan": "vulkan"}
 """Backend and how its library is called: ``libggml-hip.so``."""
 
-INSTALL_HINT = "install llama.cpp, give --server PATH, or: pip install 'infertune[embedded]'"
+INSTALL_HINT = "install llama.cpp, give --server PATH, or install infertune's extra 'embedded'"
 
 
 @dataclass(frozen=True, slots=True)

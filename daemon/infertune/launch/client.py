@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ask a llama-server on this machine for a completion, and time it.
+"""Ask a llama-server on this machine for an answer, time it, and say how others can ask.
 
 llama-server's own HTTP interface (tools/server/README.md): /health, and
-/completion as server-sent events.
+/completion and /v1/chat/completions as server-sent events.
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import time
@@ -16,9 +17,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from infertune.errors import Failed
+from infertune.units import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
+
+COMPLETES_ONLY = "this model has no chat template: it completes text, it does not chat"
+_ANSWER_S = 5.0
 
 # No proxy: http_proxy of the caller must not send loopback requests elsewhere.
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -29,6 +34,7 @@ class Completion:
     """A completion and its times, seen from the client; latency = TTFT + TPOT x (n - 1)."""
 
     text: str
+    """The answer; of a chat that got no further than thinking, the thoughts."""
     tokens: int
     """Tokens generated."""
     ttft_s: float
@@ -58,41 +64,115 @@ def complete(base_url: str, prompt: str, n_predict: int, *, timeout_s: float = 3
     ``timeout_s`` bounds the wait for each piece, not the whole.  Raises Failed.
     """
     body = {"prompt": prompt, "n_predict": n_predict, "stream": True, "return_tokens": True}
+    return _timed(f"{base_url}/completion", body, _piece_of_text, timeout_s)
+
+
+def chat(base_url: str, question: str, max_tokens: int, *, timeout_s: float = 300.0) -> Completion:
+    """Ask ``question`` through the model's chat template; else as ``complete``."""
+    body = {
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": max_tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    return _timed(f"{base_url}/v1/chat/completions", body, _piece_of_chat, timeout_s)
+
+
+def how_to_talk(base_url: str, *, chats: bool | None = None) -> list[str]:
+    """Lines that say where a browser and a program find this server, which is ready.
+
+    ``chats``: whether the model has a chat template.  llama.cpp lends ChatML to one that has none
+    (common/chat.cpp) and shows that in /props, so the server cannot be asked.
+    """
+    models = _get_json(f"{base_url}/v1/models").get("data")
+    first = models[0] if isinstance(models, list) and models else None
+    name = first.get("id") if isinstance(first, dict) else None
+    model = f', model "{name}"' if name else ""
+    lines = [f"  API      {base_url}/v1  (OpenAI{model}, any key)"]
+    if chats is False:
+        return [*lines, f"  text     {base_url}/v1/completions", COMPLETES_ONLY]
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        # A build may come without the page.
+        with _opener.open(f"{base_url}/", timeout=_ANSWER_S):
+            lines.insert(0, f"  chat     {base_url}  (in a browser)")
+    return lines
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What one event of an answer brings."""
+
+    text: str = ""
+    thought: str = ""
+    tokens: int = 0
+    total: int | None = None
+    """All tokens of the answer, where the server says so."""
+    last: bool = False
+
+
+def _piece_of_text(event: Mapping[str, Any]) -> _Piece:
+    text, tokens = event.get("content", ""), event.get("tokens") or []
+    # A token that is half a character carries no text yet, and counts all the same.
+    return _Piece(text=text, tokens=len(tokens) or bool(text), last=bool(event.get("stop")))
+
+
+def _piece_of_chat(event: Mapping[str, Any]) -> _Piece:
+    choice = next(iter(event.get("choices") or ()), {})
+    delta = choice.get("delta") or {}
+    text, thought = delta.get("content") or "", delta.get("reasoning_content") or ""
+    return _Piece(
+        text=text,
+        thought=thought,
+        tokens=bool(text or thought),
+        total=(event.get("usage") or {}).get("completion_tokens"),
+        last=bool(choice.get("finish_reason")),
+    )
+
+
+def _timed(
+    url: str, body: dict[str, Any], read: Callable[[Mapping[str, Any]], _Piece], timeout_s: float
+) -> Completion:
+    """Post ``body``, read the answer to its end, and time it."""
     start = time.monotonic()
-    first = last = None
-    text: list[str] = []
-    tokens = 0
+    pieces: list[_Piece] = []
+    came: list[float] = []
     try:
-        with _post(f"{base_url}/completion", body, timeout_s) as reply:
+        with _post(url, body, timeout_s) as reply:
             for event in _events(reply):
                 if "error" in event:
                     raise Failed(f"the server refused the prompt: {_message(event['error'])}")
-                new = event.get("tokens") or []
-                # A token that is half a character carries no text yet, and counts all the same.
-                if new or event.get("content"):
-                    last = time.monotonic()
-                    first = first or last
-                    tokens += len(new) or 1
-                    text.append(event.get("content", ""))
-                if event.get("stop"):
-                    break
-            else:
-                raise Failed("the server broke off the answer")
+                pieces.append(read(event))
+                if pieces[-1].tokens:
+                    came.append(time.monotonic())
+        if not any(piece.last for piece in pieces):
+            raise Failed("the server broke off the answer")
     except urllib.error.HTTPError as error:
         detail = error.read(1000).decode("utf-8", "replace").strip()
         raise Failed(f"the server answered {error.code}: {detail}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise Failed(f"the server broke off the answer: {error}") from error
-    if first is None or last is None:
+    if not came:
         raise Failed("the server generated no token")
-    latency, ttft = last - start, first - start
+    totals = [piece.total for piece in pieces if piece.total]
+    tokens = totals[-1] if totals else sum(piece.tokens for piece in pieces)
+    latency, ttft = came[-1] - start, came[0] - start
     return Completion(
-        text="".join(text),
+        text="".join(p.text for p in pieces) or "".join(p.thought for p in pieces),
         tokens=tokens,
         ttft_s=ttft,
         tpot_s=(latency - ttft) / (tokens - 1) if tokens > 1 else None,
         latency_s=latency,
     )
+
+
+def _get_json(url: str) -> dict[str, Any]:
+    """A small JSON object of the server; empty where it has none."""
+    try:
+        with _opener.open(url, timeout=_ANSWER_S) as reply:
+            found = json.loads(reply.read(MIB))
+    except (OSError, http.client.HTTPException, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _post(url: str, body: dict[str, Any], timeout_s: float) -> http.client.HTTPResponse:

