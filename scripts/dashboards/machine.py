@@ -27,9 +27,10 @@ def _pool(what: str, pool: str) -> str:
 
 
 _TOTAL = f"sum by (instance) ({_memory('total')})"
+# Not held at 0: a value below it says that what is shown cannot all be so.
 _CPU_SIDE = (
-    f"clamp_min({_TOTAL} - sum by (instance) ({_memory('available')}) "
-    f"- ({_pool('used_bytes', 'gtt')} or 0 * {_TOTAL}), 0)"
+    f"{_TOTAL} - sum by (instance) ({_memory('available')}) "
+    f"- ({_pool('used_bytes', 'gtt')} or 0 * {_TOTAL})"
 )
 
 
@@ -52,9 +53,9 @@ MACHINE = Dashboard(
                 Panel(
                     title="The one memory",
                     description="Carve-out, GTT in use, what the CPU side uses, and what is "
-                    "available, stacked: together the memory that is built in. If available "
-                    "comes near nothing, choose a smaller context or stop a server "
-                    "(infertune fit).",
+                    "available, stacked: MemTotal and the carve-out. If available nears zero, "
+                    "choose a smaller context or stop a server (infertune fit). CPU side is the "
+                    "rest; below zero, the kernel's figures contradict each other.",
                     unit="bytes",
                     width=12,
                     height=10,

@@ -17,7 +17,7 @@ from dashboards.base import (
 
 _S = 'instance=~"$instance",server=~"$server",server!=""'
 _C = 'instance=~"$instance",cgroup=~"$server",cgroup!="other"'
-_NO_METRICS = "no declared server answers with --metrics"
+_NO_METRICS = "no server of 'infertune serve' answers with --metrics; 'run' is not watched"
 _NO_PROBE = "not attached: see Tuning, probes"
 _ROCM = "not applicable (ROCm, or no DRM driver): its queues do not pass this scheduler"
 _NO_KFD = "not applicable (Vulkan, or no KFD): nothing opened the compute driver"
@@ -31,11 +31,12 @@ MODEL = Dashboard(
     uid="infertune-model",
     title="infertune / Model",
     description="Tokens per second and latency beside faults, waiting for a CPU, and GPU queues; "
-    "a line marks each profile that was applied.",
+    "a line marks each profile that was applied. Shows servers started with 'infertune serve' or "
+    "declared in servers.d; a server of 'infertune run' is not watched.",
     variables=(ONE_INSTANCE, SERVER),
     rows=(
         Row(
-            "What it achieves",
+            "What it achieves (servers of 'infertune serve'; one of 'infertune run' is not watched)",
             (
                 Panel(
                     title="Generated tokens per second",
@@ -104,7 +105,7 @@ MODEL = Dashboard(
                     "NAME. no-metrics: start it with --metrics.",
                     unit="none",
                     kind="state-timeline",
-                    nothing="no server is declared",
+                    nothing="no server is declared; one of 'infertune run' is not watched",
                     words={"0": (" ", GREEN), "1": ("yes", YELLOW)},
                     targets=(
                         Target(

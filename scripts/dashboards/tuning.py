@@ -67,8 +67,9 @@ TUNING = Dashboard(
                 ),
                 Panel(
                     title="Files that drifted",
-                    description="Somebody changed them after infertune. Who it was says infertune "
-                    "status; infertune apply takes them back, infertune revert leaves them.",
+                    description="Changed by another program since infertune set them; infertune "
+                    "status names it. infertune apply takes them back, infertune revert leaves "
+                    "them.",
                     unit="none",
                     width=6,
                     height=6,

@@ -112,3 +112,29 @@ def test_each_alert_fires_and_stays_silent() -> None:
 
 
 RULE_FILES = sorted((REPOSITORY / "prometheus" / "rules").glob("*.yml"))
+
+
+def test_the_stacked_memory_is_no_more_than_is_built_in() -> None:
+    """On the machine of the picture; its parts, not one of them held at 0."""
+    [panel] = [each for _, each in PANELS if each["title"] == "The one memory"]
+    assert not [target for target in panel["targets"] if "clamp" in target["expr"]]
+    page = (REPOSITORY / "tests/golden/strix-halo-128-serving.metrics").read_text()
+
+    def value(sample: str) -> float:
+        return float(re.search(rf"^infertune_{re.escape(sample)} (.*)$", page, re.M)[1])  # type: ignore[index]
+
+    total, available = (value(f'memory_bytes{{kind="{kind}"}}') for kind in ("total", "available"))
+    gtt = value('gpu_memory_used_bytes{gpu="card1",pool="gtt"}')
+    carve_out = value('gpu_memory_bytes{gpu="card1",pool="vram"}')
+    cpu_side = total - available - gtt
+    assert carve_out + gtt + max(cpu_side, 0) + available <= total + carve_out
+    # What the servers cannot give back is on the CPU side.
+    unit = 'part="anon",server="",unit="infertune.slice"'
+    assert 0 < value(f"unit_memory_part_bytes{{{unit}}}") <= cpu_side
+
+
+def test_the_model_dashboard_says_which_servers_it_shows() -> None:
+    model = dashboards()["model"]
+    assert "'infertune run' is not watched" in model["description"]
+    row = next(each for each in model["panels"] if each["type"] == "row")
+    assert "'infertune run' is not watched" in row["title"]
