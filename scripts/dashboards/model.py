@@ -36,7 +36,7 @@ MODEL = Dashboard(
     variables=(ONE_INSTANCE, SERVER),
     rows=(
         Row(
-            "What it achieves (servers of 'infertune serve'; one of 'infertune run' is not watched)",
+            "What it achieves (servers of 'infertune serve'; 'infertune run' is not watched)",
             (
                 Panel(
                     title="Generated tokens per second",

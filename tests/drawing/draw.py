@@ -29,6 +29,9 @@ CHROMIUM = (
     "--disable-component-update",
     "--disable-sync",
     "--hide-scrollbars",
+    # Without these the lower part of a picture was missing, seen on a busy machine (Chromium 150).
+    "--run-all-compositor-stages-before-draw",
+    "--virtual-time-budget=3000",
 )
 Ask = Callable[..., Any]
 SHOWN = {"machine": "recorded", "model": "here"}

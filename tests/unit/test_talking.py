@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import gguf_files
 import pytest
 
+import gguf_files
 from infertune.cli.run import _chats
 from infertune.errors import Failed
 from infertune.launch.client import COMPLETES_ONLY, chat, how_to_talk

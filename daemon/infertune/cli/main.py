@@ -33,7 +33,20 @@ VERBS: Mapping[str, tuple[str, ...]] = {
 them take longer than most verbs do."""
 
 ACTING = frozenset(
-    "apply confirm recover revert run serve setup snapshot stage start stop undo".split()
+    [
+        "apply",
+        "confirm",
+        "recover",
+        "revert",
+        "run",
+        "serve",
+        "setup",
+        "snapshot",
+        "stage",
+        "start",
+        "stop",
+        "undo",
+    ]
 )
 """Verbs that do more than print: their exit code says how that went, whoever hears of it.  Of every
 other verb the output is all there is, and without it the verb has failed."""

@@ -66,7 +66,7 @@ def _attach() -> Sequence[dict[str, Any]]:
     except ImportError as error:
         raise UsageError(
             f"the exporter is not installed here: {error}",
-            hint="pip install 'infertune[exporter]'",
+            hint="install infertune with its extra 'exporter' (docs/install)",
         ) from error
     probing = Probing(dict)
     try:

@@ -14,7 +14,6 @@ from infertune.plan import Item, Outcome
 from infertune.units import format_size
 from infertune.values import Size
 
-
 Tense = Literal["future", "present", "past"]
 """What a table tells: what will be done (plan), how it stands (verify, status), what was done
 (apply, run, revert, recover)."""

@@ -7,7 +7,6 @@ llama-server's own HTTP interface (tools/server/README.md): /health, and
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import time
@@ -91,11 +90,18 @@ def how_to_talk(base_url: str, *, chats: bool | None = None) -> list[str]:
     lines = [f"  API      {base_url}/v1  (OpenAI{model}, any key)"]
     if chats is False:
         return [*lines, f"  text     {base_url}/v1/completions", COMPLETES_ONLY]
-    with contextlib.suppress(OSError, http.client.HTTPException):
-        # A build may come without the page.
-        with _opener.open(f"{base_url}/", timeout=_ANSWER_S):
-            lines.insert(0, f"  chat     {base_url}  (in a browser)")
+    if _has_page(base_url):
+        lines.insert(0, f"  chat     {base_url}  (in a browser)")
     return lines
+
+
+def _has_page(base_url: str) -> bool:
+    """Whether there is a page for browsers: a build may come without it."""
+    try:
+        with _opener.open(f"{base_url}/", timeout=_ANSWER_S) as reply:
+            return bool(reply.status == 200)
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +123,7 @@ def _piece_of_text(event: Mapping[str, Any]) -> _Piece:
 
 
 def _piece_of_chat(event: Mapping[str, Any]) -> _Piece:
-    choice = next(iter(event.get("choices") or ()), {})
+    choice: Mapping[str, Any] = next(iter(event.get("choices") or ()), {})
     delta = choice.get("delta") or {}
     text, thought = delta.get("content") or "", delta.get("reasoning_content") or ""
     return _Piece(

@@ -187,8 +187,8 @@ def _refuse_a_writable_program() -> None:
         if state.st_uid != 0 or (state.st_mode & 0o022 and not state.st_mode & 0o1000):
             raise UsageError(
                 f"{place} can be changed by others than root, and the service would run it",
-                hint="install for the system: python3 -m venv /opt/infertune && "
-                "/opt/infertune/bin/pip install 'infertune[daemon]'",
+                hint="install for the system, from a checkout: python3 -m venv /opt/infertune && "
+                "/opt/infertune/bin/pip install './infertune[daemon]'",
             )
 
 
