@@ -29,7 +29,7 @@ CHROMIUM = (
     "--disable-component-update",
     "--disable-sync",
     "--hide-scrollbars",
-    # Without these the lower part of a picture was missing, seen on a busy machine (Chromium 150).
+    # Without these the lower part of a picture was missing, seen on a busy machine (Chromium 156).
     "--run-all-compositor-stages-before-draw",
     "--virtual-time-budget=3000",
 )
