@@ -147,31 +147,30 @@ def test_a_thousand_scrapes_while_profiles_are_switched(tmp_path: Path) -> None:
     )
     assert process.stdout
     port = int(process.stdout.readline())
-    done = threading.Event()
+    shown = ""  # the profile of the last page
 
     def infertune(*words: str) -> None:
         command = [sys.executable, "-B", "-m", "infertune", "--root", tree, *words]
         called = subprocess.run(command, env=ENVIRONMENT, capture_output=True, check=False)
         assert called.returncode == 0, (words, called.stdout, called.stderr)
 
-    def switch() -> int:
-        rounds = 0
-        while not done.is_set():
-            infertune("apply", "long-context")
-            infertune("apply", "low-latency")
-            infertune("revert")
-            rounds += 1
-        return rounds
+    def switch() -> None:
+        """Two rounds; each step waits until a page shows it, however fast or slow either side is."""
+        for _ in range(2):
+            for profile in ("long-context", "low-latency", ""):
+                infertune(*(("apply", profile) if profile else ("revert",)))
+                assert until(lambda profile=profile: shown == profile, 60), profile  # type: ignore[misc]
 
-    def scrape(number: int) -> tuple[str, int]:
+    def scrape(number: int) -> None:
+        nonlocal shown
         status, text = get(port)
         assert status == 200
-        found = {s.name: s for f in text_string_to_metric_families(text) for s in f.samples}
-        assert len(found) > 50
-        failed = [line for line in text.splitlines() if 'state="failed"} 1' in line]
-        assert not failed
-        owners = re.findall(r'infertune_profile_info{.*profile="([a-z-]*)".*} 1', text)
-        return ",".join(owners), len(text)
+        assert 'state="failed"} 1' not in text
+        shown = ",".join(re.findall(r'infertune_profile_info{.*profile="([a-z-]*)".*} 1', text))
+        # The library takes longer to read a page than all the rest: most are read by eye only.
+        if number % 50 == 0:
+            found = {s.name for f in text_string_to_metric_families(text) for s in f.samples}
+            assert len(found) > 50
 
     try:
         with ThreadPoolExecutor(20) as clients:
@@ -180,12 +179,11 @@ def test_a_thousand_scrapes_while_profiles_are_switched(tmp_path: Path) -> None:
         before, memory = cost(process.pid), proportional(process.pid)
         with ThreadPoolExecutor(1) as switcher, ThreadPoolExecutor(20) as clients:
             switching = switcher.submit(switch)
-            try:
-                pages = list(clients.map(scrape, range(1000)))
-            finally:
-                done.set()
-            assert switching.result() >= 2
-        assert {"long-context", "low-latency"} <= {profile for profile, _ in pages}
+            scrapes = 0
+            while scrapes < 1000 or not switching.done():
+                list(clients.map(scrape, range(scrapes, scrapes + 100)))
+                scrapes += 100
+            switching.result()
         assert until(lambda: cost(process.pid)[:2] <= before[:2])
         # What threads that serve at once need is there already; it does not grow with scrapes.
         assert proportional(process.pid) < memory + 4 * 1024

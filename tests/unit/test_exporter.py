@@ -567,6 +567,9 @@ def test_a_read_that_hangs_cuts_only_its_collector(tmp_path: Path) -> None:
     fifo.write_bytes(b"")
     lost = runner._lost["hangs"]
     assert lost.idle.wait(10)
+    # It ends as soon as its read has come back, and not only when the collector is asked again.
+    lost._thread.join(10)
+    assert threading.active_count() == threads + 1
     os.unlink(fifo)
     fifo.write_bytes(b"")
     assert runner.run(collectors)["hangs"].state == "ok"

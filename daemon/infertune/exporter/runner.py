@@ -66,9 +66,7 @@ class Runner:
         lost = self._lost.get(collector.id)
         if lost and not lost.idle.is_set():
             return Result("timeout", why="an earlier read has not come back yet")
-        if lost:
-            lost.stop()
-            del self._lost[collector.id]
+        self._lost.pop(collector.id, None)
         if left_s <= 0:
             return Result("timeout", why="the others took all the time of this page")
         self._worker = self._worker or _Worker()
@@ -77,6 +75,7 @@ class Runner:
         result = self._worker.do(lambda: collect(collector, self._root), limit)
         took = time.monotonic() - start
         if result is None:
+            self._worker.let_go()
             self._lost[collector.id], self._worker = self._worker, None
             return Result("timeout", why=f"no answer within {limit:g} s", duration_s=took)
         return result
@@ -136,8 +135,13 @@ class _Worker:
         except queue.Empty:
             return None
 
-    def stop(self) -> None:
+    def let_go(self) -> None:
+        """End when what is being done has come back."""
         self._work.put(None)
+
+    def stop(self) -> None:
+        """End, and wait for it: it does nothing now."""
+        self.let_go()
         self._thread.join(timeout=1.0)
 
     def _loop(self) -> None:
