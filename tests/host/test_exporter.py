@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -155,7 +154,7 @@ def test_a_thousand_scrapes_while_profiles_are_switched(tmp_path: Path) -> None:
         assert called.returncode == 0, (words, called.stdout, called.stderr)
 
     def switch() -> None:
-        """Two rounds; each step waits until a page shows it, however fast or slow either side is."""
+        """Two rounds; each step waits until a page shows it, however fast either side is."""
         for _ in range(2):
             for profile in ("long-context", "low-latency", ""):
                 infertune(*(("apply", profile) if profile else ("revert",)))
