@@ -45,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/v1/models" and self.server.models is not None:
             self._answer(200, json.dumps(self.server.models).encode())
-        elif self.path == "/" and self.server.page:
+        elif self.path == "/" and self.server.page and self.headers["Accept-Encoding"] == "gzip":
             self._answer(200, b"<html>")
         else:
             self._answer(404, b"{}")

@@ -97,8 +97,10 @@ def how_to_talk(base_url: str, *, chats: bool | None = None) -> list[str]:
 
 def _has_page(base_url: str) -> bool:
     """Whether there is a page for browsers: a build may come without it."""
+    # It is kept compressed, and refused to whoever does not say that this will do.
+    request = urllib.request.Request(f"{base_url}/", headers={"Accept-Encoding": "gzip"})  # noqa: S310 - http to loopback
     try:
-        with _opener.open(f"{base_url}/", timeout=_ANSWER_S) as reply:
+        with _opener.open(request, timeout=_ANSWER_S) as reply:
             return bool(reply.status == 200)
     except (OSError, http.client.HTTPException):
         return False
