@@ -8,8 +8,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from infertune.kernel_log import reduce_log
+from infertune.server_files import formats
+from infertune.server_files.block_yaml import NotUnderstood
+from infertune.server_files.command_line import (
+    CONTAINER,
+    LLAMA,
+    MENTIONS,
+    PRIVATE_FLAGS,
+    Command,
+    holds_flags,
+    image_engine,
+    parse_flags,
+    render_flags,
+)
 
 GPU_MODULES = ("amdgpu", "amdttm", "amd_ttm", "ttm", "amdxdna")
 """Modules whose options matter to inference; the kernel takes ``-`` for ``_`` in a name."""
@@ -26,18 +40,42 @@ SHOWN_ENVIRONMENT = (
     *("GGML_CUDA_ENABLE_UNIFIED_MEMORY", "AMD_VULKAN_ICD", "RADV_PERFTEST"),
     *("LLAMA_ARG_MLOCK", "LLAMA_ARG_MMAP", "LLAMA_ARG_NO_MMAP", "LLAMA_ARG_DIO"),
     *("LLAMA_ARG_CACHE_TYPE_K", "LLAMA_ARG_CACHE_TYPE_V", "LLAMA_ARG_SPEC_TYPE"),
+    *("LLAMA_ARG_LOAD_MODE", "LLAMA_ARG_CTX_SIZE", "LLAMA_ARG_BATCH", "LLAMA_ARG_UBATCH"),
+    *("LLAMA_ARG_N_PARALLEL", "LLAMA_ARG_KV_UNIFIED", "LLAMA_ARG_FLASH_ATTN"),
+    *("LLAMA_ARG_CACHE_RAM", "LLAMA_ARG_N_GPU_LAYERS", "LLAMA_ARG_DEVICE", "LLAMA_ARG_FIT"),
+    *("LLAMA_ARG_DRAFT_MAX", "LLAMA_ARG_DRAFT_MIN", "LLAMA_ARG_DRAFT_P_MIN"),
+    *("LLAMA_ARG_EMBEDDINGS", "LLAMA_ARG_RERANKING"),
+    *("OLLAMA_FLASH_ATTENTION", "OLLAMA_KV_CACHE_TYPE", "OLLAMA_NUM_PARALLEL"),
+    *("OLLAMA_CONTEXT_LENGTH", "OLLAMA_MAX_LOADED_MODELS", "OLLAMA_GPU_OVERHEAD"),
+    *("OLLAMA_VULKAN", "OLLAMA_LLM_LIBRARY", "OLLAMA_SCHED_SPREAD"),
 )
 """Variables with a meaning for inference whose values hold nothing private."""
 
-SHOWN_FLAGS = (
-    *("--mlock", "--no-mmap", "--mmap", "--direct-io", "-dio", "--load-mode", "-lm"),
-    *("--cache-type-k", "-ctk", "--cache-type-v", "-ctv", "--flash-attn", "-fa"),
-    *("--model-draft", "-md", "--spec-draft-model", "--spec-type", "--spec-default"),
-    *("--draft-max", "--draft-min", "--draft", "--parallel", "-np", "--kv-unified", "-kvu"),
-    *("--ubatch-size", "-ub", "--batch-size", "-b", "--cpu-range", "-Cr", "--cpu-mask", "-C"),
-    *("--device", "-dev", "--model", "-m"),
+SHOWN_FLAGS = frozenset(
+    (
+        *("--mlock", "--no-mmap", "--mmap", "--direct-io", "-dio", "--load-mode", "-lm"),
+        *("--cache-type-k", "-ctk", "--cache-type-v", "-ctv", "--flash-attn", "-fa"),
+        *("--spec-type", "--spec-default", "--spec-draft-n-max", "--spec-draft-n-min"),
+        *("--draft-max", "--draft-min", "--draft", "--draft-n", "--draft-n-min"),
+        *("--parallel", "-np", "--kv-unified", "-kvu", "--ctx-size", "-c", "--fit", "-fit"),
+        *("--ubatch-size", "-ub", "--batch-size", "-b", "--cache-ram", "-cram"),
+        *("--cpu-range", "-Cr", "--cpu-mask", "-C", "--device", "-dev"),
+        *("--n-gpu-layers", "--gpu-layers", "-ngl", "--n-cpu-moe", "-ncmoe"),
+        *("--ctx-checkpoints", "-ctxcp", "--models-max", "--sleep-idle-seconds"),
+    )
 )
-"""Flags of llama-server that may be shown; of a model's name only how it is quantised."""
+"""Flags of llama-server whose values may be shown; of all others only the names are."""
+
+MODEL_FLAGS = frozenset(
+    (
+        *("--model", "-m", "--hf-repo", "-hf", "-hfr", "--model-draft", "-md"),
+        *("--spec-draft-model", "--spec-draft-hf", "-hfd"),
+    )
+)
+"""Flags that name a model; of the name only how it is quantised may be shown."""
+
+FILE_FLAGS = frozenset(("--models-preset", "--config", "-config"))
+"""Flags that name a file which says what is served."""
 
 PLAIN_PARAMETERS = re.compile(
     r"""
@@ -53,10 +91,14 @@ PLAIN_PARAMETERS = re.compile(
 """Kernel parameters whose value may be shown; of all others only the name is."""
 
 _QUANT = re.compile(r"(?:UD-)?(?:I?Q\d\w*|MXFP4\w*|BF16|F16)", re.IGNORECASE)
-_PLAIN_VALUE = re.compile(r"[\w.,+-]{1,24}")
-_UNIT_SETTINGS = re.compile(
-    r"(?:LimitMEMLOCK|Memory(?:Min|Low|High|Max)|AllowedCPUs|CPUAffinity)=[\w ,.%-]*"
+_PLAIN_VALUE = re.compile(r"[\w.,+-]{1,24}", re.ASCII)
+_PLAIN_FILE = re.compile(r"[\w./@%~*+-]{1,200}", re.ASCII)
+_PLAIN_PROGRAM = re.compile(r"(?:/usr(?:/local)?)?/s?bin/[\w.+-]{1,60}|[\w.+-]{1,60}", re.ASCII)
+_IMAGE_PARTS = re.compile(
+    r"(?<![a-z0-9])(?:server|full|light|vulkan|radv|rocm(?:-?\d[\d.]{0,8})?|cuda|b\d{3,6})(?![a-z0-9])"
 )
+_UNIT_SETTINGS = re.compile(r"LimitMEMLOCK|Memory(?:Min|Low|High|Max)|AllowedCPUs|CPUAffinity")
+_UNIT_VALUE = re.compile(r"[\w ,.%-]{1,200}", re.ASCII)
 
 
 def reduce_file(path: str, data: bytes) -> bytes | None:
@@ -68,6 +110,11 @@ def reduce_file(path: str, data: bytes) -> bytes | None:
         if re.fullmatch(pattern, path):
             return reduce(data)
     return data
+
+
+def is_reduced(path: str) -> bool:
+    """Whether only a part of what is at ``path`` would get into a snapshot."""
+    return any(re.fullmatch(pattern, path) for pattern in _REDUCTIONS)
 
 
 def model_label(name: str) -> str:
@@ -99,41 +146,104 @@ def _modprobe(data: bytes) -> bytes | None:
 _PLAIN_OPTION = re.compile(r"[\w-]{1,64}(?:=[\w.,:-]{0,256})?", re.ASCII)
 
 
+def _servers(parser: formats.Parser, *, titled: bool = True) -> Callable[[bytes], bytes | None]:
+    """Of a file that starts model servers: flags, variables and settings that matter."""
+
+    def reduce(data: bytes) -> bytes | None:
+        text = data.decode("utf-8", "replace")
+        try:
+            found = [_shown(entry) for entry in formats.entries(text, parser)]
+        except NotUnderstood as error:
+            return formats.bad(str(error)).encode()
+        said = [each for each in found if each != formats.Entry()]
+        return formats.short(said, titled=titled).encode() if said else None
+
+    return reduce
+
+
 def _unit(data: bytes) -> bytes | None:
-    """Of a unit that starts a llama-server: what it may use, and known flags and variables."""
-    lines = _text(re.sub(rb"\\\r?\n", b" ", data))
-    if not any(line.startswith("ExecStart=") and "llama-server" in line for line in lines):
+    """The same of a unit; one that starts no model server is nobody's business."""
+    if not any(name.encode() in data for name in MENTIONS):
         return None
-    kept = ["[Service]"]
-    for line in map(str.strip, lines):
-        name, _, value = line.partition("=")
-        if name == "ExecStart" and "llama-server" in value:
-            kept.append("ExecStart=llama-server" + "".join(f" {w}" for w in _flags(value.split())))
-        elif name == "Environment":
-            shown = [word for word in value.replace('"', "").split() if _is_shown(word)]
-            kept += [f"Environment={word}" for word in shown]
-        elif _UNIT_SETTINGS.fullmatch(line):
-            kept.append(line)
-    return _bytes(kept)
+    reduced = _servers(formats.unit, titled=False)(data)
+    return reduced if reduced and b"\nExecStart=" in reduced else None
 
 
-def _is_shown(assignment: str) -> bool:
-    name, _, value = assignment.partition("=")
-    return name in SHOWN_ENVIRONMENT and _PLAIN_VALUE.fullmatch(value) is not None
+def _shown(entry: formats.Entry) -> formats.Entry:
+    environment = {
+        name: kept
+        for name, value in entry.environment.items()
+        if (kept := _shown_variable(name, value)) is not None
+    }
+    settings = {
+        name: value
+        for name, value in entry.settings.items()
+        if _UNIT_SETTINGS.fullmatch(name) and _UNIT_VALUE.fullmatch(value)
+    }
+    return formats.Entry(
+        _shown_command(entry.command) if entry.command else None,
+        environment,
+        settings,
+        tuple(file for file in entry.files if _PLAIN_FILE.fullmatch(file)),
+        entry.resets,
+    )
 
 
-def _flags(words: list[str]) -> list[str]:
-    kept: list[str] = []
-    for at, word in enumerate(words):
-        flag, equals, joined = word.partition("=")
-        if flag not in SHOWN_FLAGS:
-            continue
-        follower = words[at + 1] if at + 1 < len(words) else "-"
-        value = joined if equals else "" if follower.startswith("-") else follower
-        if value and flag in ("--model", "-m", "--model-draft", "-md", "--spec-draft-model"):
-            value = model_label(value)
-        kept += [flag, value] if value and _PLAIN_VALUE.fullmatch(value) else [flag]
+def _shown_variable(name: str, value: str) -> str | None:
+    """The value to keep; None where the variable is nobody's business."""
+    if name in SHOWN_ENVIRONMENT:
+        return value if _PLAIN_VALUE.fullmatch(value) or not value else None
+    if name in ("LLAMA_ARG_MODEL", "LLAMA_ARG_HF_REPO"):
+        return model_label(value)
+    if re.fullmatch(r"LLAMA_ARG_[A-Z_]{1,40}", name):
+        return ""
+    if holds_flags(name):  # for ``$LLAMA_OPTS``, or LEMONADE_LLAMACPP_ARGS
+        words = render_flags(Command("", "", flags=_shown_flags(parse_flags(value))))
+        return " ".join(words) or None
+    return None
+
+
+def _shown_command(command: Command) -> Command:
+    image = command.image
+    return replace(
+        command,
+        program=program_label(command.program),
+        image=image if image is None else _image_label(image),
+        flags=_shown_flags(command.flags),
+        environment={},
+    )
+
+
+def _shown_flags(flags: Mapping[str, str]) -> dict[str, str]:
+    kept = {}
+    for flag, value in flags.items():
+        if value and flag in MODEL_FLAGS:
+            kept[flag] = model_label(value)
+        elif flag in FILE_FLAGS:
+            kept[flag] = value if _PLAIN_FILE.fullmatch(value) else ""
+        elif flag in PRIVATE_FLAGS:
+            kept[flag] = "redacted"
+        else:
+            kept[flag] = value if flag in SHOWN_FLAGS and _PLAIN_VALUE.fullmatch(value) else ""
     return kept
+
+
+def program_label(path: str) -> str:
+    """A program where everybody has it; ``/elsewhere/NAME`` for any other place."""
+    return path if not path or _PLAIN_PROGRAM.fullmatch(path) else f"/elsewhere/{_base(path)}"
+
+
+def _base(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _image_label(image: str) -> str:
+    """What an image runs and how it was built, without its registry, owner and own name."""
+    name = _base(image).lower()
+    parts = dict.fromkeys(_IMAGE_PARTS.findall(name))
+    engine = image_engine(name)
+    plain = "llama.cpp" if engine == LLAMA else (engine or CONTAINER).lower()
+    return f"{plain}:{'-'.join(parts)}" if parts else plain
 
 
 def _declaration(data: bytes) -> bytes | None:
@@ -162,13 +272,22 @@ def _rows(pattern: str) -> Callable[[bytes], bytes]:
     return lambda data: _bytes([line for line in _text(data) if wanted.match(line)])
 
 
+_UNITS = r".*/(?:systemd/(?:system|user)|containers/systemd)(?:/.*)?"
 _REDUCTIONS: Mapping[str, Callable[[bytes], bytes | None]] = {
     r"/(?:etc|run|lib|usr/lib|usr/local/lib)/modprobe\.d/.*": _modprobe,
     r"/dev/kmsg": reduce_log,
     # Originals of configuration files, whole.
     r"/var/lib/infertune/.*": lambda data: None,
-    r"/etc/systemd/system/.*\.service": _unit,
     r"/etc/infertune/servers\.d/.*\.toml": _declaration,
+    rf"{_UNITS}/[^/]*\.(?:service|container)": _unit,
+    rf"{_UNITS}/[^/]*\.d/[^/]*\.conf": _servers(formats.unit, titled=False),
+    r".*\.ya?ml": _servers(formats.yaml),
+    r".*\.ini": _servers(formats.preset),
+    r".*/lemonade/[\w.-]*\.json": _servers(formats.lemonade),
+    r"/etc/lemonade/conf\.d/.*|.*\.env": _servers(formats.variables),
+    r"/etc/(?:default|sysconfig|conf\.d)/(?:llama|ollama|lemon|vllm).*": _servers(
+        formats.variables
+    ),
     r"/var/lib/dpkg/status": _packages,
     r"/proc/self/limits": _rows(r"Max locked memory"),
     r"/proc/stat": _rows(r"btime "),

@@ -285,12 +285,40 @@ def record(
     for path in archive.unreadable & archive.files.keys():
         del archive.files[path]
     archive.times = {path: at for path, at in archive.times.items() if path in archive.files}
+    archive = _without_user_names(archive)
     # As recorded: a self-built kernel may carry the host's name.
     release, _ = archive.files.get("/proc/sys/kernel/osrelease", (b"unknown", 0))
     kernel = release.decode("utf-8", "replace").strip()
     how = "Recorded on" if root.live else "Copied from a recorded machine:"
     today = datetime.now(UTC).date().isoformat()
     return render(archive, [f"{how} Linux {kernel}, {today}.", *PRIVACY])
+
+
+_HOME = re.compile(r"/home/([^/\s\"']+)")
+
+
+def _without_user_names(archive: Archive) -> Archive:
+    """Home directories by number, /home/user1 for the first, also where a file names one."""
+    texts = [data.decode("utf-8", "surrogateescape") for data, _ in archive.files.values()]
+    paths = [*archive.files, *archive.links, *archive.directories, *archive.unreadable]
+    homes = {name for text in (*paths, *texts) for name in _HOME.findall(text)}
+    names = {name: f"user{n}" for n, name in enumerate(sorted(homes, key=_by_number), 1)}
+
+    def named(text: str) -> str:
+        return _HOME.sub(lambda found: f"/home/{names[found[1]]}", text)
+
+    def content(data: bytes) -> bytes:
+        return named(data.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+
+    if not names:
+        return archive
+    return Archive(
+        files={named(path): (content(data), mode) for path, (data, mode) in archive.files.items()},
+        links={named(path): target for path, target in archive.links.items()},
+        directories={named(path) for path in archive.directories},
+        unreadable={named(path) for path in archive.unreadable},
+        times={named(path): at for path, at in archive.times.items()},
+    )
 
 
 def render(archive: Archive, header: list[str]) -> str:
@@ -368,8 +396,8 @@ class _Recorder(Root):
         if kept is not None:
             name, content = kept
             self.archive.files[name] = (content, mode)
-        else:
-            self.archive.files.pop(path, None)
+        elif self.archive.files.get(path, (b"", 0))[0]:
+            del self.archive.files[path]  # that it is there may have been asked for too
 
     def read_small(self, path: str, limit: int) -> str:
         text = ""

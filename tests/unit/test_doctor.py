@@ -718,7 +718,8 @@ def test_nothing_private_gets_into_a_snapshot(tmp_path: Path) -> None:
         assert secret not in text, secret
     for kept in (
         "options ttm pages_limit=25165824",
-        "ExecStart=llama-server -m model-Q4_K_M.gguf -ctk q8_0",
+        "ExecStart=/elsewhere/llama-server -m model-Q4_K_M.gguf --api-key redacted -ctk q8_0 "
+        "--alias redacted",
         "Environment=HSA_ENABLE_SDMA=0",
         'model = "model-UD-Q4_K_XL.gguf"',
         "Package: rocm-core",

@@ -8,7 +8,6 @@ reason.  ``None`` is what is known to be absent.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -32,6 +31,7 @@ from infertune.host.gpu import (
 from infertune.host.memory import chosen, free_huge_blocks, meminfo, overcommit, pressure, vmstat
 from infertune.host.modprobe import Assignment, Sources, read_sources
 from infertune.host.packages import packages, python_programs, rocm_version, vulkan_drivers
+from infertune.host.servers import Declared, read_servers
 from infertune.host.system import COMMAND_LINE, booted, locked_limit, parameters
 from infertune.host.tuners import tuned_profile
 from infertune.host.unknown import Unknown, need
@@ -40,7 +40,7 @@ from infertune.machine import Gpu, Machine, read_machine
 from infertune.pools.boot import Outlook
 from infertune.pools.facts import PoolFacts
 from infertune.pools.facts import read_facts as read_pool_facts
-from infertune.redaction import GPU_MODULES, reduce_file
+from infertune.redaction import GPU_MODULES
 from infertune.root import Root
 from infertune.units import KIB
 
@@ -67,23 +67,6 @@ class OptionFile:
 class Initramfs:
     path: str
     modified: int
-
-
-@dataclass(frozen=True, slots=True)
-class Declared:
-    """A model server that a file starts: a unit of systemd's, or one of /etc/infertune."""
-
-    path: str
-    model: str | None
-    """Label of its model, quantisation only; None where the file names none."""
-    flags: Mapping[str, str]
-    """Flags that matter and their values, empty for a switch."""
-    environment: Mapping[str, str]
-    settings: Mapping[str, str]
-    """What it may use: LimitMEMLOCK, MemoryMin, AllowedCPUs and the like."""
-
-    def has(self, *flags: str) -> bool:
-        return not self.flags.keys().isdisjoint(flags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +254,7 @@ def read_facts(root: Root, surroundings: Surroundings, smoke: Smoke | None = Non
         memory=memory,
         next_boot=next_boot(root, machine, memory),
         outlooks=outlooks(root, machine, memory),
-        declared=_guarded(lambda: _declared(root)),
+        declared=_guarded(lambda: read_servers(root)),
         python=_guarded(lambda: python_programs(root)),
         environment=surroundings.environment,
         server=surroundings.server,
@@ -479,46 +462,3 @@ def _log(root: Root, surroundings: Surroundings) -> tuple[str, ...] | Unknown:
         return Unknown("the kernel log is for root here, and the journal gives none of it")
     except FileNotFoundError:
         return Unknown("there is no kernel log here")
-
-
-def _declared(root: Root) -> tuple[Declared, ...]:
-    found = []
-    paths = root.glob("/etc/systemd/system/*.service") + root.glob(
-        "/etc/infertune/servers.d/*.toml"
-    )
-    for path in paths[:_FILES_LIMIT]:
-        try:
-            text = root.read_small(path, _SMALL)
-        except OSError:
-            continue
-        part = reduce_file(path, text.encode())
-        if not part:
-            continue
-        parse = _unit if path.endswith(".service") else _toml
-        found.append(parse(path, part.decode()))
-    return tuple(found)
-
-
-def _toml(path: str, text: str) -> Declared:
-    model = tomllib.loads(text).get("model")
-    return Declared(path, model if isinstance(model, str) else None, {}, {}, {})
-
-
-def _unit(path: str, text: str) -> Declared:
-    flags: dict[str, str] = {}
-    environment: dict[str, str] = {}
-    settings: dict[str, str] = {}
-    for line in text.splitlines():
-        name, _, value = line.partition("=")
-        if name == "ExecStart":
-            words = value.split()[1:]
-            for at, word in enumerate(words):
-                if word.startswith("-"):
-                    follower = words[at + 1] if at + 1 < len(words) else "-"
-                    flags[word] = "" if follower.startswith("-") else follower
-        elif name == "Environment":
-            variable, _, content = value.partition("=")
-            environment[variable] = content
-        elif name != "[Service]":
-            settings[name] = value
-    return Declared(path, flags.get("--model") or flags.get("-m"), flags, environment, settings)

@@ -23,8 +23,9 @@ from infertune.doctor.base import (
     rocm,
 )
 from infertune.doctor.conditions import STRIX_HALO
-from infertune.doctor.facts import Declared, Facts
+from infertune.doctor.facts import Facts
 from infertune.doctor.rules.llama_cpp import LOAD_MODE_ONLY
+from infertune.host.servers import Declared
 
 _SURVEY = Source(
     "strix-halo-optimizations: survey of March 2026",

@@ -1,0 +1,409 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model servers as files of this machine start them, wherever owners keep such files.
+
+Units of systemd's with their drop-ins (the system's and the users'), quadlets, compose files, the
+files that a unit's flags name (a preset of llama-server's, the configuration of llama-swap), what
+Lemonade keeps, and /etc/infertune/servers.d.  Every file is reduced to what a snapshot would have
+of it before it is parsed, so a recorded machine has the same servers.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from infertune.redaction import is_reduced, reduce_file
+from infertune.root import Root
+from infertune.server_files import formats
+from infertune.server_files.block_yaml import NotUnderstood
+from infertune.server_files.command_line import LLAMA, MENTIONS, Command, parse_flags
+from infertune.server_files.formats import Entry
+from infertune.units import KIB
+
+SERVERS_LIMIT = 200
+"""Servers of one machine; files are not looked into any further then."""
+_UNITS_LIMIT = 2000
+"""Unit files of one kind; a desktop has some 500."""
+_UNIT_SIZE = 64 * KIB
+_CONFIGURATION_SIZE = 256 * KIB
+_DIRECTORIES_LIMIT = 2000
+"""Directories looked into for compose files."""
+_HOMES_LIMIT = 50
+
+Kind = Literal["unit", "quadlet", "compose", "preset", "llama-swap", "Lemonade", "infertune"]
+
+_SYSTEM_UNITS = (
+    *("/etc/systemd/system", "/run/systemd/system"),
+    *("/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"),
+)
+"""Where systemd looks (systemd.unit(5)); a name counts where it comes first."""
+_USER_UNITS = ("/etc/systemd/user", "/usr/local/lib/systemd/user", "/usr/lib/systemd/user")
+_QUADLETS = (
+    *("/etc/containers/systemd", "/run/containers/systemd", "/usr/share/containers/systemd"),
+)
+_USER_QUADLETS = ("/etc/containers/systemd/users",)
+_COMPOSE = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
+_LEMONADE = ("config.json", "recipe_options.json")
+_SWAP_DEFAULT = "/etc/llama-swap/config.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A model server that a file starts."""
+
+    path: str
+    model: str | None
+    """Label of its model, quantisation only; None where the file names none."""
+    flags: Mapping[str, str]
+    """Flags and the values that matter, empty for a switch; of llama-server's only."""
+    environment: Mapping[str, str]
+    settings: Mapping[str, str]
+    """What it may use: LimitMEMLOCK, MemoryMin, AllowedCPUs and the like."""
+    kind: Kind = "unit"
+    engine: str = LLAMA
+    program: str = "llama-server"
+    """Where everybody has it, else below /elsewhere; "" for an image's own."""
+    image: str | None = None
+    """What it runs in: a label of the image; None on the host."""
+    user: bool = False
+    """A user's manager starts it, not the system's."""
+    number: int = 0
+    """Which of several in one file it is, from 1; 0 where it is the only one."""
+    unread: str | None = field(default=None, compare=False)
+    """Why it is not known what it serves; None where it is."""
+
+    @property
+    def where(self) -> str:
+        """The file, and which server of it."""
+        return f"{self.path} (server {self.number})" if self.number else self.path
+
+    def has(self, *flags: str) -> bool:
+        """Whether one of these is given, and not switched off as a preset can."""
+        return any(
+            flag in self.flags and self.flags[flag].lower() not in ("0", "off", "false")
+            for flag in flags
+        )
+
+    def option(self, name: str) -> str | None:
+        """The value of a setting of llama-server, by any of its flags or its variable."""
+        flags, variable = OPTIONS[name]
+        given = [self.flags[flag] for flag in flags if flag in self.flags]
+        return given[-1] if given else self.environment.get(variable)
+
+
+OPTIONS: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "ctx_size": (("--ctx-size", "-c"), "LLAMA_ARG_CTX_SIZE"),
+    "batch_size": (("--batch-size", "-b"), "LLAMA_ARG_BATCH"),
+    "ubatch_size": (("--ubatch-size", "-ub"), "LLAMA_ARG_UBATCH"),
+    "parallel": (("--parallel", "-np"), "LLAMA_ARG_N_PARALLEL"),
+    "kv_unified": (("--kv-unified", "-kvu"), "LLAMA_ARG_KV_UNIFIED"),
+    "flash_attn": (("--flash-attn", "-fa"), "LLAMA_ARG_FLASH_ATTN"),
+    "cache_type_v": (("--cache-type-v", "-ctv"), "LLAMA_ARG_CACHE_TYPE_V"),
+    "cache_ram": (("--cache-ram", "-cram"), "LLAMA_ARG_CACHE_RAM"),
+    "load_mode": (("--load-mode", "-lm"), "LLAMA_ARG_LOAD_MODE"),
+    "gpu_layers": (("--n-gpu-layers", "--gpu-layers", "-ngl"), "LLAMA_ARG_N_GPU_LAYERS"),
+    "device": (("--device", "-dev"), "LLAMA_ARG_DEVICE"),
+}
+"""Flags and variable of a setting (llama.cpp: common/arg.cpp), by the names of a profile."""
+
+
+def read_servers(root: Root) -> tuple[Declared, ...]:
+    """Every server that a file declares.  A file that cannot be read declares none."""
+    found: list[Declared] = []
+    for server in _all(root):
+        if server not in found:
+            found.append(server)
+        if len(found) >= SERVERS_LIMIT:
+            break
+    return tuple(found)
+
+
+def _all(root: Root) -> Iterator[Declared]:
+    homes = _homes(root)
+    yield from _units(root, _SYSTEM_UNITS, "unit", user=False)
+    yield from _units(root, _USER_UNITS, "unit", user=True)
+    yield from _units(root, _QUADLETS, "quadlet", user=False)
+    yield from _units(root, _USER_QUADLETS, "quadlet", user=True)
+    for home in homes:
+        yield from _units(root, (f"{home}/.config/systemd/user",), "unit", user=True)
+        yield from _units(root, (f"{home}/.config/containers/systemd",), "quadlet", user=True)
+    yield from _compose(root, homes)
+    for directory in ("/var/lib/lemonade", *homes):
+        yield from _lemonade(root, f"{directory}/.cache/lemonade")
+    yield from _declarations(root)
+
+
+def _homes(root: Root) -> list[str]:
+    return [f"/home/{name}" for name in _listed(root, "/home")[:_HOMES_LIMIT]] + ["/root"]
+
+
+def _listed(root: Root, directory: str) -> list[str]:
+    try:
+        return root.listed(directory)
+    except OSError:
+        return []
+
+
+def _reduced(root: Root, path: str, limit: int = _UNIT_SIZE) -> str | None:
+    """What a snapshot would have of a file; None for nothing.  Raises OSError."""
+    part = reduce_file(path, root.read_small(path, limit).encode())
+    return None if part is None else part.decode()
+
+
+# -- systemd ------------------------------------------------------------------------------
+
+
+def _units(root: Root, places: tuple[str, ...], kind: Kind, *, user: bool) -> Iterator[Declared]:
+    """Servers of units, or of quadlets, of one manager."""
+    suffix = ".service" if kind == "unit" else ".container"
+    named: dict[str, list[str]] = {}
+    drop_ins: dict[str, dict[str, str]] = {}
+    for place in _distinct(root, places):
+        for path in _tree(root, place, deep=kind == "quadlet"):
+            name = path.rpartition("/")[2]
+            if name.endswith(suffix):
+                named.setdefault(name, []).append(path)
+            elif name.endswith(f"{suffix}.d"):
+                for each in _listed(root, path)[:_HOMES_LIMIT]:
+                    if each.endswith(".conf"):
+                        drop_ins.setdefault(name[:-2], {}).setdefault(each, f"{path}/{each}")
+    for name, (path, *hidden) in list(named.items())[:_UNITS_LIMIT]:
+        base = _unit_entry(root, path)
+        if base is None and any(_unit_entry(root, each) for each in hidden):
+            root.exists(path)  # masked, or another unit by that name: a snapshot must have it too
+        if base is None or base.command is None:
+            continue
+        template = name.partition("@")[0] + f"@{suffix}" if "@" in name else None
+        if name == template:
+            instances = [each for each in drop_ins if each.startswith(name.partition("@")[0] + "@")]
+            for instance in instances or [name]:
+                parts = {**drop_ins.get(name, {}), **drop_ins.get(instance, {})}
+                yield from _started(root, path, _merged(root, base, parts), kind, user)
+            continue
+        parts = {**(drop_ins.get(template, {}) if template else {}), **drop_ins.get(name, {})}
+        yield from _started(root, path, _merged(root, base, parts), kind, user)
+
+
+def _distinct(root: Root, places: tuple[str, ...]) -> list[str]:
+    """Without /lib where that is /usr/lib by another name."""
+    return [
+        place
+        for place in places
+        if not (place.startswith("/lib/") and root.at("/lib").is_symlink())
+    ]
+
+
+def _tree(root: Root, place: str, *, deep: bool) -> Iterator[str]:
+    """What lies in a directory; for quadlets one level deeper too."""
+    for name in _listed(root, place)[: 2 * _UNITS_LIMIT]:
+        path = f"{place}/{name}"
+        yield path
+        if deep and name != "users" and not name.endswith((".d", ".container")):
+            yield from (f"{path}/{each}" for each in _listed(root, path)[:_UNITS_LIMIT])
+
+
+def _unit_entry(root: Root, path: str) -> Entry | None:
+    try:
+        text = root.read_small(path, _UNIT_SIZE)
+    except OSError:
+        return None
+    if not any(name in text for name in MENTIONS):
+        return None
+    part = reduce_file(path, text.encode())
+    return formats.unit(part.decode())[0] if part else None
+
+
+def _merged(root: Root, base: Entry, drop_ins: Mapping[str, str]) -> Entry:
+    """A unit with its drop-ins, in the order of their names, and its files of variables."""
+    whole = base
+    for name in sorted(drop_ins):
+        try:
+            text = _reduced(root, drop_ins[name])
+        except OSError:
+            continue
+        if text:
+            whole = _over(whole, formats.unit(text)[0])
+    from_files: dict[str, str] = {}
+    for file in whole.files:
+        from_files |= _variables(root, file)
+    # EnvironmentFile= wins over Environment= (systemd.exec(5)).
+    return replace(whole, environment={**whole.environment, **from_files})
+
+
+def _over(lower: Entry, upper: Entry) -> Entry:
+    command = None if "ExecStart" in upper.resets else lower.command
+    environment = {} if "Environment" in upper.resets else lower.environment
+    files = () if "EnvironmentFile" in upper.resets else lower.files
+    return Entry(
+        upper.command or command,
+        {**environment, **upper.environment},
+        {**lower.settings, **upper.settings},
+        (*files, *upper.files),
+    )
+
+
+def _variables(root: Root, pattern: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    plain = pattern.startswith("/") and ".." not in pattern and "%" not in pattern
+    for path in (root.glob(pattern) if "*" in pattern else [pattern])[:20] if plain else ():
+        if not is_reduced(path):
+            continue  # a snapshot would take all of it along
+        try:
+            text = _reduced(root, path)
+        except OSError:
+            continue
+        for entry in formats.entries(text or "", formats.variables):
+            found |= entry.environment
+    return found
+
+
+def _started(root: Root, path: str, entry: Entry, kind: Kind, user: bool) -> Iterator[Declared]:
+    """The servers that a unit starts: itself, or those of a file that its flags name."""
+    if entry.command is None:
+        return
+    command = entry.command
+    flags = dict(command.flags)
+    for name in command.references:
+        flags |= parse_flags(entry.environment.get(name, ""))
+    if command.engine == "Lemonade":
+        flags = parse_flags(entry.environment.get("LEMONADE_LLAMACPP_ARGS", ""))
+    server = Declared(
+        path,
+        _model(flags, entry.environment),
+        flags,
+        entry.environment,
+        entry.settings,
+        kind,
+        command.engine,
+        command.program,
+        command.image,
+        user,
+    )
+    if command.engine == "llama-swap":
+        file = flags.get("--config") or flags.get("-config") or _SWAP_DEFAULT
+        yield from _named(root, replace(server, flags={}), file, "llama-swap")
+    elif "--models-preset" in flags:
+        yield server
+        yield from _named(root, server, flags["--models-preset"], "preset")
+    else:
+        yield server
+
+
+def _model(flags: Mapping[str, str], environment: Mapping[str, str]) -> str | None:
+    given = [
+        flags[flag] for flag in ("--model", "-m", "--hf-repo", "-hf", "-hfr") if flags.get(flag)
+    ]
+    return next(iter(given), None) or (
+        environment.get("LLAMA_ARG_MODEL") or environment.get("LLAMA_ARG_HF_REPO")
+    )
+
+
+def _named(root: Root, server: Declared, file: str, kind: Kind) -> Iterator[Declared]:
+    """The servers of a file that ``server`` reads; itself, with the reason, where that fails."""
+    what = "llama-swap" if kind == "llama-swap" else "a preset of llama-server"
+    parser = formats.yaml if kind == "llama-swap" else formats.preset
+    home = re.match(r"/home/[^/]+|/root", server.path)
+    path = file.replace("%h", home[0]) if home else file
+    said = f"{what} is declared; its models are in {path}, which"
+    try:
+        if server.image is not None:
+            raise NotUnderstood("lies in a container")
+        if not path.startswith("/") or ".." in path.split("/") or "%" in path:
+            raise NotUnderstood("is not an absolute path")
+        if not path.endswith((".yaml", ".yml") if kind == "llama-swap" else ".ini"):
+            raise NotUnderstood("is not read by that name")
+        text = _reduced(root, path, _CONFIGURATION_SIZE)
+        found = formats.entries(text or "", parser)
+    except OSError as error:
+        words = (error.strerror or "unknown error").lower()
+        yield replace(server, unread=f"{said} cannot be read ({words})")
+    except NotUnderstood as error:
+        line = str(error).startswith("line ")
+        yield replace(server, unread=f"{said} {f'is not understood ({error})' if line else error}")
+    else:
+        yield from _each(server, path, kind, found)
+
+
+def _each(owner: Declared, path: str, kind: Kind, found: Iterable[Entry]) -> Iterator[Declared]:
+    """The servers of one file, under what their owner gives to all of them."""
+    entries = [entry for entry in found if entry.command is not None]
+    for number, entry in enumerate(entries, 1):
+        command = entry.command or Command(LLAMA, "")
+        flags = {**_without_files(owner.flags), **command.flags}
+        environment = {**owner.environment, **entry.environment}
+        router = kind == "preset"
+        yield Declared(
+            path,
+            _model(command.flags, entry.environment) or _model(flags, environment),
+            flags if router else dict(command.flags),
+            environment,
+            owner.settings,
+            kind,
+            command.engine,
+            owner.program if router else command.program,
+            owner.image if router else command.image,
+            owner.user,
+            number if len(entries) > 1 else 0,
+        )
+
+
+def _without_files(flags: Mapping[str, str]) -> dict[str, str]:
+    """A router's flags that its servers get too."""
+    return {name: value for name, value in flags.items() if not name.startswith("--models-")}
+
+
+# -- other files ------------------------------------------------------------------------------
+
+
+def _compose(root: Root, homes: list[str]) -> Iterator[Declared]:
+    """Servers of compose files in /opt, /srv, /etc and homes, one or two levels down."""
+    budget = [_DIRECTORIES_LIMIT]
+    starts = [("/opt", 1), ("/srv", 1), ("/etc", 1), *((home, 2) for home in homes)]
+    for start, levels in starts:
+        user = start.startswith(("/home", "/root"))
+        for path in _compose_files(root, start, levels, budget):
+            try:
+                text = _reduced(root, path, _CONFIGURATION_SIZE)
+                found = formats.entries(text or "", formats.yaml)
+            except (OSError, NotUnderstood):
+                continue
+            yield from _each(Declared(path, None, {}, {}, {}, user=user), path, "compose", found)
+
+
+def _compose_files(root: Root, directory: str, levels: int, budget: list[int]) -> Iterator[str]:
+    if budget[0] <= 0:
+        return
+    budget[0] -= 1
+    names = _listed(root, directory)
+    yield from (f"{directory}/{name}" for name in names if name in _COMPOSE)
+    if levels > 0:
+        for name in names:
+            if not name.startswith(".") and "." not in name and "\0" not in name:
+                yield from _compose_files(root, f"{directory}/{name}", levels - 1, budget)
+
+
+def _lemonade(root: Root, directory: str) -> Iterator[Declared]:
+    for name in _LEMONADE:
+        path = f"{directory}/{name}"
+        try:
+            text = _reduced(root, path, _CONFIGURATION_SIZE)
+            found = formats.entries(text or "", formats.lemonade)
+        except (OSError, NotUnderstood):
+            continue
+        owner = Declared(path, None, {}, {}, {}, user=not directory.startswith("/var"))
+        yield from _each(owner, path, "Lemonade", found)
+
+
+def _declarations(root: Root) -> Iterator[Declared]:
+    for path in root.glob("/etc/infertune/servers.d/*.toml")[:_UNITS_LIMIT]:
+        try:
+            text = _reduced(root, path)
+        except OSError:
+            continue
+        if text:
+            model = tomllib.loads(text).get("model")
+            label = model if isinstance(model, str) else None
+            yield Declared(path, label, {}, {}, {}, kind="infertune")
