@@ -201,6 +201,32 @@ CASES: dict[str, Case] = {
     ),
     "llama-no-token": Case({}, smoke=(Smoke("died", "the server died"), Smoke("answered", "well"))),
     "llama-silent": Case({}, smoke=(Smoke("silent", "nothing came"), Smoke("answered", "well"))),
+    "server-ubatch-capped": Case(
+        server("-ub 4096"), server("-b 4096 -ub 4096"), says="4096 tokens and the batch is 2048"
+    ),
+    "server-ubatch-vulkan": Case(
+        {**server("-ub 2048"), **surroundings(backends=("vulkan", "cpu"))},
+        server("-ub 2048"),
+        says="2048 tokens in one go",
+    ),
+    "server-quantised-v": Case(
+        server("-ctv q8_0 -fa off"), server("-ctv q8_0"), says="V cache of q8_0"
+    ),
+    "server-slot-context": Case(
+        server("-c 8192 --parallel 8"), server("-c 8192 --parallel 8 -kvu"), says="1024 for each"
+    ),
+    "server-locked-copy": Case(
+        server("--mlock"), server("--load-mode mlock"), says="chat.service maps the model"
+    ),
+    "server-mapped-model": Case(
+        server("--load-mode mmap"), server("--load-mode none"), says="asks for a mapped model"
+    ),
+    "server-no-offload": Case(server("-ngl 0"), server("-ngl 0 --embeddings"), says="on the CPU"),
+    "server-prompt-cache": Case(
+        {**server(), **sized(120)},
+        {**server("--cache-ram 1024"), **sized(120)},
+        says="8 GiB, llama-server's default",
+    ),
     "ttm-above-ram": Case(sized(192), says="192 GiB"),
     "ttm-close-to-ram": Case(sized(120)),
     "ttm-default": Case({**sized(62), MODPROBE: None}),
@@ -718,8 +744,10 @@ def test_nothing_private_gets_into_a_snapshot(tmp_path: Path) -> None:
         assert secret not in text, secret
     for kept in (
         "options ttm pages_limit=25165824",
-        "ExecStart=/elsewhere/llama-server -m model-Q4_K_M.gguf --api-key redacted -ctk q8_0 "
-        "--alias redacted",
+        (
+            "ExecStart=/elsewhere/llama-server -m model-Q4_K_M.gguf --api-key redacted "
+            "-ctk q8_0 --alias redacted"
+        ),
         "Environment=HSA_ENABLE_SDMA=0",
         'model = "model-UD-Q4_K_XL.gguf"',
         "Package: rocm-core",
@@ -764,7 +792,8 @@ def test_surroundings_of_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     caller = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "AMD_VULKAN_ICD": "RADV", "HF_TOKEN": "x"}
     around = look_around(Root("/"), caller)
     assert around.environment == {"AMD_VULKAN_ICD": "RADV"}
-    assert around.server == LlamaServer("7464 (0a0bba05e)", ("rocm", "vulkan", "cpu"))
+    place = ("/elsewhere/llama-server",)
+    assert around.server == LlamaServer("7464 (0a0bba05e)", ("rocm", "vulkan", "cpu"), place)
     # The same comes back out of a snapshot.
     (tmp_path / "run/infertune").mkdir(parents=True)
     (tmp_path / SURROUNDINGS[1:]).write_bytes(around.to_file())

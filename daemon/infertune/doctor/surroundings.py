@@ -15,11 +15,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from infertune.boot.state import State, read_status
-from infertune.errors import InfertuneError
+from infertune.errors import Failed, InfertuneError
 from infertune.host.unknown import Unknown
 from infertune.launch.binary import (
     BACKENDS,
     Backend,
+    ask_help,
     ask_version,
     find_server,
     linked_backends,
@@ -27,14 +28,22 @@ from infertune.launch.binary import (
 )
 from infertune.launch.system import kernel_journal
 from infertune.machine import read_machine
-from infertune.redaction import SHOWN_ENVIRONMENT
+from infertune.redaction import SHOWN_ENVIRONMENT, program_label
 from infertune.root import Root
+from infertune.server_settings import parse_help
 
 FILE = "/run/infertune/surroundings"
 """Where a snapshot keeps them; a live machine has no such file."""
 
 _VERSION_S = 1.0
 _JOURNAL_S = 0.5
+
+
+_HELP_S = 2.0
+
+NO_HELP = Unknown("which flags this llama-server takes is not known")
+_GONE = "argument has been removed"
+"""common/arg.cpp keeps an entry for a flag that it refuses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +53,12 @@ class LlamaServer:
     version: str
     """Its own words: ``0.7.0 (build 11669, commit Debian)``."""
     backends: tuple[Backend, ...]
+    places: tuple[str, ...] = ()
+    """Paths of the program, as ``program_label`` shows them; empty where they are not known."""
+    flags: frozenset[str] | Unknown = NO_HELP
+    """Flags its own --help offers; those it names only to say that they are gone are left out."""
+    variables: frozenset[str] | Unknown = NO_HELP
+    """Variables that stand for these flags."""
 
     @property
     def build(self) -> int | None:
@@ -84,7 +99,13 @@ class Surroundings:
         if isinstance(server, Unknown):
             server = {"unknown": server.why}
         elif server is not None:
-            server = asdict(server)
+            server = {
+                "version": server.version,
+                "backends": server.backends,
+                "places": server.places,
+                "flags": _sorted(server.flags),
+                "variables": _sorted(server.variables),
+            }
         known = {
             "environment": _plain(self.environment),
             "server": server,
@@ -92,6 +113,10 @@ class Surroundings:
             "staged": None if isinstance(self.staged, Unknown) else asdict(self.staged),
         }
         return json.dumps(known, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def _sorted(names: frozenset[str] | Unknown) -> list[str] | None:
+    return None if isinstance(names, Unknown) else sorted(names)
 
 
 def _plain(fact: Mapping[str, Any] | Unknown) -> dict[str, Any] | None:
@@ -148,7 +173,36 @@ def _server(caller: Mapping[str, str]) -> LlamaServer | Unknown | None:
         return Unknown(f"{path}: {error.strerror}")
     if version is None:
         return Unknown(f"{path} --version says nothing")
-    return LlamaServer(version, tuple(name for name in BACKENDS if name in backends))
+    flags, variables = _offered(path, caller)
+    return LlamaServer(
+        version,
+        tuple(name for name in BACKENDS if name in backends),
+        tuple(dict.fromkeys(program_label(each) for each in (path, os.path.realpath(path)))),
+        flags,
+        variables,
+    )
+
+
+def _offered(
+    path: str, caller: Mapping[str, str]
+) -> tuple[frozenset[str] | Unknown, frozenset[str] | Unknown]:
+    """Flags and variables a llama-server takes, by its own words."""
+    try:
+        text = ask_help(path, caller, _HELP_S) or ""
+    except Failed:
+        text = ""
+    options = {
+        flag: option for flag, option in parse_help(text).items() if not _is_gone(option.text)
+    }
+    if "--port" not in options:
+        return NO_HELP, NO_HELP
+    texts = {option.text for option in options.values()}
+    variables = {name for each in texts for name in re.findall(r"\(env: (LLAMA_\w{1,60})\)", each)}
+    return frozenset(options), frozenset(variables)
+
+
+def _is_gone(text: str) -> bool:
+    return _GONE in " ".join(text.split())
 
 
 def recorded(root: Root) -> Surroundings:
@@ -181,5 +235,14 @@ def _recorded_server(found: Any) -> LlamaServer | Unknown | None:
     if "unknown" in found:
         return Unknown(str(found["unknown"]))
     return LlamaServer(
-        str(found["version"]), tuple(name for name in BACKENDS if name in found["backends"])
+        str(found["version"]),
+        tuple(name for name in BACKENDS if name in found["backends"]),
+        tuple(map(str, found.get("places", ()))),
+        _names(found.get("flags")),
+        _names(found.get("variables")),
     )
+
+
+def _names(found: Any) -> frozenset[str] | Unknown:
+    """Names a snapshot has; older ones have none."""
+    return frozenset(map(str, found)) if isinstance(found, list) else NO_HELP

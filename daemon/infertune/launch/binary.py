@@ -25,6 +25,9 @@ BACKENDS: tuple[Backend, ...] = ("rocm", "vulkan", "cpu")
 _ANSWER_S = 30.0
 """Patience with --version, --help and --list-devices; ROCm takes seconds to start."""
 
+_NO_DEVICE = {"HIP_VISIBLE_DEVICES": "-1", "GGML_VK_VISIBLE_DEVICES": ""}
+"""ROCm takes seconds to open a device, and neither version nor help depends on one."""
+
 _DEVICE = re.compile(r"^\s+([A-Za-z]+)(\d*): ", re.MULTILINE)
 _BACKEND_OF: Mapping[str, Backend] = {"ROCm": "rocm", "HIP": "rocm", "Vulkan": "vulkan"}
 
@@ -120,9 +123,15 @@ def ask_version(program: str, caller: Mapping[str, str], patience_s: float) -> s
 
     Raises Failed where it does not run, dies, or takes longer than ``patience_s``.
     """
-    # ROCm takes seconds to open a device, and no version depends on one.
-    no_device = {"HIP_VISIBLE_DEVICES": "-1", "GGML_VK_VISIBLE_DEVICES": ""}
-    return _version(_ask((program,), "--version", environment(no_device, caller), patience_s))
+    return _version(_ask((program,), "--version", environment(_NO_DEVICE, caller), patience_s))
+
+
+def ask_help(program: str, caller: Mapping[str, str], patience_s: float) -> str | None:
+    """What a server program prints for ``--help``, without waking a GPU; None where it says no.
+
+    Raises Failed where it does not run, dies, or takes longer than ``patience_s``.
+    """
+    return _ask((program,), "--help", environment(_NO_DEVICE, caller), patience_s)
 
 
 def others_may_write(path: str) -> bool:

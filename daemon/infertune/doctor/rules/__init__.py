@@ -11,6 +11,7 @@ from infertune.doctor.rules import (
     logs,
     memory,
     runtime,
+    servers,
     survey,
     tuners,
 )
@@ -21,6 +22,7 @@ SUBJECTS: dict[str, tuple[Rule, ...]] = {
     "driver": driver.RULES,
     "runtime": runtime.RULES,
     "llama.cpp": llama_cpp.RULES,
+    "servers": servers.RULES,
     "memory": memory.RULES,
     "boot": boot.RULES,
     "tuners": tuners.RULES,

@@ -8,11 +8,15 @@ from dates, and the window says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from infertune.doctor.base import (
     Answer,
+    Confidence,
     Finding,
+    Missing,
     Rule,
     Severity,
     Source,
@@ -32,6 +36,9 @@ from infertune.doctor.conditions import (
     SMOKED,
 )
 from infertune.doctor.facts import Facts
+from infertune.doctor.surroundings import LlamaServer
+from infertune.host.servers import Declared
+from infertune.server_files.command_line import LLAMA
 
 _WRONG_LOGITS = Window(first=(10040,), last=(10588,), good=(11669,), estimated=True)
 """b10039 is good and b10040 bad by bisection (#27506), b10588 was still bad; the fix, d4389a4dd920,
@@ -52,8 +59,125 @@ _SERVER = Source("llama.cpp: llama-server", f"{_REPOSITORY}/tools/server/README.
 LOAD_MODE_ONLY = 10875
 """First build without --mmap, --no-mmap, --mlock and --direct-io (pull request 28334)."""
 
-_GONE_FLAGS = ("--mlock", "--no-mmap", "--mmap", "--direct-io", "-dio")
-_GONE_VARIABLES = ("LLAMA_ARG_MLOCK", "LLAMA_ARG_MMAP", "LLAMA_ARG_NO_MMAP", "LLAMA_ARG_DIO")
+_SPEC = llama(22397)
+_LOAD = llama(28334)
+_DRAFT = llama(22838)
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A flag or a variable that llama-server no longer takes."""
+
+    build: int
+    """First build that is known to be without it."""
+    instead: str
+    """What to write; "" for nothing."""
+    source: Source
+    fatal: bool = True
+    """The server does not start with it; a variable may be ignored instead."""
+
+
+GONE_FLAGS: Mapping[str, Gone] = {
+    "--mlock": Gone(LOAD_MODE_ONLY, "--load-mode mlock", _LOAD),
+    "--mmap": Gone(LOAD_MODE_ONLY, "--load-mode mmap", _LOAD),
+    "--no-mmap": Gone(LOAD_MODE_ONLY, "--load-mode none", _LOAD),
+    "--direct-io": Gone(LOAD_MODE_ONLY, "--load-mode dio", _LOAD),
+    "-dio": Gone(LOAD_MODE_ONLY, "--load-mode dio", _LOAD),
+    "--no-direct-io": Gone(LOAD_MODE_ONLY, "", _LOAD),
+    "-ndio": Gone(LOAD_MODE_ONLY, "", _LOAD),
+    # b8953 is without the pull request, b8962 with it.
+    "--draft": Gone(8962, "--spec-draft-n-max", _SPEC),
+    "--draft-n": Gone(8962, "--spec-draft-n-max", _SPEC),
+    "--draft-max": Gone(8962, "--spec-draft-n-max", _SPEC),
+    "--draft-min": Gone(8962, "--spec-draft-n-min", _SPEC),
+    "--draft-n-min": Gone(8962, "--spec-draft-n-min", _SPEC),
+    "--spec-ngram-size-n": Gone(8962, "--spec-ngram-simple-size-n", _SPEC),
+    "--spec-ngram-size-m": Gone(8962, "--spec-ngram-simple-size-m", _SPEC),
+    "--spec-ngram-min-hits": Gone(8962, "--spec-ngram-simple-min-hits", _SPEC),
+    # b9106 has them, b9134 has not.
+    "--ctx-size-draft": Gone(9134, "", _DRAFT),
+    "-cd": Gone(9134, "", _DRAFT),
+    "--spec-draft-ctx-size": Gone(9134, "", _DRAFT),
+    # Reported with b9535.
+    "--checkpoint-every-n-tokens": Gone(9535, "--checkpoint-min-step", llama(22929)),
+    "-cpent": Gone(9535, "--checkpoint-min-step", llama(22929)),
+}
+"""What llama.cpp took away from llama-server in 2026, for binaries whose --help is not known."""
+
+GONE_VARIABLES: Mapping[str, Gone] = {
+    "LLAMA_ARG_MLOCK": Gone(LOAD_MODE_ONLY, "LLAMA_ARG_LOAD_MODE=mlock", _LOAD, fatal=False),
+    "LLAMA_ARG_MMAP": Gone(LOAD_MODE_ONLY, "LLAMA_ARG_LOAD_MODE", _LOAD, fatal=False),
+    "LLAMA_ARG_NO_MMAP": Gone(LOAD_MODE_ONLY, "LLAMA_ARG_LOAD_MODE=none", _LOAD, fatal=False),
+    "LLAMA_ARG_DIO": Gone(LOAD_MODE_ONLY, "LLAMA_ARG_LOAD_MODE=dio", _LOAD, fatal=False),
+    # Bound to the entries that refuse the flags.
+    "LLAMA_ARG_DRAFT_MAX": Gone(8962, "LLAMA_ARG_SPEC_DRAFT_N_MAX", _SPEC),
+    "LLAMA_ARG_DRAFT_MIN": Gone(8962, "LLAMA_ARG_SPEC_DRAFT_N_MIN", _SPEC),
+    "LLAMA_ARG_DRAFT_P_MIN": Gone(8962, "LLAMA_ARG_SPEC_DRAFT_P_MIN", llama(26100), fatal=False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Binary:
+    """What is known of the program that a declared server runs."""
+
+    name: str
+    build: int | None
+    flags: frozenset[str] | None
+    """By its own --help; None where that is not known."""
+    variables: frozenset[str] | None
+    sure: bool
+    """Whether it is the llama-server on the search path."""
+    places: tuple[str, ...] = ()
+
+
+def _binary(server: Declared, facts: Facts) -> _Binary:
+    """Raises Missing where nothing is known of it."""
+    known = facts.server
+    if server.image is not None:
+        tag = re.search(r"\bb(\d{3,6})\b", server.image)
+        name = f"the image's b{tag[1]}" if tag else "the image's build"
+        return _Binary(name, int(tag[1]) if tag else None, None, None, sure=False)
+    absolute = server.program.startswith("/")
+    elsewhere = server.program.startswith("/elsewhere/")
+    if elsewhere and not isinstance(known, LlamaServer):
+        return _Binary("its build", None, None, None, sure=False)
+    binary = _of(need(facts.llama))
+    if elsewhere or (absolute and binary.places and server.program not in binary.places):
+        return replace(binary, flags=None, variables=None, sure=False)
+    return binary
+
+
+def _of(known: LlamaServer) -> _Binary:
+    return _Binary(
+        f"b{known.build}" if known.build else f"this llama-server ({known.version})",
+        known.build,
+        None if isinstance(known.flags, Unknown) else known.flags,
+        None if isinstance(known.variables, Unknown) else known.variables,
+        sure=True,
+        places=known.places,
+    )
+
+
+def _gone(server: Declared, binary: _Binary) -> list[str]:
+    """The flags of a server that its program does not take."""
+    if binary.flags is None:
+        return sorted(
+            flag
+            for flag in server.flags
+            if flag in GONE_FLAGS
+            and (binary.build is None or binary.build >= GONE_FLAGS[flag].build)
+        )
+    # A key of a preset has no dashes, so it may be a short flag or a long one.
+    bare = {flag.lstrip("-") for flag in binary.flags} if server.kind == "preset" else frozenset()
+    return sorted(
+        flag
+        for flag in server.flags
+        if flag not in binary.flags and flag.lstrip("-") not in (bare | _PRESET_ONLY)
+    )
+
+
+_PRESET_ONLY = frozenset(("load-on-startup", "stop-timeout"))
+"""Keys of a preset that are no flags (llama.cpp: common/preset.cpp)."""
 
 
 def _window(window: Window, harm: str, doubt: Severity) -> Callable[[Facts], Answer]:
@@ -75,22 +199,87 @@ def _window(window: Window, harm: str, doubt: Severity) -> Callable[[Facts], Ans
 
 
 def _gone_flags(facts: Facts) -> Answer:
+    found: list[tuple[Declared, _Binary, list[str]]] = []
+    missing: Unknown | None = None
     for server in need(facts.declared):
-        gone = [flag for flag in _GONE_FLAGS if flag in server.flags]
-        if gone and facts.build >= LOAD_MODE_ONLY:
-            return Finding(
-                f"{server.path} gives {', '.join(gone)}, which b{facts.build} does not know: the "
-                "server does not start"
-            )
-    return None
+        missing = missing or (Unknown(server.unread) if server.unread else None)
+        if server.engine != LLAMA or not server.flags:
+            continue
+        try:
+            binary = _binary(server, facts)
+        except Missing as error:
+            missing = error.unknown
+            continue
+        if gone := _gone(server, binary):
+            found.append((server, binary, gone))
+    if not found:
+        return missing
+    # What is sure first; then in the order of the files.
+    server, binary, gone = min(found, key=lambda each: not each[1].sure)
+    more = f" ({len(found) - 1} more servers likewise)" if len(found) > 1 else ""
+    return _gone_finding(server, binary, gone, more)
+
+
+def _gone_finding(server: Declared, binary: _Binary, gone: list[str], more: str) -> Finding:
+    fix = "; ".join(map(_instead, gone))
+    given = f"{server.where} gives {', '.join(gone)}, which"
+    if binary.build is None and binary.flags is None:
+        since = min(GONE_FLAGS[flag].build for flag in gone)
+        return Finding(
+            f"{given} llama.cpp does not know since b{since}: with a newer build the server does "
+            f"not start, and {binary.name} is not known{more}",
+            severity="warning",
+            confidence="likely",
+            fix=fix,
+        )
+    text = f"{given} {binary.name} does not know: the server does not start{more}"
+    return Finding(text, confidence=None if binary.sure else "likely", fix=fix)
+
+
+def _instead(flag: str) -> str:
+    gone = GONE_FLAGS.get(flag)
+    if gone is None:
+        return f"remove {flag}, or write it as llama-server --help has it"
+    return f"write {gone.instead} for {flag}" if gone.instead else f"remove {flag}"
 
 
 def _gone_variables(facts: Facts) -> Answer:
-    for name in _GONE_VARIABLES:
-        for value, where in facts.variables(name):
-            if facts.build >= LOAD_MODE_ONLY:
-                return Finding(f"{name}={value} ({where}) is ignored in silence by b{facts.build}")
+    for name, value, where, binary in _given_variables(facts):
+        gone = GONE_VARIABLES.get(name)
+        if not _is_gone(name, gone, binary, facts):
+            continue
+        given = f"{name}={value} ({where})"
+        fix = f"set {gone.instead} instead" if gone else f"remove {name}"
+        confidence: Confidence | None = None if binary.sure else "likely"
+        if gone and gone.fatal:
+            text = f"{given} is refused by {binary.name}: the server does not start"
+            return Finding(text, "error", confidence, fix)
+        return Finding(f"{given} is ignored in silence by {binary.name}", None, confidence, fix)
     return None
+
+
+def _given_variables(facts: Facts) -> Iterator[tuple[str, str, str, _Binary]]:
+    """Variables of llama-server, their values, who has them, and the program that gets them."""
+    caller = need(facts.environment)
+    own = _of(need(facts.llama))
+    yield from ((name, caller[name], "your environment", own) for name in caller)
+    for server in need(facts.declared):
+        if server.engine == LLAMA:
+            binary = _binary(server, facts)
+            for name, value in server.environment.items():
+                yield name, value, server.where, binary
+
+
+def _is_gone(name: str, gone: Gone | None, binary: _Binary, facts: Facts) -> bool:
+    """Raises Missing where it is not known what the program takes."""
+    if not name.startswith("LLAMA_ARG_"):
+        return False
+    if binary.variables is not None:
+        # LLAMA_ARG_NO_X switches off what LLAMA_ARG_X stands for.
+        return binary.variables.isdisjoint((name, name.replace("_NO_", "_", 1)))
+    if gone is None:
+        return False
+    return (binary.build or (facts.build if binary.sure else 0)) >= gone.build
 
 
 def _no_gpu_backend(facts: Facts) -> Answer:
@@ -188,13 +377,13 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="llama-gone-flags",
-        title="a unit gives flags that the installed llama-server no longer knows",
-        when=SERVER & DECLARED,
+        title="a declared server is given flags that its llama-server does not know",
+        when=DECLARED,
         check=_gone_flags,
         severity="error",
         confidence="sure",
-        fix="write --load-mode auto (none for --no-mmap, mlock for --mlock, dio for --direct-io)",
-        sources=(llama(28334), llama(20834)),
+        fix="write what llama-server --help has instead",
+        sources=(llama(28334), llama(20834), llama(22397), llama(22838), llama(22929)),
     ),
     Rule(
         id="llama-gone-variables",
@@ -203,8 +392,8 @@ RULES: tuple[Rule, ...] = (
         check=_gone_variables,
         severity="warning",
         confidence="sure",
-        fix="set LLAMA_ARG_LOAD_MODE instead",
-        sources=(llama(28334),),
+        fix="set what llama-server --help has instead",
+        sources=(llama(28334), llama(22397), llama(26100)),
     ),
     Rule(
         id="llama-no-gpu",
