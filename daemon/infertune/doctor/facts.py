@@ -212,12 +212,13 @@ class Facts:
     def variables(self, name: str) -> list[tuple[str, str]]:
         """Values of a variable and who has it: the caller, declared servers.  Raises Missing."""
         found = [
-            (each.environment[name], each.path)
+            (each.environment[name], each.origins.get(name, each.path))
             for each in need(self.declared)
             if name in each.environment
         ]
         caller = need(self.environment)
-        return [(caller[name], "your environment"), *found] if name in caller else found
+        own = [(caller[name], "your environment")] if name in caller else []
+        return list(dict.fromkeys([*own, *found]))
 
 
 def read_facts(root: Root, surroundings: Surroundings, smoke: Smoke | None = None) -> Facts:

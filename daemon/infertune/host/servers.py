@@ -32,6 +32,8 @@ _CONFIGURATION_SIZE = 256 * KIB
 _DIRECTORIES_LIMIT = 2000
 """Directories looked into for compose files."""
 _HOMES_LIMIT = 50
+_DROP_INS_LIMIT = 50
+"""Drop-ins of one unit."""
 
 Kind = Literal["unit", "quadlet", "compose", "preset", "llama-swap", "Lemonade", "infertune"]
 
@@ -74,6 +76,8 @@ class Declared:
     """Which of several in one file it is, from 1; 0 where it is the only one."""
     unread: str | None = field(default=None, compare=False)
     """Why it is not known what it serves; None where it is."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Files that set its variables, by name, where that is not ``path``."""
 
     @property
     def where(self) -> str:
@@ -141,10 +145,12 @@ def _homes(root: Root) -> list[str]:
 
 
 def _listed(root: Root, directory: str) -> list[str]:
+    """Names in a directory that may stand in a snapshot; none where it cannot be listed."""
     try:
-        return root.listed(directory)
+        names = root.listed(directory)
     except OSError:
         return []
+    return [name for name in names if name.isprintable() and len(name) <= 200]
 
 
 def _reduced(root: Root, path: str, limit: int = _UNIT_SIZE) -> str | None:
@@ -159,32 +165,41 @@ def _reduced(root: Root, path: str, limit: int = _UNIT_SIZE) -> str | None:
 def _units(root: Root, places: tuple[str, ...], kind: Kind, *, user: bool) -> Iterator[Declared]:
     """Servers of units, or of quadlets, of one manager."""
     suffix = ".service" if kind == "unit" else ".container"
-    named: dict[str, list[str]] = {}
-    drop_ins: dict[str, dict[str, str]] = {}
-    for place in _distinct(root, places):
-        for path in _tree(root, place, deep=kind == "quadlet"):
-            name = path.rpartition("/")[2]
-            if name.endswith(suffix):
-                named.setdefault(name, []).append(path)
-            elif name.endswith(f"{suffix}.d"):
-                for each in _listed(root, path)[:_HOMES_LIMIT]:
-                    if each.endswith(".conf"):
-                        drop_ins.setdefault(name[:-2], {}).setdefault(each, f"{path}/{each}")
+    named, drop_ins = _unit_files(root, places, suffix)
     for name, (path, *hidden) in list(named.items())[:_UNITS_LIMIT]:
         base = _unit_entry(root, path)
         if base is None and any(_unit_entry(root, each) for each in hidden):
             root.exists(path)  # masked, or another unit by that name: a snapshot must have it too
         if base is None or base.command is None:
             continue
-        template = name.partition("@")[0] + f"@{suffix}" if "@" in name else None
-        if name == template:
-            instances = [each for each in drop_ins if each.startswith(name.partition("@")[0] + "@")]
-            for instance in instances or [name]:
-                parts = {**drop_ins.get(name, {}), **drop_ins.get(instance, {})}
-                yield from _started(root, path, _merged(root, base, parts), kind, user)
-            continue
-        parts = {**(drop_ins.get(template, {}) if template else {}), **drop_ins.get(name, {})}
-        yield from _started(root, path, _merged(root, base, parts), kind, user)
+        prefix = name.partition("@")[0] + "@"
+        template = drop_ins.get(f"{prefix}{suffix}", {}) if "@" in name else {}
+        instances = [name]
+        if name == f"{prefix}{suffix}":
+            # Which of them run is not known; those with a drop-in differ.
+            instances = [each for each in drop_ins if each.startswith(prefix)] or instances
+        for instance in instances:
+            parts = {**template, **drop_ins.get(instance, {})}
+            yield from _started(root, _merged(root, path, base, parts), kind, user)
+
+
+def _unit_files(
+    root: Root, places: tuple[str, ...], suffix: str
+) -> tuple[dict[str, list[str]], dict[str, dict[str, str]]]:
+    """Paths of each unit, the one that counts first; and of its drop-ins, by their own names."""
+    named: dict[str, list[str]] = {}
+    drop_ins: dict[str, dict[str, str]] = {}
+    for place in _distinct(root, places):
+        for path in _tree(root, place, deep=suffix == ".container"):
+            name = path.rpartition("/")[2]
+            if name.endswith(suffix):
+                named.setdefault(name, []).append(path)
+            elif name.endswith(f"{suffix}.d"):
+                own = drop_ins.setdefault(name[:-2], {})
+                for each in _listed(root, path)[:_DROP_INS_LIMIT]:
+                    if each.endswith(".conf"):
+                        own.setdefault(each, f"{path}/{each}")
+    return named, drop_ins
 
 
 def _distinct(root: Root, places: tuple[str, ...]) -> list[str]:
@@ -216,21 +231,36 @@ def _unit_entry(root: Root, path: str) -> Entry | None:
     return formats.unit(part.decode())[0] if part else None
 
 
-def _merged(root: Root, base: Entry, drop_ins: Mapping[str, str]) -> Entry:
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """A unit with everything that other files add to it."""
+
+    path: str
+    """The file whose ExecStart= counts."""
+    entry: Entry
+    origins: Mapping[str, str]
+
+
+def _merged(root: Root, path: str, base: Entry, drop_ins: Mapping[str, str]) -> _Whole:
     """A unit with its drop-ins, in the order of their names, and its files of variables."""
-    whole = base
+    whole, origins = base, dict.fromkeys(base.environment, path)
     for name in sorted(drop_ins):
         try:
             text = _reduced(root, drop_ins[name])
         except OSError:
             continue
         if text:
-            whole = _over(whole, formats.unit(text)[0])
-    from_files: dict[str, str] = {}
-    for file in whole.files:
-        from_files |= _variables(root, file)
-    # EnvironmentFile= wins over Environment= (systemd.exec(5)).
-    return replace(whole, environment={**whole.environment, **from_files})
+            upper = formats.unit(text)[0]
+            whole = _over(whole, upper)
+            origins |= dict.fromkeys(upper.environment, drop_ins[name])
+            path = drop_ins[name] if upper.command else path
+    environment = dict(whole.environment)
+    for pattern in whole.files:
+        # EnvironmentFile= wins over Environment= (systemd.exec(5)).
+        for file, found in _variables(root, pattern):
+            environment |= found
+            origins |= dict.fromkeys(found, file)
+    return _Whole(path, replace(whole, environment=environment), origins)
 
 
 def _over(lower: Entry, upper: Entry) -> Entry:
@@ -245,33 +275,36 @@ def _over(lower: Entry, upper: Entry) -> Entry:
     )
 
 
-def _variables(root: Root, pattern: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    plain = pattern.startswith("/") and ".." not in pattern and "%" not in pattern
-    for path in (root.glob(pattern) if "*" in pattern else [pattern])[:20] if plain else ():
+def _variables(root: Root, pattern: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Files that an EnvironmentFile= names, and their variables."""
+    if not pattern.startswith("/") or ".." in pattern.split("/") or "%" in pattern:
+        return
+    for path in (root.glob(pattern) if "*" in pattern else [pattern])[:20]:
         if not is_reduced(path):
             continue  # a snapshot would take all of it along
         try:
-            text = _reduced(root, path)
-        except OSError:
+            found = formats.entries(_reduced(root, path) or "", formats.variables)
+        except (OSError, NotUnderstood):
             continue
-        for entry in formats.entries(text or "", formats.variables):
-            found |= entry.environment
-    return found
+        for entry in found:
+            yield path, dict(entry.environment)
 
 
-def _started(root: Root, path: str, entry: Entry, kind: Kind, user: bool) -> Iterator[Declared]:
+def _started(root: Root, whole: _Whole, kind: Kind, user: bool) -> Iterator[Declared]:
     """The servers that a unit starts: itself, or those of a file that its flags name."""
+    entry = whole.entry
     if entry.command is None:
         return
     command = entry.command
     flags = dict(command.flags)
     for name in command.references:
         flags |= parse_flags(entry.environment.get(name, ""))
-    if command.engine == "Lemonade":
-        flags = parse_flags(entry.environment.get("LEMONADE_LLAMACPP_ARGS", ""))
+    if command.engine == "Lemonade" and "LEMONADE_LLAMACPP_ARGS" in entry.environment:
+        flags = parse_flags(entry.environment["LEMONADE_LLAMACPP_ARGS"])
+        # It starts a llama-server of its own, of a build it chose itself.
+        command = Command(LLAMA, "/elsewhere/llama-server", command.image)
     server = Declared(
-        path,
+        whole.path,
         _model(flags, entry.environment),
         flags,
         entry.environment,
@@ -281,6 +314,7 @@ def _started(root: Root, path: str, entry: Entry, kind: Kind, user: bool) -> Ite
         command.program,
         command.image,
         user,
+        origins=whole.origins,
     )
     if command.engine == "llama-swap":
         file = flags.get("--config") or flags.get("-config") or _SWAP_DEFAULT
@@ -347,6 +381,7 @@ def _each(owner: Declared, path: str, kind: Kind, found: Iterable[Entry]) -> Ite
             owner.image if router else command.image,
             owner.user,
             number if len(entries) > 1 else 0,
+            origins={**owner.origins, **dict.fromkeys(entry.environment, path)},
         )
 
 

@@ -169,7 +169,7 @@ class _Loader:
     def scalar(self, text: str, line: _Line, indent: int) -> Node:
         if alias := _ALIAS.fullmatch(text):
             if alias[1] not in self.anchors:
-                raise self.fail(f"there is no anchor '{alias[1]}' above", line)
+                raise self.fail("an alias without an anchor above it", line)
             return self.anchors[alias[1]]
         if text[0] in "[{":
             return self.flow(text, line)

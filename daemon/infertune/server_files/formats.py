@@ -7,7 +7,6 @@ each server, below a line that says so.  Every parser takes it as well.
 
 from __future__ import annotations
 
-import configparser
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -46,7 +45,7 @@ Parser = Callable[[str], list[Entry]]
 def entries(text: str, parser: Parser) -> list[Entry]:
     """The servers of a file of one kind, or of its short text.  Raises NotUnderstood."""
     if text.startswith(_BAD):
-        raise NotUnderstood(text[len(_BAD) :].splitlines()[0])
+        raise NotUnderstood(text[len(_BAD) :].partition("\n")[0][:200])
     if text.startswith(SHORT):
         blocks = text.split("[Service]\n")[1:]
         return [each for block in blocks for each in unit(f"[Service]\n{block}")]
@@ -114,7 +113,7 @@ def unit(text: str) -> list[Entry]:
 def _assignments(text: str) -> Iterator[tuple[str, str]]:
     """``Name=value`` of [Service] and [Container], in order."""
     section = "Service"
-    for line in re.sub(r"\\\r?\n(?:[#;].*\n)*", " ", text).splitlines():
+    for line in re.sub(r"\\\r?\n(?:[ \t]*[#;].*\n)*", " ", text).splitlines():
         line = line.strip()
         if line.startswith("[") and line.endswith("]"):
             section = line[1:-1]
@@ -232,36 +231,33 @@ def preset(text: str) -> list[Entry]:
 
     Keys are flags without their dashes, or variables (llama.cpp: common/preset.cpp).
     """
-    parser = configparser.RawConfigParser(
-        strict=False,
-        delimiters=("=",),
-        default_section="*",
-        allow_no_value=True,
-        empty_lines_in_values=False,
-    )
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
-    try:
-        parser.read_string(f"[{_TOP}]\n{text}")
-    except configparser.Error as error:
-        line = getattr(error, "lineno", None) or 1
-        raise NotUnderstood(f"line {line - 1}: neither '[model]' nor 'key = value'") from None
-    names = [name for name in parser.sections() if name != _TOP] or ["*"]
-    return [_preset_entry(parser.items(name)) for name in names]
+    common: list[tuple[str, str]] = []
+    models: list[list[tuple[str, str]]] = []
+    current: list[tuple[str, str]] = []  # above the first section: the version of the file
+    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
+        key, equals, value = line.partition("=")
+        if not line or line[0] in "#;":
+            continue
+        if line.startswith("[") and line.endswith("]"):
+            current = common if line == "[*]" else []
+            if line != "[*]":
+                models.append(current)
+        elif equals:
+            current.append((key.strip().lstrip("-"), value.strip()))
+        else:
+            raise NotUnderstood(f"line {number}: neither '[model]' nor 'key = value'")
+    return [_preset_entry([*common, *own]) for own in models or [[]]]
 
 
-_TOP = "\0top"
-
-
-def _preset_entry(items: Iterable[tuple[str, str | None]]) -> Entry:
+def _preset_entry(items: Iterable[tuple[str, str]]) -> Entry:
     flags: dict[str, str] = {}
     environment: dict[str, str] = {}
     for key, value in items:
-        key = key.strip().lstrip("-")
         if re.fullmatch(r"LLAMA_\w{1,60}", key, re.ASCII):
-            environment[key] = value or ""
+            environment[key] = value
         elif re.fullmatch(r"[A-Za-z][\w-]{0,60}", key, re.ASCII):
             dashes = "-" if key in _SHORT_KEYS else "--"
-            flags[f"{dashes}{key}"] = (value or "").strip()
+            flags[f"{dashes}{key}"] = value
     return Entry(Command(LLAMA, "llama-server", None, flags), environment)
 
 

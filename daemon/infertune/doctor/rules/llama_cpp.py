@@ -215,9 +215,18 @@ def _gone_flags(facts: Facts) -> Answer:
     if not found:
         return missing
     # What is sure first; then in the order of the files.
-    server, binary, gone = min(found, key=lambda each: not each[1].sure)
-    more = f" ({len(found) - 1} more servers likewise)" if len(found) > 1 else ""
-    return _gone_finding(server, binary, gone, more)
+    found.sort(key=lambda each: not each[1].sure)
+    server, binary, gone = found[0]
+    return _gone_finding(server, binary, gone, and_others([each[0].where for each in found]))
+
+
+def and_others(files: list[str]) -> str:
+    """What a finding about the first of several files adds about the others."""
+    others = list(dict.fromkeys(files))[1:]
+    if not others:
+        return ""
+    named = ", ".join(others[:2])
+    return f" (also {named}{f' and {len(others) - 2} more' if len(others) > 2 else ''})"
 
 
 def _gone_finding(server: Declared, binary: _Binary, gone: list[str], more: str) -> Finding:
@@ -267,7 +276,7 @@ def _given_variables(facts: Facts) -> Iterator[tuple[str, str, str, _Binary]]:
         if server.engine == LLAMA:
             binary = _binary(server, facts)
             for name, value in server.environment.items():
-                yield name, value, server.where, binary
+                yield name, value, server.origins.get(name, server.where), binary
 
 
 def _is_gone(name: str, gone: Gone | None, binary: _Binary, facts: Facts) -> bool:

@@ -21,6 +21,7 @@ from infertune.doctor.base import (
 )
 from infertune.doctor.conditions import AMDGPU, DECLARED, INTEGRATED
 from infertune.doctor.facts import Facts
+from infertune.doctor.rules.llama_cpp import and_others
 from infertune.doctor.surroundings import LlamaServer
 from infertune.host.servers import Declared
 from infertune.host.text import integer
@@ -57,10 +58,10 @@ def _each(check: Callable[[Declared, Facts], str | None]) -> Callable[[Facts], A
 
     def answer(facts: Facts) -> Answer:
         servers = [each for each in need(facts.declared) if each.engine == LLAMA and _serves(each)]
-        said = [text for server in servers if (text := check(server, facts))]
+        said = [(server.where, text) for server in servers if (text := check(server, facts))]
         if not said:
             return None
-        return Finding(said[0] + (f" ({len(said) - 1} more likewise)" if len(said) > 1 else ""))
+        return Finding(said[0][1] + and_others([where for where, _ in said]))
 
     return answer
 
