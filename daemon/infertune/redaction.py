@@ -272,6 +272,8 @@ def _rows(pattern: str) -> Callable[[bytes], bytes]:
     return lambda data: _bytes([line for line in _text(data) if wanted.match(line)])
 
 
+_PACKAGED = "llama|ollama|lemon|vllm"
+"""Beginnings of the names under which packages of engines keep files in /etc."""
 _UNITS = r".*/(?:systemd/(?:system|user)|containers/systemd)(?:/.*)?"
 _REDUCTIONS: Mapping[str, Callable[[bytes], bytes | None]] = {
     r"/(?:etc|run|lib|usr/lib|usr/local/lib)/modprobe\.d/.*": _modprobe,
@@ -285,7 +287,7 @@ _REDUCTIONS: Mapping[str, Callable[[bytes], bytes | None]] = {
     r".*\.ini": _servers(formats.preset),
     r".*/lemonade/[\w.-]*\.json": _servers(formats.lemonade),
     r"/etc/lemonade/conf\.d/.*|.*\.env": _servers(formats.variables),
-    r"/etc/(?:default|sysconfig|conf\.d)/(?:llama|ollama|lemon|vllm).*": _servers(
+    rf"/etc/(?:(?:default|sysconfig|conf\.d)/)?(?:{_PACKAGED})[^/]*(?:/[^/]*)?": _servers(
         formats.variables
     ),
     r"/var/lib/dpkg/status": _packages,

@@ -472,8 +472,9 @@ class _Recorder(Root):
 # -- privacy -----------------------------------------------------------------------
 
 PRIVACY = (
-    "Left out: serial numbers, MAC addresses, UUIDs, the host name, the names and ids of",
-    "processes, and the values of kernel parameters that are not about hardware or tuning.",
+    "Left out: serial numbers, MAC addresses, UUIDs, the host name, the names of users and models,",
+    "the names and ids of processes, and the values of kernel parameters that are not about",
+    "hardware or tuning.",
 )
 
 _NO_UUID = b"00000000-0000-0000-0000-000000000000"

@@ -84,6 +84,11 @@ class Declared:
         """The file, and which server of it."""
         return f"{self.path} (server {self.number})" if self.number else self.path
 
+    @property
+    def settings_are_all(self) -> bool:
+        """Whether ``settings`` are all that limits it; a container has limits of its own."""
+        return self.image is None and self.kind in ("unit", "preset", "llama-swap")
+
     def has(self, *flags: str) -> bool:
         """Whether one of these is given, and not switched off as a preset can."""
         return any(
@@ -314,6 +319,7 @@ def _started(root: Root, whole: _Whole, kind: Kind, user: bool) -> Iterator[Decl
         command.program,
         command.image,
         user,
+        unread=_missing_flags(whole, command),
         origins=whole.origins,
     )
     if command.engine == "llama-swap":
@@ -324,6 +330,13 @@ def _started(root: Root, whole: _Whole, kind: Kind, user: bool) -> Iterator[Decl
         yield from _named(root, server, flags["--models-preset"], "preset")
     else:
         yield server
+
+
+def _missing_flags(whole: _Whole, command: Command) -> str | None:
+    for name in command.references:
+        if name not in whole.entry.environment:
+            return f"{whole.path} takes flags from ${name}, which is not in a file that is read"
+    return None
 
 
 def _model(flags: Mapping[str, str], environment: Mapping[str, str]) -> str | None:

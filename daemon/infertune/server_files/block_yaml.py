@@ -43,7 +43,7 @@ class _Line:
 def load(text: str) -> Node:
     """The document as dicts, lists and strings; every scalar is a string.  Raises NotUnderstood."""
     lines = []
-    for number, raw in enumerate(text.splitlines(), 1):
+    for number, raw in enumerate(text.removeprefix("\ufeff").splitlines(), 1):
         if number > _LINES_LIMIT:
             raise NotUnderstood(f"more than {_LINES_LIMIT} lines")
         body = raw.lstrip(" ")

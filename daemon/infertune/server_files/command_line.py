@@ -40,7 +40,7 @@ _IMAGES: Mapping[str, str] = {
 }
 """A part of an image's name and what it runs; the first that fits counts."""
 
-MENTIONS = (*ENGINES, *_IMAGES)
+MENTIONS = (*ENGINES, *_IMAGES, "gguf", "GGUF")
 """A file without any of these starts no server that is known here."""
 
 CONTAINER = "container"
@@ -242,6 +242,8 @@ def in_image(image: str, words: list[str], environment: Mapping[str, str]) -> Co
     if command is not None:
         return _joined(_contained(command, image), environment)
     engine = image_engine(image)
+    if engine is None and any("gguf" in word.lower() for word in words):
+        engine = LLAMA  # an image of the owner's own: whatever is in it takes its flags
     if engine is None:
         return None
     flags, references = _flags(words)

@@ -211,7 +211,8 @@ def _locked(facts: Facts) -> Answer:
     servers = [
         server
         for server in need(facts.declared)
-        if (server.has("--mlock") or "mlock" in server.flags.get("--load-mode", ""))
+        if server.settings_are_all
+        and (server.has("--mlock") or "mlock" in server.flags.get("--load-mode", ""))
         and server.settings.get("LimitMEMLOCK") != "infinity"
     ]
     if servers:
