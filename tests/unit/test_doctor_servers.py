@@ -147,6 +147,9 @@ COMMANDS: Mapping[str, tuple[str, dict[str, str], dict[str, str]]] = {
     "docker run -it --entrypoint llama-server x -c 5": ("llama-server", {"-c": "5"}, {}),
     "toolbox run -c llm llama-server -c 5": ("llama-server", {"-c": "5"}, {}),
     "distrobox enter llm -- llama-server -c 5": ("llama-server", {"-c": "5"}, {}),
+    "sudo -u ollama A=B nice -n 5 llama-server -c 5": ("llama-server", {"-c": "5"}, {"A": "B"}),
+    "sh -c 'while :; do llama-server -c 5; done'": ("llama-server", {"-c": "5"}, {}),
+    "env A=B podman run -e C=D llama.cpp:x -c 5": ("", {"-c": "5"}, {"A": "B", "C": "D"}),
     "podman exec llm llama-server -c 5": ("llama-server", {"-c": "5"}, {}),
     "llama-server --api-key --mlock -c 5": (
         "llama-server",
@@ -168,7 +171,11 @@ def test_a_command_line_is_taken_apart(text: str) -> None:
         assert parse(render(command)) == command
 
 
-@pytest.mark.parametrize("text", ["", "ls -l", "podman ps", "sh -c", "docker run x", "sh run.sh"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "ls -l", "podman ps", "sh -c", "docker run x", "sh run.sh",
+     "systemctl restart ollama", "chown -R ollama /x", "sh -c 'ls; systemctl start ollama'"],
+)  # fmt: skip
 def test_what_starts_no_server_is_none(text: str) -> None:
     assert parse(text) is None
 
@@ -323,7 +330,8 @@ models:
   two:
     macros: {ctx: 512}
     cmd: >-
-      docker run --rm -p ${PORT}:1 ghcr.io/ggml-org/llama.cpp:server-rocm-b8000
+      docker run --rm -e GPU_MAX_HW_QUEUES=1 -p ${PORT}:1
+      ghcr.io/ggml-org/llama.cpp:server-rocm-b8000
       -m /m/x.gguf -c ${ctx} --draft-max 4
   three:
     proxy: http://127.0.0.1:1
@@ -341,6 +349,7 @@ def test_llama_swap(flags: str, tmp_path: Path) -> None:
     assert first.option("ctx_size") == "8192"
     assert dict(first.environment) == {"HSA_ENABLE_SDMA": "0"}
     assert first.settings == {"MemoryMin": "4G"}  # its servers live in its unit
+    assert dict(second.environment) == {"GPU_MAX_HW_QUEUES": "1"}
     assert (second.image, second.option("ctx_size")) == ("llama.cpp:server-rocm-b8000", "512")
     # b8000 knows --draft-max, b11669 does not know --no-mmap.
     text = finding(tmp_path / "f", "llama-gone-flags", swap(MODELS, flags)).text

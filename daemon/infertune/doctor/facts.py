@@ -46,13 +46,10 @@ from infertune.units import KIB
 
 T = TypeVar("T")
 
-_SMALL = 64 * KIB
 _LOG_LIMIT = 4 * 1024 * KIB
 _POLICIES = 1024
 _SANE = 1 << 50
 """No size in bytes, pages or microwatts of these machines is larger."""
-_FILES_LIMIT = 400
-"""Files looked into in one directory."""
 
 
 @dataclass(frozen=True, slots=True)

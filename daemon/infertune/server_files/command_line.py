@@ -49,6 +49,23 @@ CONTAINER = "container"
 _SHELLS = frozenset(("sh", "bash", "dash", "zsh", "ash"))
 _RUNNERS = frozenset(("podman", "docker", "nerdctl"))
 _BOXES = frozenset(("toolbox", "distrobox", "distrobox-enter"))
+_WRAPPERS = frozenset(
+    (
+        *("env", "exec", "nice", "ionice", "chrt", "taskset", "numactl", "stdbuf", "nohup", "time"),
+        *(
+            "sudo",
+            "runuser",
+            "setpriv",
+            "systemd-run",
+            "systemd-inhibit",
+            "gamemoderun",
+            "catchsegv",
+        ),
+        *("infertune", "do", "then", "{"),
+    )
+)
+"""Programs, and words of a shell, that a command follows."""
+_STARTS = frozenset((*ENGINES, *_RUNNERS, *_BOXES, *_SHELLS))
 _SWITCHES = re.compile(
     r"-[ditqP]+|--(?:detach|rm|rmi|interactive|tty|init|privileged|read-only|replace|quiet"
     r"|no-healthcheck|publish-all|env-host|no-hosts|no-hostname|oom-kill-disable)"
@@ -164,17 +181,34 @@ def _command(words: list[str]) -> Command | None:
         program = word.lstrip("@-:+!") if at == 0 else word
         name = _base(program)
         rest = words[at + 1 :]
-        if name in ENGINES:
-            return _server(program, rest, environment)
-        if name in _RUNNERS:
-            return _container(rest, environment)
-        if name in _BOXES:
-            boxed = _command(rest)
-            return _contained(boxed, CONTAINER) if boxed else None
-        if name in _SHELLS:
-            return _script(rest, environment)
         if assignment := _ASSIGNMENT.fullmatch(word):
             environment[assignment[1]] = assignment[2]
+        elif name in _WRAPPERS:
+            return _wrapped(rest, environment)
+        elif name in ENGINES:
+            return _server(program, rest, environment)
+        elif name in _RUNNERS:
+            return _container(rest, environment)
+        elif name in _BOXES:
+            boxed = _wrapped(rest, environment)
+            return _contained(boxed, CONTAINER) if boxed else None
+        elif name in _SHELLS:
+            return _script(rest, environment)
+        else:
+            return None
+    return None
+
+
+def _wrapped(words: list[str], environment: Mapping[str, str]) -> Command | None:
+    """What a program runs that takes a command line behind options of its own."""
+    starts = [at for at, word in enumerate(words) if _base(word) in _STARTS]
+    # "sudo -u ollama llama-server": a user may be called like an engine.
+    starts.sort(key=lambda at: _base(words[at]) != "llama-server")
+    for at in starts[:1]:
+        given = filter(None, map(_ASSIGNMENT.fullmatch, words[:at]))
+        own = {**environment, **{found[1]: found[2] for found in given}}
+        command = _command(words[at:])
+        return _joined(command, own) if command else None
     return None
 
 

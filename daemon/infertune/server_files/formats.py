@@ -171,15 +171,19 @@ def _swapped(model: dict[str, Node], macros: dict[str, Node]) -> Entry | None:
         )
     # A macro may have had lines of its own.
     command = command_line.parse(re.sub(r"\\?\n", " ", text))
-    environment = _environment(model.get("env"))
-    return Entry(command, environment) if command else None
+    return _entry(command, _environment(model.get("env"))) if command else None
 
 
 def _composed(service: dict[str, Node]) -> Entry | None:
     words = [word for key in ("entrypoint", "command") for word in _list(service.get(key))]
-    environment = _environment(service.get("environment"))
     command = command_line.in_image(_text(service.get("image")), words, {})
-    return Entry(command, environment) if command else None
+    return _entry(command, _environment(service.get("environment"))) if command else None
+
+
+def _entry(command: Command, environment: Mapping[str, str]) -> Entry:
+    """With the variables that the command line itself sets."""
+    own = {**environment, **command.environment}
+    return Entry(command_line.without_environment(command), own)
 
 
 def _text(node: Node) -> str:
