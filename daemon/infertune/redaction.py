@@ -17,6 +17,7 @@ from infertune.server_files.command_line import (
     CONTAINER,
     LLAMA,
     MENTIONS,
+    MODEL_FLAGS,
     PRIVATE_FLAGS,
     Command,
     holds_flags,
@@ -66,14 +67,6 @@ SHOWN_FLAGS = frozenset(
 )
 """Flags of llama-server whose values may be shown; of all others only the names are."""
 
-MODEL_FLAGS = frozenset(
-    (
-        *("--model", "-m", "--hf-repo", "-hf", "-hfr", "--model-draft", "-md"),
-        *("--spec-draft-model", "--spec-draft-hf", "-hfd"),
-    )
-)
-"""Flags that name a model; of the name only how it is quantised may be shown."""
-
 FILE_FLAGS = frozenset(("--models-preset", "--config", "-config"))
 """Flags that name a file which says what is served."""
 
@@ -91,8 +84,9 @@ PLAIN_PARAMETERS = re.compile(
 """Kernel parameters whose value may be shown; of all others only the name is."""
 
 _QUANT = re.compile(r"(?:UD-)?(?:I?Q\d\w*|MXFP4\w*|BF16|F16)", re.IGNORECASE)
-_PLAIN_VALUE = re.compile(r"[\w.,+-]{1,24}", re.ASCII)
-_PLAIN_FILE = re.compile(r"[\w./@%~*+-]{1,200}", re.ASCII)
+_PLAIN_VALUE = re.compile(r"-\d[\d.,]{0,20}|[\w.,+][\w.,+-]{0,23}", re.ASCII)
+"""Not what looks like a flag: what is left of a command line must read the same again."""
+_PLAIN_FILE = re.compile(r"[\w./%~*+][\w./@%~*+-]{0,199}", re.ASCII)
 _PLAIN_PROGRAM = re.compile(r"(?:/usr(?:/local)?)?/s?bin/[\w.+-]{1,60}|[\w.+-]{1,60}", re.ASCII)
 _IMAGE_PARTS = re.compile(
     r"(?<![a-z0-9])(?:server|full|light|vulkan|radv|rocm(?:-?\d[\d.]{0,8})?|cuda|b\d{3,6})(?![a-z0-9])"
@@ -166,7 +160,7 @@ def _unit(data: bytes) -> bytes | None:
     if not any(name.encode() in data for name in MENTIONS):
         return None
     reduced = _servers(formats.unit, titled=False)(data)
-    return reduced if reduced and b"\nExecStart=" in reduced else None
+    return reduced if reduced and re.search(rb"^ExecStart=.", reduced, re.MULTILINE) else None
 
 
 def _shown(entry: formats.Entry) -> formats.Entry:

@@ -509,7 +509,7 @@ def test_an_image_without_a_build_is_a_doubt(tmp_path: Path) -> None:
     result = ask(build(tmp_path, BARE, {path: text}), "llama-gone-flags")
     assert isinstance(result.answer, Finding)
     assert (result.severity, result.answer.confidence) == ("warning", "likely")
-    assert "does not know since b10875" in result.answer.text
+    assert "which llama.cpp has removed (by b10875)" in result.answer.text
     # Also without any llama-server on the host.
     alone = build(tmp_path / "alone", BARE, {path: text}, surroundings(server=False))
     assert ask(alone, "llama-gone-flags").severity == "warning"

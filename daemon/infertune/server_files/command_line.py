@@ -90,6 +90,14 @@ PRIVATE_FLAGS = frozenset(
 )
 """Flags whose next word is their value, whatever it looks like: it may be a secret."""
 
+MODEL_FLAGS = frozenset(
+    (
+        *("--model", "-m", "--hf-repo", "-hf", "-hfr", "--model-draft", "-md"),
+        *("--spec-draft-model", "--spec-draft-hf", "-hfd"),
+    )
+)
+"""Flags that name a model."""
+
 
 @dataclass(frozen=True, slots=True)
 class Command:
@@ -276,11 +284,11 @@ def in_image(image: str, words: list[str], environment: Mapping[str, str]) -> Co
     if command is not None:
         return _joined(_contained(command, image), environment)
     engine = image_engine(image)
-    if engine is None and any("gguf" in word.lower() for word in words):
+    flags, references = _flags(words)
+    if engine is None and any("gguf" in flags.get(flag, "").lower() for flag in MODEL_FLAGS):
         engine = LLAMA  # an image of the owner's own: whatever is in it takes its flags
     if engine is None:
         return None
-    flags, references = _flags(words)
     return Command(engine, "", image, flags if engine == LLAMA else {}, environment, references)
 
 

@@ -260,8 +260,8 @@ def _preset_entry(items: Iterable[tuple[str, str]]) -> Entry:
         if re.fullmatch(r"LLAMA_\w{1,60}", key, re.ASCII):
             environment[key] = value
         elif re.fullmatch(r"[A-Za-z][\w-]{0,60}", key, re.ASCII):
-            dashes = "-" if key in _SHORT_KEYS else "--"
-            flags[f"{dashes}{key}"] = value
+            flag = f"-{key}" if key in _SHORT_KEYS else f"--{key.replace('_', '-')}"
+            flags[flag] = value
     return Entry(Command(LLAMA, "llama-server", None, flags), environment)
 
 

@@ -139,7 +139,7 @@ def _binary(server: Declared, facts: Facts) -> _Binary:
         return _Binary(name, int(tag[1]) if tag else None, None, None, sure=False)
     absolute = server.program.startswith("/")
     elsewhere = server.program.startswith("/elsewhere/")
-    if elsewhere and not isinstance(known, LlamaServer):
+    if known is None or (elsewhere and isinstance(known, Unknown)):
         return _Binary("its build", None, None, None, sure=False)
     binary = _of(need(facts.llama))
     if elsewhere or (absolute and binary.places and server.program not in binary.places):
@@ -233,10 +233,10 @@ def _gone_finding(server: Declared, binary: _Binary, gone: list[str], more: str)
     fix = "; ".join(map(_instead, gone))
     given = f"{server.where} gives {', '.join(gone)}, which"
     if binary.build is None and binary.flags is None:
-        since = min(GONE_FLAGS[flag].build for flag in gone)
+        builds = sorted({GONE_FLAGS[flag].build for flag in gone})
         return Finding(
-            f"{given} llama.cpp does not know since b{since}: with a newer build the server does "
-            f"not start, and {binary.name} is not known{more}",
+            f"{given} llama.cpp has removed (by {', '.join(f'b{each}' for each in builds)}): with "
+            f"such a build the server does not start, and {binary.name} is not known{more}",
             severity="warning",
             confidence="likely",
             fix=fix,
