@@ -458,7 +458,8 @@ class _Recorder(Root):
         return super().real(path)
 
     def _note_presence(self, path: str) -> None:
-        if re.match(r"/proc/\d", path) or path in self.archive.links:
+        # Names of processes and originals of configuration files: not even that they are there.
+        if re.match(r"/proc/\d|/var/lib/infertune/", path) or path in self.archive.links:
             return
         if self.at(path).is_dir():
             self.archive.directories.add(path)
