@@ -205,8 +205,11 @@ def _environment(node: Node) -> dict[str, str]:
 # -- presets of llama-server ---------------------------------------------------------------
 
 _SHORT_KEYS = frozenset(
-    "m c b ub np fa ngl ctk ctv kvu cram dev lm md dio ndio t tb n s a hf sm ts mg cd cpent mm "
-    "ncmoe cmoe ctxcp cms nkvo kvo nocb cb fitt ngld".split()
+    (
+        *("m", "c", "b", "ub", "np", "fa", "ngl", "ctk", "ctv", "kvu", "cram", "dev", "lm", "md"),
+        *("dio", "ndio", "t", "tb", "n", "s", "a", "hf", "sm", "ts", "mg", "cd", "cpent", "mm"),
+        *("ncmoe", "cmoe", "ctxcp", "cms", "nkvo", "kvo", "nocb", "cb", "fitt", "ngld"),
+    )
 )
 """Keys of a preset that are short flags; every other key is a long one."""
 
