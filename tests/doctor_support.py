@@ -48,6 +48,7 @@ def surroundings(
     server: bool = True,
     kfd: bool = True,
     staged: tuple[str, tuple[str, ...]] = ("none", ()),
+    clients: int = 1,
     **environment: str,
 ) -> dict[str, str]:
     known = {"version": version, "backends": backends} if server else None
@@ -55,6 +56,7 @@ def surroundings(
         "environment": environment,
         "server": known,
         "devices": {"/dev/kfd": kfd, "/dev/dri/renderD128": True},
+        "compute_clients": clients,
         "staged": dict(zip(("state", "said"), staged, strict=True)),
     }
     return {SURROUNDINGS: json.dumps(document)}
@@ -104,6 +106,11 @@ def sized(gib: int) -> dict[str, str]:
     return {**pages(gib * 262144), f"{GPU}/mem_info_gtt_total": f"{gib * GIB}\n"}
 
 
+def swaps(*areas: str, kib: int = 8388604) -> str:
+    head = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+    return head + "".join(f"{area} partition\t{kib}\t0\t-2\n" for area in areas)
+
+
 HEALTHY: Overlay = {
     **surroundings(),
     **log("Linux version 7.1.3", "amdgpu 0000:c3:00.0: amdgpu: 98304M of GTT memory ready."),
@@ -135,6 +142,10 @@ HEALTHY: Overlay = {
     "/usr/share/vulkan/icd.d/radeon_icd.x86_64.json": "{}\n",
     "/opt/rocm/.info/version": "7.2.4\n",
     "/etc/tuned/active_profile": "accelerator-performance\n",
+    "/etc/tuned/ppd_base_profile": "performance\n",
+    "/etc/tuned/ppd.conf": "[profiles]\nperformance=accelerator-performance\n",
+    "/proc/swaps": swaps("/dev/dm-1"),
+    "/sys/module/amdgpu/parameters/cwsr_enable": "1\n",
     **server("--parallel 1"),
 }
 """What the recorded machine does not say, as it is on one that is well set up."""

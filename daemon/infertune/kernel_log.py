@@ -41,6 +41,9 @@ SIGNS: Mapping[str, re.Pattern[str]] = {
         "iommu-option": r"AMD-Vi: Unknown option - '(?P<option>[\w,=]*)'",
         # drivers/base/firmware_loader/main.c
         "firmware-missing": r"Direct firmware load for (?P<file>amdgpu/[\w.]+) failed",
+        # drivers/accel/amdxdna/aie2_ctx.c, aie2_message.c
+        "npu-timeout": r"amdxdna \S+: .*?(?:aie2_set_cmd_timeout|Firmware timeout state"
+        r" capture|aie2_tdr_work: Device isn't making progress)",
         # drivers/iommu/amd/iommu.c, for the NPU's driver
         "npu-page-fault": r"amdxdna \S+: AMD-Vi: Event logged \[IO_PAGE_FAULT",
     }.items()

@@ -269,6 +269,13 @@ def _rows(pattern: str) -> Callable[[bytes], bytes]:
 _PACKAGED = "llama|ollama|lemon|vllm"
 """Beginnings of the names under which packages of engines keep files in /etc."""
 _UNITS = r".*/(?:systemd/(?:system|user)|containers/systemd)(?:/.*)?"
+def _swaps(data: bytes) -> bytes:
+    """A swap file may lie in a home directory."""
+    return re.sub(rb"(?m)^(?!/dev/|Filename)\S+", b"/swapfile", data)
+
+
+_SYSTEMD = r"/(?:etc|run|usr/local/lib|usr/lib)"
+
 _REDUCTIONS: Mapping[str, Callable[[bytes], bytes | None]] = {
     r"/(?:etc|run|lib|usr/lib|usr/local/lib)/modprobe\.d/.*": _modprobe,
     r"/dev/kmsg": reduce_log,
@@ -288,4 +295,18 @@ _REDUCTIONS: Mapping[str, Callable[[bytes], bytes | None]] = {
     r"/proc/self/limits": _rows(r"Max locked memory"),
     r"/proc/stat": _rows(r"btime "),
     r"/proc/vmstat": _rows(r"(?:oom_kill|compact_\w+) "),
+    r"/proc/swaps": _swaps,
+    r"/proc/sys/kernel/core_pattern": _rows(r"\|\S*/systemd-coredump(?: |$)"),
+    rf"{_SYSTEMD}/sysctl\.d/.*": _rows(r"-?(?:vm[./]\w+|kernel[./]numa_balancing)\s*="),
+    rf"{_SYSTEMD}/(?:tmpfiles)\.d/.*": _rows(
+        r"w\S*\s+/(?:proc/sys/vm|sys/kernel/mm|sys/module/zswap|sys/devices/system/cpu"
+        r"|sys/firmware/acpi|sys/class/drm/card\d+/device)/[\w./-]+\s"
+    ),
+    rf"{_SYSTEMD}/systemd/coredump\.conf.*": _rows(r"\[Coredump\]|\w+SizeMax="),
+    r"/etc/tuned/ppd\.conf": _rows(r"\[\w+\]|default\s*=|[\w-]+\s*=\s*[\w-]+$"),
+    r"/etc/tuned/ppd_base_profile": _rows(r"[\w-]{1,60}$"),
+    r"/var/lib/power-profiles-daemon/state\.ini": _rows(r"\[State\]|Profile="),
+    r"/etc/tlp(?:\.d/.*)?\.conf": _rows(r"(?:PLATFORM_PROFILE|CPU_SCALING_GOVERNOR)_ON_AC="),
+    r"/etc/auto-cpufreq\.conf": _rows(r"\[\w+\]|(?:governor|platform_profile)\s*="),
+    r"/etc/asusd/asusd\.ron": _rows(r"\s*(?:change_)?platform_profile_on_ac:"),
 }

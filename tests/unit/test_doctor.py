@@ -32,6 +32,7 @@ from doctor_support import (
     server,
     sized,
     surroundings,
+    swaps,
     unit,
 )
 from infertune.boot.record import Stage, save
@@ -94,6 +95,9 @@ OTHER_GPU: Overlay = {
 }
 OLD_KERNEL = {KERNEL: "6.17.9-300.fc43.x86_64\n"}
 BAD_BUILD = surroundings("10566 (0123abc)")
+PPD_CONF = (
+    "[main]\ndefault=balanced\n[profiles]\nbalanced=balanced\nperformance=accelerator-performance\n"
+)
 DPKG = "Package: {}\nStatus: install ok installed\nMaintainer: a b\nVersion: {}\n\n"
 
 CASES: dict[str, Case] = {
@@ -121,6 +125,11 @@ CASES: dict[str, Case] = {
         {"/sys/module/amdgpu/parameters/cwsr_enable": "1\n"},
     ),
     "kernel-isolated-cpus": Case(cmdline("isolcpus=0-15")),
+    "kernel-gtt-uncapped": Case(
+        {**sized(128), KERNEL: "7.0.0-38-generic\n", "/etc/os-release": "ID=ubuntu\n"},
+        {**sized(128), KERNEL: "7.0.0-39-generic\n", "/etc/os-release": "ID=ubuntu\n"},
+        says="GTT is 128 GiB",
+    ),
     "firmware-mes-broken": Case({f"{GPU}/fw_version/mes_fw_version": "0x00000083\n"}),
     "firmware-mes-hang": Case({f"{GPU}/fw_version/mes_fw_version": "0x00000086\n"}),
     "firmware-package-broken": Case(
@@ -137,6 +146,17 @@ CASES: dict[str, Case] = {
     "firmware-leftover": Case(
         {"/var/lib/dpkg/status": DPKG.format("amdgpu-dkms-firmware", "1:6.12")},
         {"/var/lib/dpkg/status": DPKG.format("linux-firmware", "20260110-1")},
+    ),
+    "firmware-suspected": Case(
+        {
+            KERNEL: "7.2.2\n",
+            "/var/lib/dpkg/status": DPKG.format("linux-firmware", "20260810-1"),
+        },
+        {
+            KERNEL: "7.2.2\n",
+            "/var/lib/dpkg/status": DPKG.format("linux-firmware", "20260910-1"),
+        },
+        says="20260810-1",
     ),
     "gpu-without-driver": Case(
         {"/sys/bus/pci/devices/0000:c3:00.0/driver": None}, says="1002:1586"
@@ -158,12 +178,51 @@ CASES: dict[str, Case] = {
     ),
     "rocm-save-area": Case({"/opt/rocm/.info/version": "7.1.0\n"}),
     "rocm-override": Case(
-        surroundings(HSA_OVERRIDE_GFX_VERSION="11.0.0"), says="11.0.0 (your environment) on gfx1151"
+        surroundings(HSA_OVERRIDE_GFX_VERSION="11.0.0"),
+        says="HSA_OVERRIDE_GFX_VERSION=11.0.0 (your environment)",
     ),
     "gpu-hidden": Case(
         surroundings(HIP_VISIBLE_DEVICES="-1"), surroundings(HIP_VISIBLE_DEVICES="0")
     ),
     "rocm-folk-settings": Case(surroundings(HSA_ENABLE_SDMA="0")),
+    "option-folk-settings": Case(cmdline("amdgpu.noretry=0"), says="amdgpu.noretry=0"),
+    "rocm-several-clients": Case(surroundings(clients=2), says="2 processes"),
+    "rocm-spinning-thread": Case(
+        {"/opt/rocm/.info/version": "7.14.0\n"}, {"/opt/rocm/.info/version": "7.2.4\n"}, says="7.14"
+    ),
+    "vulkan-cpu-compute": Case(
+        surroundings("9672 (eae5b28)", ("vulkan", "cpu")),
+        surroundings("9660 (1234567)", ("vulkan", "cpu")),
+        says="in one report",
+    ),
+    "vulkan-short-lockup": Case(
+        surroundings(backends=("vulkan", "cpu")),
+        {
+            **surroundings(backends=("vulkan", "cpu")),
+            **cmdline("amdgpu.lockup_timeout=10000,60000,10000,10000"),
+        },
+        says="2 s",
+    ),
+    "swap-zram-large": Case(
+        {"/proc/swaps": swaps("/dev/zram0", kib=100 * 1024 * 1024)}, says="100 GiB"
+    ),
+    "swap-swappiness": Case(
+        {"/proc/swaps": swaps("/dev/zram0"), "/proc/sys/vm/swappiness": "10\n"},
+        {"/proc/swaps": swaps("/dev/zram0"), "/proc/sys/vm/swappiness": "180\n"},
+        says="all swap is zram",
+    ),
+    "coredump-large": Case(
+        {
+            "/proc/sys/kernel/core_pattern": "|/usr/lib/systemd/systemd-coredump %P %u\n",
+            "/etc/systemd/coredump.conf": "[Coredump]\n"
+            "ProcessSizeMax=infinity\nExternalSizeMax=100G\n",
+        },
+        {
+            "/proc/sys/kernel/core_pattern": "|/usr/lib/systemd/systemd-coredump %P %u\n",
+            "/etc/systemd/coredump.conf": "[Coredump]\nProcessSizeMax=infinity\n",
+        },
+        says="a limit of 100 GiB",
+    ),
     "rocm-managed-memory": Case(server("", "Environment=GGML_CUDA_ENABLE_UNIFIED_MEMORY=1")),
     "vulkan-amdvlk": Case(
         {"/etc/vulkan/icd.d/amd_icd64.json": "{}\n"},
@@ -310,13 +369,13 @@ CASES: dict[str, Case] = {
         {"/etc/modprobe.d/odd.conf": b"\x7fELF\x00\x00"}, says="not a text file"
     ),
     "iommu-invalid": Case(
-        cmdline("amd_iommu=pt"), cmdline("amd_iommu=force_isolation"), says="meant is iommu=pt"
+        cmdline("amd_iommu=pt"), cmdline("amd_iommu=force_isolation"), says="iommu=pt is meant"
     ),
     "npu-without-iommu": Case(cmdline("amd_iommu=off"), cmdline("iommu=pt")),
     "iommu-trade": Case(cmdline("amd_iommu=off"), says="VFIO"),
     "thp-command-line": Case(cmdline("transparent_hugepage=never")),
     "gpu-lockup-never": Case(
-        cmdline("amdgpu.lockup_timeout=0"), cmdline("amdgpu.lockup_timeout=20000")
+        cmdline("amdgpu.lockup_timeout=-1"), cmdline("amdgpu.lockup_timeout=0,20000")
     ),
     "tuners-conflict": Case(
         {"/sys/fs/cgroup/system.slice/tlp.service/cgroup.procs": "", "/run/tlp/last_pwr": "0\n"},
@@ -351,9 +410,32 @@ CASES: dict[str, Case] = {
     "gpu-fan": Case(
         {f"{HWMON}/fan1_input": "0\n", f"{HWMON}/temp1_input": "93000\n"},
         {f"{HWMON}/fan1_input": "0\n", f"{HWMON}/temp1_input": "45000\n"},
-        says="stands still",
+        says="is not turning",
     ),
     "gpu-hot": Case({f"{HWMON}/temp1_input": "97000\n"}, says="97 C"),
+    "tuned-ppd-base": Case(
+        {"/etc/tuned/ppd_base_profile": "balanced\n", "/etc/tuned/ppd.conf": PPD_CONF},
+        {"/etc/tuned/ppd_base_profile": "performance\n", "/etc/tuned/ppd.conf": PPD_CONF},
+        says="until tuned-ppd starts again, as at each boot: then it is balanced",
+    ),
+    "power-set-back": Case(
+        {
+            "/sys/firmware/acpi/platform_profile": "performance\n",
+            "/sys/fs/cgroup/system.slice/power-profiles-daemon.service/cgroup.procs": "",
+            "/var/lib/power-profiles-daemon/state.ini": "[State]\nProfile=balanced\n",
+        },
+        {
+            "/sys/firmware/acpi/platform_profile": "performance\n",
+            "/sys/fs/cgroup/system.slice/power-profiles-daemon.service/cgroup.procs": "",
+            "/var/lib/power-profiles-daemon/state.ini": "[State]\nProfile=performance\n",
+        },
+        says="until power-profiles-daemon starts again, as at each boot: then it is balanced",
+    ),
+    "boot-writes-again": Case(
+        {"/etc/sysctl.d/99-zram.conf": "vm.swappiness = 180\n"},
+        {"/etc/sysctl.d/99-zram.conf": "vm.swappiness = 60\n"},
+        says="vm.swappiness is 60, and /etc/sysctl.d/99-zram.conf writes 180 at each boot",
+    ),
     "log-ring-timeout": Case(
         log("amdgpu 0000:c5:00.0: ring comp_1.1.0 timeout, signaled seq=3, emitted seq=5"),
         says="ring comp_1.1.0 timeout",
@@ -370,7 +452,7 @@ CASES: dict[str, Case] = {
             "Out of memory: Killed process 812 (llama-server) total-vm:1kB",
             "Out of memory: Killed process 4711 (firefox) total-vm:1kB",
         ),
-        says="2 processes killed for want of memory, 1 of them no model servers",
+        says="the OOM killer ended 2 processes, 1 of them not model servers",
     ),
     "log-illegal-instruction": Case(
         log(
@@ -408,6 +490,9 @@ CASES: dict[str, Case] = {
     ),
     "log-npu-fault": Case(
         log("amdxdna 0000:c6:00.1: AMD-Vi: Event logged [IO_PAGE_FAULT domain=0x0 address=0x1]")
+    ),
+    "log-npu-timeout": Case(
+        log("amdxdna 0000:c6:00.1: aie2_dump_ctx: Firmware timeout state capture:")
     ),
     "survey-dynamic-quants": Case(
         unit("ExecStart=llama-server -m /m/q4_k_m/x-Q4_K_M.gguf"), status=("not done", "done")
@@ -563,7 +648,7 @@ def test_rocm_of_a_distribution(tmp_path: Path) -> None:
         "rocm-slow-prompts",
     )
     assert isinstance(result.answer, Finding)
-    assert "ROCm 7.2: its compiler may be among those" in result.answer.text
+    assert "ROCm 7.2 may compile" in result.answer.text
 
 
 def test_window_without_a_fix() -> None:
@@ -639,6 +724,7 @@ SICK: Overlay = {
     **BAD_BUILD,
     **cmdline("amdgpu.gttsize=126976", "amd_iommu=off", "nomodeset"),
     KERNEL: "7.0.12-200.fc44.x86_64\n",
+    f"{CPUFREQ}/boost": "0\n",
     "/proc/pressure/memory": None,
     "/dev/kmsg": None,
 }
@@ -661,8 +747,8 @@ def test_exit_code_is_1_only_for_errors(tmp_path: Path, capsys: pytest.CaptureFi
     assert kinds == sorted(kinds, key=["error", "warning", "info"].index)
     assert {"error", "warning", "info"} == set(kinds)
     assert "https://github.com/ggml-org/llama.cpp/issues/28211" in out
-    assert "  there is no kernel log here: log-ring-timeout, log-mes" in out
-    assert re.search(r"^5 errors, 1 warnings, .*.* rules ", out, re.MULTILINE), out[-200:]
+    assert re.search(r"^not known \(\d+ rules\): there is no kernel log here \(1\d\)", out, re.M)
+    assert re.search(r"^5 errors, 1 warning, 2 notes; of \d+ rules ", out, re.MULTILINE), out[-200:]
 
 
 def test_chosen_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,13 +52,6 @@ MISTAKES: tuple[Mistake, ...] = (
     ),
     Mistake(
         "",
-        "amd_iommu",
-        "pt",
-        "amd_iommu=pt is no value of this parameter and is ignored",
-        "remove it; 'iommu=pt' would be the spelling, and gives inference nothing",
-    ),
-    Mistake(
-        "",
         "iommu",
         "pt",
         "iommu=pt gave inference nothing in published A/B runs",
@@ -68,11 +61,48 @@ MISTAKES: tuple[Mistake, ...] = (
 )
 
 
+WORDS: Mapping[str, tuple[str, ...]] = {
+    # drivers/iommu/amd/init.c, parse_amd_iommu_options, Linux 7.1; older kernels know fewer
+    # (pgtbl_v1 and pgtbl_v2 came with 6.1).
+    "amd_iommu": (
+        *("fullflush", "force_enable", "off", "force_isolation", "pgtbl_v1", "pgtbl_v2"),
+        *("irtcachedis", "nohugepages", "v2_pgsizes_only"),
+    ),
+    # arch/x86/kernel/pci-dma.c, iommu_setup, and amd_gart_64.c, gart_parse_options.
+    "iommu": (
+        *("off", "force", "noforce", "biomerge", "panic", "nopanic", "merge", "nomerge"),
+        *("forcesac", "allowdac", "nodac", "usedac", "soft", "pt", "nopt"),
+        *("leak", "noagp", "noaperture", "fullflush", "nofullflush", "memaper"),
+    ),
+}
+"""Words that parameters of the kernel itself take, by parameter."""
+
+HARMLESS_WORDS = ("on", "1", "auto")
+"""Words that are none, from guides of other drivers: without them the IOMMU is on all the same."""
+
+
+def ignored_words(name: str, value: str) -> tuple[str, ...]:
+    """Words of a kernel parameter's value that the kernel does not know.
+
+    It compares beginnings only (strncmp), so a longer word counts as the one it starts with.
+    """
+    known = WORDS.get(name)
+    if known is None:
+        return ()
+    return tuple(word for word in value.split(",") if word and not word.startswith(known))
+
+
 _KNOWN = {(mistake.module, mistake.name): mistake for mistake in MISTAKES}
 
 
 def mistake_in(module: str, name: str, value: str) -> Mistake | None:
     """What is known to be wrong about one parameter."""
+    words = ignored_words(name, value) if not module else ()
+    if words:
+        what = f"{name} does not know {', '.join(words)}, and ignores it"
+        spelling = "; iommu=pt would be the spelling, and gives inference nothing"
+        meant = spelling if name == "amd_iommu" and "pt" in words else ""
+        return Mistake("", name, value, what, f"remove it{meant}")
     mistake = _KNOWN.get((module, name))
     return mistake if mistake and fnmatchcase(value, mistake.value) else None
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import difflib
 import os
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import groupby
 from typing import Any
 
 from infertune.cli.base import JSON, Command, Context, argument
@@ -56,6 +56,10 @@ def _smoke(ctx: Context) -> Smoke | None:
 
 # -- as text -----------------------------------------------------------------------
 
+_COLUMNS = 80
+_REASON_LINES = 3
+"""Lines that what is not known may take; --all shows the rest."""
+
 
 def _print(ctx: Context, results: Sequence[Result], smoke: Smoke | None) -> None:
     for severity in SEVERITIES:
@@ -63,10 +67,13 @@ def _print(ctx: Context, results: Sequence[Result], smoke: Smoke | None) -> None
             if result.severity == severity:
                 _print_finding(ctx, result)
     _print_advice(ctx, [each for each in results if isinstance(each.answer, Advice)])
-    _print_unknown(ctx, [each for each in results if isinstance(each.answer, Unknown)])
+    unknown = _by_reason(results)
     if ctx.args.all:
+        _print_unknown(ctx, unknown)
         for outcome in ("fine", "not applicable"):
             _print_quiet(ctx, outcome, [each for each in results if each.outcome == outcome])
+    elif unknown:
+        ctx.print("\n".join(_reasons(unknown)))
     if smoke:
         ctx.print(f"smoke run: {smoke.detail}")
     ctx.print(_counts(results))
@@ -78,11 +85,30 @@ def _print_finding(ctx: Context, result: Result) -> None:
         return
     confidence = finding.confidence or result.rule.confidence
     doubt = "" if confidence == "sure" else " (likely)"
-    ctx.print(f"{result.severity}: {finding.text}{doubt}")
-    ctx.print(f"  fix:  {finding.fix or result.rule.fix}")
     source = result.rule.sources[0]
-    ctx.print(f"  see:  {source.text}, {source.url}")
-    ctx.print(f"  rule: {result.rule.id}")
+    also = f" (covers {', '.join(result.covers)})" if result.covers else ""
+    _print_wrapped(ctx, f"{result.severity}: {finding.text}{doubt}", 2)
+    _print_wrapped(ctx, f"  fix:  {finding.fix or result.rule.fix}", 8)
+    _print_wrapped(ctx, f"  see:  {source.text}, {source.url}", 8)
+    _print_wrapped(ctx, f"  rule: {result.rule.id}{also}", 8)
+
+
+def _print_wrapped(ctx: Context, text: str, indent: int) -> None:
+    """At words on a terminal; a pipe gets one line, which a search finds whole."""
+    if ctx.stdout is not None and ctx.stdout.isatty():
+        text = "\n".join(_wrapped(text, indent))
+    ctx.print(text)
+
+
+def _wrapped(text: str, indent: int) -> list[str]:
+    """Lines of at most 80 columns; a word (an id, an address) is never cut."""
+    return textwrap.wrap(
+        text,
+        _COLUMNS,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _print_advice(ctx: Context, results: Sequence[Result]) -> None:
@@ -92,20 +118,37 @@ def _print_advice(ctx: Context, results: Sequence[Result]) -> None:
     for result in results:
         advice = result.answer
         if isinstance(advice, Advice):
-            ctx.print(f"  {advice.status:<8}  {result.rule.title}: {advice.why}")
+            _print_wrapped(ctx, f"  {advice.status:<8}  {result.rule.title}: {advice.why}", 12)
 
 
-def _print_unknown(ctx: Context, results: Sequence[Result]) -> None:
-    """Rules that fare the same for the same reason share a line."""
-    if not results:
-        return
-    ctx.print("not known:")
+def _by_reason(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
+    """Ids of the rules that cannot answer, by why; the reason that most share comes first."""
+    found: dict[str, list[str]] = {}
+    for each in results:
+        if isinstance(each.answer, Unknown):
+            found.setdefault(each.answer.why, []).append(each.rule.id)
+    return sorted(found.items(), key=lambda entry: -len(entry[1]))
 
-    def reason(result: Result) -> str:
-        return result.answer.why if isinstance(result.answer, Unknown) else ""
 
-    for why, group in groupby(sorted(results, key=reason), key=reason):
-        ctx.print(f"  {why}: {', '.join(each.rule.id for each in group)}")
+def _reasons(unknown: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    """``not known (7 rules): the kernel log is for root (5); ...`` in at most three lines."""
+    total = sum(len(ids) for _, ids in unknown)
+    head = f"not known ({total} {'rule' if total == 1 else 'rules'}): "
+    told = [f"{why} ({len(ids)})" for why, ids in unknown]
+    for shown in range(len(told), 0, -1):
+        left = sum(len(ids) for _, ids in unknown[shown:])
+        more = [f"other reasons ({left}), see --all"] if left else []
+        lines = _wrapped(head + "; ".join((*told[:shown], *more)), 2)
+        if len(lines) <= _REASON_LINES:
+            return lines
+    return _wrapped(f"{head}see --all", 2)
+
+
+def _print_unknown(ctx: Context, unknown: Sequence[tuple[str, Sequence[str]]]) -> None:
+    if unknown:
+        ctx.print("not known:")
+    for why, ids in unknown:
+        ctx.print("\n".join(_wrapped(f"  {why}: {', '.join(ids)}", 4)))
 
 
 def _print_quiet(ctx: Context, label: str, results: Sequence[Result]) -> None:
@@ -113,7 +156,7 @@ def _print_quiet(ctx: Context, label: str, results: Sequence[Result]) -> None:
         ctx.print(f"{label}:")
         for result in results:
             where = f" ({result.rule.when.words})" if label != "fine" else ""
-            ctx.print(f"  {result.rule.id}: {result.rule.title}{where}")
+            _print_wrapped(ctx, f"  {result.rule.id}: {result.rule.title}{where}", 4)
 
 
 def _count(results: Sequence[Result], outcome: Outcome) -> int:
@@ -122,14 +165,20 @@ def _count(results: Sequence[Result], outcome: Outcome) -> int:
 
 def _counts(results: Sequence[Result]) -> str:
     found = [
-        f"{sum(each.severity == severity for each in results)} {plural}"
-        for severity, plural in zip(SEVERITIES, ("errors", "warnings", "notes"), strict=True)
+        _counted(sum(each.severity == severity for each in results), noun)
+        for severity, noun in zip(SEVERITIES, ("error", "warning", "note"), strict=True)
     ]
     rest = (
         f"{_count(results, 'fine')} fine, {_count(results, 'unknown')} not known, "
         f"{_count(results, 'not applicable')} not for this machine"
     )
-    return f"{', '.join(found)}; of {len(results)} rules {rest}"
+    rules = "1 rule" if len(results) == 1 else f"{len(results)} rules"
+    return f"{', '.join(found)}; of {rules} {rest}"
+
+
+def _counted(number: int, noun: str) -> str:
+    """``no errors``, ``1 error``, ``2 errors``."""
+    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
 
 
 def _list(ctx: Context, rules: Sequence[Rule]) -> Exit:
@@ -170,6 +219,7 @@ def _document(results: Sequence[Result], smoke: Smoke | None) -> dict[str, Any]:
                 "text": each.answer.text,
                 "fix": each.answer.fix or each.rule.fix,
                 "sources": [asdict(source) for source in each.rule.sources],
+                "covers": list(each.covers),
             }
             for severity in SEVERITIES
             for each in results
@@ -210,7 +260,11 @@ COMMANDS: tuple[Command, ...] = (
                 metavar="ID",
                 help="ask this rule only (may be repeated)",
             ),
-            argument("--all", action="store_true", help="show also the rules that found nothing"),
+            argument(
+                "--all",
+                action="store_true",
+                help="show also which rules found nothing, and which cannot be answered",
+            ),
             argument("--list", action="store_true", help="list the rules and ask none"),
             argument(
                 "--smoke",
@@ -225,9 +279,10 @@ COMMANDS: tuple[Command, ...] = (
         "with bugs, GPU memory set in the wrong place or not in force, limits, power caps, other "
         "tuners, what the kernel has logged, and the recommendations of a survey. Each finding "
         "says how sure it is, where it can be read, and what would put it right; what cannot be "
-        "read is said to be not known, and why. Writes nothing and needs no privileges, but as "
-        "root it may read more (the kernel's log). With --root it works on a snapshot, so a report "
-        "can be diagnosed elsewhere. With --smoke it starts the server, asks for one token, and "
-        "stops it. The exit code is 1 where a finding is an error.",
+        "read is said to be not known, and why. Findings with one cause are told as one. Writes "
+        "nothing and needs no privileges, but as root it may read more (the kernel's log). With "
+        "--root it works on a snapshot, so a report can be diagnosed elsewhere. With --smoke it "
+        "starts the server, asks for one token, and stops it. The exit code is 1 where a finding "
+        "is an error.",
     ),
 )

@@ -58,6 +58,8 @@ class Finding:
     severity: Severity | None = None
     confidence: Confidence | None = None
     fix: str | None = None
+    about: str | None = None
+    """The setting it is on (``ttm.pages_limit``), where a rule may mean one of several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,3 +168,5 @@ class Rule:
     sources: tuple[Source, ...]
     window: Window | None = None
     """The versions the check compares with, for the document."""
+    covers: tuple[str, ...] = ()
+    """Rules whose findings have the same cause as this one's, and need not be told beside it."""

@@ -16,7 +16,10 @@ from infertune import kernel_log
 from infertune.boot.sizes import next_boot, outlooks
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
 from infertune.doctor.surroundings import LlamaServer, Staged, Surroundings
+from infertune.host.boot_writes import BootWrite, read_boot_writes
 from infertune.host.cgroup import group_limit
+from infertune.host.container import read_container
+from infertune.host.coredump import CoreDumps, read_core_dumps
 from infertune.host.cpu import boost, platform_profile, policies
 from infertune.host.devices import XDNA_IDS, on_mains, pci_devices, read_ahead_kib
 from infertune.host.gpu import (
@@ -30,8 +33,11 @@ from infertune.host.gpu import (
 )
 from infertune.host.memory import chosen, free_huge_blocks, meminfo, overcommit, pressure, vmstat
 from infertune.host.modprobe import Assignment, Sources, read_sources
+from infertune.host.nodes import Node
 from infertune.host.packages import packages, python_programs, rocm_version, vulkan_drivers
 from infertune.host.servers import Declared, read_servers
+from infertune.host.power_at_boot import PowerAtBoot, read_power_at_boot
+from infertune.host.swap import read_swappiness
 from infertune.host.system import COMMAND_LINE, booted, locked_limit, parameters
 from infertune.host.tuners import tuned_profile
 from infertune.host.unknown import Unknown, need
@@ -167,8 +173,16 @@ class Facts:
     """Of vllm and llmlingua, those in the system's Python."""
     environment: Mapping[str, str] | Unknown
     server: LlamaServer | Unknown | None
-    devices: Mapping[str, bool] | Unknown
+    devices: Mapping[str, Node] | Unknown
     staged: Staged | Unknown
+    compute_clients: int | Unknown
+    """Processes that have ROCm open."""
+    container: str | Unknown | None
+    """Kind of the container this system is; None for none."""
+    power_at_boot: tuple[PowerAtBoot, ...] | Unknown
+    boot_writes: tuple[BootWrite, ...] | Unknown
+    core_dumps: CoreDumps | Unknown | None
+    swappiness: int | Unknown
     smoke: Smoke | None = None
 
     # -- what many rules ask ---------------------------------------------------
@@ -205,6 +219,29 @@ class Facts:
     def configured(self, module: str, name: str) -> list[Assignment]:
         """What is configured for one parameter of a module.  Raises Missing."""
         return [each for each in need(self.options) if (each.module, each.name) == (module, name)]
+
+    @property
+    def loaded(self) -> frozenset[str]:
+        """Of the GPU's modules, those that are loaded.  Raises Missing."""
+        modules = need(self.modules)
+        hidden = not modules and any(gpu.driver == "amdgpu" for gpu in self.machine.gpus)
+        return need(Unknown("the kernel's modules are not shown here") if hidden else modules)
+
+    def shows(self, module: str) -> bool:
+        """Whether any parameter of a module can be read here.  Raises Missing."""
+        live = need(self.live_options)
+        return any(live[key] is not None for key in live if key.startswith(f"{module}."))
+
+    def option(self, module: str, name: str) -> str | Unknown:
+        """The value of a module's parameter: the one in force, else the one configured.
+
+        A file that is not there says nothing of its value.  Raises Missing.
+        """
+        live = need(self.live_options).get(f"{module}.{name}")
+        configured = self.configured(module, name)
+        if live is not None or not configured:
+            return live if live is not None else Unknown(f"{module}.{name} is not shown here")
+        return configured[-1].value
 
     def variables(self, name: str) -> list[tuple[str, str]]:
         """Values of a variable and who has it: the caller, declared servers.  Raises Missing."""
@@ -258,6 +295,12 @@ def read_facts(root: Root, surroundings: Surroundings, smoke: Smoke | None = Non
         server=surroundings.server,
         devices=surroundings.devices,
         staged=surroundings.staged,
+        compute_clients=surroundings.compute_clients,
+        container=_guarded(lambda: read_container(root)),
+        power_at_boot=_guarded(lambda: read_power_at_boot(root)),
+        boot_writes=_guarded(lambda: read_boot_writes(root)),
+        core_dumps=_guarded(lambda: read_core_dumps(root)),
+        swappiness=_guarded(lambda: read_swappiness(root)),
         smoke=smoke,
     )
 

@@ -16,7 +16,8 @@ from typing import Any, get_args
 
 from infertune.boot.state import State, read_status
 from infertune.errors import Failed, InfertuneError
-from infertune.host.unknown import Unknown
+from infertune.host.nodes import Node, read_nodes
+from infertune.host.unknown import Unknown, known
 from infertune.launch.binary import (
     BACKENDS,
     Backend,
@@ -86,12 +87,14 @@ class Surroundings:
     """Variables of SHOWN_ENVIRONMENT the caller has."""
     server: LlamaServer | Unknown | None
     """None where there is no llama-server on the caller's search path."""
-    devices: Mapping[str, bool] | Unknown
-    """Whether the caller may use a device node, by path."""
+    devices: Mapping[str, Node] | Unknown
+    """The GPU's device nodes by path: whether the caller may use them, and whose they are."""
     journal: tuple[str, ...] | None = None
     """The kernel's messages, where the journal gives them and /dev/kmsg does not."""
     staged: Staged | Unknown = _NOT_SAID
     """Not from a file of the snapshot: the record holds other files, and ids of boots."""
+    compute_clients: int | Unknown = _NOT_SAID
+    """Processes that have ROCm open.  Not from a file: it would hold their numbers."""
 
     def to_file(self) -> bytes:
         """For a snapshot; what is unknown here stays unknown there."""
@@ -106,13 +109,14 @@ class Surroundings:
                 "flags": _sorted(server.flags),
                 "variables": _sorted(server.variables),
             }
-        known = {
+        document = {
             "environment": _plain(self.environment),
             "server": server,
-            "devices": _plain(self.devices),
+            "devices": None if isinstance(self.devices, Unknown) else _nodes_to_file(self.devices),
             "staged": None if isinstance(self.staged, Unknown) else asdict(self.staged),
+            "compute_clients": known(self.compute_clients),
         }
-        return json.dumps(known, indent=1, sort_keys=True).encode() + b"\n"
+        return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
 
 
 def _sorted(names: frozenset[str] | Unknown) -> list[str] | None:
@@ -123,16 +127,33 @@ def _plain(fact: Mapping[str, Any] | Unknown) -> dict[str, Any] | None:
     return None if isinstance(fact, Unknown) else dict(fact)
 
 
+def _nodes_to_file(nodes: Mapping[str, Node]) -> dict[str, dict[str, Any]]:
+    def mode(node: Node) -> str | None:
+        return None if node.mode is None else f"{node.mode:04o}"
+
+    return {path: asdict(node) | {"mode": mode(node)} for path, node in nodes.items()}
+
+
 def look_around(root: Root, caller: Mapping[str, str]) -> Surroundings:
     """The surroundings of a caller on this machine.  Never raises."""
-    nodes = ["/dev/kfd", *root.glob("/dev/dri/renderD*")]
     return Surroundings(
         environment={name: caller[name] for name in SHOWN_ENVIRONMENT if name in caller},
         server=_server(caller),
-        devices={node: root.writable(node) for node in nodes if root.exists(node)},
+        devices=read_nodes(root),
         journal=_journal(),
         staged=_staged(root),
+        compute_clients=_compute_clients(root),
     )
+
+
+def _compute_clients(root: Root) -> int | Unknown:
+    """One directory for each process that has KFD open (kfd_process.c)."""
+    if not root.exists("/sys/class/kfd"):
+        return 0  # without the driver no process can
+    try:
+        return len(root.listed("/sys/class/kfd/kfd/proc"))
+    except OSError:
+        return Unknown("the driver does not show which processes use ROCm")
 
 
 def _staged(root: Root) -> Staged | Unknown:
@@ -212,8 +233,9 @@ def recorded(root: Root) -> Surroundings:
         return Surroundings(
             environment=_texts(found["environment"]),
             server=_recorded_server(found["server"]),
-            devices={str(node): bool(usable) for node, usable in found["devices"].items()},
+            devices={str(path): _recorded_node(each) for path, each in found["devices"].items()},
             staged=_recorded_stage(found.get("staged")),
+            compute_clients=_recorded_count(found.get("compute_clients")),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return Surroundings(_NOT_SAID, _NOT_SAID, _NOT_SAID)
@@ -221,6 +243,26 @@ def recorded(root: Root) -> Surroundings:
 
 def _texts(found: Any) -> dict[str, str]:
     return {str(name): str(value) for name, value in found.items()}
+
+
+def _recorded_node(found: Any) -> Node:
+    if not isinstance(found, dict):  # a snapshot of before owners were noted
+        return Node(bool(found))
+    mode = found.get("mode")
+    return Node(
+        usable=bool(found["usable"]),
+        owner=_word(found.get("owner")),
+        group=_word(found.get("group")),
+        mode=int(mode, 8) if isinstance(mode, str) else mode if isinstance(mode, int) else None,
+    )
+
+
+def _word(found: Any) -> str | None:
+    return None if found is None else str(found)[:60]
+
+
+def _recorded_count(found: Any) -> int | Unknown:
+    return found if isinstance(found, int) else _NOT_SAID
 
 
 def _recorded_stage(found: Any) -> Staged | Unknown:

@@ -16,6 +16,17 @@ def _one_node(machine: Machine) -> str | None:
     return None
 
 
+def _swap_in_memory(machine: Machine) -> str | None:
+    where = machine.swap.in_memory if machine.swap else None
+    if where is None:
+        return None
+    swap = "all swap here is zram" if where == "zram" else "zswap compresses swap here"
+    return (
+        f"{swap}: below 100 the kernel drops the model's file pages before it compresses idle "
+        f"memory; {_DOC} suggests more than 100 for swap in memory"
+    )
+
+
 KNOBS: tuple[Knob, ...] = (
     Knob(
         id="vm.swappiness",
@@ -30,6 +41,7 @@ KNOBS: tuple[Knob, ...] = (
         ),
         doc=_DOC,
         absent="this kernel is built without CONFIG_SWAP or hides /proc/sys",
+        note=_swap_in_memory,
     ),
     Knob(
         id="vm.compaction_proactiveness",

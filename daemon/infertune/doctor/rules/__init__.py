@@ -13,7 +13,9 @@ from infertune.doctor.rules import (
     runtime,
     servers,
     survey,
+    swap,
     tuners,
+    vulkan,
 )
 
 SUBJECTS: dict[str, tuple[Rule, ...]] = {
@@ -23,7 +25,9 @@ SUBJECTS: dict[str, tuple[Rule, ...]] = {
     "runtime": runtime.RULES,
     "llama.cpp": llama_cpp.RULES,
     "servers": servers.RULES,
+    "vulkan": vulkan.RULES,
     "memory": memory.RULES,
+    "swap": swap.RULES,
     "boot": boot.RULES,
     "tuners": tuners.RULES,
     "logs": logs.RULES,

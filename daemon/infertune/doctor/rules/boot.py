@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of the boot: set twice, set wrongly, or not in force."""
+"""Boot settings: set twice, set wrongly, or not in force."""
 
 from __future__ import annotations
 
 import difflib
 from collections import defaultdict
 
-from infertune.boot.sources import Mistake, mistake_in
+from infertune.boot.sources import HARMLESS_WORDS, Mistake, ignored_words, mistake_in
 from infertune.doctor.base import (
     Answer,
     Finding,
     Rule,
     Source,
+    Unknown,
     github,
     kernel_doc,
     need,
@@ -24,14 +25,24 @@ from infertune.units import MIB, PAGES_PER_GIB, format_size
 
 _TTM = ("ttm", "amdttm", "amd_ttm")
 
-_KNOWN = ("pages_limit", "page_pool_size", "lockup_timeout", "cwsr_enable", "gttsize")
+_KNOWN = {
+    **dict.fromkeys(_TTM, ("pages_limit", "page_pool_size", "dma32_pages_limit")),
+    "amdgpu": (
+        *("gttsize", "lockup_timeout", "cwsr_enable", "noretry", "vm_update_mode", "sg_display"),
+        *("ppfeaturemask", "no_system_mem_limit", "gpu_recovery", "dcdebugmask"),
+    ),
+}
+"""Parameters that are set for inference, by module: they exist, whether shown here or not."""
 
 
 def _gttsize(facts: Facts) -> Answer:
     found = facts.configured("amdgpu", "gttsize")
     if not found or found[-1].value in ("-1", ""):
         return None
-    return Finding(f"{found[-1]} ({found[-1].origin}) is deprecated, and will be removed")
+    size = _mib(found[-1].value)
+    fix = f"write ttm.pages_limit={size * 256} instead" if size else None
+    text = f"{found[-1]} ({found[-1].origin}) is deprecated and will be removed"
+    return Finding(text, fix=fix, about="amdgpu.gttsize")
 
 
 def _mib(value: str) -> int | None:
@@ -46,13 +57,10 @@ def _sizes_differ(facts: Facts) -> Answer:
         return None
     size, limit = (_mib(gtt[-1].value) or 0) * MIB, (_pages(pages[-1].value) or 0) * 4096
     if abs(size - limit) < 64 * MIB:
-        return Finding(
-            f"{gtt[-1]} and {pages[-1]} set the same size twice",
-            "info",
-        )
+        return Finding(f"{gtt[-1]} and {pages[-1]} set the same size twice", "info")
     return Finding(
         f"{gtt[-1]} is {format_size(size)}, {pages[-1]} is {format_size(limit)}: the driver "
-        "promises one size, and TTM gives the other"
+        "reports one size, and TTM allows the other"
     )
 
 
@@ -69,7 +77,7 @@ def _disagree(facts: Facts) -> Answer:
             said = ", ".join(f"{value} ({option.origin})" for value, option in values.items())
             live = need(facts.live_options).get(name)
             force = f"; in force is {live}" if live is not None else ""
-            return Finding(f"{name} is set to {said}{force}")
+            return Finding(f"{name} is set to {said}{force}", about=name)
     return None
 
 
@@ -89,14 +97,28 @@ def _mistake(option: Assignment) -> Mistake | None:
 
 def _unknown_option(facts: Facts) -> Answer:
     live = need(facts.live_options)
+    unseen = [option for option in need(facts.options) if _unseen(facts, option)]
     for option in need(facts.options):
         name = f"{option.module}.{option.name}"
-        if _mistake(option) or name not in live or live[name] is not None:
+        if _mistake(option) or not facts.shows(option.module) or live.get(name) is not None:
             continue
-        near = difflib.get_close_matches(option.name, _KNOWN, n=1, cutoff=0.75)
+        names = _KNOWN.get(option.module, ())
+        if option.name in names:
+            continue
+        near = difflib.get_close_matches(option.name, names, n=1, cutoff=0.75)
         hint = f"; did you mean {option.module}.{near[0]}?" if near else ""
-        return Finding(f"{option} ({option.origin}): the module shows no such parameter{hint}")
-    return None
+        text = f"{option} ({option.origin}): the module shows no such parameter{hint}"
+        return Finding(text, about=name)
+    return _not_shown(unseen)
+
+
+def _unseen(facts: Facts, option: Option) -> bool:
+    """Whether the module that takes the option is loaded, and shows nothing of itself here."""
+    return not facts.shows(option.module) and option.module in facts.loaded
+
+
+def _not_shown(unseen: list[Option]) -> Unknown | None:
+    return Unknown(f"the parameters of {unseen[0].module} are not shown here") if unseen else None
 
 
 def _pool_above_limit(facts: Facts) -> Answer:
@@ -107,7 +129,7 @@ def _pool_above_limit(facts: Facts) -> Answer:
         limits = facts.configured(module, "pages_limit")
         size, limit = _pages(pool[-1].value), _pages(limits[-1].value) if limits else None
         if size and limit and size > limit:
-            return Finding(f"{pool[-1]} is more than {limits[-1]}: no pool can be that large")
+            return Finding(f"{pool[-1]} is above {limits[-1]}: the pool never grows that large")
     return None
 
 
@@ -115,14 +137,23 @@ def _uneven_pages(facts: Facts) -> Answer:
     for module in _TTM:
         for option in facts.configured(module, "pages_limit"):
             pages = _pages(option.value)
+            name = f"{module}.pages_limit"
             if pages is None:
-                return Finding(f"{option} ({option.origin}) is not a number of pages")
+                return Finding(f"{option} ({option.origin}) is not a number of pages", about=name)
             if 0 < pages < PAGES_PER_GIB:
                 return Finding(
                     f"{option} ({option.origin}) is {format_size(pages * 4096)}: the value counts "
-                    "pages of 4 KiB, not MiB or GiB"
+                    "pages of 4 KiB, not MiB or GiB",
+                    fix=_meant(name, pages),
+                    about=name,
                 )
     return None
+
+
+def _meant(name: str, number: int) -> str | None:
+    """The same number as GiB or MiB, whichever is a size of these machines."""
+    pages = next((number * unit for unit in (262144, 256) if number * unit >= 8 * 262144), None)
+    return f"write {name}={pages} for {format_size(pages * 4096)}" if pages else None
 
 
 def _newer_than_initramfs(facts: Facts) -> Answer:
@@ -134,7 +165,7 @@ def _newer_than_initramfs(facts: Facts) -> Answer:
     if not newer:
         return None
     return Finding(
-        f"{', '.join(newer)} changed after {image.path} was made: it may lack the change"
+        f"{', '.join(newer)} changed after {image.path} was built, which may lack the change"
     )
 
 
@@ -149,11 +180,11 @@ def _not_in_force(facts: Facts) -> Answer:
             continue
         changed = files.get(option.origin)
         if changed is not None and changed > booted:
-            return Finding(
-                f"{option} ({option.origin}) waits for the next boot; in force is {value}", "info"
-            )
-        return Finding(f"{option} ({option.origin}) is not in force: {name} is {value}")
-    return None
+            text = f"{option} ({option.origin}) takes effect at the next boot; in force is {value}"
+            return Finding(text, "info", about=name)
+        text = f"{option} ({option.origin}) is not in force: {name} is {value}"
+        return Finding(text, about=name)
+    return _not_shown([option for option in latest.values() if _unseen(facts, option)])
 
 
 def _same(configured: str, live: str) -> bool:
@@ -168,14 +199,14 @@ def _staged(facts: Facts) -> Answer:
     if staged.state in ("none", "active"):
         return None
     if staged.state == "pending-reboot":
-        return Finding("boot settings that infertune staged wait for the next boot", "info")
+        return Finding("boot settings staged by infertune take effect at the next boot", "info")
     said = f" ({'; '.join(staged.said)})" if any(staged.said) else ""
     became = {
         "staged": "were left half staged or half put back",
-        "overridden": "are overruled by another place",
+        "overridden": "are overruled elsewhere",
         "failed": "are not in force",
     }
-    return Finding(f"boot settings that infertune staged {became[staged.state]}{said}")
+    return Finding(f"boot settings staged by infertune {became[staged.state]}{said}")
 
 
 def _odd_files(facts: Facts) -> Answer:
@@ -186,13 +217,17 @@ def _odd_files(facts: Facts) -> Answer:
 
 
 def _invalid_iommu(facts: Facts) -> Answer:
-    value = facts.parameter("amd_iommu")
-    valid = {"fullflush", "off", "force_isolation", "force_enable", "pgtbl_v1", "pgtbl_v2"}
-    more = {"irtcachedis", "nohugepages", "v2_pgsizes_only", "nopasid", "on"}
-    if value is None or set(value.split(",")) <= valid | more:
-        return None
-    meant = "; meant is iommu=pt" if "pt" in value.split(",") else ""
-    return Finding(f"amd_iommu={value}: the kernel ignores the unknown value{meant}")
+    for name, value in need(facts.parameters):
+        words = ignored_words(name, value)
+        if not words:
+            continue
+        said = f"{name}={value}: the kernel does not know {', '.join(words)} and ignores it"
+        if "pt" in words:
+            return Finding(f"{said}; iommu=pt is meant", about=name)
+        harmless = all(word in HARMLESS_WORDS for word in words)
+        more = "; the IOMMU is on without it" if harmless else ""
+        return Finding(f"{said}{more}", "info" if harmless else None, about=name)
+    return None
 
 
 def _iommu_off(facts: Facts) -> bool:
@@ -208,11 +243,11 @@ def _npu_lost(facts: Facts) -> Answer:
 def _iommu_trade(facts: Facts) -> Answer:
     if _iommu_off(facts):
         return Finding(
-            "the IOMMU is off: on one host prompts gained 5 to 12 %, generation 2 %; the price is "
-            "protection from devices' DMA, VFIO, and the NPU"
+            "the IOMMU is off: on one host prompts ran 5 to 12 % faster, generation 2 %; the price "
+            "is DMA protection, VFIO and the NPU"
         )
     if facts.parameter("iommu") == "pt":
-        return Finding("iommu=pt was no faster than translation in comparisons on this chip")
+        return Finding("iommu=pt measured no faster than the default (translated) on this chip")
     return None
 
 
@@ -221,15 +256,18 @@ def _thp_on_command_line(facts: Facts) -> Answer:
     tuned = any(each.id == "tuned" and each.running for each in facts.machine.tuners)
     if value is None or not tuned:
         return None
-    return Finding(f"transparent_hugepage={value} on the command line: TuneD then leaves it alone")
+    return Finding(
+        f"transparent_hugepage={value} is on the command line, so TuneD leaves huge pages alone"
+    )
 
 
 def _lockup(facts: Facts) -> Answer:
     found = facts.configured("amdgpu", "lockup_timeout")
     values = [part for option in found for part in option.value.split(",")]
-    if not any(part == "0" or part == "-1" for part in values):
+    # A negative number is no timeout; 0 keeps the default (amdgpu_drv.c, lockup_timeout).
+    if not any(part.startswith("-") for part in values):
         return None
-    return Finding(f"{found[-1]}: a GPU that hangs is never reset")
+    return Finding(f"{found[-1]} ({found[-1].origin}): a hung GPU is never reset")
 
 
 RULES: tuple[Rule, ...] = (
@@ -240,8 +278,9 @@ RULES: tuple[Rule, ...] = (
         check=_gttsize,
         severity="warning",
         confidence="sure",
-        fix="set ttm.pages_limit (GiB x 262144) on its own",
+        fix="set ttm.pages_limit (GiB x 262144) instead",
         sources=(kernel_doc("gpu/amdgpu/module-parameters"), rocm(5595)),
+        covers=("log-gttsize",),
     ),
     Rule(
         id="gtt-sizes-differ",
@@ -250,8 +289,9 @@ RULES: tuple[Rule, ...] = (
         check=_sizes_differ,
         severity="error",
         confidence="sure",
-        fix="take amdgpu.gttsize away and keep pages_limit",
+        fix="remove amdgpu.gttsize and keep pages_limit",
         sources=(kernel_doc("gpu/amdgpu/module-parameters"), rocm(5595)),
+        covers=("gttsize-deprecated", "log-gtt-differs", "log-gttsize"),
     ),
     Rule(
         id="option-twice",
@@ -265,13 +305,14 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="option-misspelt",
-        title="a parameter that guides spell wrongly",
+        title="a misspelt parameter that guides have passed on",
         when=AMDGPU,
         check=_misspelt,
         severity="error",
         confidence="sure",
-        fix="write the parameter's name",
+        fix="correct the parameter's name",
         sources=(rocm(5595), github("kyuz0/amd-strix-halo-toolboxes", 39)),
+        covers=("log-unknown-parameter",),
     ),
     Rule(
         id="option-unknown",
@@ -283,6 +324,7 @@ RULES: tuple[Rule, ...] = (
         confidence="likely",
         fix="see 'modinfo -p MODULE' for the names",
         sources=(kernel_doc("gpu/amdgpu/module-parameters"),),
+        covers=("log-unknown-parameter",),
     ),
     Rule(
         id="ttm-pool-above-limit",
@@ -291,7 +333,7 @@ RULES: tuple[Rule, ...] = (
         check=_pool_above_limit,
         severity="info",
         confidence="sure",
-        fix="leave page_pool_size out: it keeps freed pages, it reserves nothing",
+        fix="remove page_pool_size: it only caps the cache of freed pages and reserves nothing",
         sources=(github("ROCm/rocm-systems", 351),),
     ),
     Rule(
@@ -306,7 +348,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="initramfs-older",
-        title="options that changed after the initramfs was made",
+        title="options that changed after the initramfs was built",
         when=AMDGPU,
         check=_newer_than_initramfs,
         severity="warning",
@@ -314,6 +356,7 @@ RULES: tuple[Rule, ...] = (
         confidence="likely",
         fix="rebuild it (update-initramfs -u, dracut -f, or mkinitcpio -P), and reboot",
         sources=(rocm(5595), github("superm1/amd-debug-tools", 10)),
+        covers=("option-not-in-force",),
     ),
     Rule(
         id="option-not-in-force",
@@ -327,13 +370,14 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="boot-staged",
-        title="boot settings that infertune staged and that are not in force",
+        title="boot settings staged by infertune that are not in force",
         when=ALWAYS,
         check=_staged,
         severity="warning",
         confidence="sure",
         fix="see 'infertune boot status'; 'infertune boot undo' puts everything back",
         sources=(kernel_doc("admin-guide/kernel-parameters"),),
+        covers=("option-not-in-force", "ttm-not-in-force", "initramfs-older"),
     ),
     Rule(
         id="modprobe-odd-file",
@@ -347,16 +391,22 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="iommu-invalid",
-        title="a value of amd_iommu that does not exist",
+        title="a value of amd_iommu or iommu that the kernel does not know",
         when=ALWAYS,
         check=_invalid_iommu,
         severity="warning",
         confidence="sure",
-        fix="take it away, or write amd_iommu=off and pay its price (iommu-trade)",
+        fix="remove it; amd_iommu=off is the value that changes speed (see iommu-trade)",
         sources=(
-            github("kyuz0/amd-strix-halo-toolboxes", 66),
+            Source(
+                "Linux: drivers/iommu/amd/init.c",
+                "https://git.kernel.org/pub/scm/linux/kernel/git/torvalds/linux.git/tree/drivers/"
+                "iommu/amd/init.c",
+            ),
             kernel_doc("admin-guide/kernel-parameters"),
+            github("kyuz0/amd-strix-halo-toolboxes", 66),
         ),
+        covers=("log-iommu-option",),
     ),
     Rule(
         id="npu-without-iommu",
@@ -365,7 +415,7 @@ RULES: tuple[Rule, ...] = (
         check=_npu_lost,
         severity="info",
         confidence="sure",
-        fix="take amd_iommu=off away if you want the NPU",
+        fix="remove amd_iommu=off if you want the NPU",
         sources=(github("noamsto/nix-amd-ai", 53), github("antirez/ds4", 871)),
     ),
     Rule(
@@ -380,10 +430,11 @@ RULES: tuple[Rule, ...] = (
             github("kyuz0/amd-strix-halo-toolboxes", 66),
             github("noamsto/nix-amd-ai", 132),
         ),
+        covers=("npu-without-iommu",),
     ),
     Rule(
         id="thp-command-line",
-        title="huge pages set on the command line, where TuneD leaves them alone",
+        title="huge pages set on the command line, which makes TuneD leave them alone",
         when=ALWAYS,
         check=_thp_on_command_line,
         severity="info",
@@ -398,12 +449,12 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="gpu-lockup-never",
-        title="a GPU hang is never noticed",
+        title="a hung GPU is never reset",
         when=AMDGPU,
         check=_lockup,
         severity="warning",
         confidence="sure",
-        fix="set amdgpu.lockup_timeout to a time in ms (20000 for long prompts)",
+        fix="write amdgpu.lockup_timeout=20000 (ms; enough for long prompts)",
         sources=(
             kernel_doc("gpu/amdgpu/module-parameters"),
             github("defilantech/LLMKube", 886),

@@ -16,6 +16,7 @@ from infertune.doctor.base import (
 )
 from infertune.doctor.conditions import ALWAYS, AMDGPU, INTEGRATED, STRIX_HALO
 from infertune.doctor.facts import Facts
+from infertune.host.nodes import Node
 
 _DKMS = {"amdttm", "amd_ttm"}
 
@@ -24,25 +25,25 @@ def _undriven(facts: Facts) -> Answer:
     devices = need(facts.undriven_gpus)
     if not devices:
         return None
-    return Finding(f"{', '.join(devices)}: an AMD GPU without a driver, so models run on the CPU")
+    return Finding(f"no driver is bound to the AMD GPU {', '.join(devices)}: models run on the CPU")
 
 
 def _no_modeset(facts: Facts) -> Answer:
     if facts.parameter("nomodeset") is None:
         return None
-    return Finding("nomodeset is on the command line: the GPU's driver does not start")
+    return Finding("nomodeset is on the command line: the GPU's driver does not load")
 
 
 def _no_kfd(facts: Facts) -> Answer:
     if facts.machine.kfd:
         return None
-    return Finding("amdgpu is loaded and KFD is not there: ROCm cannot run, Vulkan can")
+    return Finding("amdgpu is loaded without KFD: ROCm cannot run, Vulkan can")
 
 
 def _wrong_ttm(facts: Facts) -> Answer:
     ttm = facts.machine.ttm
     if ttm is None:
-        return Unknown("no TTM module of amdgpu's was found")
+        return Unknown("no TTM module that amdgpu uses was found")
     wrong = [
         option
         for option in need(facts.options)
@@ -58,25 +59,71 @@ def _wrong_ttm(facts: Facts) -> Answer:
     return Finding(
         text,
         confidence="sure" if ttm.sure else "likely",
-        fix=f"set {', '.join(f'{ttm.module}.{option.name}' for option in missed)} instead",
+        fix="write "
+        + ", ".join(f"{ttm.module}.{option.name}={option.value}" for option in missed)
+        + " instead",
+        about=f"{missed[-1].module}.{missed[-1].name}",
     )
 
 
 def _dkms(facts: Facts) -> Answer:
-    loaded = need(facts.modules) & _DKMS
+    loaded = facts.loaded & _DKMS
     if not loaded:
         return None
     return Finding(f"{', '.join(sorted(loaded))}: the GPU runs on amdgpu-dkms")
 
 
 def _forbidden(facts: Facts) -> Answer:
-    devices = need(facts.devices)
-    closed = [node for node, usable in devices.items() if not usable]
-    if not devices:
+    nodes = need(facts.devices)
+    container = need(facts.container)
+    closed = {path: node for path, node in nodes.items() if not node.usable}
+    if not nodes and container is None:
         return Unknown("there is no GPU device node here")
+    if not nodes:
+        text = "there is no /dev/kfd and no /dev/dri/renderD* in this container"
+        return Finding(f"{text}: programs in it cannot see the GPU", fix=_passing(container))
     if not closed:
         return None
-    return Finding(f"you may not use {', '.join(closed)}: the GPU is invisible to your programs")
+    said = ", ".join(
+        f"{path} ({node.owners or 'owner not known'})" for path, node in closed.items()
+    )
+    return Finding(
+        f"you may not open {said}: your programs cannot see the GPU",
+        fix=_opening(next(iter(closed.values())), container),
+    )
+
+
+def _passing(container: str | None) -> str:
+    """How a device gets into a container."""
+    if container == "lxc":
+        return "pass them through on the host (Proxmox: dev0: /dev/kfd, dev1: /dev/dri/renderD128)"
+    return f"start the {container} container with --device /dev/kfd --device /dev/dri"
+
+
+_HOST_SIDE = {
+    "lxc": "set its group on the host (Proxmox: dev0: /dev/kfd,gid=NUMBER, of the group render in "
+    "the container), or with a unit in the container that runs 'chgrp render /dev/kfd' at boot",
+    "podman": "start the container with --group-add keep-groups, as a user who is in the node's "
+    "group on the host",
+    "docker": "start the container with --group-add NUMBER of the node's group on the host",
+    "toolbox": "join the node's group on the host (usermod -aG render,video NAME), and log in "
+    "again: toolbox keeps your groups",
+}
+
+
+def _opening(node: Node, container: str | None) -> str | None:
+    """What opens a node to the caller; None: what the rule says."""
+    if container is not None:
+        other = "set its group and mode on the host, where the container gets the node from"
+        return _HOST_SIDE.get(container, other)
+    if not node.owners:
+        return None
+    if node.group in ("root", "0") or not (node.mode or 0) & 0o020:
+        return (
+            'no group helps; a udev rule does: KERNEL=="kfd", GROUP="render", MODE="0660" '
+            '(SUBSYSTEM=="drm", KERNEL=="renderD*" for the render node)'
+        )
+    return f"join the group {node.group} (usermod -aG {node.group} NAME), and log in again"
 
 
 def _several(facts: Facts) -> Answer:
@@ -85,7 +132,7 @@ def _several(facts: Facts) -> Answer:
     if not others:
         return None
     names = ", ".join(f"{each.pci_id or '?'} ({each.driver})" for each in others)
-    return Finding(f"beside the integrated GPU there is {names}: a server may spread over both")
+    return Finding(f"there is another GPU, {names}: a server may split a model across both")
 
 
 RULES: tuple[Rule, ...] = (
@@ -96,18 +143,22 @@ RULES: tuple[Rule, ...] = (
         check=_undriven,
         severity="error",
         confidence="sure",
-        fix="load amdgpu (modprobe amdgpu), and see the kernel log for why it did not start",
+        fix="load it (modprobe amdgpu), and see the kernel log for why it did not load",
         sources=(kernel_doc("gpu/amdgpu/index"),),
     ),
     Rule(
         id="gpu-nomodeset",
-        title="nomodeset keeps the GPU's driver from starting",
+        title="nomodeset keeps the GPU's driver from loading",
         when=ALWAYS,
         check=_no_modeset,
         severity="error",
         confidence="sure",
-        fix="take nomodeset off the kernel command line",
-        sources=(kernel_doc("admin-guide/kernel-parameters"),),
+        fix="remove nomodeset from the kernel command line",
+        sources=(
+            kernel_doc("admin-guide/kernel-parameters"),
+            github("kyuz0/amd-strix-halo-toolboxes", 75),
+        ),
+        covers=("gpu-without-driver", "gpu-without-kfd"),
     ),
     Rule(
         id="gpu-without-kfd",
@@ -131,12 +182,13 @@ RULES: tuple[Rule, ...] = (
         check=_wrong_ttm,
         severity="error",
         confidence="sure",
-        fix="set it on the module amdgpu holds (infertune machine shows it)",
+        fix="set it on the module amdgpu uses ('infertune machine' shows it)",
         sources=(rocm(5562), rocm(5595)),
+        covers=("option-not-in-force", "ttm-default"),
     ),
     Rule(
         id="driver-dkms",
-        title="amdgpu-dkms on Strix Halo, where AMD supports the kernel's own driver",
+        title="amdgpu-dkms on Strix Halo, where AMD supports the driver of the kernel",
         when=STRIX_HALO,
         check=_dkms,
         severity="warning",
@@ -157,6 +209,7 @@ RULES: tuple[Rule, ...] = (
                 "ROCm post-installation",
                 "https://rocm.docs.amd.com/projects/install-on-linux/en/latest/install/prerequisites.html",
             ),
+            github("Hal0ai/hal0", 420),
         ),
     ),
     Rule(

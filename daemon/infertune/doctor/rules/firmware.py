@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import re
 
-from infertune.doctor.base import Answer, Finding, Rule, Unknown, github, need, rocm
-from infertune.doctor.conditions import STRIX_HALO
+from infertune.doctor.base import Answer, Finding, Rule, Unknown, github, llama, need, rocm
+from infertune.doctor.conditions import ROCM_SERVER, STRIX_HALO
 from infertune.doctor.facts import Facts
 
 _BROKEN_MES = 0x83
@@ -16,14 +16,14 @@ _HANGING_MES = 0x86
 def _broken_mes(facts: Facts) -> Answer:
     if need(facts.mes) != _BROKEN_MES:
         return None
-    return Finding(f"MES firmware {_BROKEN_MES:#x}: ROCm programs fault or hang the GPU")
+    return Finding(f"with MES firmware {_BROKEN_MES:#x} ROCm programs fault or hang the GPU")
 
 
 def _hanging_mes(facts: Facts) -> Answer:
     if need(facts.mes) != _HANGING_MES:
         return None
     return Finding(
-        f"MES firmware {_HANGING_MES:#x}: one machine hangs without a message under long compute"
+        f"with MES firmware {_HANGING_MES:#x} one machine hung without a message under long compute"
     )
 
 
@@ -44,15 +44,34 @@ def _broken_package(facts: Facts) -> Answer:
     return None
 
 
+_SUSPECT_PACKAGE = "20260810"
+
+
+def _suspected(facts: Facts) -> Answer:
+    if facts.kernel[:2] != (7, 2):
+        return None
+    packages = need(facts.packages)
+    versions = {name: packages[name] for name in _FIRMWARE if name in packages}
+    if not versions:
+        return Unknown("no package with the GPU's firmware was found")
+    for name, version in versions.items():
+        if re.search(rf"\b{_SUSPECT_PACKAGE}\b", version):
+            return Finding(
+                f"Linux {facts.machine.kernel} with {name} {version} was suspected of garbled "
+                "answers; measured, llama.cpp's ROCm backend was at fault, Vulkan was right"
+            )
+    return None
+
+
 def _leftover(facts: Facts) -> Answer:
-    if isinstance(facts.modules, Unknown) or facts.modules & {"amdttm", "amd_ttm"}:
+    if facts.loaded & {"amdttm", "amd_ttm"}:
         return None  # the driver it belongs to is in use
     version = need(facts.packages).get("amdgpu-dkms-firmware")
     if version is None:
         return None
     return Finding(
-        f"amdgpu-dkms-firmware {version} is installed without its driver in use; its files win "
-        "over linux-firmware's"
+        f"amdgpu-dkms-firmware {version} is installed, and its driver is not in use; its files "
+        "take precedence over linux-firmware's"
     )
 
 
@@ -66,10 +85,11 @@ RULES: tuple[Rule, ...] = (
         confidence="sure",
         fix="install another linux-firmware than 20251125, rebuild the initramfs, and reboot",
         sources=(rocm(5724),),
+        covers=("log-mes", "log-page-fault", "log-ring-timeout", "log-gpu-reset"),
     ),
     Rule(
         id="firmware-mes-hang",
-        title="MES firmware 0x86 was seen to hang without a message under sustained compute",
+        title="MES firmware 0x86 has hung without a message under sustained compute",
         when=STRIX_HALO,
         check=_hanging_mes,
         severity="info",
@@ -90,12 +110,22 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="firmware-leftover",
-        title="firmware of amdgpu-dkms stays in force without the driver",
+        title="firmware of amdgpu-dkms is loaded without its driver",
         when=STRIX_HALO,
         check=_leftover,
         severity="warning",
         confidence="likely",
         fix="apt autoremove --purge amdgpu-dkms-firmware, rebuild the initramfs, and reboot",
         sources=(rocm(5991),),
+    ),
+    Rule(
+        id="firmware-suspected",
+        title="Linux 7.2 with linux-firmware 20260810, suspected of garbled answers and cleared",
+        when=STRIX_HALO & ROCM_SERVER,
+        check=_suspected,
+        severity="info",
+        confidence="likely",
+        fix="keep both; where answers are garbled, look at llama-wrong-logits first",
+        sources=(github("noamsto/nix-amd-ai", 105), llama(28211)),
     ),
 )

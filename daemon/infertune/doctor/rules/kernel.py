@@ -20,6 +20,8 @@ from infertune.doctor.base import (
 )
 from infertune.doctor.conditions import ALWAYS, AMDGPU, INTEGRATED, RDNA35, STRIX_HALO
 from infertune.doctor.facts import Facts
+from infertune.host.unknown import known
+from infertune.units import format_size
 
 _SLOW = Window(first=(7, 0, 12), last=(7, 0, 12), good=(7, 0, 13))
 
@@ -28,10 +30,10 @@ def _slow_compute(facts: Facts) -> Answer:
     release = facts.machine.kernel
     if re.match(r"7\.0\.0-\d", release or "") and facts.machine.distro_id == "ubuntu":
         # Ubuntu takes stable patches in and keeps 7.0.0: its number does not say which.
-        return Unknown(f"Ubuntu's {release} carries stable patches, and its number not which")
+        return Unknown(f"Ubuntu's {release} has stable patches, and its number does not say which")
     if _SLOW.says(facts.kernel) == "good":
         return None
-    return Finding(f"Linux {release}: loading models and compute were up to 42 times slower")
+    return Finding(f"Linux {release} loads models and computes up to 42 times slower")
 
 
 _SAVE_AREA = Window(first=(0,), last=(6, 18, 3), good=(6, 18, 4))
@@ -40,10 +42,9 @@ _SAVE_AREA = Window(first=(0,), last=(6, 18, 3), good=(6, 18, 4))
 def _save_area(facts: Facts) -> Answer:
     if _SAVE_AREA.says(facts.kernel) == "good" or facts.kfd_context is True:
         return None
-    live = need(facts.live_options).get("amdgpu.cwsr_enable")
-    if live == "0":
+    if known(facts.option("amdgpu", "cwsr_enable")) == "0":
         return None  # the workaround of before the fix
-    text = f"Linux {facts.machine.kernel} may save too little of a compute queue (CWSR)"
+    text = f"Linux {facts.machine.kernel} may save too little of a compute queue's state (CWSR)"
     if facts.rocm is None:
         return Finding(f"{text}; ROCm is not installed, and Vulkan does not need it", "info")
     return Finding(f"{text}: ROCm programs hang or fault under load")
@@ -55,7 +56,7 @@ _GTT_COMPUTE = Window(first=(0,), last=(6, 9), good=(6, 10))
 def _gtt_compute(facts: Facts) -> Answer:
     if _GTT_COMPUTE.says(facts.kernel) == "good":
         return None
-    return Finding(f"Linux {facts.machine.kernel}: ROCm allocates from the carve-out alone")
+    return Finding(f"on Linux {facts.machine.kernel} ROCm allocates from the carve-out only")
 
 
 _HARD_CLOCK = Window(first=(0,), last=(7, 0), good=(7, 1))
@@ -65,7 +66,7 @@ def _hard_clock(facts: Facts) -> Answer:
     level = need(facts.sensors).level
     if level not in ("high", "profile_peak") or _HARD_CLOCK.says(facts.kernel) == "good":
         return None
-    return Finding(f"GPU level {level} on Linux {facts.machine.kernel}: a hard minimum clock")
+    return Finding(f"GPU level {level} on Linux {facts.machine.kernel} sets a hard minimum clock")
 
 
 _Z13 = When(
@@ -77,15 +78,39 @@ def _power_off(facts: Facts) -> Answer:
     profile = need(facts.processor).platform_profile
     if profile not in ("performance", "max-power"):
         return None
-    return Finding(f"platform profile {profile}: this model has switched itself off under load")
+    return Finding(
+        f"the platform profile is {profile}: machines of this model have powered off under load"
+    )
 
 
 def _old_workaround(facts: Facts) -> Answer:
-    value = need(facts.live_options).get("amdgpu.cwsr_enable")
     fixed = _SAVE_AREA.says(facts.kernel) == "good" or facts.kfd_context is True
-    if value != "0" or not fixed:
+    if not fixed or need(facts.option("amdgpu", "cwsr_enable")) != "0":
         return None
-    return Finding(f"amdgpu.cwsr_enable=0 is set, and Linux {facts.machine.kernel} has the fix")
+    origins = [each.origin for each in facts.configured("amdgpu", "cwsr_enable")]
+    where = f" ({origins[-1]})" if origins else ""
+    return Finding(
+        f"amdgpu.cwsr_enable=0{where} is set, and Linux {facts.machine.kernel} has the fix"
+    )
+
+
+_UNCAPPED_UBUNTU = 38
+"""Last 7.0.0-N of Ubuntu's reported without the cap."""
+
+
+def _uncapped(facts: Facts) -> Answer:
+    found = re.match(r"7\.0\.0-(\d{1,4})-", facts.machine.kernel or "")
+    if facts.machine.distro_id != "ubuntu" or not found or int(found[1]) > _UNCAPPED_UBUNTU:
+        return None
+    total, gtt = facts.machine.memory.total_bytes, facts.gpu.gtt_bytes
+    if total is None or gtt is None:
+        return Unknown("the size of RAM or of GTT cannot be read")
+    if gtt <= total:
+        return None
+    return Finding(
+        f"GTT is {format_size(gtt)} and RAM {format_size(total)}: newer kernels of Ubuntu (from "
+        "7.0.0-39 on) cap GTT at RAM, and a model that only fits now will not"
+    )
 
 
 _ISOLATION = ("isolcpus", "nohz_full", "rcu_nocbs")
@@ -96,7 +121,7 @@ def _isolated(facts: Facts) -> Answer:
     if not given:
         return None
     return Finding(
-        f"{', '.join(given)} on the command line: these CPUs serve nobody who is not placed there"
+        f"{', '.join(given)} on the command line: these CPUs run only what is placed on them"
     )
 
 
@@ -114,13 +139,13 @@ RULES: tuple[Rule, ...] = (
         check=_slow_compute,
         severity="error",
         confidence="sure",
-        fix="start Linux 7.0.11, 7.0.13 or 7.1",
+        fix="boot Linux 7.0.11, 7.0.13 or 7.1",
         sources=(rocm(6358), github("Comfy-Org/ComfyUI", 14488)),
         window=_SLOW,
     ),
     Rule(
         id="kernel-save-area",
-        title="kernels before 6.18.4 save too little of a compute queue on gfx1151 (CWSR)",
+        title="kernels before 6.18.4 save too little of a compute queue's state on gfx1151 (CWSR)",
         when=STRIX_HALO,
         check=_save_area,
         severity="error",
@@ -130,6 +155,7 @@ RULES: tuple[Rule, ...] = (
         "amdgpu.cwsr_enable=0",
         sources=_SAVE_AREA_SOURCES,
         window=_SAVE_AREA,
+        covers=("log-page-fault",),
     ),
     Rule(
         id="kernel-gtt-compute",
@@ -158,7 +184,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="platform-power-off",
-        title="ROG Flow Z13 switches itself off in the platform profile performance",
+        title="ROG Flow Z13 powers off under load in the platform profile performance",
         when=_Z13 & RDNA35,
         check=_power_off,
         severity="error",
@@ -173,18 +199,28 @@ RULES: tuple[Rule, ...] = (
         check=_old_workaround,
         severity="info",
         confidence="sure",
-        fix="take the option away; without CWSR one program cannot interrupt another's compute",
+        fix="remove the option; without CWSR one program cannot interrupt another's compute",
         sources=_SAVE_AREA_SOURCES,
     ),
     Rule(
         id="kernel-isolated-cpus",
-        title="CPUs isolated at boot are lost to everything that is not placed there",
+        title="CPUs isolated at boot run only what is placed on them",
         when=ALWAYS,
         check=_isolated,
         severity="info",
         confidence="sure",
-        fix="place the server there (cpus in a profile), or take the parameters away; no gain for "
+        fix="place the server there (cpus in a profile), or remove the parameters; no gain for "
         "inference on a GPU has been measured",
         sources=(kernel_doc("admin-guide/kernel-parameters"),),
+    ),
+    Rule(
+        id="kernel-gtt-uncapped",
+        title="GTT above RAM, which the next kernel of Ubuntu will cap",
+        when=STRIX_HALO,
+        check=_uncapped,
+        severity="info",
+        confidence="likely",
+        fix="set pages_limit below RAM before you upgrade",
+        sources=(linux("5dafdd649280", "July 2026"),),
     ),
 )

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel has said since it was started.  The signs themselves: infertune/kernel_log.py."""
+"""What the kernel has logged since boot.  The signs themselves: infertune/kernel_log.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from infertune import kernel_log
+from infertune.boot.sources import HARMLESS_WORDS
 from infertune.doctor.base import (
     Answer,
     Finding,
@@ -40,11 +41,11 @@ def _killed(facts: Facts) -> Answer:
     if not names:
         return None
     innocents = [name for name in names if not kernel_log.is_server(name)]
-    text = f"{len(names)} processes killed for want of memory"
+    text = f"the OOM killer ended {len(names)} {'process' if len(names) == 1 else 'processes'}"
     if innocents:
         text += (
-            f", {len(innocents)} of them no model servers: the killer does not see memory the GPU "
-            "holds"
+            f", {len(innocents)} of them not model servers: it does not see the memory that the "
+            "GPU holds"
         )
     return Finding(text)
 
@@ -54,9 +55,19 @@ def _died(facts: Facts) -> Answer:
     if not found:
         return None
     return Finding(
-        f"a program died of an illegal instruction in {found[0]['file']}: it was built for "
+        f"a program died of an illegal instruction in {found[0]['file']}, which was built for "
         "another CPU"
     )
+
+
+def _ignored_word(facts: Facts) -> Answer:
+    found = kernel_log.find("iommu-option", need(facts.log))
+    if not found:
+        return None
+    words = found[0]["option"].split(",")
+    harmless = all(word in HARMLESS_WORDS for word in words)
+    text = f"the kernel logged '{found[0][0][:100]}': the value has no effect"
+    return Finding(text, "info" if harmless else None, about="amd_iommu")
 
 
 _DEVICE_LOST = (llama(21724), github("defilantech/LLMKube", 886), github("ollama/ollama", 17870))
@@ -67,11 +78,12 @@ RULES: tuple[Rule, ...] = (
         id="log-ring-timeout",
         title="the GPU did not finish work in time and was reset",
         when=ALWAYS,
-        check=_sign("ring-timeout", "work of a program was thrown away ('device lost')"),
+        check=_sign("ring-timeout", "the program lost its work ('device lost')"),
         severity="warning",
         confidence="sure",
-        fix="smaller ubatch_size (128 worked where 512 did not), or amdgpu.lockup_timeout=20000",
+        fix="a smaller ubatch_size (128 worked where 512 did not), or amdgpu.lockup_timeout=20000",
         sources=_DEVICE_LOST,
+        covers=("vulkan-short-lockup", "log-gpu-reset"),
     ),
     Rule(
         id="log-mes",
@@ -80,27 +92,28 @@ RULES: tuple[Rule, ...] = (
         check=_sign("mes", "the GPU hangs until it is reset"),
         severity="error",
         confidence="sure",
-        fix="look at the rules on MES firmware and on the kernel's save area; then reboot",
+        fix="check firmware-mes-broken and kernel-save-area, then reboot",
         sources=(rocm(5724), rocm(5590), rocm(5151)),
+        covers=("log-ring-timeout", "log-gpu-reset"),
     ),
     Rule(
         id="log-gpu-reset",
         title="the GPU was reset",
         when=ALWAYS,
-        check=_sign("gpu-reset", "every program that used it lost its work"),
+        check=_sign("gpu-reset", "every program using it lost its work"),
         severity="warning",
         confidence="sure",
-        fix="see what stands before it in the kernel log",
+        fix="see what the kernel logged just before",
         sources=(kernel_doc("gpu/drm-uapi"), llama(21724)),
     ),
     Rule(
         id="log-page-fault",
-        title="the GPU touched memory it may not",
+        title="the GPU accessed memory it may not",
         when=ALWAYS,
         check=_sign("page-fault", "a program or its driver is at fault"),
         severity="warning",
         confidence="sure",
-        fix="look at the rules on MES firmware, ROCm and HSA_OVERRIDE_GFX_VERSION",
+        fix="check firmware-mes-broken, rocm-save-area and rocm-override",
         sources=(rocm(5991), rocm(5724)),
     ),
     Rule(
@@ -110,8 +123,9 @@ RULES: tuple[Rule, ...] = (
         check=_killed,
         severity="warning",
         confidence="sure",
-        fix="smaller GTT, context or --cache-ram (8 GiB by default); oom_score_adj for the server",
+        fix="less GTT, context or --cache-ram (8 GiB by default); oom_score_adj for the server",
         sources=(rocm(6370),),
+        covers=("oom-kills",),
     ),
     Rule(
         id="log-illegal-instruction",
@@ -135,27 +149,27 @@ RULES: tuple[Rule, ...] = (
         check=_sign("gttsize-deprecated", "set pages_limit of TTM"),
         severity="warning",
         confidence="sure",
-        fix="set ttm.pages_limit (GiB x 262144) on its own",
+        fix="set ttm.pages_limit (GiB x 262144) instead",
         sources=_GTTSIZE,
     ),
     Rule(
         id="log-gtt-differs",
         title="the driver says that GTT and TTM have different sizes",
         when=ALWAYS,
-        check=_sign("gtt-ttm-differ", "one of the two is not what was meant"),
+        check=_sign("gtt-ttm-differ", "one of the two is not what you meant"),
         severity="warning",
         confidence="sure",
-        fix="take amdgpu.gttsize away and keep pages_limit",
+        fix="remove amdgpu.gttsize and keep pages_limit",
         sources=_GTTSIZE,
     ),
     Rule(
         id="log-gtt-capped",
-        title="the driver made GTT as small as RAM",
+        title="the driver capped GTT at RAM",
         when=ALWAYS,
-        check=_sign("gtt-capped", "the configured size is more than there is"),
+        check=_sign("gtt-capped", "the configured size is more than RAM"),
         severity="warning",
         confidence="sure",
-        fix="set pages_limit below RAM, less what the system needs",
+        fix="set pages_limit to RAM less what the system needs",
         sources=(linux("5dafdd649280", "July 2026"),),
     ),
     Rule(
@@ -165,24 +179,24 @@ RULES: tuple[Rule, ...] = (
         check=_sign("unknown-parameter", "it has no effect"),
         severity="error",
         confidence="sure",
-        fix="correct its name, or take it away",
+        fix="correct its name, or remove it",
         sources=(rocm(5595),),
     ),
     Rule(
         id="log-iommu-option",
         title="the kernel ignored a value of amd_iommu",
         when=ALWAYS,
-        check=_sign("iommu-option", "it has no effect"),
+        check=_ignored_word,
         severity="warning",
         confidence="sure",
-        fix="take it away; iommu=pt is what is meant by pt, and gains nothing here",
+        fix="remove it; where pt is meant, iommu=pt is the spelling, and gains nothing here",
         sources=(github("kyuz0/amd-strix-halo-toolboxes", 66),),
     ),
     Rule(
         id="log-firmware-missing",
         title="a firmware file of the GPU was not found",
         when=ALWAYS,
-        check=_sign("firmware-missing", "some files are optional, most are not"),
+        check=_sign("firmware-missing", "some of these files are optional, most are not"),
         severity="warning",
         confidence="likely",
         fix="install linux-firmware (firmware-amd-graphics on Debian), rebuild the initramfs",
@@ -192,10 +206,20 @@ RULES: tuple[Rule, ...] = (
         id="log-npu-fault",
         title="the NPU's memory accesses fault",
         when=ALWAYS,
-        check=_sign("npu-page-fault", "the NPU becomes many times slower"),
+        check=_sign("npu-page-fault", "the NPU gets many times slower"),
         severity="warning",
         confidence="likely",
-        fix="use a kernel and firmware in which it is fixed; the IOMMU off ends the NPU altogether",
+        fix="use a kernel and firmware with the fix; turning the IOMMU off disables the NPU",
         sources=(github("OpenGamingCollective/kernel-packages", 39),),
+    ),
+    Rule(
+        id="log-npu-timeout",
+        title="a command of the NPU timed out",
+        when=ALWAYS,
+        check=_sign("npu-timeout", "with ROCm busy at the same time the NPU stopped in one report"),
+        severity="warning",
+        confidence="likely",
+        fix="do not use the NPU and ROCm at once on this kernel; no fix is known",
+        sources=(github("amd/xdna-driver", 1605), github("ROCm/FastFlowLM", 670)),
     ),
 )

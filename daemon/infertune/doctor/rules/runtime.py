@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ROCm, Vulkan, and the variables that steer them."""
+"""ROCm, the Vulkan drivers, and the variables that control them."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def _too_old(facts: Facts) -> Answer:
     said = _NO_GFX1151.says(version)
     if said == "good":
         return None
-    may = "has" if said == "bad" else "may have"
-    return Finding(f"ROCm {format_version(version)} {may} no complete support for gfx1151")
+    lacks = "lacks" if said == "bad" else "may lack"
+    return Finding(f"ROCm {format_version(version)} {lacks} full support for gfx1151")
 
 
 _PROMPTS = Window(first=(7, 0), last=(7, 2, 0), good=(7, 2, 1))
@@ -49,11 +49,10 @@ def _slow_prompts(facts: Facts) -> Answer:
     said = window.says(version)
     if said == "good":
         return None
-    may = "" if said == "bad" else "may be among those that "
+    compiles = "compiles" if said == "bad" else "may compile"
     return Finding(
-        f"ROCm {format_version(version)}: its compiler {may}"
-        f"{'makes' if said == 'bad' else 'make'} llama.cpp's quantised kernels slow; prompts took "
-        "up to three times as long"
+        f"ROCm {format_version(version)} {compiles} llama.cpp's quantised kernels badly: prompts "
+        "took up to three times as long"
     )
 
 
@@ -65,8 +64,8 @@ def _mismatch(facts: Facts) -> Answer:
     if facts.kernel < (6, 18, 4) or _OLD_RUNTIME.says(version) == "good":
         return None
     return Finding(
-        f"ROCm {format_version(version)} counts the save area itself and Linux "
-        f"{facts.machine.kernel} wants a larger one: queues may be refused or fault"
+        f"ROCm {format_version(version)} computes the save area itself, and Linux "
+        f"{facts.machine.kernel} needs a larger one: queues may be refused or fault"
     )
 
 
@@ -86,11 +85,12 @@ def _override(facts: Facts) -> Answer:
     if wrong:
         value, where = wrong[0]
         return Finding(
-            f"HSA_OVERRIDE_GFX_VERSION={value} ({where}) on {target}: programs for another chip"
+            f"HSA_OVERRIDE_GFX_VERSION={value} ({where}) makes ROCm run code for another chip than "
+            f"this {target}"
         )
     value, where = found[0]
     return Finding(
-        f"HSA_OVERRIDE_GFX_VERSION={value} ({where}) says what the GPU says itself", "info"
+        f"HSA_OVERRIDE_GFX_VERSION={value} ({where}) is what the GPU reports anyway", "info"
     )
 
 
@@ -109,7 +109,18 @@ def _folk(facts: Facts) -> Answer:
     ]
     if not found:
         return None
-    return Finding(f"{', '.join(found)}: no measurement on this hardware is known")
+    return Finding(f"{', '.join(found)}: no measured gain on this hardware is known")
+
+
+_FOLK_OPTIONS = ("noretry", "vm_update_mode", "sg_display")
+
+
+def _folk_options(facts: Facts) -> Answer:
+    found = [option for name in _FOLK_OPTIONS for option in facts.configured("amdgpu", name)]
+    if not found:
+        return None
+    said = ", ".join(f"{option} ({option.origin})" for option in found)
+    return Finding(f"{said}: whoever published these makes no claim about what they buy")
 
 
 def _managed(facts: Facts) -> Answer:
@@ -118,8 +129,8 @@ def _managed(facts: Facts) -> Answer:
     if not on:
         return None
     return Finding(
-        f"GGML_CUDA_ENABLE_UNIFIED_MEMORY ({on[0]}): weights are managed memory, charged to the "
-        "server's control group and not limited by GTT"
+        f"GGML_CUDA_ENABLE_UNIFIED_MEMORY is set ({on[0]}): weights are managed memory, charged to "
+        "the server's control group and not limited by GTT"
     )
 
 
@@ -133,7 +144,7 @@ def _amdvlk(facts: Facts) -> Answer:
         return None
     radv = any(name.startswith("radeon_icd") for name in icds)
     return Finding(
-        f"{amdvlk[0]}: AMDVLK is installed{' beside RADV' if radv else ''}; it refuses buffers "
+        f"AMDVLK is installed{' beside RADV' if radv else ''} ({amdvlk[0]}); it refuses buffers "
         "over 2 GiB and is slower at prompts"
     )
 
@@ -144,10 +155,34 @@ def _no_radv(facts: Facts) -> Answer:
     return Finding("RADV is not installed: Vulkan cannot use the GPU")
 
 
+def _several_clients(facts: Facts) -> Answer:
+    clients = need(facts.compute_clients)
+    if clients < 2:
+        return None
+    return Finding(
+        f"{clients} processes have ROCm open: on one machine two idle ones kept the GPU at "
+        "2900 MHz, for 25 W"
+    )
+
+
+_SPINNING = Window(first=(7, 14), last=(10, 0), good=None)
+
+
+def _spinning(facts: Facts) -> Answer:
+    version = _installed(facts)
+    said = _SPINNING.says(version)
+    if said == "good":
+        return None
+    keeps = "keeps" if said == "bad" else "may keep"
+    return Finding(
+        f"ROCm {format_version(version)} {keeps} one CPU core busy after a program's first GPU work"
+    )
+
+
 RULES: tuple[Rule, ...] = (
     Rule(
         id="rocm-too-old",
-        title="ROCm from before native gfx1151 support",
+        title="ROCm without native support for gfx1151",
         when=STRIX_HALO & ROCM,
         check=_too_old,
         severity="warning",
@@ -162,7 +197,7 @@ RULES: tuple[Rule, ...] = (
         when=RDNA35 & ROCM,
         check=_slow_prompts,
         severity="warning",
-        # It counts for what was built with this ROCm, and a server may bring its own.
+        # It affects what was built with this ROCm, and a server may bring its own.
         confidence="likely",
         fix="build llama.cpp with ROCm 7.2.1 or newer (or with "
         "-DCMAKE_HIP_FLAGS='-mllvm --amdgpu-unroll-threshold-local=600')",
@@ -182,7 +217,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="rocm-override",
-        title="HSA_OVERRIDE_GFX_VERSION makes ROCm run programs for another chip",
+        title="HSA_OVERRIDE_GFX_VERSION makes ROCm run code for another chip",
         when=AMDGPU,
         check=_override,
         severity="error",
@@ -197,7 +232,7 @@ RULES: tuple[Rule, ...] = (
         check=_hidden,
         severity="warning",
         confidence="sure",
-        fix="unset it, or give the number of the GPU",
+        fix="unset it, or set it to the number of the GPU",
         sources=(
             Source(
                 "ROCm: GPU isolation",
@@ -207,7 +242,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="rocm-folk-settings",
-        title="variables from guides whose effect nobody has shown here",
+        title="variables from guides without a measured effect on this hardware",
         when=AMDGPU,
         check=_folk,
         severity="info",
@@ -217,7 +252,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="rocm-managed-memory",
-        title="unified memory changes what the weights are charged to",
+        title="unified memory changes where the weights are charged",
         when=AMDGPU,
         check=_managed,
         severity="info",
@@ -247,5 +282,47 @@ RULES: tuple[Rule, ...] = (
         confidence="likely",
         fix="install mesa-vulkan-drivers (vulkan-radeon on Arch)",
         sources=(Source("Mesa: RADV", "https://docs.mesa3d.org/drivers/radv.html"),),
+    ),
+    Rule(
+        id="option-folk-settings",
+        title="options of amdgpu from guides without a measured effect",
+        when=STRIX_HALO,
+        check=_folk_options,
+        severity="info",
+        confidence="likely",
+        fix="remove them unless you have measured a gain",
+        sources=(
+            Source(
+                "halogen-flash-server: host settings",
+                "https://github.com/peonist-ai/halogen-flash-server"
+                "#the-host-settings-these-numbers-were-measured-on",
+            ),
+        ),
+    ),
+    Rule(
+        id="rocm-several-clients",
+        title="two or more processes with ROCm open keep the GPU's clock up while idle",
+        when=STRIX_HALO,
+        check=_several_clients,
+        severity="info",
+        confidence="likely",
+        fix="keep one model resident (llama-swap, or llama-server's router); no fix is known",
+        sources=(github("ROCm/TheRock", 7578), rocm(6639)),
+    ),
+    Rule(
+        id="rocm-spinning-thread",
+        title="ROCm 7.14 and 10.0 keep one CPU core busy after the first GPU work",
+        when=STRIX_HALO & ROCM,
+        check=_spinning,
+        severity="info",
+        # ROCm of python wheels is not seen, and a server may bring its own.
+        confidence="likely",
+        fix="use ROCm 7.2, whose runtime (1.18) does not, where the core or its heat matters",
+        sources=(
+            github("ROCm/TheRock", 7051),
+            github("ROCm/TheRock", 8213),
+            github("Luce-Org/lucebox", 750),
+        ),
+        window=_SPINNING,
     ),
 )

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recommendations of a survey of March 2026 for Strix Halo, Tier 1 and Tier 2: where this machine
-stands, and what has become of them.
+stands, and which of them still hold.
 
 The survey: docs/inference-optimization-landscape.md of the strix-halo-optimizations repository.
 What later facts contradict is ``outdated``, whatever this machine does.
@@ -26,6 +26,8 @@ from infertune.doctor.conditions import STRIX_HALO
 from infertune.doctor.facts import Facts
 from infertune.doctor.rules.llama_cpp import LOAD_MODE_ONLY
 from infertune.host.servers import Declared
+from infertune.doctor.rules.tuners import short_lived
+from infertune.host.unknown import Missing
 
 _SURVEY = Source(
     "strix-halo-optimizations: survey of March 2026",
@@ -118,11 +120,20 @@ def _speculation(facts: Facts) -> Answer:
     )
 
 
+def _until(facts: Facts) -> str:
+    """Which service takes it back at the next boot."""
+    try:
+        found = short_lived(facts)
+    except Missing:
+        return ""
+    return f" until {found.service} starts again (then: {found.value})" if found else ""
+
+
 def _clocks(facts: Facts) -> Answer:
     level = need(facts.sensors).level
     governors = need(facts.processor).governors
     if governors == {"performance"} or level in ("high", "profile_peak"):
-        return Advice("done", "clocks are held up")
+        return Advice("done", f"clocks are held up{_until(facts)}")
     return Advice(
         "not done",
         "a power profile for performance gives prompts 5 to 8 % and generation 2 to 3 %; for "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Power: other programs that set it, and caps that cost speed."""
+"""Power: other programs that set it, limits that cost speed, and what a boot changes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from infertune.doctor.base import (
 )
 from infertune.doctor.conditions import ALWAYS, AMDGPU
 from infertune.doctor.facts import Facts, Processor
+from infertune.host.boot_writes import BootWrite
+from infertune.host.power_at_boot import PowerAtBoot
+from infertune.knobs import KNOBS
 
 _POWER = ("tuned", "power-profiles-daemon", "tlp", "auto-cpufreq", "system76-power")
 """Tuners each of which sets governor, preference and platform profile."""
@@ -25,7 +28,7 @@ def _conflict(facts: Facts) -> Answer:
     if len(running) < 2:
         return None
     names = " and ".join(each.name for each in running)
-    return Finding(f"{names} run at once: each undoes what the other sets")
+    return Finding(f"{names} are running: each undoes what the other sets")
 
 
 _SAVING = ("powersave", "laptop-battery-powersave", "balanced-battery", "spindown-disk")
@@ -56,14 +59,14 @@ def _governor(facts: Facts) -> Answer:
         return None  # powersave there lets the preference decide
     if "powersave" not in governors:
         return None
-    return Finding(f"governor powersave with {driver}: CPUs stay at their lowest clock")
+    return Finding(f"the governor is powersave with {driver}: CPUs stay at their lowest clock")
 
 
 def _preference(facts: Facts) -> Answer:
     preferences = _cpufreq(facts).preferences
     if "power" not in preferences:
         return None
-    return Finding("the energy preference is power: CPUs rise to speed late")
+    return Finding("the energy preference is power: CPUs are slow to raise their clocks")
 
 
 def _capped(facts: Facts) -> Answer:
@@ -72,26 +75,26 @@ def _capped(facts: Facts) -> Answer:
         return Unknown("the limits of the CPUs' clocks cannot be read")
     if share >= 0.9:
         return None
-    return Finding(f"a CPU may run at {share:.0%} of its highest clock only (scaling_max_freq)")
+    return Finding(f"scaling_max_freq limits a CPU to {share:.0%} of its highest clock")
 
 
 def _boost_off(facts: Facts) -> Answer:
     if _cpufreq(facts).boost is not False:
         return None  # without the file there is no such switch
-    return Finding("boost is off: CPUs stay at their base clock")
+    return Finding("cpufreq/boost is 0: CPUs stay at their base clock")
 
 
 def _quiet(facts: Facts) -> Answer:
     profile = need(facts.processor).platform_profile
     if profile not in ("low-power", "quiet", "cool"):
         return None
-    return Finding(f"platform profile {profile}: the firmware gives CPU and GPU less power")
+    return Finding(f"the platform profile is {profile}: the firmware limits CPU and GPU power")
 
 
 def _battery(facts: Facts) -> Answer:
     if need(facts.processor).mains is not False:
         return None
-    return Finding("the machine runs on its battery: the firmware gives less power")
+    return Finding("the machine runs on battery: the firmware limits power")
 
 
 def _level(facts: Facts) -> Answer:
@@ -101,18 +104,21 @@ def _level(facts: Facts) -> Answer:
     if level in ("auto", "high", "profile_peak"):
         return None
     if level in ("low", "profile_min_sclk", "profile_min_mclk"):
-        return Finding(f"GPU level {level}: the GPU stays at its lowest clock")
-    return Finding(f"GPU level {level}: somebody sets the clocks", "info", "likely")
+        return Finding(f"the GPU level is {level}: the GPU stays at its lowest clock")
+    return Finding(f"the GPU level is {level}: another program sets the clocks", "info", "likely")
 
 
 def _power_cap(facts: Facts) -> Answer:
     sensors = need(facts.sensors)
     cap, default = sensors.cap_watts, sensors.cap_default_watts
     if cap is None or default is None:
-        return None  # this GPU's power is the firmware's business
+        return None  # the firmware alone limits this GPU's power
     if cap >= 0.95 * default:
         return None
-    return Finding(f"the GPU may draw {cap:.0f} W, by default {default:.0f} W")
+    return Finding(
+        f"the GPU may draw {cap:.0f} W; the default is {default:.0f} W",
+        fix=f"write {default * 1e6:.0f} to power1_cap, unless the limit is meant",
+    )
 
 
 _HOT_C = 90.0
@@ -121,9 +127,9 @@ _HOT_C = 90.0
 def _fan(facts: Facts) -> Answer:
     sensors = need(facts.sensors)
     if sensors.fan_by_hand:
-        return Finding("the GPU's fan is set by hand: it does not follow the temperature")
+        return Finding("the GPU's fan is in manual mode and does not follow the temperature")
     if sensors.fan_rpm == 0 and (sensors.temperature_c or 0) >= _HOT_C:
-        return Finding(f"the GPU is at {sensors.temperature_c:.0f} C and its fan stands still")
+        return Finding(f"the GPU is at {sensors.temperature_c:.0f} C and its fan is not turning")
     return None
 
 
@@ -133,7 +139,79 @@ def _hot(facts: Facts) -> Answer:
         return Unknown("the GPU shows no temperature")
     if temperature < _HOT_C:
         return None
-    return Finding(f"the GPU is at {temperature:.0f} C: it takes its clocks back near 100 C")
+    return Finding(f"the GPU is at {temperature:.0f} C: it lowers its clocks near 100 C")
+
+
+def runs(facts: Facts, service: str) -> bool:
+    """Whether a service that sets power runs; asusd is read only where it does."""
+    return service == "asusd" or any(
+        each.id == service and each.running for each in facts.machine.tuners
+    )
+
+
+def _tuned_base(facts: Facts) -> Answer:
+    if not (runs(facts, "tuned") and runs(facts, "tuned-ppd")):
+        return None
+    profile = need(facts.tuned_profile)
+    base = next((each for each in need(facts.power_at_boot) if each.service == "tuned-ppd"), None)
+    if base is None:
+        return Unknown("tuned-ppd's configuration cannot be read here")
+    if profile is None or profile == base.value:
+        return None
+    return Finding(
+        f"TuneD's profile is {profile} only until tuned-ppd starts again, as at each boot: then it "
+        f"is {base.value} ({base.path})",
+        fix=f"write performance={profile} below [profiles] in /etc/tuned/ppd.conf, restart "
+        "tuned-ppd, and choose performance (powerprofilesctl set performance)",
+    )
+
+
+_FAST = ("performance", "max-power")
+
+
+def short_lived(facts: Facts) -> PowerAtBoot | None:
+    """What a running service sets lower at its start than it is now.  Raises Missing."""
+    processor = need(facts.processor)
+    now = {
+        "platform profile": {processor.platform_profile},
+        "governor": processor.governors,
+        "TuneD profile": {need(facts.tuned_profile)},
+    }
+    for each in need(facts.power_at_boot):
+        values = now[each.setting]
+        fast = each.setting == "TuneD profile" or (values and values <= {*_FAST})
+        if runs(facts, each.service) and fast and each.value not in values:
+            return each
+    return None
+
+
+def _set_back(facts: Facts) -> Answer:
+    found = short_lived(facts)
+    if found is None or found.setting == "TuneD profile":  # that is tuned-ppd-base
+        return None
+    return Finding(
+        f"the {found.setting} is performance only until {found.service} starts again, as at each "
+        f"boot: then it is {found.value} ({found.path})"
+    )
+
+
+_KNOB_PATHS = frozenset(path for knob in KNOBS.values() for path in knob.paths if "*" not in path)
+
+
+def _rewritten(facts: Facts) -> Answer:
+    found = [
+        each
+        for each in need(facts.boot_writes)
+        if each.path in _KNOB_PATHS and each.live is not None and each.live != each.value
+    ]
+    if not found:
+        return None
+    return Finding("; ".join(map(_told, found)))
+
+
+def _told(write: BootWrite) -> str:
+    name = write.path.removeprefix("/proc/sys/").replace("/", ".", 1 if "proc" in write.path else 0)
+    return f"{name} is {write.live}, and {write.source} writes {write.value} at each boot"
 
 
 _AMDGPU_THERMAL = kernel_doc("gpu/amdgpu/thermal")
@@ -146,7 +224,7 @@ RULES: tuple[Rule, ...] = (
         check=_conflict,
         severity="warning",
         confidence="sure",
-        fix="keep one: systemctl disable --now the others",
+        fix="keep one, and 'systemctl disable --now' the others",
         sources=(
             github("redhat-performance/tuned", 670),
             Source(
@@ -162,12 +240,13 @@ RULES: tuple[Rule, ...] = (
         check=_saving_profile,
         severity="warning",
         confidence="likely",
-        fix="tuned-adm profile accelerator-performance, or let infertune apply a profile",
+        fix="'tuned-adm profile accelerator-performance', or apply a profile of infertune's",
         sources=(github("kyuz0/amd-strix-halo-toolboxes", 66),),
+        covers=("platform-profile-low", "preference-power"),
     ),
     Rule(
         id="governor-powersave",
-        title="the governor powersave holds the lowest clock",
+        title="the governor powersave keeps CPUs at the lowest clock",
         when=ALWAYS,
         check=_governor,
         severity="warning",
@@ -187,7 +266,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="cpu-capped",
-        title="CPUs are kept from their highest clock",
+        title="CPUs may not reach their highest clock",
         when=ALWAYS,
         check=_capped,
         severity="warning",
@@ -217,12 +296,12 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="on-battery",
-        title="the machine runs on its battery",
+        title="the machine runs on battery",
         when=AMDGPU,
         check=_battery,
         severity="info",
         confidence="sure",
-        fix="plug it in before measuring anything",
+        fix="plug it in before you measure",
         sources=(kernel_doc("power/power_supply_class"),),
     ),
     Rule(
@@ -237,7 +316,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="gpu-power-cap",
-        title="the GPU may draw less power than it was made for",
+        title="the GPU's power limit is below its default",
         when=AMDGPU,
         check=_power_cap,
         severity="info",
@@ -262,7 +341,59 @@ RULES: tuple[Rule, ...] = (
         check=_hot,
         severity="warning",
         confidence="likely",
-        fix="look at fans, dust and the platform profile; a lower clock costs generation nothing",
+        fix="check fans, dust and the platform profile; a lower clock costs generation nothing",
         sources=(_AMDGPU_THERMAL,),
+    ),
+    Rule(
+        id="tuned-ppd-base",
+        title="tuned-ppd puts its own profile back when it starts",
+        when=ALWAYS,
+        check=_tuned_base,
+        severity="info",
+        confidence="sure",
+        fix="map a profile of tuned-ppd to it in /etc/tuned/ppd.conf",
+        sources=(
+            github("redhat-performance/tuned", 669),
+            github("ublue-os/bluefin", 1824),
+            github("ublue-os/bazzite", 907),
+        ),
+    ),
+    Rule(
+        id="power-set-back",
+        title="a power service sets less when it starts than what is set now",
+        when=ALWAYS,
+        check=_set_back,
+        severity="info",
+        confidence="likely",
+        fix="choose performance in that service (powerprofilesctl, asusctl, tlp.conf), or have "
+        "infertune apply its profile at boot",
+        sources=(
+            Source(
+                "power-profiles-daemon",
+                "https://gitlab.freedesktop.org/upower/power-profiles-daemon",
+            ),
+            Source("TLP: settings", "https://linrunner.de/tlp/settings/platform.html"),
+            Source("asusctl", "https://gitlab.com/asus-linux/asusctl"),
+            Source("auto-cpufreq", "https://github.com/AdnanHodzic/auto-cpufreq"),
+        ),
+    ),
+    Rule(
+        id="boot-writes-again",
+        title="sysctl.d or tmpfiles.d writes another value at each boot",
+        when=ALWAYS,
+        check=_rewritten,
+        severity="info",
+        confidence="sure",
+        fix="change the file, or have infertune apply its profile at boot",
+        sources=(
+            Source(
+                "sysctl.d(5)",
+                "https://www.freedesktop.org/software/systemd/man/latest/sysctl.d.html",
+            ),
+            Source(
+                "tmpfiles.d(5)",
+                "https://www.freedesktop.org/software/systemd/man/latest/tmpfiles.d.html",
+            ),
+        ),
     ),
 )

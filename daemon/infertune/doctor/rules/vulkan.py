@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A llama-server that computes with Vulkan: builds, and what the kernel's driver does to it."""
+
+from __future__ import annotations
+
+from infertune.doctor.base import Answer, Finding, Rule, When, Window, github, llama, need
+from infertune.doctor.conditions import STRIX_HALO
+from infertune.doctor.facts import Facts
+from infertune.host.unknown import known
+
+
+def _vulkan_only(facts: Facts) -> bool:
+    """Beside ROCm, llama-server prefers ROCm."""
+    if facts.server is None:
+        return False
+    backends = need(facts.llama).backends
+    return "vulkan" in backends and "rocm" not in backends
+
+
+VULKAN_SERVER = When("a llama-server with Vulkan and no ROCm", _vulkan_only)
+
+# Good: a later report from Strix Halo with b10005 is of another fault, on the GPU (#25664).
+_CPU_COMPUTE = Window(first=(9661,), last=(9672,), good=(10005,), estimated=True)
+
+
+def _cpu_compute(facts: Facts) -> Answer:
+    said = _CPU_COMPUTE.says((facts.build,))
+    if said == "good":
+        return None
+    text = (
+        "loaded models on the GPU and computed on the CPU"
+        if said == "bad"
+        else ("may load models on the GPU and compute on the CPU")
+    )
+    how = "in one report " if said == "bad" else ""
+    return Finding(f"llama-server b{facts.build}: with Vulkan it {how}{text}")
+
+
+_SHORT_LOCKUP = Window(first=(7, 0), last=(7, 1), good=None)
+
+
+def _short_lockup(facts: Facts) -> Answer:
+    if _SHORT_LOCKUP.says(facts.kernel) == "good":
+        return None
+    if known(facts.option("amdgpu", "lockup_timeout")) not in (None, "", "0"):
+        return None  # 0 keeps the default
+    return Finding(
+        f"amdgpu of Linux {facts.machine.kernel} resets the GPU when one job takes 2 s (10 s, for "
+        "compute 60 s, before 7.0): long contexts with Vulkan have ended in 'device lost'"
+    )
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        id="vulkan-cpu-compute",
+        title="llama.cpp from b9661 on computes on the CPU with Vulkan on Strix Halo (one report)",
+        when=STRIX_HALO & VULKAN_SERVER,
+        check=_cpu_compute,
+        severity="warning",
+        confidence="likely",
+        fix="watch gpu_busy_percent while it answers; if it stays 0, use b9660 or a newer build",
+        sources=(llama(24734),),
+        window=_CPU_COMPUTE,
+    ),
+    Rule(
+        id="vulkan-short-lockup",
+        title="Linux 7.0 and newer give a GPU job 2 s, too little for long contexts with Vulkan",
+        when=STRIX_HALO & VULKAN_SERVER,
+        check=_short_lockup,
+        severity="info",
+        confidence="likely",
+        fix="where it happens: amdgpu.lockup_timeout=10000,60000,10000,10000 on the kernel command "
+        "line, as before 7.0, or a smaller ubatch_size",
+        sources=(llama(25664), llama(27076), github("defilantech/LLMKube", 886)),
+        window=_SHORT_LOCKUP,
+    ),
+)
