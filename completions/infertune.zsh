@@ -13,7 +13,7 @@ _shtab_infertune_commands() {
     apply:'Writes the original values to a journal, then changes what differs. If any write fails, everything goes back and the exit code is 3. Another profile may be applied over it: only what differs is touched, and the originals stay those of the untuned machine.'
     boot:'settings that take effect at the next boot'
     confirm:'Ends the time limit of '"'"'apply --confirm-within'"'"'. Exit code 1 when nothing waits for it.'
-    doctor:'Compares this machine with what is known: kernels, firmware, ROCm and llama.cpp builds with bugs, GPU memory set in the wrong place or not in force, limits, power caps, other tuners, what the kernel has logged, and the recommendations of a survey. Each finding says how sure it is, where it can be read, and what would put it right; what cannot be read is said to be not known, and why. Writes nothing and needs no privileges, but as root it may read more (the kernel'"'"'s log). With --root it works on a snapshot, so a report can be diagnosed elsewhere. With --smoke it starts the server, asks for one token, and stops it. The exit code is 1 where a finding is an error.'
+    doctor:'Compares this machine with what is known: kernels, firmware, ROCm and llama.cpp builds with bugs, GPU memory set in the wrong place or not in force, limits, power caps, other tuners, what the kernel has logged, and the recommendations of a survey. Each finding says how sure it is, where it can be read, and what would put it right; what cannot be read is said to be not known, and why. Findings with one cause are told as one. Writes nothing and needs no privileges, but as root it may read more (the kernel'"'"'s log). With --root it works on a snapshot, so a report can be diagnosed elsewhere. With --smoke it starts the server, asks for one token, and stops it. The exit code is 1 where a finding is an error.'
     expect:'Bytes that are read for each token, the memory bandwidth of this machine (measured for a second, on the CPU), and so the most tokens per second that memory allows; beside it what others measured on this hardware.'
     fit:'Reads the head of a GGUF file (all parts of a split one) and adds what a llama-server takes for it: weights, KV cache and recurrent state of all layers, compute buffers, prompt cache, context checkpoints, and a projector or a model that drafts. Holds that against the memory of this machine: carve-out or GTT limit, and RAM less a reserve for the system. Says fits, tight or does not fit, where each figure comes from, which single change helps, and not checked where no server of that architecture was ever measured against the sums. Without a profile the server'"'"'s own defaults count. Server settings may follow after --, as SETTING=VALUE. Exit code 1: does not fit, or not known.'
     knobs:'Prints each knob with its present value on this machine, its risk, and what is known about its effect on inference: measured, reported, protective but unmeasured, or no effect found.'
@@ -159,7 +159,7 @@ _shtab_infertune_doctor_options=(
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
   "--debug[show a traceback when something fails]"
   "*--rule[ask this rule only (may be repeated)]:ID:"
-  "--all[show also the rules that found nothing]"
+  "--all[show also which rules found nothing, and which cannot be answered]"
   "--list[list the rules and ask none]"
   "--smoke[ask the server for one token (default\: of a small model)]:GGUF:"
   "--json[print one JSON document (docs\/json.md)]"

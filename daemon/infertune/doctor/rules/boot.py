@@ -152,7 +152,7 @@ def _uneven_pages(facts: Facts) -> Answer:
 
 def _meant(name: str, number: int) -> str | None:
     """The same number as GiB or MiB, whichever is a size of these machines."""
-    pages = next((number * unit for unit in (262144, 256) if number * unit >= 8 * 262144), None)
+    pages = number * 256 if number >= 8192 else number * PAGES_PER_GIB if number <= 512 else None
     return f"write {name}={pages} for {format_size(pages * 4096)}" if pages else None
 
 

@@ -70,7 +70,7 @@ def _dkms(facts: Facts) -> Answer:
     loaded = facts.loaded & _DKMS
     if not loaded:
         return None
-    return Finding(f"{', '.join(sorted(loaded))}: the GPU runs on amdgpu-dkms")
+    return Finding(f"{' and '.join(sorted(loaded))} is loaded: the GPU runs on amdgpu-dkms")
 
 
 def _forbidden(facts: Facts) -> Answer:
