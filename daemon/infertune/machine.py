@@ -15,7 +15,7 @@ from infertune.host.cgroup import Cgroup
 from infertune.host.cpu import Cpu
 from infertune.host.gpu import Card, CarveoutSize, Ttm
 from infertune.host.memory import Memory
-from infertune.host.swap import Swaps, read_swaps
+from infertune.host.swap import Swaps, swaps
 from infertune.host.system import Dmi
 from infertune.host.tuners import Tuner
 from infertune.root import Root
@@ -123,7 +123,7 @@ def read_machine(root: Root) -> Machine:
         ttm=gpu.ttm(root),
         cgroup=groups,
         tuners=tuners.tuners(root, groups),
-        swap=read_swaps(root),
+        swap=swaps(root),
     )
 
 

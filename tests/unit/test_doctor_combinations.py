@@ -32,13 +32,14 @@ from infertune.doctor.facts import read_facts
 from infertune.doctor.rules import RULES
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
 from infertune.doctor.surroundings import recorded
-from infertune.host.boot_writes import BootWrite, read_boot_writes
-from infertune.host.container import read_container
-from infertune.host.coredump import CoreDumps, read_core_dumps
+from infertune.host.boot_writes import BootWrite, boot_writes
+from infertune.host.container import container_kind
+from infertune.host.coredump import CoreDumps, core_dumps
 from infertune.host.ini import sections
-from infertune.host.nodes import Node, read_nodes
-from infertune.host.power_at_boot import read_power_at_boot
-from infertune.host.swap import SwapArea, Swaps, read_swaps
+from infertune.host.nodes import Node, gpu_nodes
+from infertune.host.power_at_boot import power_at_boot
+from infertune.host.swap import SwapArea, Swaps
+from infertune.host.swap import swaps as swaps_of
 from infertune.knobs import KNOBS
 from infertune.machine import read_machine
 from infertune.redaction import reduce_file
@@ -197,7 +198,7 @@ def test_broken_devices_are_unknown(broken: dict[str, object], tmp_path: Path) -
 def test_nodes_are_read_with_owner_and_mode(tmp_path: Path) -> None:
     root = tree(tmp_path, {"/dev/kfd": "", "/dev/dri/renderD128": ""})
     (tmp_path / "dev/kfd").chmod(0o640)
-    found = read_nodes(root)
+    found = gpu_nodes(root)
     assert list(found) == ["/dev/kfd", "/dev/dri/renderD128"]
     assert (found["/dev/kfd"].owner, found["/dev/kfd"].mode) == (str(os.getuid()), 0o640)
     around = replace(recorded(root), devices=found)
@@ -217,7 +218,7 @@ def test_nodes_are_read_with_owner_and_mode(tmp_path: Path) -> None:
     ],
 )
 def test_kind_of_container(files: Overlay, kind: str | None, tmp_path: Path) -> None:
-    assert read_container(tree(tmp_path, files)) == kind
+    assert container_kind(tree(tmp_path, files)) == kind
 
 
 # -- what a boot changes ---------------------------------------------------------------------
@@ -269,7 +270,7 @@ ASUSD = (
     ],
 )
 def test_power_at_boot(files: Overlay, told: list[tuple[str, ...]], tmp_path: Path) -> None:
-    found = read_power_at_boot(tree(tmp_path, files))
+    found = power_at_boot(tree(tmp_path, files))
     assert [(each.service, each.setting, each.value) for each in found] == told
 
 
@@ -318,7 +319,7 @@ def test_boot_writes(tmp_path: Path) -> None:
             "/sys/kernel/mm/transparent_hugepage/enabled": "[always] madvise never\n",
         },
     )
-    assert read_boot_writes(root) == (
+    assert boot_writes(root) == (
         BootWrite("/proc/sys/vm/swappiness", "180", "/etc/sysctl.d/99-b.conf", "10"),
         BootWrite(
             "/sys/kernel/mm/transparent_hugepage/enabled",
@@ -337,15 +338,13 @@ def test_a_drop_in_of_etc_hides_its_namesake(tmp_path: Path) -> None:
             "/etc/sysctl.d/50-a.conf": "vm.compaction_proactiveness=0\n",
         },
     )
-    assert [each.path for each in read_boot_writes(root)] == [
-        "/proc/sys/vm/compaction_proactiveness"
-    ]
+    assert [each.path for each in boot_writes(root)] == ["/proc/sys/vm/compaction_proactiveness"]
 
 
 def test_a_fifo_of_sysctl_d_hangs_nobody(tmp_path: Path) -> None:
     (tmp_path / "etc/sysctl.d").mkdir(parents=True)
     os.mkfifo(tmp_path / "etc/sysctl.d/a.conf")
-    assert read_boot_writes(Root(tmp_path)) == ()
+    assert boot_writes(Root(tmp_path)) == ()
 
 
 def test_only_what_matters_is_recorded() -> None:
@@ -371,17 +370,17 @@ def test_only_what_matters_is_recorded() -> None:
 )
 def test_where_swapped_pages_are(text: str, zswap: str, where: str | None, tmp_path: Path) -> None:
     files = {"/proc/swaps": text, "/sys/module/zswap/parameters/enabled": zswap}
-    found = read_swaps(tree(tmp_path, files))
+    found = swaps_of(tree(tmp_path, files))
     assert found is not None
     assert found.in_memory == where
 
 
 def test_swap_areas(tmp_path: Path) -> None:
     text = swaps("/dev/zram0", kib=4) + "/swapfile file\t8\t0\t-2\n" + "short line\n"
-    assert read_swaps(tree(tmp_path, {"/proc/swaps": text})) == Swaps(
+    assert swaps_of(tree(tmp_path, {"/proc/swaps": text})) == Swaps(
         (SwapArea("zram", 4 * KIB), SwapArea("file", 8 * KIB)), None
     )
-    assert read_swaps(Root(tmp_path / "nowhere")) is None
+    assert swaps_of(Root(tmp_path / "nowhere")) is None
 
 
 def test_the_knob_says_what_it_acts_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -420,12 +419,12 @@ def test_limit_of_dumps(config: str, dumps: CoreDumps, tmp_path: Path) -> None:
         "/proc/sys/kernel/core_pattern": "|/usr/lib/systemd/systemd-coredump %P\n",
     }
     wanted = replace(dumps, source=path) if dumps.source else dumps
-    assert read_core_dumps(tree(tmp_path, files)) == wanted
+    assert core_dumps(tree(tmp_path, files)) == wanted
 
 
 def test_dumps_of_another_handler_are_not_ours(tmp_path: Path) -> None:
     root = tree(tmp_path, {"/proc/sys/kernel/core_pattern": "core\n"})
-    assert read_core_dumps(root) is None
+    assert core_dumps(root) is None
 
 
 def test_sections() -> None:

@@ -16,10 +16,10 @@ from infertune import kernel_log
 from infertune.boot.sizes import next_boot, outlooks
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
 from infertune.doctor.surroundings import LlamaServer, Staged, Surroundings
-from infertune.host.boot_writes import BootWrite, read_boot_writes
+from infertune.host.boot_writes import BootWrite, boot_writes
 from infertune.host.cgroup import group_limit
-from infertune.host.container import read_container
-from infertune.host.coredump import CoreDumps, read_core_dumps
+from infertune.host.container import container_kind
+from infertune.host.coredump import CoreDumps, core_dumps
 from infertune.host.cpu import boost, platform_profile, policies
 from infertune.host.devices import XDNA_IDS, on_mains, pci_devices, read_ahead_kib
 from infertune.host.gpu import (
@@ -35,9 +35,9 @@ from infertune.host.memory import chosen, free_huge_blocks, meminfo, overcommit,
 from infertune.host.modprobe import Assignment, Sources, read_sources
 from infertune.host.nodes import Node
 from infertune.host.packages import packages, python_programs, rocm_version, vulkan_drivers
+from infertune.host.power_at_boot import PowerAtBoot, power_at_boot
 from infertune.host.servers import Declared, read_servers
-from infertune.host.power_at_boot import PowerAtBoot, read_power_at_boot
-from infertune.host.swap import read_swappiness
+from infertune.host.swap import swappiness
 from infertune.host.system import COMMAND_LINE, booted, locked_limit, parameters
 from infertune.host.tuners import tuned_profile
 from infertune.host.unknown import Unknown, need
@@ -296,11 +296,11 @@ def read_facts(root: Root, surroundings: Surroundings, smoke: Smoke | None = Non
         devices=surroundings.devices,
         staged=surroundings.staged,
         compute_clients=surroundings.compute_clients,
-        container=_guarded(lambda: read_container(root)),
-        power_at_boot=_guarded(lambda: read_power_at_boot(root)),
-        boot_writes=_guarded(lambda: read_boot_writes(root)),
-        core_dumps=_guarded(lambda: read_core_dumps(root)),
-        swappiness=_guarded(lambda: read_swappiness(root)),
+        container=_guarded(lambda: container_kind(root)),
+        power_at_boot=_guarded(lambda: power_at_boot(root)),
+        boot_writes=_guarded(lambda: boot_writes(root)),
+        core_dumps=_guarded(lambda: core_dumps(root)),
+        swappiness=_guarded(lambda: swappiness(root)),
         smoke=smoke,
     )
 

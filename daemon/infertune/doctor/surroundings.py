@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 from infertune.boot.state import State, read_status
 from infertune.errors import Failed, InfertuneError
-from infertune.host.nodes import Node, read_nodes
+from infertune.host.nodes import Node, gpu_nodes
 from infertune.host.unknown import Unknown, known
 from infertune.launch.binary import (
     BACKENDS,
@@ -139,7 +139,7 @@ def look_around(root: Root, caller: Mapping[str, str]) -> Surroundings:
     return Surroundings(
         environment={name: caller[name] for name in SHOWN_ENVIRONMENT if name in caller},
         server=_server(caller),
-        devices=read_nodes(root),
+        devices=gpu_nodes(root),
         journal=_journal(),
         staged=_staged(root),
         compute_clients=_compute_clients(root),

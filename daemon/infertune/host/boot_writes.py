@@ -25,7 +25,7 @@ class BootWrite:
     """What the kernel holds now, of a list the chosen word; None where it cannot be read."""
 
 
-def read_boot_writes(root: Root) -> tuple[BootWrite, ...]:
+def boot_writes(root: Root) -> tuple[BootWrite, ...]:
     """One entry for each kernel file that is written, as it ends up after a boot."""
     last = {path: (value, source) for path, value, source in _assignments(root)}
     return tuple(

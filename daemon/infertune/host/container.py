@@ -8,7 +8,7 @@ import re
 from infertune.root import Root
 
 
-def read_container(root: Root) -> str | None:
+def container_kind(root: Root) -> str | None:
     """``lxc``, ``podman``, ``docker``, ``toolbox`` or another word of its manager's; None: none.
 
     /run/systemd/container: systemd's Container Interface, written from the variable ``container``.

@@ -25,7 +25,7 @@ class CoreDumps:
     """The file that sets the limit; None where it is the default."""
 
 
-def read_core_dumps(root: Root) -> CoreDumps | None:
+def core_dumps(root: Root) -> CoreDumps | None:
     """systemd-coredump's limit; None where the kernel gives dumps to another program (core(5))."""
     if "systemd-coredump" not in (root.get("/proc/sys/kernel/core_pattern") or ""):
         return None

@@ -33,7 +33,7 @@ class Node:
         return f"{self.owner}:{self.group}, mode {self.mode:04o}"
 
 
-def read_nodes(root: Root) -> dict[str, Node]:
+def gpu_nodes(root: Root) -> dict[str, Node]:
     """KFD's node and the render nodes, by path; those that do not exist are left out."""
     paths = ["/dev/kfd", *root.glob("/dev/dri/renderD*")]
     return {path: node for path in paths if (node := _read_node(root, path))}

@@ -28,7 +28,7 @@ class PowerAtBoot:
     """The file that says so."""
 
 
-def read_power_at_boot(root: Root) -> tuple[PowerAtBoot, ...]:
+def power_at_boot(root: Root) -> tuple[PowerAtBoot, ...]:
     """Of every service that has such a file, whether it runs or not (asusd: if it runs)."""
     readers = (_tuned_ppd, _power_profiles_daemon, _tlp, _auto_cpufreq, _asusd)
     return tuple(each for read in readers for each in read(root))

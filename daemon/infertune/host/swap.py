@@ -44,7 +44,7 @@ class Swaps:
         return "zswap" if self.zswap else None
 
 
-def read_swaps(root: Root) -> Swaps | None:
+def swaps(root: Root) -> Swaps | None:
     """The swap areas in use (proc_swaps(5)); None where the kernel does not show them."""
     text = root.get("/proc/swaps")
     if text is None:
@@ -66,7 +66,7 @@ def _area(row: list[str]) -> SwapArea:
     )
 
 
-def read_swappiness(root: Root) -> int | Unknown:
+def swappiness(root: Root) -> int | Unknown:
     """vm.swappiness, 0 to 200 (admin-guide/sysctl/vm)."""
     value = root.get_int("/proc/sys/vm/swappiness")
     return Unknown("vm.swappiness cannot be read") if value is None else value

@@ -40,7 +40,8 @@ def _gttsize(facts: Facts) -> Answer:
     if not found or found[-1].value in ("-1", ""):
         return None
     size = _mib(found[-1].value)
-    fix = f"write ttm.pages_limit={size * 256} instead" if size else None
+    module = facts.machine.ttm.module if facts.machine.ttm else "ttm"
+    fix = f"write {module}.pages_limit={size * 256} instead" if size else None
     text = f"{found[-1]} ({found[-1].origin}) is deprecated and will be removed"
     return Finding(text, fix=fix, about="amdgpu.gttsize")
 
@@ -112,12 +113,12 @@ def _unknown_option(facts: Facts) -> Answer:
     return _not_shown(unseen)
 
 
-def _unseen(facts: Facts, option: Option) -> bool:
+def _unseen(facts: Facts, option: Assignment) -> bool:
     """Whether the module that takes the option is loaded, and shows nothing of itself here."""
     return not facts.shows(option.module) and option.module in facts.loaded
 
 
-def _not_shown(unseen: list[Option]) -> Unknown | None:
+def _not_shown(unseen: list[Assignment]) -> Unknown | None:
     return Unknown(f"the parameters of {unseen[0].module} are not shown here") if unseen else None
 
 
