@@ -297,16 +297,23 @@ _REDUCTIONS: Mapping[str, Callable[[bytes], bytes | None]] = {
     r"/proc/vmstat": _rows(r"(?:oom_kill|compact_\w+) "),
     r"/proc/swaps": _swaps,
     r"/proc/sys/kernel/core_pattern": _rows(r"\|\S*/systemd-coredump(?: |$)"),
-    rf"{_SYSTEMD}/sysctl\.d/.*": _rows(r"-?(?:vm[./]\w+|kernel[./]numa_balancing)\s*="),
+    rf"{_SYSTEMD}/sysctl\.d/.*": _rows(
+        r"-?(?:vm[./]\w+|kernel[./]numa_balancing)\s*=\s*[\w. -]{1,64}$"
+    ),
     rf"{_SYSTEMD}/(?:tmpfiles)\.d/.*": _rows(
         r"w\S*\s+/(?:proc/sys/vm|sys/kernel/mm|sys/module/zswap|sys/devices/system/cpu"
-        r"|sys/firmware/acpi|sys/class/drm/card\d+/device)/[\w./-]+\s"
+        r"|sys/firmware/acpi|sys/class/drm/card\d+/device)/[\w./-]+"
+        r"(?:\s+\S{1,64}){5,6}$"
     ),
-    rf"{_SYSTEMD}/systemd/coredump\.conf.*": _rows(r"\[Coredump\]|\w+SizeMax="),
-    r"/etc/tuned/ppd\.conf": _rows(r"\[\w+\]|default\s*=|[\w-]+\s*=\s*[\w-]+$"),
+    rf"{_SYSTEMD}/systemd/coredump\.conf.*": _rows(r"\[Coredump\]|\w{1,40}SizeMax=\w{1,20}$"),
+    r"/etc/tuned/ppd\.conf": _rows(r"\[\w{1,40}\]|[\w-]{1,40}\s*=\s*[\w-]{1,60}$"),
     r"/etc/tuned/ppd_base_profile": _rows(r"[\w-]{1,60}$"),
-    r"/var/lib/power-profiles-daemon/state\.ini": _rows(r"\[State\]|Profile="),
-    r"/etc/tlp(?:\.d/.*)?\.conf": _rows(r"(?:PLATFORM_PROFILE|CPU_SCALING_GOVERNOR)_ON_AC="),
-    r"/etc/auto-cpufreq\.conf": _rows(r"\[\w+\]|(?:governor|platform_profile)\s*="),
-    r"/etc/asusd/asusd\.ron": _rows(r"\s*(?:change_)?platform_profile_on_ac:"),
+    r"/var/lib/power-profiles-daemon/state\.ini": _rows(r"\[State\]|Profile=[\w-]{1,40}$"),
+    r"/etc/tlp(?:\.d/.*)?\.conf": _rows(
+        r"(?:PLATFORM_PROFILE|CPU_SCALING_GOVERNOR)_ON_AC=[\"']?[\w-]{1,40}[\"']?$"
+    ),
+    r"/etc/auto-cpufreq\.conf": _rows(
+        r"\[\w{1,40}\]|(?:governor|platform_profile)\s*=\s*[\w-]{1,40}$"
+    ),
+    r"/etc/asusd/asusd\.ron": _rows(r"\s*(?:change_)?platform_profile_on_ac:\s*\w{1,40},"),
 }

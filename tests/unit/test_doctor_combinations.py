@@ -176,10 +176,19 @@ def test_who_opens_a_node(
 
 def test_no_node_in_a_container_was_not_passed_in(tmp_path: Path) -> None:
     answer = finding(build(tmp_path, HEALTHY, devices("podman")), "gpu-not-permitted")
-    assert "in this container" in answer.text
+    assert "no /dev/kfd and no /dev/dri/renderD* in this container" in answer.text
     assert "--device /dev/kfd" in (answer.fix or "")
     outside = ask(build(tmp_path / "host", HEALTHY, devices(None)), "gpu-not-permitted")
     assert outside["gpu-not-permitted"].outcome == "unknown"
+
+
+def test_a_container_without_kfd_has_vulkan(tmp_path: Path) -> None:
+    document = json.loads(surroundings()[SURROUNDINGS])
+    document["devices"] = {"/dev/dri/renderD128": node("render", "0666", usable=True)}
+    files = {SURROUNDINGS: json.dumps(document), "/.dockerenv": ""}
+    result = ask(build(tmp_path, HEALTHY, files), "gpu-not-permitted")["gpu-not-permitted"]
+    assert isinstance(result.answer, Finding)
+    assert (result.severity, "Vulkan can" in result.answer.text) == ("info", True)
 
 
 def test_a_snapshot_of_before_owners_still_loads(tmp_path: Path) -> None:

@@ -249,11 +249,12 @@ def _recorded_node(found: Any) -> Node:
     if not isinstance(found, dict):  # a snapshot of before owners were noted
         return Node(bool(found))
     mode = found.get("mode")
+    bits = int(mode, 8) if isinstance(mode, str) else mode if isinstance(mode, int) else None
     return Node(
         usable=bool(found["usable"]),
         owner=_word(found.get("owner")),
         group=_word(found.get("group")),
-        mode=int(mode, 8) if isinstance(mode, str) else mode if isinstance(mode, int) else None,
+        mode=None if bits is None else bits & 0o7777,
     )
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from infertune.doctor.base import (
     Answer,
     Finding,
@@ -77,13 +79,8 @@ def _forbidden(facts: Facts) -> Answer:
     nodes = need(facts.devices)
     container = need(facts.container)
     closed = {path: node for path, node in nodes.items() if not node.usable}
-    if not nodes and container is None:
-        return Unknown("there is no GPU device node here")
-    if not nodes:
-        text = "there is no /dev/kfd and no /dev/dri/renderD* in this container"
-        return Finding(f"{text}: programs in it cannot see the GPU", fix=_passing(container))
     if not closed:
-        return None
+        return _absent(nodes, container)
     said = ", ".join(
         f"{path} ({node.owners or 'owner not known'})" for path, node in closed.items()
     )
@@ -91,6 +88,21 @@ def _forbidden(facts: Facts) -> Answer:
         f"you may not open {said}: your programs cannot see the GPU",
         fix=_opening(next(iter(closed.values())), container),
     )
+
+
+def _absent(nodes: Mapping[str, Node], container: str | None) -> Answer:
+    """A container has the nodes that were passed into it."""
+    kfd, render = "/dev/kfd" in nodes, any(path.startswith("/dev/dri/") for path in nodes)
+    if container is None:
+        return None if nodes else Unknown("there is no GPU device node here")
+    if kfd and render:
+        return None
+    if render:
+        text = "there is no /dev/kfd in this container: ROCm cannot run in it, Vulkan can"
+        return Finding(text, "info", fix=_passing(container))
+    which = "/dev/dri/renderD*" if kfd else "/dev/kfd and no /dev/dri/renderD*"
+    text = f"there is no {which} in this container: programs in it cannot use the GPU"
+    return Finding(text, fix=_passing(container))
 
 
 def _passing(container: str | None) -> str:
@@ -198,7 +210,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="gpu-not-permitted",
-        title="the caller may not open the GPU's device nodes",
+        title="the GPU's device nodes are missing, or the caller may not open them",
         when=AMDGPU,
         check=_forbidden,
         severity="warning",

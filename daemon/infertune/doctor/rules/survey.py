@@ -126,7 +126,7 @@ def _until(facts: Facts) -> str:
         found = short_lived(facts)
     except Missing:
         return ""
-    return f" until {found.service} starts again (then: {found.value})" if found else ""
+    return f" until {found[0].service} starts again (then: {found[0].value})" if found else ""
 
 
 def _clocks(facts: Facts) -> Answer:

@@ -169,29 +169,35 @@ def _tuned_base(facts: Facts) -> Answer:
 _FAST = ("performance", "max-power")
 
 
-def short_lived(facts: Facts) -> PowerAtBoot | None:
-    """What a running service sets lower at its start than it is now.  Raises Missing."""
+def short_lived(facts: Facts) -> list[PowerAtBoot]:
+    """What running services set lower at their start than it is now.  Raises Missing."""
     processor = need(facts.processor)
     now = {
         "platform profile": {processor.platform_profile},
         "governor": processor.governors,
         "TuneD profile": {need(facts.tuned_profile)},
     }
-    for each in need(facts.power_at_boot):
+
+    def is_fast(each: PowerAtBoot) -> bool:
         values = now[each.setting]
-        fast = each.setting == "TuneD profile" or (values and values <= {*_FAST})
-        if runs(facts, each.service) and fast and each.value not in values:
-            return each
-    return None
+        return each.setting == "TuneD profile" or (bool(values) and values <= {*_FAST})
+
+    return [
+        each
+        for each in need(facts.power_at_boot)
+        if runs(facts, each.service) and is_fast(each) and each.value not in now[each.setting]
+    ]
 
 
 def _set_back(facts: Facts) -> Answer:
-    found = short_lived(facts)
-    if found is None or found.setting == "TuneD profile":  # that is tuned-ppd-base
+    # A profile of TuneD's is what tuned-ppd-base is about.
+    found = [each for each in short_lived(facts) if each.setting != "TuneD profile"]
+    if not found:
         return None
+    first = found[0]
     return Finding(
-        f"the {found.setting} is performance only until {found.service} starts again, as at each "
-        f"boot: then it is {found.value} ({found.path})"
+        f"the {first.setting} is performance only until {first.service} starts again, as at each "
+        f"boot: then it is {first.value} ({first.path})"
     )
 
 
@@ -210,7 +216,8 @@ def _rewritten(facts: Facts) -> Answer:
 
 
 def _told(write: BootWrite) -> str:
-    name = write.path.removeprefix("/proc/sys/").replace("/", ".", 1 if "proc" in write.path else 0)
+    sysctl = write.path.removeprefix("/proc/sys/")
+    name = write.path if sysctl == write.path else sysctl.replace("/", ".")
     return f"{name} is {write.live}, and {write.source} writes {write.value} at each boot"
 
 
