@@ -340,13 +340,13 @@ def _sources(base: Path, **files: str) -> list[str]:
     [
         ("amdgpu.gttsize=126976", "amdgpu.gttsize is deprecated"),
         ("amdgpu.gtt_size=1", "no parameter gtt_size"),
-        ("amd_iommu=pt", "amd_iommu=pt is no value"),
+        ("amd_iommu=pt", "amd_iommu does not know pt"),
         ("iommu=pt", "gave inference nothing"),
         ("ttm.page_limit=1", "no parameter page_limit"),
         ("pages_limit=5", "without its module"),
         (
-            "amd_iommu=on amd_iommu=off",
-            "amd_iommu=on (/proc/cmdline) is overruled by amd_iommu=off",
+            "amd_iommu=pgtbl_v2 amd_iommu=off",
+            "amd_iommu=pgtbl_v2 (/proc/cmdline) is overruled by amd_iommu=off",
         ),
     ],
 )
@@ -431,7 +431,7 @@ BROKEN = {
     "escape": ("etc/modprobe.d/x.conf", b"options amdgpu gttsize=\x1b[2J\n", "\\x1b"),
     "twice": ("etc/modprobe.d/x.conf", b"options ttm pages_limit=1 pages_limit=2\n", "overruled"),
     "no UTF-8": ("proc/cmdline", b"ro \xff\xfe=\xff amd_iommu=pt \xc3\x28\n", "not UTF-8"),
-    "NUL": ("proc/cmdline", b"ro amd_iommu=pt\x00\x00\n", "no value"),
+    "NUL": ("proc/cmdline", b"ro amd_iommu=pt\x00\x00\n", "does not know pt"),
     "open quote": ("proc/cmdline", b'ro a="b c amd_iommu=pt\n', None),
     "no command line": ("proc/cmdline", None, "/proc/cmdline is not read"),
     "nearly too long": ("proc/cmdline", b"a=b " * 450, None),

@@ -195,6 +195,11 @@ CASES: dict[str, Case] = {
         surroundings("9660 (1234567)", ("vulkan", "cpu")),
         says="in one report",
     ),
+    "vulkan-slow-moe": Case(
+        surroundings("8933 (1234567)", ("vulkan", "cpu")),
+        surroundings("9049 (1234567)", ("vulkan", "cpu")),
+        says="39 %",
+    ),
     "vulkan-short-lockup": Case(
         surroundings(backends=("vulkan", "cpu")),
         {

@@ -101,7 +101,9 @@ def _unknown_option(facts: Facts) -> Answer:
     unseen = [option for option in need(facts.options) if _unseen(facts, option)]
     for option in need(facts.options):
         name = f"{option.module}.{option.name}"
-        if _mistake(option) or not facts.shows(option.module) or live.get(name) is not None:
+        if _mistake(option) or not facts.shows(option.module):
+            continue
+        if name not in live or live[name] is not None:  # not in it: no name of any parameter
             continue
         names = _KNOWN.get(option.module, ())
         if option.name in names:

@@ -321,6 +321,7 @@ RULES: tuple[Rule, ...] = (
         sources=(
             github("ROCm/TheRock", 7051),
             github("ROCm/TheRock", 8213),
+            rocm(6522),
             github("Luce-Org/lucebox", 750),
         ),
         window=_SPINNING,

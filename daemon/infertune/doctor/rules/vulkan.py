@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from infertune.doctor.base import Answer, Finding, Rule, When, Window, github, llama, need
+from infertune.doctor.base import Answer, Finding, Rule, Source, When, Window, github, llama, need
 from infertune.doctor.conditions import STRIX_HALO
 from infertune.doctor.facts import Facts
 from infertune.host.unknown import known
@@ -36,6 +36,22 @@ def _cpu_compute(facts: Facts) -> Answer:
     return Finding(f"llama-server b{facts.build}: with Vulkan it {how}{text}")
 
 
+# b8460 was good and b8933 bad; the same machine's figures with b9049 are good again.
+_SLOW_MOE = Window(first=(8461,), last=(8933,), good=(9049,), estimated=True)
+
+
+def _slow_moe(facts: Facts) -> Answer:
+    said = _SLOW_MOE.says((facts.build,))
+    if said == "good":
+        return None
+    may = "" if said == "bad" else "may be among those that "
+    reads = "reads" if said == "bad" else "read"
+    return Finding(
+        f"llama-server b{facts.build}: with Vulkan it {may}{reads} prompts of MoE models up to "
+        "39 % slower"
+    )
+
+
 _SHORT_LOCKUP = Window(first=(7, 0), last=(7, 1), good=None)
 
 
@@ -61,6 +77,20 @@ RULES: tuple[Rule, ...] = (
         fix="watch gpu_busy_percent while it answers; if it stays 0, use b9660 or a newer build",
         sources=(llama(24734),),
         window=_CPU_COMPUTE,
+    ),
+    Rule(
+        id="vulkan-slow-moe",
+        title="llama.cpp from about b8461 to b8933 reads prompts of MoE models slowly with Vulkan",
+        when=STRIX_HALO & VULKAN_SERVER,
+        check=_slow_moe,
+        severity="warning",
+        confidence="likely",
+        fix="use b9049 or newer",
+        sources=(
+            llama(22375),
+            Source("strix-halo-guide", "https://github.com/hogeheer499-commits/strix-halo-guide"),
+        ),
+        window=_SLOW_MOE,
     ),
     Rule(
         id="vulkan-short-lockup",
