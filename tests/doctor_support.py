@@ -145,6 +145,8 @@ HEALTHY: Overlay = {
     "/etc/tuned/ppd_base_profile": "performance\n",
     "/etc/tuned/ppd.conf": "[profiles]\nperformance=accelerator-performance\n",
     "/proc/swaps": swaps("/dev/dm-1"),
+    "/proc/sys/kernel/core_pattern": "|/usr/lib/systemd/systemd-coredump %P %u\n",
+    "/usr/lib/sysctl.d/50-default.conf": "kernel.sysrq = 16\n",
     "/sys/module/amdgpu/parameters/cwsr_enable": "1\n",
     **server("--parallel 1"),
 }

@@ -40,6 +40,7 @@ from infertune.host.nodes import Node, gpu_nodes
 from infertune.host.power_at_boot import power_at_boot
 from infertune.host.swap import SwapArea, Swaps
 from infertune.host.swap import swaps as swaps_of
+from infertune.host.unknown import Unknown
 from infertune.knobs import KNOBS
 from infertune.machine import read_machine
 from infertune.redaction import reduce_file
@@ -347,13 +348,32 @@ def test_a_drop_in_of_etc_hides_its_namesake(tmp_path: Path) -> None:
             "/etc/sysctl.d/50-a.conf": "vm.compaction_proactiveness=0\n",
         },
     )
-    assert [each.path for each in boot_writes(root)] == ["/proc/sys/vm/compaction_proactiveness"]
+    found = boot_writes(root)
+    assert not isinstance(found, Unknown)
+    assert [each.path for each in found] == ["/proc/sys/vm/compaction_proactiveness"]
 
 
 def test_a_fifo_of_sysctl_d_hangs_nobody(tmp_path: Path) -> None:
     (tmp_path / "etc/sysctl.d").mkdir(parents=True)
     os.mkfifo(tmp_path / "etc/sysctl.d/a.conf")
     assert boot_writes(Root(tmp_path)) == ()
+
+
+def test_what_an_old_snapshot_lacks_is_not_fine(tmp_path: Path) -> None:
+    gone = {"/proc/sys/kernel/core_pattern": None, "/proc/swaps": None}
+    root = build(tmp_path, HEALTHY, gone, {"/usr/lib/sysctl.d": None})
+    results = ask(root, "coredump-large", "swap-zram-large", "swap-swappiness", "boot-writes-again")
+    assert {each.outcome for each in results.values()} == {"unknown"}, results
+
+
+def test_a_profile_that_its_service_has_not_saved(tmp_path: Path) -> None:
+    files = {
+        "/sys/firmware/acpi/platform_profile": "performance\n",
+        "/sys/fs/cgroup/system.slice/power-profiles-daemon.service/cgroup.procs": "",
+    }
+    assert ask(build(tmp_path, HEALTHY, files), "power-set-back")["power-set-back"].outcome == (
+        "unknown"
+    )
 
 
 def test_only_what_matters_is_recorded() -> None:

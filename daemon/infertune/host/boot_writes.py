@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from infertune.host.ini import DIRECTORIES, drop_ins, part_of
+from infertune.host.unknown import Unknown
 from infertune.root import Root
 
 _TMPFILES = "tmpfiles.d"
@@ -25,8 +26,10 @@ class BootWrite:
     """What the kernel holds now, of a list the chosen word; None where it cannot be read."""
 
 
-def boot_writes(root: Root) -> tuple[BootWrite, ...]:
+def boot_writes(root: Root) -> tuple[BootWrite, ...] | Unknown:
     """One entry for each kernel file that is written, as it ends up after a boot."""
+    if not any(root.exists(f"{each}/sysctl.d") for each in DIRECTORIES):
+        return Unknown("there is no sysctl.d here")
     last = {path: (value, source) for path, value, source in _assignments(root)}
     return tuple(
         BootWrite(path, value, source, _live(root, path))

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from infertune.host.ini import DIRECTORIES, drop_ins, part_of, sections
+from infertune.host.unknown import Unknown
 from infertune.root import Root
 from infertune.units import GIB
 
@@ -25,9 +26,12 @@ class CoreDumps:
     """The file that sets the limit; None where it is the default."""
 
 
-def core_dumps(root: Root) -> CoreDumps | None:
+def core_dumps(root: Root) -> CoreDumps | Unknown | None:
     """systemd-coredump's limit; None where the kernel gives dumps to another program (core(5))."""
-    if "systemd-coredump" not in (root.get("/proc/sys/kernel/core_pattern") or ""):
+    pattern = root.get("/proc/sys/kernel/core_pattern")
+    if pattern is None:
+        return Unknown("the kernel does not say here what becomes of core dumps")
+    if "systemd-coredump" not in pattern:
         return None
     limits: dict[str, tuple[int, str | None]] = {
         "ProcessSizeMax": (_DEFAULT, None),

@@ -200,7 +200,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="driver-dkms",
-        title="amdgpu-dkms on Strix Halo, where AMD supports the driver of the kernel",
+        title="amdgpu-dkms on Strix Halo, where AMD supports the in-kernel driver",
         when=STRIX_HALO,
         check=_dkms,
         severity="warning",

@@ -83,7 +83,7 @@ RULES: tuple[Rule, ...] = (
         check=_broken_mes,
         severity="error",
         confidence="sure",
-        fix="install another linux-firmware than 20251125, rebuild the initramfs, and reboot",
+        fix="install a linux-firmware other than 20251125, rebuild the initramfs, and reboot",
         sources=(rocm(5724),),
         covers=("log-mes", "log-page-fault", "log-ring-timeout", "log-gpu-reset"),
     ),

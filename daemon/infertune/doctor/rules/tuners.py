@@ -193,12 +193,21 @@ def _set_back(facts: Facts) -> Answer:
     # A profile of TuneD's is what tuned-ppd-base is about.
     found = [each for each in short_lived(facts) if each.setting != "TuneD profile"]
     if not found:
-        return None
+        return _not_saved(facts)
     first = found[0]
     return Finding(
         f"the {first.setting} is performance only until {first.service} starts again, as at each "
         f"boot: then it is {first.value} ({first.path})"
     )
+
+
+def _not_saved(facts: Facts) -> Unknown | None:
+    """power-profiles-daemon saves what is chosen; a profile it has not saved is not its own."""
+    service = "power-profiles-daemon"
+    saved = any(each.service == service for each in need(facts.power_at_boot))
+    if saved or not runs(facts, service) or need(facts.processor).platform_profile not in _FAST:
+        return None
+    return Unknown(f"what {service} sets at boot is not shown here")
 
 
 _KNOB_PATHS = frozenset(path for knob in KNOBS.values() for path in knob.paths if "*" not in path)
