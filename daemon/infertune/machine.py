@@ -70,7 +70,7 @@ class Machine:
     @property
     def kernel_version(self) -> tuple[int, ...]:
         """Leading numbers of the release: (7, 1, 3); empty where it is not known."""
-        match = re.match(r"\d+(?:\.\d+)*", self.kernel or "")
+        match = re.match(r"\d{1,9}(?:\.\d{1,9}){0,9}(?!\d)", self.kernel or "")
         return tuple(int(part) for part in match[0].split(".")) if match else ()
 
     @property
