@@ -269,6 +269,8 @@ def _rows(pattern: str) -> Callable[[bytes], bytes]:
 _PACKAGED = "llama|ollama|lemon|vllm"
 """Beginnings of the names under which packages of engines keep files in /etc."""
 _UNITS = r".*/(?:systemd/(?:system|user)|containers/systemd)(?:/.*)?"
+
+
 def _swaps(data: bytes) -> bytes:
     """A swap file may lie in a home directory."""
     return re.sub(rb"(?m)^(?!/dev/|Filename)\S+", b"/swapfile", data)

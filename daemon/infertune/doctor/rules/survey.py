@@ -25,8 +25,8 @@ from infertune.doctor.base import (
 from infertune.doctor.conditions import STRIX_HALO
 from infertune.doctor.facts import Facts
 from infertune.doctor.rules.llama_cpp import LOAD_MODE_ONLY
-from infertune.host.servers import Declared
 from infertune.doctor.rules.tuners import short_lived
+from infertune.host.servers import Declared
 from infertune.host.unknown import Missing
 
 _SURVEY = Source(
