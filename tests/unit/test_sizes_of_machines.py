@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from infertune.boot.guard import check_sizes
 from infertune.boot.options import Option
-from infertune.knobs.boot import PAGE
+from infertune.boot.sizes import check_sizes
+from infertune.host.memory import PAGE
 from infertune.machine import Machine, read_machine
+from infertune.pools.facts import PoolFacts
 from infertune.profile import Profile, load_profile, package_directory
 from infertune.resolve import resolve
 from infertune.root import Root
@@ -83,7 +84,7 @@ def test_every_limit_is_whole_and_accepted(profile: str) -> None:
         total = tenths * GIB // 10
         option = limit(profile, total)
         assert int(option.value) * PAGE % GIB == 0
-        check_sizes(of_size(total), [option])
+        check_sizes(PoolFacts(ram=total), of_size(total), [option])
 
 
 def test_the_limits_grow_with_the_machine() -> None:
