@@ -283,16 +283,6 @@ _REDUCTIONS: Mapping[str, Callable[[bytes], bytes | None]] = {
     r"/dev/kmsg": reduce_log,
     # Originals of configuration files, whole.
     r"/var/lib/infertune/.*": lambda data: None,
-    r"/etc/infertune/servers\.d/.*\.toml": _declaration,
-    rf"{_UNITS}/[^/]*\.(?:service|container)": _unit,
-    rf"{_UNITS}/[^/]*\.d/[^/]*\.conf": _servers(formats.unit, titled=False),
-    r".*\.ya?ml": _servers(formats.yaml),
-    r".*\.ini": _servers(formats.preset),
-    r".*/lemonade/[\w.-]*\.json": _servers(formats.lemonade),
-    r"/etc/lemonade/conf\.d/.*|.*\.env": _servers(formats.variables),
-    rf"/etc/(?:(?:default|sysconfig|conf\.d)/)?(?:{_PACKAGED})[^/]*(?:/[^/]*)?": _servers(
-        formats.variables
-    ),
     r"/var/lib/dpkg/status": _packages,
     r"/proc/self/limits": _rows(r"Max locked memory"),
     r"/proc/stat": _rows(r"btime "),
@@ -318,4 +308,15 @@ _REDUCTIONS: Mapping[str, Callable[[bytes], bytes | None]] = {
         r"\[\w{1,40}\]|(?:governor|platform_profile)\s*=\s*[\w-]{1,40}$"
     ),
     r"/etc/asusd/asusd\.ron": _rows(r"\s*(?:change_)?platform_profile_on_ac:\s*\w{1,40},"),
+    # Names of whatever kind last: of two that match the first counts.
+    r"/etc/infertune/servers\.d/.*\.toml": _declaration,
+    rf"{_UNITS}/[^/]*\.(?:service|container)": _unit,
+    rf"{_UNITS}/[^/]*\.d/[^/]*\.conf": _servers(formats.unit, titled=False),
+    r".*\.ya?ml": _servers(formats.yaml),
+    r".*\.ini": _servers(formats.preset),
+    r".*/lemonade/[\w.-]*\.json": _servers(formats.lemonade),
+    r"/etc/lemonade/conf\.d/.*|.*\.env": _servers(formats.variables),
+    rf"/etc/(?:(?:default|sysconfig|conf\.d)/)?(?:{_PACKAGED})[^/]*(?:/[^/]*)?": _servers(
+        formats.variables
+    ),
 }

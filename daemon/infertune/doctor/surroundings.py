@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 from infertune.boot.state import State, read_status
 from infertune.errors import Failed, InfertuneError
+from infertune.host.gpu import kfd_client_count
 from infertune.host.nodes import Node, gpu_nodes
 from infertune.host.unknown import Unknown, known
 from infertune.launch.binary import (
@@ -142,18 +143,8 @@ def look_around(root: Root, caller: Mapping[str, str]) -> Surroundings:
         devices=gpu_nodes(root),
         journal=_journal(),
         staged=_staged(root),
-        compute_clients=_compute_clients(root),
+        compute_clients=kfd_client_count(root),
     )
-
-
-def _compute_clients(root: Root) -> int | Unknown:
-    """One directory for each process that has KFD open (kfd_process.c)."""
-    if not root.exists("/sys/class/kfd"):
-        return 0  # without the driver no process can
-    try:
-        return len(root.listed("/sys/class/kfd/kfd/proc"))
-    except OSError:
-        return Unknown("the driver does not show which processes use ROCm")
 
 
 def _staged(root: Root) -> Staged | Unknown:

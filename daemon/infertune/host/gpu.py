@@ -340,6 +340,16 @@ def kfd_nodes(root: Root) -> tuple[KfdNode, ...]:
     return tuple(found)
 
 
+def kfd_client_count(root: Root) -> int | Unknown:
+    """How many processes have KFD open: one directory for each (kfd_process.c)."""
+    if not root.exists("/sys/class/kfd"):
+        return 0  # without the driver no process can
+    try:
+        return len(root.listed(_PROCESSES))
+    except OSError:
+        return Unknown("the driver does not show which processes use ROCm")
+
+
 def kfd_processes(root: Root) -> tuple[KfdProcess, ...]:
     """The programs that use compute; readable by everybody."""
     return tuple(kfd_process(root, pid) for pid in kfd_pids(root)[:MAX_PROCESSES])
