@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from infertune.doctor.at_launch import warnings
 from infertune.engine import ApplyFailed, Report, Session, session
 from infertune.errors import Failed, InfertuneError, UsageError
 from infertune.journal import Journal
@@ -171,6 +172,9 @@ def prepare(one: Run) -> tuple[Desired, Job]:
         server = _server(one)
         backend = request.backend if request.backend != "auto" else server.backends[0]
         desired = resolve(profile, machine, backend)
+        chosen = [name for name in BACKENDS if name == desired.backend]
+        for text in warnings(one.root, server.version, chosen):
+            one.audience.say(text)
         job = _serving(one, server, model, desired)
     one.result.backend = desired.backend
     one.result.argv = job.argv

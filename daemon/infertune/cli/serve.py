@@ -20,6 +20,8 @@ from infertune.cli.base import JSON, Command, Context, argument
 from infertune.cli.engine import BACKEND, PROFILE, daemon_runs
 from infertune.cli.fit import FORCE, parse_setting
 from infertune.cli.run import Silent
+from infertune.doctor.at_launch import warnings
+from infertune.doctor.surroundings import LlamaServer, llama_server
 from infertune.errors import Busy, Exit, Failed, NotPermitted, Unreachable, UsageError
 from infertune.host.sockets import listeners
 from infertune.launch.client import healthy, how_to_talk
@@ -98,6 +100,7 @@ def _serve(ctx: Context) -> Exit:
         return Exit.DONE
     if declaration.model:
         _refuse_misfit(ctx, machine, declaration, declaration.model, desired)
+    _warn(ctx, desired)
     _need_daemon(ctx)
     if os.geteuid() != 0:
         raise NotPermitted(
@@ -121,6 +124,15 @@ def _serve(ctx: Context) -> Exit:
         write_declaration(ctx.root, declaration)
         unit = _call("Serve", "s", name)
     return _wait_and_say(ctx, declaration.name, unit, declaration.port)
+
+
+def _warn(ctx: Context, desired: Desired) -> None:
+    """Say what is known to be wrong with the server that the unit will start."""
+    found = llama_server(os.environ) if ctx.root.live else None
+    if isinstance(found, LlamaServer):
+        chosen = [name for name in found.backends if name == desired.backend]
+        for text in warnings(ctx.root, found.version, chosen):
+            print(f"infertune: {text}", file=sys.stderr)
 
 
 def _refuse_misfit(

@@ -170,3 +170,5 @@ class Rule:
     """The versions the check compares with, for the document."""
     covers: tuple[str, ...] = ()
     """Rules whose findings have the same cause as this one's, and need not be told beside it."""
+    at_launch: bool = False
+    """Whether ``run`` and ``serve`` say it as well, of the very server they start."""

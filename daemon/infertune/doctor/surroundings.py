@@ -139,7 +139,7 @@ def look_around(root: Root, caller: Mapping[str, str]) -> Surroundings:
     """The surroundings of a caller on this machine.  Never raises."""
     return Surroundings(
         environment={name: caller[name] for name in SHOWN_ENVIRONMENT if name in caller},
-        server=_server(caller),
+        server=llama_server(caller),
         devices=gpu_nodes(root),
         journal=_journal(),
         staged=_staged(root),
@@ -170,7 +170,8 @@ def _journal() -> tuple[str, ...] | None:
     return None
 
 
-def _server(caller: Mapping[str, str]) -> LlamaServer | Unknown | None:
+def llama_server(caller: Mapping[str, str]) -> LlamaServer | Unknown | None:
+    """The llama-server the caller would start; None where there is none on its search path."""
     path = find_server(None, caller.get("PATH"))
     if path is None:
         return None

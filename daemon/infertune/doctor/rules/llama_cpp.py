@@ -331,6 +331,7 @@ RULES: tuple[Rule, ...] = (
         "large as batch_size",
         sources=(llama(28211), llama(27506), github("noamsto/nix-amd-ai", 128)),
         window=_WRONG_LOGITS,
+        at_launch=True,
     ),
     Rule(
         id="llama-mixed-answers",
@@ -346,6 +347,7 @@ RULES: tuple[Rule, ...] = (
         fix="use a build of October 2026 or later, Vulkan, or one slot (--parallel 1)",
         sources=(llama(25992), llama(27579)),
         window=_WRONG_LOGITS,
+        at_launch=True,
     ),
     Rule(
         id="llama-misread-memory",
