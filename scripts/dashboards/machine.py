@@ -26,6 +26,11 @@ def _pool(what: str, pool: str) -> str:
     return f'sum by (instance) (infertune_gpu_memory_{what}{{{_I},pool="{pool}"}})'
 
 
+def _judged(what: str) -> str:
+    """The judge's answer: what 'infertune machine' and 'infertune fit' say as well."""
+    return f"infertune_gpu_pool_{what}{{{_I}}}"
+
+
 _TOTAL = f"sum by (instance) ({_memory('total')})"
 # Not held at 0: a value below it says that what is shown cannot all be so.
 _CPU_SIDE = (
@@ -68,36 +73,32 @@ MACHINE = Dashboard(
                     ),
                 ),
                 Panel(
-                    title="GTT in use",
-                    description="Share of the limit that amdgpu took at its start. Above 95 % the "
-                    "next allocation fails or evicts: raise ttm.pages_limit (infertune boot) or "
-                    "take a smaller context.",
+                    title="GPU memory in use",
+                    description="Share of the memory the GPU allocates from (GTT, or a larger "
+                    "carve-out) that is in use, whoever holds it. Above 95 % the next allocation "
+                    "fails or evicts: 'infertune machine' names who holds it and what limits it.",
                     unit="percentunit",
                     width=6,
                     height=5,
                     kind="stat",
                     nothing=_NO_GPU,
                     limits=((None, GREEN), (0.85, YELLOW), (0.95, RED)),
-                    targets=(
-                        Target(
-                            f"{_pool('used_bytes', 'gtt')} / {_pool('bytes', 'gtt')}",
-                            "{{instance}}",
-                        ),
-                    ),
+                    targets=(Target(f"{_judged('held_bytes')} / {_judged('bytes')}", "{{pool}}"),),
                 ),
                 Panel(
-                    title="Carve-out in use",
-                    description="Share of the memory that the firmware gave to the GPU for good. "
-                    "Large and unused: give it back in the BIOS, GTT does as well.",
-                    unit="percentunit",
+                    title="GPU memory, now and at the next boot",
+                    description="How much the GPU may hold: the smallest of GTT, the TTM limit and "
+                    "RAM, or the carve-out. Less at the next boot: a size that was only written "
+                    "does not last; 'infertune boot stage' makes it.",
+                    unit="bytes",
                     width=6,
                     height=5,
                     kind="stat",
                     nothing=_NO_GPU,
                     targets=(
+                        Target(_judged("bytes"), "now, {{pool}}"),
                         Target(
-                            f"{_pool('used_bytes', 'vram')} / {_pool('bytes', 'vram')}",
-                            "{{instance}}",
+                            f"infertune_gpu_pool_next_boot_bytes{{{_I}}}", "next boot, {{pool}}"
                         ),
                     ),
                 ),
