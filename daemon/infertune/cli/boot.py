@@ -7,32 +7,49 @@ import contextlib
 import difflib
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from infertune.boot import guard, record, staging
 from infertune.boot.commands import Runner, runner
 from infertune.boot.loaders import Change, NewFile, plan
 from infertune.boot.options import Option, options
-from infertune.boot.sizes import SIZES, check_sizes
+from infertune.boot.sizes import SIZES, change_of, check_sizes
 from infertune.boot.sources import Finding, findings
 from infertune.boot.state import OptionStatus, overruled, read_status, sorts_after
 from infertune.cli.base import JSON, Command, Context, argument, printable
 from infertune.cli.engine import PROFILE
+from infertune.documents import picture_document
 from infertune.errors import Exit
 from infertune.host.memory import PAGE
 from infertune.host.modprobe import Sources, read_sources
 from infertune.host.system import boot_id
+from infertune.host.unknown import Unknown
 from infertune.machine import read_machine
+from infertune.pools.boot import after_boot
 from infertune.pools.facts import read_facts
+from infertune.pools.judge import Picture, picture
 from infertune.profile import load_profile
-from infertune.resolve import Desired, resolve
+from infertune.resolve import Desired, assume_backend, resolve
 from infertune.units import format_size
 
 GUARD = "/etc/systemd/system/sysinit.target.wants/infertune-boot-guard.service"
 """There where the guard is installed and enabled."""
 
 
-def _prepared(ctx: Context) -> tuple[Desired, Change, list[str], tuple[Finding, ...]]:
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What staging a profile takes, and what there is to say about it."""
+
+    wanted: Desired
+    change: Change
+    memory: Picture
+    """The GPU's memory now, and after a boot with the change."""
+    notes: tuple[str, ...]
+    wrong: tuple[Finding, ...]
+
+
+def _prepared(ctx: Context) -> _Prepared:
     """What staging the profile takes, what is left out, and what is wrong already."""
     machine = read_machine(ctx.root)
     # [boot] is for the whole machine: every backend has the same.
@@ -41,12 +58,15 @@ def _prepared(ctx: Context) -> tuple[Desired, Change, list[str], tuple[Finding, 
     old = record.load(ctx.root)
     ours = old.options if old and (old.in_force or old.tried == boot_id(ctx.root)) else ()
     found, left = options(ctx.root, machine, wanted, sources, ours)
-    check_sizes(read_facts(ctx.root, machine), machine, found)
+    facts = read_facts(ctx.root, machine)
+    check_sizes(facts, machine, found)
     change = plan(ctx.root, machine, found)
+    then = after_boot(facts, change_of(machine, change.options))
+    memory = picture(facts, then, assume_backend(machine)[0])
     notes = [*left, *change.notes, *sources.problems, *_rivals(change.options, sources)]
     if ctx.root.live and change.options and not ctx.root.exists(GUARD):
         notes.append("the guard is not enabled ('infertune setup'): nothing goes back by itself")
-    return wanted, change, notes, findings(sources)
+    return _Prepared(wanted, change, memory, tuple(notes), findings(sources))
 
 
 def _rivals(found: Sequence[Option], sources: Sources) -> list[str]:
@@ -62,22 +82,23 @@ def _rivals(found: Sequence[Option], sources: Sources) -> list[str]:
 
 
 def _plan(ctx: Context) -> Exit:
-    wanted, change, notes, wrong = _prepared(ctx)
+    prepared = _prepared(ctx)
     if ctx.args.json:
-        ctx.print_json("infertune.boot-plan/1", _plan_document(ctx, wanted, change, notes, wrong))
+        ctx.print_json("infertune.boot-plan/1", _plan_document(ctx, prepared))
         return Exit.DONE
-    _print_plan(ctx, wanted, change, notes, wrong)
-    if change.options:
+    _print_plan(ctx, prepared)
+    if prepared.change.options:
         ctx.print("nothing was written; 'infertune boot stage' does it")
     return Exit.DONE
 
 
 def _stage(ctx: Context) -> Exit:
     with staging.lock(ctx.root, "boot stage"):
-        wanted, change, notes, wrong = _prepared(ctx)
-        document = _plan_document(ctx, wanted, change, notes, wrong)
+        prepared = _prepared(ctx)
+        wanted, change = prepared.wanted, prepared.change
+        document = _plan_document(ctx, prepared)
         if not ctx.args.json:
-            _print_plan(ctx, wanted, change, notes, wrong)
+            _print_plan(ctx, prepared)
         if change.options:
             by_hand = ctx.args.confirm_by_hand
             staging.stage(ctx.root, wanted.profile, change, _runner(ctx), by_hand=by_hand)
@@ -181,13 +202,8 @@ def _option_state(each: OptionStatus) -> dict[str, Any]:
     }
 
 
-def _plan_document(
-    ctx: Context,
-    wanted: Desired,
-    change: Change,
-    notes: Sequence[str],
-    wrong: Sequence[Finding],
-) -> dict[str, Any]:
+def _plan_document(ctx: Context, prepared: _Prepared) -> dict[str, Any]:
+    wanted, change = prepared.wanted, prepared.change
     return {
         "profile": wanted.profile,
         "style": change.style,
@@ -207,18 +223,14 @@ def _plan_document(
         ],
         "comes_back": change.rescue,
         "by_hand": list(change.manual),
-        "findings": [{"what": each.what, "fix": each.fix} for each in wrong],
-        "notes": list(notes),
+        "gpu_memory": picture_document(prepared.memory),
+        "findings": [{"what": each.what, "fix": each.fix} for each in prepared.wrong],
+        "notes": list(prepared.notes),
     }
 
 
-def _print_plan(
-    ctx: Context,
-    wanted: Desired,
-    change: Change,
-    notes: Sequence[str],
-    wrong: Sequence[Finding],
-) -> None:
+def _print_plan(ctx: Context, prepared: _Prepared) -> None:
+    wanted, change = prepared.wanted, prepared.change
     ctx.print(f"profile {wanted.profile}, boot loader {change.style or 'unknown'}")
     for option in change.options:
         places = option.file or ", ".join(p.word for p in option.parameters)
@@ -238,12 +250,25 @@ def _print_plan(
         ctx.print(f"if the kernel does not start: {change.rescue}")
     for instruction in change.manual:
         ctx.print(f"by hand: {instruction}")
-    for finding in wrong:
+    if memory := _memory(prepared.memory):
+        ctx.print(memory)
+    for finding in prepared.wrong:
         ctx.print(f"finding: {finding}")
-    for note in notes:
+    for note in prepared.notes:
         ctx.print(f"note: {note}")
     if not change.options and not change.manual:
         ctx.print("nothing to stage")
+
+
+def _memory(found: Picture) -> str | None:
+    """How much the GPU may hold now and after the boot; None where one of them is not known."""
+    now, then = found.now, found.next_boot
+    if isinstance(now, Unknown) or isinstance(then, Unknown):
+        return None
+    return (
+        f"GPU memory: {format_size(now.bytes)} ({now.name}) now, "
+        f"{format_size(then.bytes)} ({then.name}) after the next boot"
+    )
 
 
 def _diff(ctx: Context, file: NewFile) -> str:
