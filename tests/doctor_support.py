@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,9 +156,13 @@ HEALTHY: Overlay = {
 @functools.cache
 def unpacked(machine: str) -> Path:
     """A recorded machine on disk, once for all tests of this process."""
-    stack = contextlib.ExitStack()
-    atexit.register(stack.close)
-    return stack.enter_context(open_snapshot(str(FIXTURES / f"{machine}.snapshot"))).base
+    # Not the directory of open_snapshot itself: a child of multiprocessing forgets what stands in
+    # atexit (since Python 3.13), and what nobody refers to any more would be removed under us.
+    kept = Path(tempfile.mkdtemp(prefix="infertune-tests-"))
+    atexit.register(shutil.rmtree, kept, ignore_errors=True)
+    with open_snapshot(str(FIXTURES / f"{machine}.snapshot")) as root:
+        shutil.copytree(root.base, kept / machine, symlinks=True)
+    return kept / machine
 
 
 def build(base: Path, *overlays: Overlay, machine: str = "strix-halo-128") -> Root:
