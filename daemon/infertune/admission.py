@@ -26,15 +26,17 @@ _PATIENCE_S = 30.0
 def turn(root: Root, *, descriptor: int | None = None) -> Iterator[bool]:
     """One start at a time is judged; yields whether it really is this one's turn alone.
 
-    ``descriptor``: the open lock, for whoever may not open it.  Without root there is no turn.
+    ``descriptor``: the open lock, for whoever may not open it.  Without a lock there is no turn,
+    and a start goes on all the same.
     """
     with contextlib.ExitStack() as stack:
         try:
             if descriptor is None:
                 root.mkdir("/run/infertune")
-            yield stack.enter_context(root.turn(LOCK, _PATIENCE_S, descriptor=descriptor))
-        except PermissionError:
-            yield False
+            alone = stack.enter_context(root.turn(LOCK, _PATIENCE_S, descriptor=descriptor))
+        except OSError:  # not root's, or /run is full or may not be written
+            alone = False
+        yield alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ def admit(
             host=found.on_host(),
         )
     if not alone and remark:
-        remark = f"{remark}; another start may take the room (only root's wait for each other)"
+        remark = f"{remark}; another start may take the room (it did not wait for its turn)"
     return Admission(remark, reserved)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infertune.engine import Report, Status
 from infertune.host.unknown import Unknown
 from infertune.plan import Item
-from infertune.pools.judge import Picture, Pool
+
+if TYPE_CHECKING:
+    from infertune.pools.judge import Picture, Pool
 
 
 def report_document(report: Report) -> dict[str, Any]:

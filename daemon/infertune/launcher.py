@@ -22,19 +22,29 @@ from infertune.root import Root
 from infertune.run import Request, Result, Run, prepare
 from infertune.service.declared import find_declaration
 from infertune.service.servers import Declaration, own_settings
+from infertune.units import printable_line
+
+
+_LINE = 8192
+"""Characters; journald cuts lines at 48 KiB (LineMax= of journald.conf)."""
 
 
 class _Log:
     """Tells the journal; a unit has no other audience."""
 
     def say(self, text: str) -> None:
-        print(text, flush=True)
+        print(_line(text), flush=True)
 
     def recovered(self, report: Report) -> None: ...
     def applied(self, report: Report) -> None: ...
     def placed(self, outcomes: Sequence[Placed]) -> None: ...
     def answered(self, completion: Completion) -> None: ...
     def restored(self, report: Report) -> None: ...
+
+
+def _line(text: str) -> str:
+    """For the journal, where a line of its own would be an entry of its own, with any priority."""
+    return printable_line("; ".join(text.split("\n")), _LINE)
 
 
 def _admit(
@@ -96,10 +106,11 @@ def main() -> int:
         result = Result(profile=declared.profile)
         _, job = prepare(Run(root, machine, request, result, _Log()))
     except InfertuneError as error:
-        print(f"<3>{error.message}" + (f"; {error.hint}" if error.hint else ""), file=sys.stderr)
+        hint = f"; {error.hint}" if error.hint else ""
+        print(f"<3>{_line(error.message + hint)}", file=sys.stderr)
         return int(error.exit_code)
     _close_turn()
-    print(f"starting {' '.join(job.argv)}", flush=True)
+    print(_line(f"starting {' '.join(job.argv)}"), flush=True)
     return os.execve(job.program, list(job.argv), dict(job.env))  # noqa: S606
 
 

@@ -118,18 +118,10 @@ class Root:
         Anything but a regular file of at most ``limit`` bytes of text is an error that says so:
         a FIFO would hang whoever reads it, and a large file is not what it seems.
         """
-        fd = _open(self.at(path), os.O_RDONLY | os.O_NOCTTY)
-        try:
-            status = os.fstat(fd)
-            if stat.S_ISDIR(status.st_mode):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError(errno.EINVAL, "Not a regular file", path)
+        with _plain(self.at(path), path, follow=True) as (fd, status):
             if status.st_size > limit:
                 raise OSError(errno.EFBIG, f"Larger than {limit // 1024} KiB", path)
             data = os.read(fd, limit)
-        finally:
-            os.close(fd)
         if b"\0" in data:
             raise OSError(errno.EILSEQ, "Binary, not text", path)
         return data.decode("utf-8", "replace")
@@ -189,11 +181,7 @@ class Root:
 
         Raises OSError: ELOOP for a symbolic link, EINVAL for a FIFO, a device or a directory.
         """
-        try:
-            return read_plain_file(self.at(path), limit, follow=False)
-        except OSError as error:
-            error.filename = path
-            raise
+        return _read_plain(self.at(path), path, limit, follow=False)
 
     def exists(self, path: str) -> bool:
         """Whether there is something; what may not be looked at counts as not there."""
@@ -526,17 +514,52 @@ def read_plain_file(path: Path, size: int, *, follow: bool) -> tuple[bytes, os.s
 
     Raises OSError; ELOOP for a symbolic link unless ``follow``.
     """
-    # O_NONBLOCK: opening a FIFO must not wait for its writer.
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-    fd = os.open(path, flags | (0 if follow else os.O_NOFOLLOW))
+    return _read_plain(path, str(path), size, follow=follow)
+
+
+def _read_plain(
+    path: Path, name: str, size: int, *, follow: bool
+) -> tuple[bytes, os.stat_result]:
+    with (
+        _plain(path, name, follow=follow) as (fd, status),
+        os.fdopen(fd, "rb", closefd=False) as file,
+    ):
+        return file.read(size), status
+
+
+@contextlib.contextmanager
+def _plain(path: Path, name: str, *, follow: bool) -> Iterator[tuple[int, os.stat_result]]:
+    """A regular file, open for reading, and its status; ``name`` is for errors.  Raises OSError.
+
+    What is something else is never opened, only looked at (O_PATH): whoever owns a file that root
+    reads may have put a link to a device there, and some act when they are opened (/dev/watchdog
+    restarts the machine a minute later, a FIFO lets its writer go on).
+    """
+    look = os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        with os.fdopen(fd, "rb", closefd=False) as file:
-            return file.read(size), status
+        seen = os.open(path, look)
+        try:
+            _refuse_what_is_not_plain(os.fstat(seen).st_mode)
+            # The very file that was looked at, whatever is at its path by now.
+            fd = os.open(f"/proc/self/fd/{seen}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        finally:
+            os.close(seen)
+    except OSError as error:
+        error.filename = name
+        raise
+    try:
+        yield fd, os.fstat(fd)
     finally:
         os.close(fd)
+
+
+def _refuse_what_is_not_plain(mode: int) -> None:
+    if stat.S_ISLNK(mode):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "not a regular file")
 
 
 def full_path(path: str) -> str:

@@ -48,7 +48,6 @@ from typing import NoReturn
 from infertune.errors import NotPermitted, SnapshotError, UsageError
 from infertune.host.system import hostname
 from infertune.host.tuners import TUNERS
-from infertune.redaction import PLAIN_PARAMETERS, reduce_file
 from infertune.root import MAX_READ, Root, lay_out, read_user_file
 
 MAGIC = "# infertune snapshot 1"
@@ -505,6 +504,9 @@ class _Redaction:
 
     def __call__(self, path: str, data: bytes) -> tuple[str, bytes] | None:
         """Path and content to record, or None for nothing."""
+        # Every verb imports this module, and only recording needs what takes longer than most verbs.
+        from infertune.redaction import reduce_file
+
         if re.match(r"/proc/\d", path):
             return self._process(path, data)
         part = reduce_file(path, data)
@@ -546,6 +548,8 @@ def redact_cmdline(text: str) -> str:
 
     What follows ``--`` is for init, not for the kernel, and is dropped.
     """
+    from infertune.redaction import PLAIN_PARAMETERS
+
     shown = []
     for word in re.findall(r'(?:"[^"]*"|[^\s"])+', text):
         if word == "--":

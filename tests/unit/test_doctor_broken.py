@@ -76,9 +76,9 @@ FOUND = "modprobe-odd-file", "finding"
 
 BROKEN: dict[str, Broken] = {
     "modprobe-binary": Broken(ODD, text(b"\x7fELF\0\0"), *FOUND, "not a text file"),
-    "modprobe-directory": Broken(ODD, directory, *FOUND, "not a regular file"),
+    "modprobe-directory": Broken(ODD, directory, *FOUND, "Is a directory"),
     "modprobe-fifo": Broken(ODD, fifo, *FOUND, "not a regular file"),
-    "modprobe-socket": Broken(ODD, a_socket, *FOUND, "No such device or address"),
+    "modprobe-socket": Broken(ODD, a_socket, *FOUND, "not a regular file"),
     "modprobe-1-gb": Broken(ODD, sparse, *FOUND, "larger than 1024 KiB"),
     # kmod passes over both.
     "modprobe-loop": Broken(ODD, loop, "modprobe-odd-file", "fine"),

@@ -189,7 +189,7 @@ def test_small_files(tmp_path: Path) -> None:
         ("binary", "Binary, not text"),
         ("large", "Larger than"),
         ("directory", "Is a directory"),
-        ("fifo", "Not a regular file"),
+        ("fifo", "not a regular file"),
         ("none", "No such file"),
     ):
         with pytest.raises(OSError, match=words):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from infertune.admission import Asked, check
-from infertune.cli.base import JSON, Command, Context, argument
+from infertune.cli.base import JSON, Command, Context, argument, printable
 from infertune.cli.engine import BACKEND, PROFILE, daemon_runs
 from infertune.cli.fit import FORCE, parse_setting
 from infertune.cli.run import Silent
@@ -152,7 +152,7 @@ def _refuse_misfit(
         profile=declaration.profile,
     )
     if remark := check(ctx.root, machine, asked).remark:
-        print(f"infertune: {remark}", file=sys.stderr)
+        print(f"infertune: {printable(remark)}", file=sys.stderr)
 
 
 def _start(ctx: Context) -> Exit:

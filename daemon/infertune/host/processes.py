@@ -12,11 +12,13 @@ from infertune.host.cgroup import group_of, owner_of
 from infertune.host.memory import PAGE
 from infertune.host.text import integer, pairs, sizes
 from infertune.root import Root
+from infertune.units import printable_line
 
 MAX_PROCESSES = 4096
 """Bound of processes looked at."""
 MAX_DESCRIPTORS = 1024
 """Bound of descriptors of one process looked at."""
+_NAME_LENGTH = 64
 
 # Each begins with a plain text, which the search for it is fast with; a line break is put before.
 _ADDRESS = re.compile(r"\ndrm-pdev:[ \t]*(\S+)")
@@ -49,7 +51,7 @@ class DrmClient:
 class Process:
     pid: int
     name: str
-    """Its comm, at most 15 characters."""
+    """Its comm, at most 15 characters; those that are not printable are escaped."""
     owner: str | None
     """Unit or container it runs in; None where its group names neither."""
 
@@ -74,7 +76,9 @@ def comms(root: Root) -> frozenset[str]:
 
 def process(root: Root, pid: int) -> Process:
     """A process by name and owner; one that is gone is called by its number."""
-    return Process(pid, comm(root, pid) or f"process {pid}", owner_of(group_of(root, pid)))
+    # A program may call itself anything, with line breaks and what drives a terminal.
+    name = printable_line(comm(root, pid) or f"process {pid}", _NAME_LENGTH)
+    return Process(pid, name, owner_of(group_of(root, pid)))
 
 
 def resident_bytes(root: Root, pid: int | str) -> int | None:
@@ -92,6 +96,13 @@ def started_ticks(root: Root, pid: int | str) -> int | None:
     # The name in parentheses may hold anything, also parentheses and spaces.
     fields = (root.get(f"/proc/{pid}/stat") or "").rpartition(")")[2].split()
     return integer(fields[19]) if len(fields) > 19 else None
+
+
+def user_of(root: Root, pid: int | str) -> int | None:
+    """Real user id of a process (proc_pid_status(5)); None where it is gone or not shown."""
+    # Not the owner of /proc/PID: that is root for a process that may not dump core.
+    ids = pairs(root.get(f"/proc/{pid}/status"), ":").get("Uid", "").split()
+    return integer(ids[0]) if ids else None
 
 
 def children(root: Root, pid: int | str) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from infertune.redaction import is_reduced, reduce_file
@@ -34,6 +35,8 @@ _DIRECTORIES_LIMIT = 2000
 _HOMES_LIMIT = 50
 _DROP_INS_LIMIT = 50
 """Drop-ins of one unit."""
+_ENVIRONMENT_FILES_LIMIT = 20
+"""Files of one EnvironmentFile= with a wildcard."""
 
 Kind = Literal["unit", "quadlet", "compose", "preset", "llama-swap", "Lemonade", "infertune"]
 
@@ -284,7 +287,7 @@ def _variables(root: Root, pattern: str) -> Iterator[tuple[str, dict[str, str]]]
     """Files that an EnvironmentFile= names, and their variables."""
     if not pattern.startswith("/") or ".." in pattern.split("/") or "%" in pattern:
         return
-    for path in (root.glob(pattern) if "*" in pattern else [pattern])[:20]:
+    for path in _matching(root, pattern)[:_ENVIRONMENT_FILES_LIMIT]:
         if not is_reduced(path):
             continue  # a snapshot would take all of it along
         try:
@@ -293,6 +296,19 @@ def _variables(root: Root, pattern: str) -> Iterator[tuple[str, dict[str, str]]]
             continue
         for entry in found:
             yield path, dict(entry.environment)
+
+
+def _matching(root: Root, pattern: str) -> list[str]:
+    """Files that a pattern stands for, which has wildcards in the last of its names only.
+
+    It may be of a user's unit: "/**/*.env" would have whoever asks walk all file systems.
+    """
+    directory, _, name = pattern.rpartition("/")
+    if "*" not in pattern:
+        return [pattern]
+    if "*" in directory:
+        return []
+    return [f"{directory}/{each}" for each in _listed(root, directory) if fnmatchcase(each, name)]
 
 
 def _started(root: Root, whole: _Whole, kind: Kind, user: bool) -> Iterator[Declared]:

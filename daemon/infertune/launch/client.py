@@ -12,17 +12,21 @@ import json
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from infertune.errors import Failed
-from infertune.units import MIB
+from infertune.units import MIB, printable_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 COMPLETES_ONLY = "this model has no chat template: it completes text, it does not chat"
 _ANSWER_S = 5.0
+_MAX_EVENT = MIB
+"""Bytes of one event; an answer's are a few hundred."""
+_MAX_ANSWER = 512 * MIB
+"""Bytes of all events: a million tokens, the most that are asked for, take some 300 MB."""
 
 # No proxy: http_proxy of the caller must not send loopback requests elsewhere.
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -86,7 +90,7 @@ def how_to_talk(base_url: str, *, chats: bool | None = None) -> list[str]:
     models = _get_json(f"{base_url}/v1/models").get("data")
     first = models[0] if isinstance(models, list) and models else None
     name = first.get("id") if isinstance(first, dict) else None
-    model = f', model "{name}"' if name else ""
+    model = f', model "{printable_line(name, 80)}"' if name and isinstance(name, str) else ""
     lines = [f"  API      {base_url}/v1  (OpenAI{model}, any key)"]
     if chats is False:
         return [*lines, f"  text     {base_url}/v1/completions", COMPLETES_ONLY]
@@ -119,7 +123,7 @@ class _Piece:
 
 
 def _piece_of_text(event: Mapping[str, Any]) -> _Piece:
-    text, tokens = event.get("content", ""), event.get("tokens") or []
+    text, tokens = _text(event.get("content")), event.get("tokens") or []
     # A token that is half a character carries no text yet, and counts all the same.
     return _Piece(text=text, tokens=len(tokens) or bool(text), last=bool(event.get("stop")))
 
@@ -127,14 +131,19 @@ def _piece_of_text(event: Mapping[str, Any]) -> _Piece:
 def _piece_of_chat(event: Mapping[str, Any]) -> _Piece:
     choice: Mapping[str, Any] = next(iter(event.get("choices") or ()), {})
     delta = choice.get("delta") or {}
-    text, thought = delta.get("content") or "", delta.get("reasoning_content") or ""
+    text, thought = _text(delta.get("content")), _text(delta.get("reasoning_content"))
+    total = (event.get("usage") or {}).get("completion_tokens")
     return _Piece(
         text=text,
         thought=thought,
         tokens=bool(text or thought),
-        total=(event.get("usage") or {}).get("completion_tokens"),
+        total=total if type(total) is int and total > 0 else None,
         last=bool(choice.get("finish_reason")),
     )
+
+
+def _text(found: object) -> str:
+    return found if isinstance(found, str) else ""
 
 
 def _timed(
@@ -142,30 +151,28 @@ def _timed(
 ) -> Completion:
     """Post ``body``, read the answer to its end, and time it."""
     start = time.monotonic()
-    pieces: list[_Piece] = []
-    came: list[float] = []
+    whole = _Answer()
     try:
         with _post(url, body, timeout_s) as reply:
             for event in _events(reply):
                 if "error" in event:
                     raise Failed(f"the server refused the prompt: {_message(event['error'])}")
-                pieces.append(read(event))
-                if pieces[-1].tokens:
-                    came.append(time.monotonic())
-        if not any(piece.last for piece in pieces):
+                whole.take(read(event))
+        if not whole.complete:
             raise Failed("the server broke off the answer")
     except urllib.error.HTTPError as error:
         detail = error.read(1000).decode("utf-8", "replace").strip()
         raise Failed(f"the server answered {error.code}: {detail}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise Failed(f"the server broke off the answer: {error}") from error
-    if not came:
+    except (TypeError, AttributeError, LookupError, RecursionError) as error:
+        raise Failed("the server's answer is not one of llama-server's") from error
+    if whole.first is None:
         raise Failed("the server generated no token")
-    totals = [piece.total for piece in pieces if piece.total]
-    tokens = totals[-1] if totals else sum(piece.tokens for piece in pieces)
-    latency, ttft = came[-1] - start, came[0] - start
+    tokens = whole.total or whole.tokens
+    latency, ttft = whole.latest - start, whole.first - start
     return Completion(
-        text="".join(p.text for p in pieces) or "".join(p.thought for p in pieces),
+        text="".join(whole.texts) or "".join(whole.thoughts),
         tokens=tokens,
         ttft_s=ttft,
         tpot_s=(latency - ttft) / (tokens - 1) if tokens > 1 else None,
@@ -173,12 +180,36 @@ def _timed(
     )
 
 
+@dataclass(slots=True)
+class _Answer:
+    """What has come of an answer so far, and when."""
+
+    texts: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    tokens: int = 0
+    total: int | None = None
+    first: float | None = None
+    latest: float = 0.0
+    complete: bool = False
+
+    def take(self, piece: _Piece) -> None:
+        self.complete = self.complete or piece.last
+        self.total = piece.total or self.total
+        if not piece.tokens:
+            return
+        self.latest = time.monotonic()
+        self.first = self.first or self.latest
+        self.tokens += piece.tokens
+        self.texts.append(piece.text)
+        self.thoughts.append(piece.thought)
+
+
 def _get_json(url: str) -> dict[str, Any]:
     """A small JSON object of the server; empty where it has none."""
     try:
         with _opener.open(url, timeout=_ANSWER_S) as reply:
             found = json.loads(reply.read(MIB))
-    except (OSError, http.client.HTTPException, ValueError):
+    except (OSError, http.client.HTTPException, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -191,8 +222,13 @@ def _post(url: str, body: dict[str, Any], timeout_s: float) -> http.client.HTTPR
     return reply
 
 
-def _events(lines: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
-    for line in lines:
+def _events(reply: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+    """Raises ValueError for what is larger than any answer, or not JSON."""
+    room = _MAX_ANSWER
+    while line := reply.readline(_MAX_EVENT):
+        room -= len(line)
+        if room < 0 or len(line) == _MAX_EVENT:
+            raise ValueError("it has no end")
         name, _, data = line.decode("utf-8", "replace").partition(":")
         if name in ("data", "error") and data.strip() not in ("", "[DONE]"):
             event = json.loads(data)

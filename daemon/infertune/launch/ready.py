@@ -17,7 +17,7 @@ from infertune.host.processes import resident_bytes
 from infertune.launch.client import healthy
 from infertune.launch.process import Child, Signals, cause
 from infertune.launch.residency import file_size, model_files, resident
-from infertune.units import format_size
+from infertune.units import format_size, printable_line
 
 if TYPE_CHECKING:
     from infertune.root import Root
@@ -108,7 +108,8 @@ def wait_ready(
                     loaded = min(resident_bytes(root, child.pid) or 0, total)
                 share = f"{format_size(loaded)} of {format_size(total)} resident"
                 seconds = f"{time.monotonic() - start:.0f} s"
-                progress.show(f"loading {os.path.basename(model)}: {share}, {seconds}")
+                name = printable_line(os.path.basename(model), 80)
+                progress.show(f"loading {name}: {share}, {seconds}")
             time.sleep(_POLL_S)
     finally:
         progress.done()

@@ -9,15 +9,17 @@ by itself: with its process, or when an engine has had time enough to load the l
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from infertune.host.processes import children, resident_bytes, started_ticks, uptime
+from infertune.host.processes import children, resident_bytes, started_ticks, uptime, user_of
 from infertune.host.unknown import Unknown
 from infertune.pools.facts import Holder, PoolFacts
 from infertune.pools.judge import gpu_pool
 from infertune.root import Root
+from infertune.units import printable_line
 
 LOCK = "/run/infertune/admission.lock"
 """Whoever holds it judges a start.  Root's; a server's unit gets it as its standard input."""
@@ -25,7 +27,10 @@ OF_ROOT, OF_UNITS = "/run/infertune/admission", "/run/infertune-server/admission
 """Reservations of root's own starts, and of the units' user."""
 
 _MAX_FILES = 64
+_MOST_SWEPT = 1000
 _MAX_BYTES = 4096
+_MOST = 1 << 62
+"""Of each number in a file: far more than any machine has, and still a number to reckon with."""
 _LASTS_S = 900.0
 """120 GiB at 200 MB/s are loaded in ten minutes."""
 
@@ -50,36 +55,47 @@ class Reservation:
 
 def reservations(root: Root) -> tuple[Reservation, ...]:
     """Those of processes that live, and are not too old.  Never raises."""
-    found = []
-    for directory in (OF_ROOT, OF_UNITS):
-        for name in root.names(directory)[:_MAX_FILES]:
-            one = _read(root, f"{directory}/{name}") if name.endswith(".json") else None
-            if one and _counts(root, one):
-                found.append(one)
-    return tuple(found)
+    found = (
+        _valid(root, f"{directory}/{name}")
+        for directory in (OF_ROOT, OF_UNITS)
+        for name in root.names(directory)[:_MAX_FILES]
+        if name.endswith(".json")
+    )
+    return tuple(one for one in found if one)
 
 
-def _read(root: Root, path: str) -> Reservation | None:
+def _valid(root: Root, path: str) -> Reservation | None:
+    """The reservation in a file, if it still counts.
+
+    The units' user may write anything there, links to devices among it, and root reads it: a
+    server that was taken over must not speak for others' processes.
+    """
     try:
-        known: Any = json.loads(root.read_small(path, _MAX_BYTES))
-        return Reservation(
-            name=str(known["name"])[:64],
-            pid=int(known["pid"]),
-            started_ticks=int(known["started_ticks"]),
-            since=float(known["since"]),
-            gpu=max(0, int(known["gpu"])),
-            host=max(0, int(known["host"])),
-        )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        data, status = root.read_file(path, _MAX_BYTES)
+        one = _reservation(json.loads(data))
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None  # half written, or of another version
-
-
-def _counts(root: Root, one: Reservation) -> bool:
-    """Whether its process lives, and has not had time enough."""
     age = (uptime(root) or 0.0) - one.since
     # A unit's user sees no process of root's (ProtectProc=): those are believed until they are old.
-    lives = started_ticks(root, one.pid) == one.started_ticks or started_ticks(root, 1) is None
-    return lives and 0 <= age < _LASTS_S
+    hidden = path.startswith(f"{OF_ROOT}/") and started_ticks(root, 1) is None
+    lives = started_ticks(root, one.pid) == one.started_ticks
+    own = user_of(root, one.pid) == status.st_uid
+    return one if ((lives and own) or hidden) and 0 <= age < _LASTS_S else None
+
+
+def _reservation(known: Any) -> Reservation:
+    """Raises ValueError, KeyError, TypeError or OverflowError."""
+    pid, ticks, gpu, host = (
+        _count(known[key]) for key in ("pid", "started_ticks", "gpu", "host")
+    )
+    name = printable_line(str(known["name"]), 64)
+    return Reservation(name, pid, ticks, float(known["since"]), gpu, host)
+
+
+def _count(number: object) -> int:
+    if type(number) is not int or not 0 <= number <= _MOST:
+        raise ValueError("not a number of anything")
+    return number
 
 
 def with_reservations(
@@ -128,8 +144,8 @@ def reserve(root: Root, directory: str, name: str, pid: int, *, gpu: int, host: 
 
 def _sweep(root: Root, directory: str) -> None:
     """Remove what processes that are gone have left."""
-    for name in root.names(directory):
+    for name in root.names(directory)[:_MOST_SWEPT]:
         path = f"{directory}/{name}"
-        one = _read(root, path)
-        if one is None or not _counts(root, one):
-            root.unlink(path)
+        if _valid(root, path) is None:
+            with contextlib.suppress(OSError):  # a directory: one odd entry is not to cost a promise
+                root.unlink(path)

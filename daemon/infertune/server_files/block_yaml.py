@@ -17,6 +17,9 @@ Node = str | list["Node"] | dict[str, "Node"] | None
 
 DEPTH_LIMIT = 20
 _LINES_LIMIT = 5000
+_NODES_LIMIT = 20_000
+"""Entries of all mappings and sequences, merged ones counted each time: a file of 250 KiB could
+otherwise merge one mapping into thousands of others, and take gigabytes."""
 _TEXT_LIMIT = 16 * 1024
 """Characters of one value that goes over several lines."""
 
@@ -56,6 +59,12 @@ class _Loader:
         self.lines = lines
         self.at = 0
         self.anchors: dict[str, Node] = {}
+        self.room = _NODES_LIMIT
+
+    def spend(self, entries: int) -> None:
+        self.room -= entries
+        if self.room < 0:
+            raise NotUnderstood(f"more than {_NODES_LIMIT} entries")
 
     def fail(self, why: str, line: _Line | None = None) -> NotUnderstood:
         number = line.number if line else self.lines[min(self.at, len(self.lines) - 1)].number
@@ -101,6 +110,7 @@ class _Loader:
         while (line := self.peek()) is not None and line.indent == indent:
             if not (line.text == "-" or line.text.startswith("- ")):
                 break
+            self.spend(1)
             rest = line.text[1:].lstrip()
             if rest and not rest.startswith("#") and _key(rest):
                 # "- key: value" opens a mapping whose keys stand under that key.
@@ -121,11 +131,14 @@ class _Loader:
                     break
                 raise self.fail("neither 'key: value' nor '- item'", line)
             self.at += 1
+            self.spend(1)
             key = self.plain(entry[0], line)
             value = self.value(entry[1], line, indent, depth, in_mapping=True)
             if key == "<<":
                 for merged in value if isinstance(value, list) else [value]:
-                    found = {**(merged if isinstance(merged, dict) else {}), **found}
+                    upper = merged if isinstance(merged, dict) else {}
+                    self.spend(len(upper) + len(found))
+                    found = {**upper, **found}
             else:
                 found[key] = value
         if (line := self.peek()) is not None and line.indent > indent:
@@ -137,7 +150,9 @@ class _Loader:
     ) -> Node:
         """What stands after ``key:`` or ``-``, on this line and below it."""
         if anchor := _ANCHOR.fullmatch(rest):
-            node = self.value(anchor[2] or "", line, indent, depth, in_mapping=in_mapping)
+            if depth > DEPTH_LIMIT:
+                raise self.fail(f"nested more than {DEPTH_LIMIT} deep", line)
+            node = self.value(anchor[2] or "", line, indent, depth + 1, in_mapping=in_mapping)
             self.anchors[anchor[1]] = node
             return node
         if block := _BLOCK.fullmatch(rest):
@@ -214,6 +229,7 @@ class _Loader:
             raise self.fail(
                 f"only plain items are understood between {text[0]} and {closing}", line
             )
+        self.spend(len(items))
         if closing == "]":
             return [self.plain(each, line) for each in items]
         found: dict[str, Node] = {}

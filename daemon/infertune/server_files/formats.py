@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 from infertune.server_files import command_line
 from infertune.server_files.block_yaml import Node, NotUnderstood, load
@@ -19,6 +20,9 @@ from infertune.server_files.command_line import LLAMA, Command
 SERVERS_LIMIT = 200
 """Servers of one file."""
 _MACRO_ROUNDS = 5
+_LINES_LIMIT = 5000
+_WORDS_LIMIT = 2000
+"""Words of one command, and variables of one server: an alias gives them to many."""
 
 SHORT = "# model servers of this file, in short"
 _BAD = "# not understood: "
@@ -49,7 +53,10 @@ def entries(text: str, parser: Parser) -> list[Entry]:
     if text.startswith(SHORT):
         blocks = text.split("[Service]\n")[1:]
         return [each for block in blocks for each in unit(f"[Service]\n{block}")]
-    return parser(text)[:SERVERS_LIMIT]
+    try:
+        return parser(text)[:SERVERS_LIMIT]
+    except RecursionError:  # a thousand times "podman exec x" before the server
+        raise NotUnderstood("it is nested too deeply") from None
 
 
 def bad(reason: str) -> str:
@@ -148,9 +155,9 @@ def yaml(text: str) -> list[Entry]:
     document = _mapping(load(text))
     found = []
     macros = _mapping(document.get("macros"))
-    for model in _mapping(document.get("models")).values():
+    for model in islice(_mapping(document.get("models")).values(), SERVERS_LIMIT):
         found.append(_swapped(_mapping(model), macros))
-    for service in _mapping(document.get("services")).values():
+    for service in islice(_mapping(document.get("services")).values(), SERVERS_LIMIT):
         found.append(_composed(_mapping(service)))
     return [each for each in found if each is not None]
 
@@ -164,14 +171,25 @@ def _swapped(model: dict[str, Node], macros: dict[str, Node]) -> Entry | None:
     lines = _text(model.get("cmd")).replace("\\\n", " ").splitlines()
     text = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
     for _ in range(_MACRO_ROUNDS):  # a macro may be made of others
-        text = re.sub(
-            r"\$\{([\w-]{1,64})\}",
-            lambda found: _text(own[found[1]]).strip() if found[1] in own else found[0],
-            text[: command_line.COMMAND_LIMIT],
-        )
+        text = _expanded(text[: command_line.COMMAND_LIMIT], own)
     # A macro may have had lines of its own.
     command = command_line.parse(re.sub(r"\\?\n", " ", text))
     return _entry(command, _environment(model.get("env"))) if command else None
+
+
+def _expanded(text: str, macros: Mapping[str, Node]) -> str:
+    """With macros for their names, as long as there is room for them."""
+    room = command_line.COMMAND_LIMIT
+
+    def value(found: re.Match[str]) -> str:
+        nonlocal room
+        if found[1] not in macros:
+            return found[0]
+        shown = _text(macros[found[1]])[:room].strip()
+        room -= len(shown)
+        return shown
+
+    return re.sub(r"\$\{([\w-]{1,64})\}", value, text)
 
 
 def _composed(service: dict[str, Node]) -> Entry | None:
@@ -193,13 +211,14 @@ def _text(node: Node) -> str:
 def _list(node: Node) -> list[str]:
     if isinstance(node, str):
         return command_line.words(node)
-    return [each for each in node if isinstance(each, str)] if isinstance(node, list) else []
+    items = node[:_WORDS_LIMIT] if isinstance(node, list) else []
+    return [each for each in items if isinstance(each, str)]
 
 
 def _environment(node: Node) -> dict[str, str]:
     if isinstance(node, dict):
-        return {name: _text(value) for name, value in node.items()}
-    return _variables(node) if isinstance(node, list) else {}
+        return {name: _text(value) for name, value in islice(node.items(), _WORDS_LIMIT)}
+    return _variables(node[:_WORDS_LIMIT]) if isinstance(node, list) else {}
 
 
 # -- presets of llama-server ---------------------------------------------------------------
@@ -223,6 +242,8 @@ def preset(text: str) -> list[Entry]:
     models: list[list[tuple[str, str]]] = []
     current: list[tuple[str, str]] = []  # above the first section: the version of the file
     for number, line in enumerate(map(str.strip, text.splitlines()), 1):
+        if number > _LINES_LIMIT:
+            raise NotUnderstood(f"more than {_LINES_LIMIT} lines")
         key, equals, value = line.partition("=")
         if not line or line[0] in "#;":
             continue
@@ -234,7 +255,7 @@ def preset(text: str) -> list[Entry]:
             current.append((key.strip().lstrip("-"), value.strip()))
         else:
             raise NotUnderstood(f"line {number}: neither '[model]' nor 'key = value'")
-    return [_preset_entry([*common, *own]) for own in models or [[]]]
+    return [_preset_entry([*common, *own]) for own in models[:SERVERS_LIMIT] or [[]]]
 
 
 def _preset_entry(items: Iterable[tuple[str, str]]) -> Entry:
