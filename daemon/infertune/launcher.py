@@ -24,7 +24,6 @@ from infertune.service.declared import find_declaration
 from infertune.service.servers import Declaration, own_settings
 from infertune.units import printable_line
 
-
 _LINE = 8192
 """Characters; journald cuts lines at 48 KiB (LineMax= of journald.conf)."""
 

@@ -517,9 +517,7 @@ def read_plain_file(path: Path, size: int, *, follow: bool) -> tuple[bytes, os.s
     return _read_plain(path, str(path), size, follow=follow)
 
 
-def _read_plain(
-    path: Path, name: str, size: int, *, follow: bool
-) -> tuple[bytes, os.stat_result]:
+def _read_plain(path: Path, name: str, size: int, *, follow: bool) -> tuple[bytes, os.stat_result]:
     with (
         _plain(path, name, follow=follow) as (fd, status),
         os.fdopen(fd, "rb", closefd=False) as file,

@@ -19,9 +19,11 @@ from typing import Any
 
 import pytest
 
+import gguf_files
 from doctor_support import HEALTHY, build
 from infertune import launcher
-from infertune.admission import turn
+from infertune.admission import Admission, Asked, admit, release, turn
+from infertune.cli import serve
 from infertune.cli.main import main
 from infertune.errors import Failed, UsageError
 from infertune.host.processes import process
@@ -41,6 +43,7 @@ from infertune.redaction import reduce_file
 from infertune.root import Root, Step
 from infertune.server_files.command_line import parse
 from infertune.units import GIB, format_size
+from known_models import KNOWN
 
 # -- files that are not what they seem ---------------------------------------------------
 
@@ -111,9 +114,7 @@ HOSTILE: dict[str, dict[str, str]] = {
     },
     "alias": {
         "/home/u/compose.yaml": f"x: &a [{', '.join(['-a'] * 30_000)}]\nservices:\n"
-        + "".join(
-            f" s{number}:\n  image: llama.cpp\n  command: *a\n" for number in range(1500)
-        )
+        + "".join(f" s{number}:\n  image: llama.cpp\n  command: *a\n" for number in range(1500))
     },
 }
 
@@ -296,6 +297,65 @@ def test_what_fails_within_a_turn_is_not_mistaken_for_the_lock(tmp_path: Path) -
         raise PermissionError(errno.EACCES, "model")
 
 
+ACTIONS = ("lock", "mkdir", "create", "write", "fsync", "rename", "sync-directory", "unlink")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    where = tmp_path_factory.mktemp("model") / "m.gguf"
+    big = next(each for each in KNOWN if each.name == "gpt-oss 120B")
+    return str(gguf_files.write(where, big.metadata(), big.tensors()))
+
+
+def admitted(root: Root, model: str) -> Admission:
+    settings = {"ctx_size": "8192", "parallel": "1", "gpu_layers": "999", "cache_ram": "0"}
+    asked = Asked(name="chat", model=model, backend="vulkan", settings=settings, pid=os.getpid())
+    return admit(root, read_machine(root), asked)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("action", ACTIONS)
+def test_a_start_goes_on_whatever_fails(
+    action: str, number: int, model: str, machine: Root
+) -> None:
+    def hook(step: Step) -> None:
+        if step.action == action:
+            raise OSError(number, os.strerror(number), step.path)
+
+    failing = WithProcesses(machine.base, hook=hook)
+    admission = admitted(failing, model)
+    # Either there is a promise that can be taken back, or there is none.
+    assert bool(admission.reserved) == bool(reservations(machine))
+    release(machine, admission)
+    assert reservations(machine) == ()
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_a_start_that_is_killed_leaves_room_for_the_next(
+    action: str, model: str, machine: Root
+) -> None:
+    def hook(step: Step) -> None:
+        if step.action == action:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if (child := os.fork()) == 0:
+        failing = WithProcesses(machine.base, hook=hook)
+        release(failing, admitted(failing, model))
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert reservations(machine) == ()
+    assert admitted(machine, model).reserved
+    assert [each.name for each in machine.at(OF_ROOT).iterdir()] == ["chat.json"]
+
+
+def test_fit_refuses_what_serve_would(
+    machine: Root, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--root", str(machine.base), "fit", model, "--", "spec_type=draft-eagle3"]
+    assert main(arguments) == 2
+    assert "needs model_draft" in capsys.readouterr().err
+
+
 # -- words of others, on a terminal and in the journal -----------------------------------------
 
 
@@ -324,9 +384,6 @@ def test_the_launcher_writes_no_line_for_others(
 def test_serve_says_what_is_tight_without_driving_the_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from infertune.admission import Admission
-    from infertune.cli import serve
-
     build(tmp_path, HEALTHY)
     model = tmp_path / "m.gguf"
     model.write_bytes(b"GGUF")
@@ -396,9 +453,7 @@ def test_a_server_that_answers_nonsense(ask: Any, body: bytes, nonsense: str) ->
         ask(nonsense, "x", 2)
 
 
-@pytest.mark.parametrize(
-    "count", ["x", -4, 1e999, True, [1]], ids=str
-)
+@pytest.mark.parametrize("count", ["x", -4, 1e999, True, [1]], ids=str)
 def test_a_count_that_is_none_is_not_taken(count: object, nonsense: str) -> None:
     delta = {"choices": [{"delta": {"content": "a"}, "finish_reason": "stop"}]}
     Nonsense.body = _event(delta) + _event({"choices": [], "usage": {"completion_tokens": count}})

@@ -31,7 +31,7 @@ from infertune.pools.promised import with_reservations
 from infertune.profile import load_profile
 from infertune.resolve import assume_backend, resolve
 from infertune.root import Root, full_path
-from infertune.server_settings import SERVER_SETTINGS, parse_server_setting
+from infertune.server_settings import SERVER_SETTINGS, check_together, parse_server_setting
 from infertune.units import GIB, MIB
 
 FORCE = argument(
@@ -122,6 +122,10 @@ def _settings(ctx: Context, machine: Machine, backend: str) -> dict[str, str]:
     for name, path in (("mmproj", ctx.args.mmproj), ("model_draft", ctx.args.draft)):
         if path is not None:
             found[name] = full_path(path)
+    try:
+        check_together(found)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     return found
 
 

@@ -85,9 +85,7 @@ def _valid(root: Root, path: str) -> Reservation | None:
 
 def _reservation(known: Any) -> Reservation:
     """Raises ValueError, KeyError, TypeError or OverflowError."""
-    pid, ticks, gpu, host = (
-        _count(known[key]) for key in ("pid", "started_ticks", "gpu", "host")
-    )
+    pid, ticks, gpu, host = (_count(known[key]) for key in ("pid", "started_ticks", "gpu", "host"))
     name = printable_line(str(known["name"]), 64)
     return Reservation(name, pid, ticks, float(known["since"]), gpu, host)
 
@@ -138,7 +136,10 @@ def reserve(root: Root, directory: str, name: str, pid: int, *, gpu: int, host: 
         _sweep(root, directory)
         root.replace(path, json.dumps(asdict(one)).encode())
     except OSError:
-        return None  # without root, or on a full /run: the start goes on without a promise
+        # Without root, or on a full /run: the start goes on without a promise, nor half of one.
+        with contextlib.suppress(OSError):
+            root.unlink(path)
+        return None
     return path
 
 
@@ -147,5 +148,7 @@ def _sweep(root: Root, directory: str) -> None:
     for name in root.names(directory)[:_MOST_SWEPT]:
         path = f"{directory}/{name}"
         if _valid(root, path) is None:
-            with contextlib.suppress(OSError):  # a directory: one odd entry is not to cost a promise
+            with contextlib.suppress(
+                OSError
+            ):  # a directory: one odd entry is not to cost a promise
                 root.unlink(path)
