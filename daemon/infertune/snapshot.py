@@ -504,7 +504,7 @@ class _Redaction:
 
     def __call__(self, path: str, data: bytes) -> tuple[str, bytes] | None:
         """Path and content to record, or None for nothing."""
-        # Every verb imports this module, and only recording needs what takes longer than most verbs.
+        # Imported by whoever records: it takes longer than most verbs, which import this module.
         from infertune.redaction import reduce_file
 
         if re.match(r"/proc/\d", path):

@@ -148,7 +148,6 @@ def _sweep(root: Root, directory: str) -> None:
     for name in root.names(directory)[:_MOST_SWEPT]:
         path = f"{directory}/{name}"
         if _valid(root, path) is None:
-            with contextlib.suppress(
-                OSError
-            ):  # a directory: one odd entry is not to cost a promise
+            # One odd entry, such as a directory, is not to cost anybody a promise.
+            with contextlib.suppress(OSError):
                 root.unlink(path)
