@@ -31,6 +31,8 @@ from infertune.recorded import as_the_kernel_would
 
 _SOMEBODY = "another infertune"
 
+_DESCRIPTORS = "/proc/self/fd"
+
 MAX_READ = 4 * 1024 * 1024
 """Bound of one read.  /proc/cpuinfo of a 1024-thread machine is about 1.5 MiB."""
 
@@ -533,13 +535,12 @@ def _plain(path: Path, name: str, *, follow: bool) -> Iterator[tuple[int, os.sta
     reads may have put a link to a device there, and some act when they are opened (/dev/watchdog
     restarts the machine a minute later, a FIFO lets its writer go on).
     """
-    look = os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    last = os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     try:
-        seen = os.open(path, look)
+        seen = os.open(path, os.O_PATH | last)
         try:
             _refuse_what_is_not_plain(os.fstat(seen).st_mode)
-            # The very file that was looked at, whatever is at its path by now.
-            fd = os.open(f"/proc/self/fd/{seen}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            fd = _reopened(seen, path, last)
         finally:
             os.close(seen)
     except OSError as error:
@@ -549,6 +550,16 @@ def _plain(path: Path, name: str, *, follow: bool) -> Iterator[tuple[int, os.sta
         yield fd, os.fstat(fd)
     finally:
         os.close(fd)
+
+
+def _reopened(seen: int, path: Path, last: int) -> int:
+    """For reading, the very file that was looked at, whatever is at its path by now."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+    try:
+        return os.open(f"{_DESCRIPTORS}/{seen}", flags | os.O_CLOEXEC)
+    except FileNotFoundError:
+        # No /proc here (a chroot): what was at the path a moment ago is the best there is.
+        return os.open(path, flags | last)
 
 
 def _refuse_what_is_not_plain(mode: int) -> None:

@@ -80,6 +80,17 @@ def test_what_is_no_file_is_never_opened(
     assert not was_opened()
 
 
+def test_files_are_read_where_proc_is_not_mounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infertune.root._DESCRIPTORS", "/not-there")
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to("file")
+    assert Root(tmp_path).read_small("/link", 10) == "x"
+    with pytest.raises(OSError, match="symbolic links"):
+        Root(tmp_path).read_file("/link", 10)
+
+
 def test_a_compose_file_that_is_a_link_to_a_device_is_not_opened(
     tmp_path: Path, guarded_fifo: tuple[Path, Callable[[], bool]]
 ) -> None:
