@@ -41,7 +41,9 @@ from infertune.pools.promised import (
 )
 from infertune.redaction import reduce_file
 from infertune.root import Root, Step
+from infertune.server_files.block_yaml import NotUnderstood
 from infertune.server_files.command_line import parse
+from infertune.server_files.formats import preset
 from infertune.units import GIB, format_size
 from known_models import KNOWN
 
@@ -155,6 +157,11 @@ def test_one_users_files_take_little_memory(name: str) -> None:
         finally:
             os._exit(1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_preset_of_thousands_of_lines_is_not_taken_apart() -> None:
+    with pytest.raises(NotUnderstood, match="more than 5000 lines"):
+        preset("[a]\n" + "k=1\n" * 5000)
 
 
 def test_a_wildcard_of_a_users_unit_does_not_walk_the_machine(tmp_path: Path) -> None:
