@@ -41,7 +41,7 @@ from infertune.pools.promised import (
 )
 from infertune.redaction import reduce_file
 from infertune.root import Root, Step
-from infertune.server_files.block_yaml import NotUnderstood
+from infertune.server_files.block_yaml import NotUnderstood, load
 from infertune.server_files.command_line import parse
 from infertune.server_files.formats import preset
 from infertune.units import GIB, format_size
@@ -162,6 +162,11 @@ def test_one_users_files_take_little_memory(name: str) -> None:
 def test_a_preset_of_thousands_of_lines_is_not_taken_apart() -> None:
     with pytest.raises(NotUnderstood, match="more than 5000 lines"):
         preset("[a]\n" + "k=1\n" * 5000)
+
+
+def test_thousands_of_anchors_are_not_followed() -> None:
+    with pytest.raises(NotUnderstood, match="nested more than"):
+        load("a: " + "&a " * 3000 + "x")
 
 
 def test_a_wildcard_of_a_users_unit_does_not_walk_the_machine(tmp_path: Path) -> None:
@@ -418,6 +423,7 @@ def test_serve_says_what_is_tight_without_driving_the_terminal(
 
 class Nonsense(BaseHTTPRequestHandler):
     body = b""
+    sent = 0
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -425,6 +431,7 @@ class Nonsense(BaseHTTPRequestHandler):
         try:
             for _ in range(200):
                 self.wfile.write(self.body)
+                Nonsense.sent += len(self.body)
                 if len(self.body) < 100_000:
                     break
         except OSError:
@@ -467,9 +474,10 @@ def _event(event: Any) -> bytes:
     ids=range(7),
 )
 def test_a_server_that_answers_nonsense(ask: Any, body: bytes, nonsense: str) -> None:
-    Nonsense.body = body
+    Nonsense.body, Nonsense.sent = body, 0
     with pytest.raises(Failed, match="the server"):
         ask(nonsense, "x", 2)
+    assert Nonsense.sent < 50 << 20  # of 200 MiB; what the sockets hold is less
 
 
 @pytest.mark.parametrize("count", ["x", -4, 1e999, True, [1]], ids=str)
