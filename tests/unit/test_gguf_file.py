@@ -265,7 +265,7 @@ BROKEN: dict[str, tuple[Make, str]] = {
     ),
     "an image encoder": (
         data(head({"general.architecture": "clip"}, TENSORS), 20_000),
-        "no language model",
+        "not a language model",
     ),
     "no layers": (keyed(block_count=0), "0 layers"),
     "10^9 layers": (keyed(block_count=10**9), "layers"),

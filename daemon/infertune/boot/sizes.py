@@ -7,7 +7,7 @@ counts beside a carve-out that the profile makes larger.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from infertune.boot import record
@@ -33,7 +33,7 @@ from infertune.pools.judge import Picture, picture
 from infertune.profile import load_profile, places
 from infertune.resolve import assume_backend, resolve
 from infertune.root import Root
-from infertune.units import format_size
+from infertune.units import GIB, MIB, format_size
 
 LIMIT = "ttm.pages_limit"
 SIZES = (LIMIT, "ttm.page_pool_size")
@@ -58,6 +58,7 @@ def check_sizes(facts: PoolFacts, machine: Machine, staged: Sequence[Option]) ->
     sized = {option.id: option for option in staged if option.id in SIZES}
     if not sized and change.carveout_bytes is None:
         return
+    others = _overruling(facts, change, sized.get(LIMIT))
     total = ram_after(facts, change)
     if total is None:
         if sized:
@@ -70,9 +71,20 @@ def check_sizes(facts: PoolFacts, machine: Machine, staged: Sequence[Option]) ->
         if int(option.value) * PAGE > most:
             hint = f"write 'at most {most * 100 // (total or 1)}%' beside the size"
             raise _refused(option.id, int(option.value), option.source, total, hint)
-    others = facts.configured.pages_limit
-    if LIMIT not in sized and others and int(others.value) * PAGE > most:
+    if others and int(others.value) * PAGE > most:
         raise _refused(str(others), int(others.value), others.source, total, _lower(others))
+
+
+def _overruling(facts: PoolFacts, change: Change, ours: Option | None) -> Assignment | None:
+    """A limit of somebody else's that will be in force beside a new carve-out.
+
+    Of ours only the command line overrules the command line, on which ours comes last.
+    """
+    others = facts.configured.pages_limit
+    if others is None or change.carveout_bytes is None:
+        return None
+    wins = ours is None or (others.file == COMMAND_LINE and not ours.on_command_line)
+    return others if wins else None
 
 
 def _lower(others: Assignment) -> str:
@@ -86,6 +98,43 @@ def _refused(what: str, pages: int, source: str, total: int, hint: str) -> Usage
         "GPU; nothing was touched",
         hint=hint,
     )
+
+
+def remarks(facts: PoolFacts, machine: Machine, staged: Sequence[Option]) -> Iterator[str]:
+    """What the sizes after the next boot come to, where that is not what one would think."""
+    change = change_of(machine, staged)
+    then = after_boot(facts, change)
+    if isinstance(then, Unknown) or then.ram is None:
+        return
+    limit, gttsize = then.configured.pages_limit, then.configured.gttsize
+    if limit and change.pages_limit is None and int(limit.value) * PAGE > most_for_gpu(then.ram):
+        yield (
+            f"{limit} ({limit.origin}) is {format_size(int(limit.value) * PAGE)} of the "
+            f"{format_size(then.ram)} that Linux has: at most "
+            f"{format_size(most_for_gpu(then.ram))} leave enough to the system"
+        )
+    carveout, gtt = then.memory.vram_bytes or 0, then.memory.gtt_bytes or 0
+    sized = change.pages_limit or 0
+    if sized and gttsize and gtt + MIB < sized * PAGE:
+        yield (
+            f"{gttsize} ({gttsize.origin}) keeps GTT at {format_size(gtt)}: take it away, or "
+            f"{LIMIT} changes nothing"
+        )
+    elif sized and gtt <= carveout:
+        yield (
+            f"{LIMIT} changes nothing while the carve-out is larger ({format_size(carveout)}): "
+            "make it small in the firmware first, reboot, and stage this again"
+        )
+    elif change.carveout_bytes and carveout > 4 * GIB and gtt > carveout:
+        yield (
+            f"the carve-out of {format_size(carveout)} would be lost: GTT stays larger "
+            f"({format_size(gtt)}), and ROCm allocates there"
+        )
+    elif sized and then.ram > (facts.ram or 0) + GIB:
+        yield (
+            f"{LIMIT} was counted from {format_size(facts.ram or 0)} of RAM; with the smaller "
+            f"carve-out there are {format_size(then.ram)}: stage it again after the reboot"
+        )
 
 
 # -- what the next boot brings -------------------------------------------------------------
@@ -141,8 +190,8 @@ def outlook(root: Root, machine: Machine, facts: PoolFacts, profile: str) -> Out
     try:
         wanted = resolve(load_profile(root, profile), machine)
         staged = options(root, machine, wanted, sources)[0]
-        check_sizes(facts, machine, staged)
         way = plan(root, machine, staged)
+        check_sizes(facts, machine, (*way.options, *way.by_hand))
     except InfertuneError as error:
         return Unknown(error.message)
     change = change_of(machine, staged)
@@ -179,7 +228,29 @@ def outlooks(
     others = [outlook(root, machine, facts, name) for name in names]
     known = [each for each in others if isinstance(each, Outlook)]
     known.sort(key=lambda each: (each.facts.ttm and each.facts.ttm.pages_limit) or 0)
-    return (*found, *known, *_without_carveout(root, machine, facts, first or "long-context"))
+    long = first or "long-context"
+    return (
+        *found,
+        *known,
+        *_without_gttsize(root, machine, facts, long),
+        *_without_carveout(root, machine, facts, long),
+    )
+
+
+def _without_gttsize(
+    root: Root, machine: Machine, facts: PoolFacts, profile: str
+) -> Iterator[Outlook]:
+    """With amdgpu.gttsize taken away, which bounds GTT whatever TTM allows."""
+    asked = facts.configured.gttsize
+    if asked is None or machine.boot_style == "none":
+        return
+    gone = f"amdgpu.gttsize taken away ({asked.origin})"
+    freed = replace(facts, gttsize=None, configured=replace(facts.configured, gttsize=None))
+    then = after_boot(freed)
+    if not isinstance(then, Unknown):
+        yield Outlook(f"{gone} and a reboot", then)
+    if not isinstance(after := outlook(root, machine, freed, profile), Unknown):
+        yield Outlook(f"{gone}, then {after.text}", after.facts)
 
 
 def _without_carveout(

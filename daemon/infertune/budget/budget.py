@@ -6,7 +6,7 @@ How much there is, and who holds it, is :mod:`infertune.pools`' to say; here it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,7 +17,7 @@ from infertune.budget.shape import Shape
 from infertune.host.unknown import Unknown
 from infertune.pools.boot import Outlook
 from infertune.pools.facts import Holder, PoolFacts
-from infertune.pools.judge import Pool, Ram, gpu_pool, held_by, ram
+from infertune.pools.judge import Pool, Ram, gpu_pool, held_by, pinned, ram
 from infertune.units import GIB, MIB, format_size
 
 Verdict = Literal["fits", "tight", "unknown", "does not fit now", "does not fit"]
@@ -37,6 +37,10 @@ _RAM_FLOOR = 1 / 64
 _RAM_FLOOR_LEAST, _RAM_FLOOR_MOST = 256 * MIB, 2 * GIB
 """Of RAM this share has to stay free at the moment of the start."""
 
+_NAMED = 4
+"""So many programs at most are named together."""
+_SPILLS = 4 * GIB
+"""A carve-out, or a GTT beside it, that is worth a remark."""
 _CTX_STEP = 1024
 _FIT_CTX = 4096
 """What --fit leaves at least (--fit-ctx)."""
@@ -144,7 +148,8 @@ def _judge(shape: Shape, memory: ServerMemory, facts: PoolFacts, backend: str) -
     verdicts: list[Verdict] = ["fits", *(each for each, _ in said)]
     verdict = max(verdicts, key=_ORDER.index)
     reasons = tuple(text for _, text in said)
-    return Budget(verdict, reasons, tuple(_notes(shape, memory, facts)), found, tuple(demands), ())
+    notes = [*_notes(shape, memory, facts), *_beside_carveout(facts, backend, on_gpu)]
+    return Budget(verdict, reasons, tuple(notes), found, tuple(demands), ())
 
 
 def _of_shape(shape: Shape, memory: ServerMemory) -> Iterator[tuple[Verdict, str]]:
@@ -208,7 +213,8 @@ def _of_ram(room: Ram, need: int, later: int, facts: PoolFacts) -> Iterator[tupl
         over = format_size(need - most)
         yield "does not fit", f"RAM: {format_size(need)} of {format_size(most)}, {over} too much"
         return
-    if need + later > most:
+    grows_too_far = need + later > most
+    if grows_too_far:
         text = (
             f"RAM: {format_size(need + later)} of {format_size(most)} when the prompt cache and "
             "checkpoints have grown"
@@ -229,6 +235,12 @@ def _of_ram(room: Ram, need: int, later: int, facts: PoolFacts) -> Iterator[tupl
         yield "does not fit now", text
     elif left < room.reserve:
         yield "tight", f"RAM: only {format_size(left)} would be free after the start"
+    elif left < later and not grows_too_far:
+        text = (
+            f"RAM: {format_size(need + later)} when the prompt cache and checkpoints have grown, "
+            f"and {format_size(room.free)} are free now"
+        )
+        yield "tight", text
 
 
 def _notes(shape: Shape, memory: ServerMemory, facts: PoolFacts) -> list[str]:
@@ -259,6 +271,19 @@ def _notes(shape: Shape, memory: ServerMemory, facts: PoolFacts) -> list[str]:
             "logits of a whole ubatch"
         )
     return notes
+
+
+def _beside_carveout(facts: PoolFacts, backend: str, need: int) -> Iterator[str]:
+    """Vulkan's driver does not stop at the larger of the two: whether that ends well is another
+    matter."""
+    vram, gtt = facts.memory.vram_bytes or 0, facts.memory.gtt_bytes or 0
+    if backend != "vulkan" or facts.integrated is not True or min(vram, gtt) < _SPILLS:
+        return
+    if max(vram, gtt) < need <= vram + gtt:
+        yield (
+            "with Vulkan the driver may put what does not fit into the carve-out in GTT, and the "
+            "other way round (reported in ROCm issue 6050): not counted here; --force starts it"
+        )
 
 
 # -- remedies ---------------------------------------------------------------------
@@ -294,6 +319,8 @@ def _remedies(
     for text, changed in _smaller(memory).items():
         if changed != memory and (verdict := helps(changed)):
             yield Remedy(text, verdict)
+    if (fewer := _checkpoints(memory, helps)) is not None:
+        yield fewer
     if now.verdict in REFUSED and (ctx := largest_context(shape, memory, facts, backend)):
         verdict = _judge(shape, replace(memory, ctx=ctx), facts, backend).verdict
         yield Remedy(f"ctx_size={ctx} (the largest that fits)", verdict)
@@ -308,18 +335,43 @@ def _smaller(memory: ServerMemory) -> dict[str, ServerMemory]:
         ),
         "parallel=1": replace(memory, slots=1),
         "ubatch_size=512": replace(memory, ubatch=min(512, memory.ubatch)),
+        "mmproj_offload=false": replace(
+            memory, mmproj_offload=memory.mmproj_offload and not memory.companions.projector
+        ),
     }
 
 
+def _checkpoints(
+    memory: ServerMemory, helps: Callable[[ServerMemory], Verdict | None]
+) -> Remedy | None:
+    """As many checkpoints of a slot as there is room for; None where their number is not it."""
+
+    def fits(count: int) -> bool:
+        return helps(replace(memory, ctx_checkpoints=count)) == "fits"
+
+    most = largest(fits, memory.ctx_checkpoints)
+    if not fits(most):
+        return None
+    why = f"at most so many of a slot, instead of {memory.ctx_checkpoints}"
+    return Remedy(f"ctx_checkpoints={most} ({why})", "fits")
+
+
 def _without_holders(facts: PoolFacts) -> Iterator[tuple[str, PoolFacts]]:
-    """The machine with one holder stopped, largest first, and then with all of them."""
+    """The machine with one holder stopped, largest first, then with several, then with all."""
     for holder in facts.holders:
-        size = format_size(holder.gtt_bytes + holder.vram_bytes)
-        yield f"{holder} stopped (it holds {size})", _without(facts, [holder])
+        yield f"{holder} stopped (it holds {format_size(holder.bytes)})", _without(facts, [holder])
+    for count in range(2, min(len(facts.holders), _NAMED) + 1):
+        gone = facts.holders[:count]
+        size = format_size(sum(each.bytes for each in gone))
+        named = f"{', '.join(map(str, gone[:-1]))} and {gone[-1]}"
+        yield f"{named} stopped (they hold {size})", _without(facts, gone)
     used = max(facts.memory.gtt_used_bytes or 0, facts.memory.vram_used_bytes or 0)
-    held = max(used, sum(each.gtt_bytes + each.vram_bytes for each in facts.holders))
+    held = max(used, sum(each.bytes for each in facts.holders))
     if held:
-        text = f"what holds {format_size(held)} of the GPU's memory stopped"
+        text = (
+            f"the {format_size(held)} of the GPU's memory freed: stop what holds them, or reboot "
+            "where no program does"
+        )
         yield text, _without(facts, facts.holders, everything=True)
 
 
@@ -328,13 +380,13 @@ def _without(facts: PoolFacts, gone: Sequence[Holder], *, everything: bool = Fal
     now = facts.memory
     used = (now.gtt_used_bytes or 0, now.vram_used_bytes or 0)
     left = (0, 0) if everything else (max(0, used[0] - gtt), max(0, used[1] - vram))
-    freed = used[0] - left[0]
     info = replace(now, gtt_used_bytes=left[0], vram_used_bytes=left[1])
-    available = None
-    if facts.available is not None:
-        available = min(facts.available + freed, facts.ram or facts.available)
     stay = tuple(each for each in facts.holders if each not in gone)
-    return replace(facts, memory=info, holders=stay, available=available)
+    then = replace(facts, memory=info, holders=stay)
+    if facts.available is None:
+        return then
+    freed = facts.available + pinned(facts) - pinned(then)
+    return replace(then, available=min(freed, facts.ram or freed))
 
 
 def largest_context(
@@ -346,8 +398,13 @@ def largest_context(
         changed = replace(memory, ctx=pad(steps * _CTX_STEP))
         return _judge(shape, changed, facts, backend).verdict not in REFUSED
 
-    low, high = 0, max(memory.ctx, shape.context) // _CTX_STEP
+    return largest(fits, max(memory.ctx, shape.context) // _CTX_STEP) * _CTX_STEP or None
+
+
+def largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number that fits, at most ``most``; 0 also where not even that does."""
+    low, high = 0, most
     while low < high:  # fits(low), or low is 0
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low * _CTX_STEP or None
+    return low

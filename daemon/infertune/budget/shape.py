@@ -127,7 +127,8 @@ def read_shape(model: ModelFile) -> Shape:
     keys = _Keys(path, model.metadata)
     kind = model.metadata.get("general.type")
     if kind not in (None, "model") or keys.architecture == "clip":
-        raise ModelError(f"{path}: no language model but '{kind or keys.architecture}'")
+        hint = "give it with --mmproj, beside its model" if kind == "mmproj" else None
+        raise ModelError(f"{path}: not a language model but '{kind or keys.architecture}'", hint=hint)
     embedding = keys.number("embedding_length")
     blocks = keys.number("block_count")
     if not 0 < blocks <= _LAYERS or embedding == 0:

@@ -14,7 +14,7 @@ from infertune.boot import guard, record, staging
 from infertune.boot.commands import Runner, runner
 from infertune.boot.loaders import Change, NewFile, plan
 from infertune.boot.options import Option, options
-from infertune.boot.sizes import SIZES, change_of, check_sizes
+from infertune.boot.sizes import SIZES, change_of, check_sizes, remarks
 from infertune.boot.sources import Finding, findings
 from infertune.boot.state import OptionStatus, overruled, read_status, sorts_after
 from infertune.cli.base import JSON, Command, Context, argument, printable
@@ -58,12 +58,13 @@ def _prepared(ctx: Context) -> _Prepared:
     old = record.load(ctx.root)
     ours = old.options if old and (old.in_force or old.tried == boot_id(ctx.root)) else ()
     found, left = options(ctx.root, machine, wanted, sources, ours)
-    facts = read_facts(ctx.root, machine)
-    check_sizes(facts, machine, found)
     change = plan(ctx.root, machine, found)
+    facts, asked = read_facts(ctx.root, machine), (*change.options, *change.by_hand)
+    check_sizes(facts, machine, asked)
     then = after_boot(facts, change_of(machine, change.options))
     memory = picture(facts, then, assume_backend(machine)[0])
     notes = [*left, *change.notes, *sources.problems, *_rivals(change.options, sources)]
+    notes += remarks(facts, machine, asked)
     if ctx.root.live and change.options and not ctx.root.exists(GUARD):
         notes.append("the guard is not enabled ('infertune setup'): nothing goes back by itself")
     return _Prepared(wanted, change, memory, tuple(notes), findings(sources))

@@ -24,6 +24,8 @@ from infertune.machine import Gpu, Machine
 from infertune.root import Root
 from infertune.units import MIB
 
+GTT_COMPUTE = (6, 10)
+"""First Linux whose KFD allocates from GTT on an APU (commit 89773b85599a)."""
 _NOISE = 32 * MIB
 """A program that holds less than this is not named: a compositor's cursor, an idle client."""
 
@@ -47,6 +49,11 @@ class Holder:
             if self.owner
             else (f"{self.name} (pid {self.pid})")
         )
+
+    @property
+    def bytes(self) -> int:
+        """Of all pools."""
+        return self.gtt_bytes + self.vram_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +111,18 @@ class PoolFacts:
             return True
         return self.ram > 1.02 * self.group_limit
 
+    @property
+    def computes_in_carveout(self) -> bool:
+        """Whether ROCm allocates from the carve-out, however large GTT is."""
+        return _computes_in_carveout(self.kernel, self.ttm)
+
+
+def _computes_in_carveout(kernel: tuple[int, ...], ttm: Ttm | None) -> bool:
+    # AMD's own driver (DKMS) is newer than its kernel: the first one with this GPU has GTT for
+    # compute.  Its TTM module has a name of its own.
+    in_tree = ttm is None or ttm.module == "ttm"
+    return in_tree and () < kernel < GTT_COMPUTE
+
 
 def read_facts(root: Root, machine: Machine) -> PoolFacts:
     """Everything, once.  Never raises: what cannot be read is None or missing."""
@@ -112,7 +131,8 @@ def read_facts(root: Root, machine: Machine) -> PoolFacts:
     sources = read_sources(root)
     module = machine.ttm.module if machine.ttm else "ttm"
     info = memory_info(root, gpu.path) if gpu else MemoryInfo(*[None] * 6)
-    holders, unseen = _holders(root, gpu, info) if gpu else ((), False)
+    in_carveout = _computes_in_carveout(machine.kernel_version, machine.ttm)
+    holders, unseen = _holders(root, gpu, info, in_carveout) if gpu else ((), False)
     return PoolFacts(
         kernel=machine.kernel_version,
         ram=memory.total_bytes,
@@ -144,14 +164,16 @@ def _size(found: Assignment | None) -> Assignment | None:
 # -- who holds it ----------------------------------------------------------------------
 
 
-def _holders(root: Root, gpu: Gpu, info: MemoryInfo) -> tuple[tuple[Holder, ...], bool]:
+def _holders(
+    root: Root, gpu: Gpu, info: MemoryInfo, in_carveout: bool
+) -> tuple[tuple[Holder, ...], bool]:
     card = next((each for each in cards(root) if each.device == gpu.path), None)
     if card is None:
         return (), False
     ids = {n.gpu_id for n in kfd_nodes(root) if n.render_minor == card.render_minor}
     gtt, vram = info.gtt_bytes or 0, info.vram_bytes or 0
     # amdkfd, apu_prefer_gtt: on an APU it allocates from the larger of the two, and only there.
-    in_gtt = gpu.integrated is True and gtt > vram
+    in_gtt = gpu.integrated is True and gtt > vram and not in_carveout
     compute = {each.pid: _of_kfd(each, ids) for each in kfd_processes(root)}
     found, unseen = _of_fdinfo(root, card.pci_address, compute)
     holders = []
@@ -163,7 +185,7 @@ def _holders(root: Root, gpu: Gpu, info: MemoryInfo) -> tuple[tuple[Holder, ...]
         who = process(root, pid)
         source = " and ".join([*(["KFD"] if kfd else []), *(["fdinfo"] if pid in found else [])])
         holders.append(Holder(pid, who.name, who.owner, *held, source))
-    return tuple(sorted(holders, key=lambda h: -(h.gtt_bytes + h.vram_bytes))), unseen
+    return tuple(sorted(holders, key=lambda each: -each.bytes)), unseen
 
 
 def _of_kfd(one: KfdProcess, ids: set[int | None]) -> int:

@@ -20,8 +20,6 @@ PoolName = Literal["GTT", "carve-out", "VRAM"]
 
 _KFD_RESERVE = 3 << 29
 """AMDGPU_RESERVE_MEM_LIMIT of amdgpu_amdkfd_gpuvm.c: beside a 64th of RAM."""
-GTT_COMPUTE = (6, 10)
-"""First Linux whose KFD allocates from GTT on an APU (commit 89773b85599a)."""
 _SAME = 64 * MIB
 """Sizes that differ by less are the same setting, rounded on its way."""
 
@@ -64,6 +62,10 @@ class Pool:
     def free(self) -> int:
         return max(0, self.bytes - (self.held or 0) - self.reserved)
 
+    def of(self, holder: Holder) -> int:
+        """Bytes that a program holds of this pool."""
+        return holder.gtt_bytes if self.name == "GTT" else holder.vram_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Ram:
@@ -88,7 +90,7 @@ def gpu_pool(facts: PoolFacts, backend: str) -> Pool | Unknown:
         return Unknown("how much memory the GPU can have is not known here")
     if facts.integrated is not True:
         return _vram(facts, vram)
-    if backend == "rocm" and () < facts.kernel < GTT_COMPUTE:
+    if backend == "rocm" and facts.computes_in_carveout:
         return _carveout(facts, vram, "before Linux 6.10 ROCm allocates from the carve-out alone")
     if gtt is None:
         return Unknown("the GTT limit cannot be read")
@@ -98,19 +100,25 @@ def gpu_pool(facts: PoolFacts, backend: str) -> Pool | Unknown:
 
 def _vram(facts: PoolFacts, vram: int) -> Pool:
     limit = Limit(vram, "VRAM", "memory of the card (mem_info_vram_total)")
-    return _of(facts, "VRAM", [limit], facts.memory.vram_used_bytes)
+    return _of(facts, "VRAM", [limit], _vram_held(facts))
+
+
+def _vram_held(facts: PoolFacts) -> int | None:
+    return _most(facts.memory.vram_used_bytes, sum(each.vram_bytes for each in facts.holders))
+
+
+def _gtt_held(facts: PoolFacts) -> int | None:
+    return _most(facts.memory.gtt_used_bytes, sum(each.gtt_bytes for each in facts.holders))
 
 
 def _carveout(facts: PoolFacts, vram: int, remark: str = "") -> Pool:
     why = "the firmware's setting (mem_info_vram_total)"
     limit = Limit(vram, "firmware", f"{why}; {remark}" if remark else why)
-    held = _most(facts.memory.vram_used_bytes, sum(each.vram_bytes for each in facts.holders))
-    return _of(facts, "carve-out", [limit], held)
+    return _of(facts, "carve-out", [limit], _vram_held(facts))
 
 
 def _gtt(facts: PoolFacts, gtt: int, backend: str) -> Pool:
-    held = _most(facts.memory.gtt_used_bytes, sum(each.gtt_bytes for each in facts.holders))
-    return _of(facts, "GTT", _gtt_limits(facts, gtt, backend), held)
+    return _of(facts, "GTT", _gtt_limits(facts, gtt, backend), _gtt_held(facts))
 
 
 def _of(facts: PoolFacts, name: PoolName, limits: list[Limit], held: int | None) -> Pool:
@@ -209,19 +217,15 @@ def ram(facts: PoolFacts, *, gpu: bool) -> Ram | Unknown:
         if gpu:
             # The GPU's pages cannot be moved, and the CMA area only lends itself to pages that can.
             free -= facts.cma_free
-        # MemAvailable counts pages that an engine has pinned for its GPU: what is in GTT is gone.
-        held = (
-            facts.memory.gtt_used_bytes or 0 if facts.integrated and facts.ram_is_the_hosts else 0
-        )
-        free = max(0, min(free, facts.ram - held, total) - facts.reserved_ram)
+        free = max(0, min(free, facts.ram - pinned(facts), total) - facts.reserved_ram)
     return Ram(total, free, system_reserve(total), facts.ram_is_the_hosts, limit)
 
 
-def _pinned(facts: PoolFacts) -> int:
+def pinned(facts: PoolFacts) -> int:
     """RAM that the GPU holds.  MemAvailable may count it: what an engine has mapped and pinned."""
     if facts.integrated is not True or not facts.ram_is_the_hosts:
         return 0
-    return _most(facts.memory.gtt_used_bytes, sum(each.gtt_bytes for each in facts.holders)) or 0
+    return _gtt_held(facts) or 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +248,9 @@ def held_by(pool: Pool) -> str:
     """Who holds a pool's memory, in one phrase; who cannot be seen is said, too."""
     if not pool.held:
         return "nobody holds any of it"
-    named = [f"{each} {format_size(each.gtt_bytes + each.vram_bytes)}" for each in pool.holders[:3]]
-    rest = pool.held - sum(each.gtt_bytes + each.vram_bytes for each in pool.holders)
+    holders = sorted((each for each in pool.holders if pool.of(each)), key=pool.of, reverse=True)
+    named = [f"{each} {format_size(pool.of(each))}" for each in holders[:3]]
+    rest = pool.held - sum(pool.of(each) for each in holders[:3])
     if not named:
         return "by whom cannot be seen from here"
     if rest > GIB:
