@@ -148,6 +148,7 @@ HEALTHY: Overlay = {
     "/proc/sys/kernel/core_pattern": "|/usr/lib/systemd/systemd-coredump %P %u\n",
     "/usr/lib/sysctl.d/50-default.conf": "kernel.sysrq = 16\n",
     "/sys/module/amdgpu/parameters/cwsr_enable": "1\n",
+    "/sys/module/amdgpu/parameters/no_system_mem_limit": "N\n",
     **server("--parallel 1"),
 }
 """What the recorded machine does not say, as it is on one that is well set up."""

@@ -245,10 +245,9 @@ def _without_gttsize(
     if asked is None or machine.boot_style == "none":
         return
     gone = f"amdgpu.gttsize taken away ({asked.origin})"
-    freed = replace(facts, gttsize=None, configured=replace(facts.configured, gttsize=None))
-    then = after_boot(freed)
-    if not isinstance(then, Unknown):
+    if not isinstance(then := after_boot(facts, Change(drop_gttsize=True)), Unknown):
         yield Outlook(f"{gone} and a reboot", then)
+    freed = replace(facts, gttsize=None, configured=replace(facts.configured, gttsize=None))
     if not isinstance(after := outlook(root, machine, freed, profile), Unknown):
         yield Outlook(f"{gone}, then {after.text}", after.facts)
 

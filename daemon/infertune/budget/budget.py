@@ -346,14 +346,15 @@ def _checkpoints(
 ) -> Remedy | None:
     """As many checkpoints of a slot as there is room for; None where their number is not it."""
 
-    def fits(count: int) -> bool:
-        return helps(replace(memory, ctx_checkpoints=count)) == "fits"
+    def fewer(count: int) -> Verdict | None:
+        return helps(replace(memory, ctx_checkpoints=count))
 
-    most = largest(fits, memory.ctx_checkpoints)
-    if not fits(most):
+    most = largest(lambda count: fewer(count) is not None, memory.ctx_checkpoints)
+    verdict = fewer(most)
+    if verdict is None:
         return None
-    why = f"at most so many of a slot, instead of {memory.ctx_checkpoints}"
-    return Remedy(f"ctx_checkpoints={most} ({why})", "fits")
+    why = f"instead of {memory.ctx_checkpoints} of a slot; older ones go sooner"
+    return Remedy(f"ctx_checkpoints={most} ({why})", verdict)
 
 
 def _without_holders(facts: PoolFacts) -> Iterator[tuple[str, PoolFacts]]:

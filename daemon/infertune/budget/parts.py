@@ -75,7 +75,7 @@ def _working_parts(
         types = f"{memory.cache_type_k}/{memory.cache_type_v}"
     cache = Part(
         f"{name}KV cache, {memory.ctx} tokens, {types}",
-        0, "GPU", "start", "layers, KV heads, windows", "ctx_size",
+        0, "GPU", "start", "layers, heads, windows", "ctx_size",
     )  # fmt: skip
     yield from _split(cache, kv_bytes(shape, memory), on_gpu, memory)
     state = Part(
@@ -143,15 +143,16 @@ def _drafter_parts(shape: Shape, memory: ServerMemory, backend: str) -> Iterator
 def _server_parts(shape: Shape, memory: ServerMemory) -> Iterator[Part]:
     """What the server keeps in host memory, whatever computes."""
     own = SERVER_BYTES + TOKEN_BYTES * shape.vocab
-    yield Part("the server itself", own, "host", "start", "measured: program, vocabulary")
+    yield Part("the server itself", own, "host", "start", "measured, by vocabulary")
     yield Part("prompt cache", memory.cache_ram, "host", "later", "cache_ram", "cache_ram")
     each, masked, total = _checkpoints(shape, memory)
-    source = f"{format_size(each)} each, windows and states"
+    # In a unified cache one slot's checkpoints may be the larger part, and are then the only ones.
+    alone = memory.slots == 1 or (memory.unified and each > memory.slots * masked)
+    of = "a slot" if alone else "each slot"
+    source = f"up to {memory.ctx_checkpoints} of {of}, {format_size(each)} each: windows and states"
     if each != masked:
         source = f"{source}; {format_size(masked)} since June 2026 (PR 23981)"
-    of = "a slot" if memory.unified or memory.slots == 1 else "each slot"
-    what = f"context checkpoints, up to {memory.ctx_checkpoints} of {of}"
-    yield Part(what, total, "host", "later", source, "ctx_checkpoints")
+    yield Part("context checkpoints", total, "host", "later", source, "ctx_checkpoints")
 
 
 def _checkpoints(shape: Shape, memory: ServerMemory) -> tuple[int, int, int]:

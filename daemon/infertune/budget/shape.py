@@ -121,14 +121,20 @@ class _Keys:
         return int(value)
 
 
+def _no_language_model(path: str, kind: str) -> ModelError:
+    if kind in ("mmproj", "clip"):
+        hint = "give it with --mmproj, beside its model"
+        return ModelError(f"{path}: not a language model but a projector (mmproj)", hint=hint)
+    return ModelError(f"{path}: not a language model but '{kind}'")
+
+
 def read_shape(model: ModelFile) -> Shape:
     """The shape of a model.  Raises ModelError for keys that are missing or make no sense."""
     path = model.files[0]
     keys = _Keys(path, model.metadata)
     kind = model.metadata.get("general.type")
     if kind not in (None, "model") or keys.architecture == "clip":
-        hint = "give it with --mmproj, beside its model" if kind == "mmproj" else None
-        raise ModelError(f"{path}: not a language model but '{kind or keys.architecture}'", hint=hint)
+        raise _no_language_model(path, str(kind or keys.architecture))
     embedding = keys.number("embedding_length")
     blocks = keys.number("block_count")
     if not 0 < blocks <= _LAYERS or embedding == 0:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from infertune.budget.expect import Expectation, expect
 from infertune.budget.gguf_file import ModelFile, read_model
 from infertune.budget.settings import ServerMemory, read_memory
 from infertune.budget.shape import Shape, read_shape
-from infertune.cli.base import JSON, Argument, Command, Context, argument
+from infertune.cli.base import JSON, Argument, Command, Context, argument, printable
 from infertune.cli.engine import BACKEND
 from infertune.errors import Exit, UsageError
 from infertune.host.system import load_average
@@ -32,7 +33,9 @@ from infertune.profile import load_profile
 from infertune.resolve import assume_backend, resolve
 from infertune.root import Root, full_path
 from infertune.server_settings import SERVER_SETTINGS, check_together, parse_server_setting
-from infertune.units import GIB, MIB
+from infertune.units import format_size
+
+_COLUMNS = 80
 
 FORCE = argument(
     "--force", action="store_true", help="start the server even if the model does not fit"
@@ -133,29 +136,49 @@ def _print_fit(ctx: Context, model: ModelFile, shape: Shape, backend: str, found
     ctx.print(f"{shape.name or os.path.basename(model.files[0])}: {_describe(model, shape)}")
     ctx.print(f"backend {backend}")
     rows = [
-        (part.what, _size(part.bytes), part.where, part.when, part.source) for part in found.parts
+        (part.what, format_size(part.bytes), part.where, part.when, part.source)
+        for part in found.parts
     ]
-    ctx.table(("WHAT", "SIZE", "WHERE", "WHEN", "FROM"), rows)
-    ctx.table(
-        ("POOL", "SIZE", "IN USE", "AT START", "LATER", "LIMITED BY"),
-        [
-            (
-                pool.name,
-                _size(pool.bytes),
-                "unknown" if pool.held is None else _size(pool.held),
-                _size(pool.need),
-                _size(pool.need_later),
-                pool.source,
-            )
-            for pool in found.pools
-        ],
-    )
+    _narrow_table(ctx, ("WHAT", "SIZE", "WHERE", "WHEN", "FROM"), rows)
+    pools = [
+        (
+            pool.name,
+            format_size(pool.bytes),
+            "unknown" if pool.held is None else format_size(pool.held),
+            format_size(pool.need),
+            format_size(pool.need_later),
+            pool.source,
+        )
+        for pool in found.pools
+    ]
+    _narrow_table(ctx, ("POOL", "SIZE", "IN USE", "AT START", "LATER", "LIMITED BY"), pools)
     for note in found.notes:
-        ctx.print(f"note: {note}")
-    why = f": {'; '.join(found.reasons)}" if found.reasons else ""
-    ctx.print(f"{'unknown whether it fits' if found.verdict == 'unknown' else found.verdict}{why}")
-    for remedy in found.remedies:
-        ctx.print(f"  {remedy.verdict} with {remedy.text}")
+        _print_wrapped(ctx, f"note: {note}")
+    verdict = "unknown whether it fits" if found.verdict == "unknown" else found.verdict
+    first, *more = found.reasons or ("",)
+    # Not wrapped: each is one line to search for.
+    ctx.print(f"{verdict}: {first}" if first else verdict)
+    for text in (*more, *(f"{each.verdict} with {each.text}" for each in found.remedies)):
+        ctx.print(f"  {text}")
+
+
+def _narrow_table(ctx: Context, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table whose last column goes under its row where the line has no room for it."""
+    cells = [[printable(cell, lines=False) for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)][:-1]
+    for *row, remark in cells:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        if len(line) + 2 + len(remark) <= _COLUMNS:
+            ctx.print(f"{line}  {remark}")
+        else:
+            ctx.print(line.rstrip())
+            _print_wrapped(ctx, remark, "    ")
+
+
+def _print_wrapped(ctx: Context, text: str, indent: str = "") -> None:
+    wrapper = textwrap.TextWrapper(_COLUMNS, break_long_words=False, break_on_hyphens=False)
+    wrapper.initial_indent, wrapper.subsequent_indent = indent, indent or "  "
+    ctx.print(wrapper.fill(text))
 
 
 def _describe(model: ModelFile, shape: Shape) -> str:
@@ -163,7 +186,7 @@ def _describe(model: ModelFile, shape: Shape) -> str:
     facts = [
         f"{shape.architecture}, {_billions(shape.parameters)} parameters",
         *([f"{_billions(shape.active_parameters)} active"] if shape.experts else []),
-        f"{_size(shape.weights_bytes)}{parts}",
+        f"{format_size(shape.weights_bytes)}{parts}",
         *([f"trained for {shape.context} tokens"] if shape.context else []),
     ]
     return ", ".join(facts)
@@ -171,10 +194,6 @@ def _describe(model: ModelFile, shape: Shape) -> str:
 
 def _billions(count: int) -> str:
     return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.0f} M"
-
-
-def _size(size: int) -> str:
-    return f"{size / MIB:.0f} MiB" if size < 10 * GIB else f"{size / GIB:.1f} GiB"
 
 
 def _fit_document(
@@ -243,9 +262,9 @@ def _busy(root: Root, machine: Machine) -> tuple[str, ...]:
 
 def _print_expect(ctx: Context, model: ModelFile, shape: Shape, found: Expectation) -> None:
     ctx.print(f"{shape.name or os.path.basename(model.files[0])}: {_describe(model, shape)}")
-    deep = "unknown" if found.depth_bytes is None else _size(found.depth_bytes)
+    deep = "unknown" if found.depth_bytes is None else format_size(found.depth_bytes)
     ctx.print(
-        f"read for each token: {_size(found.active_bytes)} of weights, and {deep} for a context "
+        f"read for each token: {format_size(found.active_bytes)} of weights, and {deep} for a context "
         f"of {found.depth} tokens"
     )
     if found.rooflines:

@@ -62,9 +62,10 @@ def _pool(facts: Facts) -> Pool:
     return need(gpu_pool(facts.memory, "vulkan"))
 
 
-def _outlook(facts: Facts, least: int) -> Outlook | None:
-    """The first way to so many bytes; long-context's before all others."""
-    ways = sorted(facts.outlooks, key=lambda each: "long-context" not in each.text)
+def _outlook(facts: Facts, least: int, how: str) -> Outlook | None:
+    """The first way to so many bytes that says ``how``; long-context's before all others."""
+    known = [each for each in facts.outlooks if how in each.text]
+    ways = sorted(known, key=lambda each: "long-context" not in each.text)
     for way in ways:
         pool = gpu_pool(way.facts, "vulkan")
         if not isinstance(pool, Unknown) and pool.bytes >= least:
@@ -72,9 +73,9 @@ def _outlook(facts: Facts, least: int) -> Outlook | None:
     return None
 
 
-def _way(facts: Facts, least: int) -> str | None:
+def _way(facts: Facts, least: int, how: str = "") -> str | None:
     """What to type for so many bytes, and what that brings; None where no way leads there."""
-    way = _outlook(facts, least)
+    way = _outlook(facts, least, how)
     pool = gpu_pool(way.facts, "vulkan") if way else None
     if way is None or pool is None or isinstance(pool, Unknown):
         return None
@@ -136,7 +137,11 @@ def _promised(facts: Facts) -> Answer:
     size = gttsize_in_force(facts.memory)
     who = f"amdgpu.gttsize promises {format_size(gtt)}" if size else f"GTT is {format_size(gtt)}"
     text = f"{who}, and TTM lets the GPU have {format_size(limit.bytes)}: {limit.why}"
-    return Finding(text, fix=_way(facts, pool.bytes + GIB))
+    asked = facts.memory.configured.gttsize
+    way = _way(facts, pool.bytes + GIB)
+    if size and asked and way and "gttsize" not in way:
+        way = f"take amdgpu.gttsize away ({asked.origin}), and {way}"
+    return Finding(text, fix=way)
 
 
 def _not_taken_over(facts: Facts) -> Answer:
@@ -157,10 +162,11 @@ def _carveout_wasted(facts: Facts) -> Answer:
     # 4 GiB is what a Z13 shows at its firmware's smallest choice.
     if reserved <= 4 * GIB or pool.name != "GTT":
         return None
-    return Finding(
+    text = (
         f"{format_size(reserved)} are carved out for the GPU, and with a larger GTT of "
-        f"{format_size(pool.bytes)} ROCm allocates there: the carve-out is lost to everybody"
+        f"{format_size(pool.bytes)} ROCm allocates there: the carve-out is lost"
     )
+    return Finding(text, fix=_way(facts, pool.bytes + GIB, "smallest carve-out"))
 
 
 def _carveout_large(facts: Facts) -> Answer:
@@ -200,8 +206,7 @@ def _next_boot(facts: Facts) -> Answer:
 
 
 def _no_system_limit(facts: Facts) -> Answer:
-    value = need(facts.live_options).get("amdgpu.no_system_mem_limit")
-    if value not in ("1", "Y"):
+    if need(facts.option("amdgpu", "no_system_mem_limit")) not in ("1", "Y"):
         return None
     return Finding("amdgpu.no_system_mem_limit is on: compute may take all memory")
 
@@ -381,6 +386,7 @@ RULES: tuple[Rule, ...] = (
             github("unslothai/unsloth", 7960),
             github("kyuz0/amd-strix-halo-vllm-toolboxes", 11),
         ),
+        covers=("gttsize-deprecated", "log-gtt-differs", "log-gttsize"),
     ),
     Rule(
         id="gpu-memory-held",
@@ -438,6 +444,7 @@ RULES: tuple[Rule, ...] = (
                 "https://rocm.docs.amd.com/en/docs-7.14.0/reference/system-optimization/rdna3-5.html",
             ),
         ),
+        covers=("ttm-default",),
     ),
     Rule(
         id="gpu-no-system-limit",
