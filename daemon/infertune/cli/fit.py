@@ -160,6 +160,8 @@ def _print_fit(ctx: Context, model: ModelFile, shape: Shape, backend: str, found
     ctx.print(f"{verdict}: {first}" if first else verdict)
     for text in (*more, *(f"{each.verdict} with {each.text}" for each in found.remedies)):
         ctx.print(f"  {text}")
+    if found.verdict == "does not fit" and not found.remedies:
+        ctx.print("  no single change makes it fit here: take a smaller quant, or another model")
 
 
 def _narrow_table(ctx: Context, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

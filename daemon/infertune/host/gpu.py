@@ -87,6 +87,8 @@ class Carveout:
     options: tuple[str, ...]
     sizes: tuple[CarveoutSize, ...]
     """The options that name their size."""
+    chosen_bytes: int | None
+    """None where the chosen one does not name its size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +235,7 @@ def carveout(root: Root, device: str) -> Carveout:
         chosen=options.get(number),
         options=tuple(options.values()),
         sizes=tuple(CarveoutSize(each, size) for each, size in sizes.items()),
+        chosen_bytes=sizes.get(number),
     )
 
 

@@ -56,7 +56,7 @@ def after_boot(facts: PoolFacts, change: Change = NOTHING) -> PoolFacts | Unknow
         return Unknown("the GPU's limit was set at boot, and what set it cannot be seen here")
     asked = _configured(facts.configured, change, facts.ttm.module)
     ram = ram_after(facts, change) or 0
-    carveout = facts.memory.vram_bytes if change.carveout_bytes is None else change.carveout_bytes
+    carveout = _carveout(facts, change) or 0
     pages = _value(asked.pages_limit) or ram // 2 // PAGE
     gttsize = _value(asked.gttsize)
     gtt = gttsize * MIB if gttsize else pages * PAGE
@@ -77,10 +77,11 @@ def after_boot(facts: PoolFacts, change: Change = NOTHING) -> PoolFacts | Unknow
 
 def ram_after(facts: PoolFacts, change: Change) -> int | None:
     """MemTotal after a boot with ``change``: the carve-out comes out of it, or goes back to it."""
-    if facts.ram is None or change.carveout_bytes is None:
+    then = _carveout(facts, change)
+    if facts.ram is None or facts.integrated is not True or then is None:
         return facts.ram
     # On an APU the VRAM is the carve-out.
-    return max(0, facts.ram + (facts.memory.vram_bytes or 0) - change.carveout_bytes)
+    return max(0, facts.ram + (facts.memory.vram_bytes or 0) - then)
 
 
 def _set_unseen(facts: PoolFacts) -> bool:
@@ -100,6 +101,13 @@ def _configured(now: Configured, change: Change, module: str) -> Configured:
     if change.pages_limit is not None:
         limit = Assignment(module, "pages_limit", str(change.pages_limit), "staged")
     return Configured(limit, None if change.drop_gttsize else now.gttsize)
+
+
+def _carveout(facts: PoolFacts, change: Change) -> int | None:
+    """The carve-out after a boot: as it would be changed, as the firmware was asked, as it is."""
+    if change.carveout_bytes is not None:
+        return change.carveout_bytes
+    return facts.configured.carveout_bytes or facts.memory.vram_bytes
 
 
 def _value(found: Assignment | None) -> int | None:

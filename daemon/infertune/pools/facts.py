@@ -12,17 +12,18 @@ from infertune.host.gpu import (
     MemoryInfo,
     Ttm,
     cards,
+    carveout,
     kfd_nodes,
     kfd_processes,
     memory_info,
     module_parameter,
 )
 from infertune.host.modprobe import Assignment, read_sources
-from infertune.host.processes import drm_clients, opens_gpu, pids, process
+from infertune.host.processes import Process, drm_clients, opens_gpu, pids, process
 from infertune.host.text import integer
 from infertune.machine import Gpu, Machine
 from infertune.root import Root
-from infertune.units import MIB
+from infertune.units import GIB, MIB
 
 GTT_COMPUTE = (6, 10)
 """First Linux whose KFD allocates from GTT on an APU (commit 89773b85599a)."""
@@ -60,14 +61,18 @@ class Holder:
 class Configured:
     """What is asked for at the next boot, and where it stands.
 
-    The carve-out is not among it: firmware shows "512 MB" in uma/carveout beside 4 GiB that are
-    there (ROG Flow Z13).
     """
 
     pages_limit: Assignment | None = None
     """Of the TTM module amdgpu holds; None: the kernel's default, half of RAM."""
     gttsize: Assignment | None = None
     """amdgpu.gttsize; None: GTT follows the TTM limit."""
+    carveout_bytes: int | None = None
+    """A larger carve-out that the firmware was asked for (uma/carveout) and has not made yet.
+
+    One that is said to be smaller is not known to come: firmware shows "512 MB" beside 4 GiB that
+    are there (ROG Flow Z13).
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +155,7 @@ def read_facts(root: Root, machine: Machine) -> PoolFacts:
         configured=Configured(
             pages_limit=_size(sources.winner(module, "pages_limit")),
             gttsize=_size(sources.winner("amdgpu", "gttsize")),
+            carveout_bytes=_pending_carveout(root, gpu, info) if gpu else None,
         ),
         holders=holders,
         unseen=unseen,
@@ -159,6 +165,11 @@ def read_facts(root: Root, machine: Machine) -> PoolFacts:
 def _size(found: Assignment | None) -> Assignment | None:
     """An assignment of a size; the kernel's own word for "automatic" (-1, 0) is none."""
     return found if found and (integer(found.value) or 0) > 0 else None
+
+
+def _pending_carveout(root: Root, gpu: Gpu, info: MemoryInfo) -> int | None:
+    asked, there = carveout(root, gpu.path).chosen_bytes, info.vram_bytes
+    return asked if asked and there is not None and asked > there + GIB else None
 
 
 # -- who holds it ----------------------------------------------------------------------
@@ -183,6 +194,9 @@ def _holders(
         if sum(held) < _NOISE:
             continue
         who = process(root, pid)
+        if pid not in found and opens_gpu(root, pid) is False:
+            # KFD counts in the host's ids: in a container another program has this one.
+            who = Process(pid, f"process {pid} of the host", None)
         source = " and ".join([*(["KFD"] if kfd else []), *(["fdinfo"] if pid in found else [])])
         holders.append(Holder(pid, who.name, who.owner, *held, source))
     return tuple(sorted(holders, key=lambda each: -each.bytes)), unseen
