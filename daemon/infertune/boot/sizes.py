@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from os.path import basename
 
 from infertune.boot import record
-from infertune.boot.loaders import plan
+from infertune.boot.loaders import MODPROBE, plan
 from infertune.boot.options import Option, options
 from infertune.boot.record import Stage
 from infertune.errors import InfertuneError, UsageError
@@ -76,15 +77,18 @@ def check_sizes(facts: PoolFacts, machine: Machine, staged: Sequence[Option]) ->
 
 
 def _overruling(facts: PoolFacts, change: Change, ours: Option | None) -> Assignment | None:
-    """A limit of somebody else's that will be in force beside a new carve-out.
-
-    Of ours only the command line overrules the command line, on which ours comes last.
-    """
+    """A limit of somebody else's that will be in force beside a new carve-out."""
     others = facts.configured.pages_limit
     if others is None or change.carveout_bytes is None:
         return None
-    wins = ours is None or (others.file == COMMAND_LINE and not ours.on_command_line)
-    return others if wins else None
+    return others if ours is None or _wins(others, ours) else None
+
+
+def _wins(others: Assignment, ours: Option) -> bool:
+    """Whether their limit stays in force beside ours, which comes last on the command line."""
+    if ours.on_command_line or others.value == ours.value:
+        return False
+    return others.file == COMMAND_LINE or basename(others.file) > basename(MODPROBE)
 
 
 def _lower(others: Assignment) -> str:
@@ -200,7 +204,12 @@ def outlook(root: Root, machine: Machine, facts: PoolFacts, profile: str) -> Out
     then = after_boot(facts, change)
     if isinstance(then, Unknown):
         return then
-    return Outlook(_command(root, profile, by_hand=bool(way.by_hand)), then)
+    text = _command(root, profile, by_hand=bool(way.by_hand))
+    limit = next((each for each in way.options if each.id == LIMIT), None)
+    others = facts.configured.pages_limit
+    if limit and others and _wins(others, limit):
+        text = f"{others} taken away ({others.origin}), then {text}"
+    return Outlook(text, then)
 
 
 def _command(root: Root, profile: str, *, by_hand: bool) -> str:

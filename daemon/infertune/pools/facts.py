@@ -59,9 +59,7 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Configured:
-    """What is asked for at the next boot, and where it stands.
-
-    """
+    """What is asked for at the next boot, and where it stands."""
 
     pages_limit: Assignment | None = None
     """Of the TTM module amdgpu holds; None: the kernel's default, half of RAM."""

@@ -82,12 +82,12 @@ def _way(facts: Facts, least: int, how: str = "") -> str | None:
     return f"{way.text}: {format_size(pool.bytes)}"
 
 
-def _smaller(facts: Facts) -> str:
+def _smaller(facts: Facts, too_large: PoolFacts) -> str:
     """A limit that leaves enough, with the number to write."""
-    most = most_for_gpu(facts.memory.ram or 0) // GIB
-    module = facts.memory.ttm.module if facts.memory.ttm else "ttm"
+    most = most_for_gpu(too_large.ram or 0) // GIB
+    module = too_large.ttm.module if too_large.ttm else "ttm"
     by_hand = f"{module}.pages_limit={most * PAGES_PER_GIB} ({most} GiB) at boot, or less"
-    way = _way(facts, 0)
+    way = _way(facts, 0, "infertune boot ")
     return f"{way}; or {by_hand}" if way else by_hand
 
 
@@ -102,7 +102,7 @@ def _limit_above_ram(facts: Facts) -> Answer:
                 f"{format_size(total)}: the GPU can take everything, and the OOM killer does not "
                 "see what it holds"
             )
-            return Finding(text, fix=_smaller(facts))
+            return Finding(text, fix=_smaller(facts, each))
     _ram(facts)
     return None
 
@@ -115,7 +115,7 @@ def _limit_close_to_ram(facts: Facts) -> Answer:
         f"the TTM limit is {format_size(limit.bytes)} of {format_size(ram)}: "
         f"{format_size(ram - limit.bytes)} are left for everything else"
     )
-    return Finding(text, fix=_smaller(facts))
+    return Finding(text, fix=_smaller(facts, facts.memory))
 
 
 def _limit_is_default(facts: Facts) -> Answer:
