@@ -19,7 +19,7 @@ import gguf_files
 from doctor_support import GPU, KERNEL, File, Overlay, build, cmdline, memory, pages, sized
 from gguf_files import Spec, Value
 from infertune.cli.main import main
-from infertune.units import GIB, MIB
+from infertune.units import GIB
 from known_models import KNOWN, Known, _llama
 
 # -- models -------------------------------------------------------------------------------
@@ -247,7 +247,10 @@ CASES = (
         1,
         [
             r"does not fit now",
-            r"with ollama.service \(ollama, pid 4712\) and lemond.service of user 1000 \(lemond, pid 4713\) stopped",
+            (
+                r"with ollama.service \(ollama, pid 4712\) and "
+                r"lemond.service of user 1000 \(lemond, pid 4713\) stopped"
+            ),
         ],
     ),
     Case(
@@ -507,7 +510,10 @@ CASES = (
         fit("52b"),
         1,
         [
-            r"fits with ttm\.pages_limit=12582912 taken away \(the kernel command line\), then 'infertune boot stage [\w-]+' and a reboot"
+            (
+                r"fits with ttm\.pages_limit=12582912 taken away \(the kernel command line\), "
+                r"then 'infertune boot stage [\w-]+' and a reboot"
+            )
         ],
     ),
     Case(
@@ -623,7 +629,7 @@ CASES = (
     ),
     Case(
         "rocm-dkms-6-8",
-        "Linux 6.8 with amdgpu-dkms: the driver is newer than the kernel (ROCm issue 5595: 6.14.14)",
+        "ROCm issue 5595: amdgpu-dkms 6.14.14, newer than its kernel, here 6.8",
         {KERNEL: "6.8.0-60-generic\n"},
         fit("70b"),
         0,
@@ -945,7 +951,7 @@ CASES = (
     ),
     Case(
         "smaller-carveout-share",
-        "75 to 80 % of 62.4 GiB, and the carve-out goes from 64 GiB to 512 MiB: counted from too little",
+        "80 % of 62.4 GiB, and the carve-out goes from 64 GiB to 512 MiB",
         {
             **carved(64, 62.4),
             f"{GPU}/uma/carveout": "9\n",

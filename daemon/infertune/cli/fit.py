@@ -265,9 +265,9 @@ def _busy(root: Root, machine: Machine) -> tuple[str, ...]:
 def _print_expect(ctx: Context, model: ModelFile, shape: Shape, found: Expectation) -> None:
     ctx.print(f"{shape.name or os.path.basename(model.files[0])}: {_describe(model, shape)}")
     deep = "unknown" if found.depth_bytes is None else format_size(found.depth_bytes)
+    weights = format_size(found.active_bytes)
     ctx.print(
-        f"read for each token: {format_size(found.active_bytes)} of weights, and {deep} for a context "
-        f"of {found.depth} tokens"
+        f"read for each token: {weights} of weights, and {deep} for a context of {found.depth} tokens"
     )
     if found.rooflines:
         header = ("READER", "BANDWIDTH", "AT MOST, TOKENS/S", f"AT {found.depth}", "FROM")
