@@ -967,7 +967,7 @@ CASES = (
         {**sized(120), **cmdline("ttm.pages_limit=31457280")},
         ("boot", "plan", "long-context"),
         0,
-        [r"will be overridden"],
+        [r"will be overridden", r"120 GiB \(GTT\) after the next boot"],
     ),
     Case(
         "pool-size-refused",

@@ -23,6 +23,7 @@ from infertune.host.unknown import Unknown
 from infertune.machine import Machine
 from infertune.pools.boot import (
     SMALLEST_CARVEOUT,
+    STAGED,
     Change,
     Outlook,
     after_boot,
@@ -104,14 +105,25 @@ def _refused(what: str, pages: int, source: str, total: int, hint: str) -> Usage
     )
 
 
+def after_staging(
+    facts: PoolFacts, machine: Machine, staged: Sequence[Option]
+) -> PoolFacts | Unknown:
+    """The machine after a boot with ``staged``, and with what stays in force beside it."""
+    change = change_of(machine, staged)
+    others = facts.configured.pages_limit
+    if others and any(each.id == LIMIT and _wins(others, each) for each in staged):
+        change = replace(change, pages_limit=None)
+    return after_boot(facts, change)
+
+
 def remarks(facts: PoolFacts, machine: Machine, staged: Sequence[Option]) -> Iterator[str]:
     """What the sizes after the next boot come to, where that is not what one would think."""
     change = change_of(machine, staged)
-    then = after_boot(facts, change)
+    then = after_staging(facts, machine, staged)
     if isinstance(then, Unknown) or then.ram is None:
         return
     limit, gttsize = then.configured.pages_limit, then.configured.gttsize
-    if limit and change.pages_limit is None and int(limit.value) * PAGE > most_for_gpu(then.ram):
+    if limit and limit.source != STAGED and int(limit.value) * PAGE > most_for_gpu(then.ram):
         yield (
             f"{limit} ({limit.origin}) is {format_size(int(limit.value) * PAGE)} of the "
             f"{format_size(then.ram)} that Linux has: at most "

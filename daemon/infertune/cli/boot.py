@@ -14,7 +14,7 @@ from infertune.boot import guard, record, staging
 from infertune.boot.commands import Runner, runner
 from infertune.boot.loaders import Change, NewFile, plan
 from infertune.boot.options import Option, options
-from infertune.boot.sizes import SIZES, change_of, check_sizes, remarks
+from infertune.boot.sizes import SIZES, after_staging, check_sizes, remarks
 from infertune.boot.sources import Finding, findings
 from infertune.boot.state import OptionStatus, overruled, read_status, sorts_after
 from infertune.cli.base import JSON, Command, Context, argument, printable
@@ -26,7 +26,6 @@ from infertune.host.modprobe import Sources, read_sources
 from infertune.host.system import boot_id
 from infertune.host.unknown import Unknown
 from infertune.machine import read_machine
-from infertune.pools.boot import after_boot
 from infertune.pools.facts import read_facts
 from infertune.pools.judge import Picture, picture
 from infertune.profile import load_profile
@@ -61,7 +60,7 @@ def _prepared(ctx: Context) -> _Prepared:
     change = plan(ctx.root, machine, found)
     facts, asked = read_facts(ctx.root, machine), (*change.options, *change.by_hand)
     check_sizes(facts, machine, asked)
-    then = after_boot(facts, change_of(machine, change.options))
+    then = after_staging(facts, machine, change.options)
     memory = picture(facts, then, assume_backend(machine)[0])
     notes = [*left, *change.notes, *sources.problems, *_rivals(change.options, sources)]
     notes += remarks(facts, machine, asked)

@@ -267,7 +267,8 @@ def _print_expect(ctx: Context, model: ModelFile, shape: Shape, found: Expectati
     deep = "unknown" if found.depth_bytes is None else format_size(found.depth_bytes)
     weights = format_size(found.active_bytes)
     ctx.print(
-        f"read for each token: {weights} of weights, and {deep} for a context of {found.depth} tokens"
+        f"read for each token: {weights} of weights, and {deep} for a context of "
+        f"{found.depth} tokens"
     )
     if found.rooflines:
         header = ("READER", "BANDWIDTH", "AT MOST, TOKENS/S", f"AT {found.depth}", "FROM")

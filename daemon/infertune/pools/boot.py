@@ -33,6 +33,8 @@ class Change:
 
 
 NOTHING = Change()
+STAGED = "staged"
+"""The source of an assignment that is only looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ def _set_unseen(facts: PoolFacts) -> bool:
 def _configured(now: Configured, change: Change, module: str) -> Configured:
     limit = now.pages_limit
     if change.pages_limit is not None:
-        limit = Assignment(module, "pages_limit", str(change.pages_limit), "staged")
+        limit = Assignment(module, "pages_limit", str(change.pages_limit), STAGED)
     return Configured(limit, None if change.drop_gttsize else now.gttsize)
 
 
