@@ -441,7 +441,7 @@ CASES = (
         [
             r"does not fit: GTT: 54\.0 GiB of 48 GiB",
             r"amdgpu.gttsize 49152",
-            r"fits with amdgpu.gttsize taken away",
+            r"fits with amdgpu.gttsize removed from",
         ],
         [r"fits with 'infertune boot stage"],
     ),
@@ -511,7 +511,7 @@ CASES = (
         1,
         [
             (
-                r"fits with ttm\.pages_limit=12582912 taken away \(the kernel command line\), "
+                r"fits with ttm\.pages_limit=12582912 removed from the kernel command line, "
                 r"then 'infertune boot stage [\w-]+' and a reboot"
             )
         ],
@@ -526,7 +526,7 @@ CASES = (
         },
         ("doctor", "--rule", "ttm-above-ram"),
         1,
-        [r"fix:\s+ttm\.pages_limit=33554432 taken away"],
+        [r"fix:\s+ttm\.pages_limit=33554432 removed from"],
     ),
     # -- F05: a large carve-out ------------------------------------------------------------
     Case(
@@ -947,7 +947,7 @@ CASES = (
         {**cmdline("amdgpu.gttsize=49152"), f"{GPU}/mem_info_gtt_total": f"{48 * GIB}\n"},
         ("boot", "plan", "long-context"),
         0,
-        [r"keeps GTT at 48 GiB: take it away"],
+        [r"keeps GTT at 48 GiB: remove it"],
     ),
     Case(
         "smaller-carveout-share",

@@ -296,7 +296,7 @@ CASES: dict[str, Case] = {
     "ttm-default": Case({**sized(62), MODPROBE: None}),
     "ttm-not-in-force": Case({f"{GPU}/mem_info_gtt_total": f"{62 * GIB}\n"}),
     "gtt-above-ttm": Case(
-        {f"{GPU}/mem_info_gtt_total": f"{120 * GIB}\n"}, says="TTM lets the GPU have 96 GiB"
+        {f"{GPU}/mem_info_gtt_total": f"{120 * GIB}\n"}, says="TTM allows the GPU 96 GiB"
     ),
     "gpu-memory-held": Case(
         {f"{GPU}/mem_info_gtt_used": f"{70 * GIB}\n"},
@@ -328,7 +328,7 @@ CASES: dict[str, Case] = {
     "read-ahead": Case({"/sys/block/nvme0n1/queue/read_ahead_kb": "0\n"}, says="page by page"),
     "overcommit-strict": Case({"/proc/sys/vm/overcommit_memory": "2\n"}),
     "hugepages-unused": Case(memory(HugePages_Total=4096, HugePages_Free=4096), says="8 GiB"),
-    "oom-kills": Case({"/proc/vmstat": "oom_kill 3\n"}, says="killed 3"),
+    "oom-kills": Case({"/proc/vmstat": "oom_kill 3\n"}, says="killed 3 processes"),
     "memory-stalls": Case(
         {"/proc/pressure/memory": "full avg10=9.00 avg60=8.00 avg300=4.20 total=1\n"}, says="4.2 %"
     ),

@@ -133,7 +133,7 @@ def remarks(facts: PoolFacts, machine: Machine, staged: Sequence[Option]) -> Ite
     sized = change.pages_limit or 0
     if sized and gttsize and gtt + MIB < sized * PAGE:
         yield (
-            f"{gttsize} ({gttsize.origin}) keeps GTT at {format_size(gtt)}: take it away, or "
+            f"{gttsize} ({gttsize.origin}) keeps GTT at {format_size(gtt)}: remove it, or "
             f"{LIMIT} changes nothing"
         )
     elif sized and gtt <= carveout:
@@ -220,7 +220,7 @@ def outlook(root: Root, machine: Machine, facts: PoolFacts, profile: str) -> Out
     limit = next((each for each in way.options if each.id == LIMIT), None)
     others = facts.configured.pages_limit
     if limit and others and _wins(others, limit):
-        text = f"{others} taken away ({others.origin}), then {text}"
+        text = f"{others} removed from {others.origin}, then {text}"
     return Outlook(text, then)
 
 
@@ -265,7 +265,7 @@ def _without_gttsize(
     asked = facts.configured.gttsize
     if asked is None or machine.boot_style == "none":
         return
-    gone = f"amdgpu.gttsize taken away ({asked.origin})"
+    gone = f"amdgpu.gttsize removed from {asked.origin}"
     if not isinstance(then := after_boot(facts, Change(drop_gttsize=True)), Unknown):
         yield Outlook(f"{gone} and a reboot", then)
     freed = replace(facts, gttsize=None, configured=replace(facts.configured, gttsize=None))

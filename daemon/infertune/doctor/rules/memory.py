@@ -136,11 +136,11 @@ def _promised(facts: Facts) -> Answer:
         return None
     size = gttsize_in_force(facts.memory)
     who = f"amdgpu.gttsize promises {format_size(gtt)}" if size else f"GTT is {format_size(gtt)}"
-    text = f"{who}, and TTM lets the GPU have {format_size(limit.bytes)}: {limit.why}"
+    text = f"{who}, but TTM allows the GPU {format_size(limit.bytes)}: {limit.why}"
     asked = facts.memory.configured.gttsize
     way = _way(facts, pool.bytes + GIB)
     if size and asked and way and "gttsize" not in way:
-        way = f"take amdgpu.gttsize away ({asked.origin}), and {way}"
+        way = f"remove amdgpu.gttsize from {asked.origin}, then {way}"
     return Finding(text, fix=way)
 
 
@@ -164,7 +164,7 @@ def _carveout_wasted(facts: Facts) -> Answer:
         return None
     text = (
         f"{format_size(reserved)} are carved out for the GPU, and with a larger GTT of "
-        f"{format_size(pool.bytes)} ROCm allocates there: the carve-out is lost"
+        f"{format_size(pool.bytes)} ROCm allocates there: the carve-out is wasted"
     )
     return Finding(text, fix=_way(facts, pool.bytes + GIB, "smallest carve-out"))
 
@@ -175,7 +175,7 @@ def _carveout_large(facts: Facts) -> Answer:
         return None
     text = (
         f"the GPU allocates from its carve-out of {format_size(pool.bytes)}: Linux has "
-        f"{format_size(_ram(facts))} left for good, and a TTM limit below the carve-out changes "
+        f"{format_size(_ram(facts))} left, and a TTM limit below the carve-out changes "
         "nothing"
     )
     return Finding(text, fix=_way(facts, pool.bytes + GIB))
@@ -228,7 +228,7 @@ def _locked(facts: Facts) -> Answer:
     if limit is None or limit >= GIB:
         return None
     return Finding(
-        f"you may lock {format_size(limit)} only: load_mode mlock would fail in silence", "info"
+        f"you may lock only {format_size(limit)}: load_mode mlock would fail silently", "info"
     )
 
 
@@ -260,7 +260,7 @@ def _thp(facts: Facts) -> Answer:
     if mode != "madvise":
         return None
     return Finding(
-        "transparent huge pages are on for madvise: llama.cpp asks for none, so it gets none"
+        "transparent huge pages are set to madvise: llama.cpp requests none, so it gets none"
     )
 
 
@@ -276,8 +276,8 @@ def _read_ahead(facts: Facts) -> Answer:
         return None
     name, size = next(iter(small.items()))
     return Finding(
-        f"read-ahead of {name} is {size} KiB: a cold model comes in small pieces, and fadvise "
-        "reads no more than that at a call",
+        f"read-ahead of {name} is {size} KiB: a cold model is read in small pieces, and "
+        "fadvise reads no more than that per call",
         "info",
         "likely",
     )
@@ -297,8 +297,8 @@ def _static_pages(facts: Facts) -> Answer:
     if free * size < GIB:
         return None
     return Finding(
-        f"{free} of {total} static huge pages are unused: {format_size(free * size)} that nobody "
-        "else can have, and llama.cpp uses none"
+        f"{free} of {total} static huge pages are unused: {format_size(free * size)} that nothing "
+        "else can use, and llama.cpp uses none"
     )
 
 
@@ -306,7 +306,8 @@ def _killed(facts: Facts) -> Answer:
     kills = need(facts.paging).oom_kills
     if not kills:
         return None if kills == 0 else Unknown("/proc/vmstat does not count OOM kills here")
-    return Finding(f"the kernel killed {kills} for want of memory since the machine was started")
+    noun = "process" if kills == 1 else "processes"
+    return Finding(f"the kernel has killed {kills} {noun} for lack of memory since boot")
 
 
 def _stalled(facts: Facts) -> Answer:
@@ -329,7 +330,7 @@ def _fragmented(facts: Facts) -> Answer:
     if available < 8 * GIB or whole >= available / 16:
         return None
     return Finding(
-        f"of {format_size(available)} available only {format_size(whole)} lie in pieces of 2 MiB: "
+        f"of {format_size(available)} available only {format_size(whole)} are in blocks of 2 MiB: "
         "the driver compacts memory while it loads a model"
     )
 
@@ -340,7 +341,7 @@ def _no_swap(facts: Facts) -> Answer:
         return Unknown("/proc/meminfo does not say")
     if swap:
         return None
-    return Finding("there is no swap: what the desktop does not use cannot give way to a model")
+    return Finding("there is no swap: idle memory of the desktop cannot make room for a model")
 
 
 RULES: tuple[Rule, ...] = (
@@ -366,7 +367,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="ttm-default",
-        title="the GPU may take half of RAM only",
+        title="the GPU may take only half of RAM",
         when=STRIX_HALO,
         check=_limit_is_default,
         severity="info",
@@ -376,12 +377,12 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="gtt-above-ttm",
-        title="the GTT size promises more than TTM lets through",
+        title="the GTT size is larger than what TTM allows",
         when=INTEGRATED,
         check=_promised,
         severity="warning",
         confidence="sure",
-        fix="take amdgpu.gttsize away, and 'infertune boot stage long-context'",
+        fix="remove amdgpu.gttsize, then 'infertune boot stage long-context'",
         sources=(
             github("unslothai/unsloth", 7960),
             github("kyuz0/amd-strix-halo-vllm-toolboxes", 11),
@@ -453,7 +454,7 @@ RULES: tuple[Rule, ...] = (
         check=_no_system_limit,
         severity="warning",
         confidence="sure",
-        fix="take the option away",
+        fix="remove the option",
         sources=(kernel_doc("gpu/amdgpu/module-parameters"),),
     ),
     Rule(
@@ -468,17 +469,17 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="container-limit",
-        title="a container's memory limit that does not hold the GPU's memory",
+        title="a container's memory limit, which the GPU's memory is not counted in",
         when=When("in a container", _in_container) & AMDGPU,
         check=_group_limit,
         severity="warning",
         confidence="likely",
-        fix="take from the container's limit what the GPU may hold",
+        fix="lower the container's limit by what the GPU may hold",
         sources=(llama(20472), rocm(6370)),
     ),
     Rule(
         id="thp-madvise",
-        title="huge pages for those who ask, and llama.cpp does not ask",
+        title="huge pages only on request, and llama.cpp requests none",
         when=ALWAYS,
         check=_thp,
         severity="info",
@@ -488,7 +489,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="read-ahead",
-        title="a disk that reads ahead too little, or nothing",
+        title="a disk with too little read-ahead, or none",
         when=ALWAYS,
         check=_read_ahead,
         severity="warning",
@@ -519,7 +520,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="oom-kills",
-        title="processes were killed for want of memory",
+        title="processes were killed for lack of memory",
         when=ALWAYS,
         check=_killed,
         severity="warning",
@@ -539,7 +540,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="memory-fragmented",
-        title="free memory lies in small pieces",
+        title="free memory is fragmented",
         when=INTEGRATED,
         check=_fragmented,
         severity="info",
