@@ -11,17 +11,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from infertune.kernel_log import reduce_log
-from infertune.server_files import formats
+from infertune.server_files import formats, script
 from infertune.server_files.block_yaml import NotUnderstood
 from infertune.server_files.command_line import (
     CONTAINER,
+    INHERITED,
     LLAMA,
-    MENTIONS,
     MODEL_FLAGS,
     PRIVATE_FLAGS,
+    SCRIPT,
     Command,
     holds_flags,
     image_engine,
+    may_start_a_server,
     parse_flags,
     render_flags,
 )
@@ -66,6 +68,12 @@ SHOWN_FLAGS = frozenset(
     )
 )
 """Flags of llama-server whose values may be shown; of all others only the names are."""
+
+PRESET_VARIABLE = "LLAMA_ARG_MODELS_PRESET"
+"""Stands for ``--models-preset``."""
+
+_VALUED = frozenset(("--flash-attn", "-fa"))
+"""Flags of which it matters whether they have a value, even one that may not be shown."""
 
 FILE_FLAGS = frozenset(("--models-preset", "--config", "-config"))
 """Flags that name a file which says what is served."""
@@ -157,10 +165,18 @@ def _servers(parser: formats.Parser, *, titled: bool = True) -> Callable[[bytes]
 
 def _unit(data: bytes) -> bytes | None:
     """The same of a unit; one that starts no model server is nobody's business."""
-    if not any(name.encode() in data for name in MENTIONS):
+    if not may_start_a_server(data.decode("utf-8", "replace")):
         return None
     reduced = _servers(formats.unit, titled=False)(data)
     return reduced if reduced and re.search(rb"^ExecStart=.", reduced, re.MULTILINE) else None
+
+
+def _script(data: bytes) -> bytes | None:
+    """The same of a shell script; of one that starts no server, that it is there."""
+    if b"\0" in data:
+        return None  # a program
+    found = formats.entries(data.decode("utf-8", "replace"), script.script)
+    return formats.short(map(_shown, found), titled=True).encode()
 
 
 def _shown(entry: formats.Entry) -> formats.Entry:
@@ -189,6 +205,8 @@ def _shown_variable(name: str, value: str) -> str | None:
         return value if _PLAIN_VALUE.fullmatch(value) or not value else None
     if name in ("LLAMA_ARG_MODEL", "LLAMA_ARG_HF_REPO"):
         return model_label(value)
+    if name == PRESET_VARIABLE:
+        return value if _PLAIN_FILE.fullmatch(value) else ""
     if re.fullmatch(r"LLAMA_ARG_[A-Z_]{1,40}", name):
         return ""
     if holds_flags(name):  # for ``$LLAMA_OPTS``, or LEMONADE_LLAMACPP_ARGS
@@ -198,6 +216,8 @@ def _shown_variable(name: str, value: str) -> str | None:
 
 
 def _shown_command(command: Command) -> Command:
+    if command.engine == SCRIPT:
+        return replace(command, environment={})  # where it lies; its own text is reduced, too
     image = command.image
     return replace(
         command,
@@ -215,7 +235,9 @@ def _shown_flags(flags: Mapping[str, str]) -> dict[str, str]:
             kept[flag] = model_label(value)
         elif flag in FILE_FLAGS:
             kept[flag] = value if _PLAIN_FILE.fullmatch(value) else ""
-        elif flag in PRIVATE_FLAGS:
+        elif flag in PRIVATE_FLAGS or (
+            flag in _VALUED and not _PLAIN_VALUE.fullmatch(value or "x")
+        ):
             kept[flag] = "redacted"
         else:
             kept[flag] = value if flag in SHOWN_FLAGS and _PLAIN_VALUE.fullmatch(value) else ""
@@ -233,6 +255,8 @@ def _base(path: str) -> str:
 
 def _image_label(image: str) -> str:
     """What an image runs and how it was built, without its registry, owner and own name."""
+    if image == INHERITED:
+        return image
     name = _base(image).lower()
     parts = dict.fromkeys(_IMAGE_PARTS.findall(name))
     engine = image_engine(name)
@@ -302,10 +326,12 @@ _REDUCTIONS: Mapping[str, Callable[[bytes], bytes | None]] = {
     r"/etc/tuned/ppd_base_profile": _rows(r"[\w-]{1,60}$"),
     r"/var/lib/power-profiles-daemon/state\.ini": _rows(r"\[State\]|Profile=[\w-]{1,40}$"),
     r"/etc/tlp(?:\.d/.*)?\.conf": _rows(
-        r"(?:PLATFORM_PROFILE|CPU_SCALING_GOVERNOR)_ON_AC=[\"']?[\w-]{1,40}[\"']?$"
+        r"(?:TLP_PROFILE_AC|(?:PLATFORM_PROFILE|CPU_SCALING_GOVERNOR|CPU_ENERGY_PERF_POLICY)"
+        r"_ON_(?:AC|BAT|SAV))=[\"']?[\w-]{0,40}[\"']?(?:\s*#.*)?$"
     ),
     r"/etc/auto-cpufreq\.conf": _rows(
-        r"\[\w{1,40}\]|(?:governor|platform_profile)\s*=\s*[\w-]{1,40}$"
+        r"\[\w{1,40}\]|(?:governor|energy_performance_preference|platform_profile)"
+        r"\s*=\s*[\w-]{1,40}$"
     ),
     r"/etc/asusd/asusd\.ron": _rows(r"\s*(?:change_)?platform_profile_on_ac:\s*\w{1,40},"),
     # Names of whatever kind last: of two that match the first counts.
@@ -319,4 +345,5 @@ _REDUCTIONS: Mapping[str, Callable[[bytes], bytes | None]] = {
     rf"/etc/(?:(?:default|sysconfig|conf\.d)/)?(?:{_PACKAGED})[^/]*(?:/[^/]*)?": _servers(
         formats.variables
     ),
+    r".*\.sh|.*/[\w-]*(?:llama|llm)[\w-]*": _script,
 }

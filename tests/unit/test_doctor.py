@@ -216,6 +216,16 @@ CASES: dict[str, Case] = {
         {"/proc/swaps": swaps("/dev/zram0"), "/proc/sys/vm/swappiness": "180\n"},
         says="all swap is zram",
     ),
+    "swap-zswap-zram": Case(
+        {
+            "/proc/swaps": swaps("/dev/zram0"),
+            "/sys/module/zswap/parameters/enabled": "Y\n",
+        },
+        {
+            "/proc/swaps": swaps("/dev/zram0"),
+            "/sys/module/zswap/parameters/enabled": "N\n",
+        },
+    ),
     "coredump-large": Case(
         {
             "/proc/sys/kernel/core_pattern": "|/usr/lib/systemd/systemd-coredump %P %u\n",
@@ -253,6 +263,7 @@ CASES: dict[str, Case] = {
         {**server("--no-mmap --mlock"), **surroundings("8681 (1234567)")},
         says="--mlock, --no-mmap",
     ),
+    "llama-flash-value": Case(server("-fa --jinja"), server("-fa on"), says="takes the next flag"),
     "llama-gone-variables": Case(surroundings(LLAMA_ARG_MLOCK="1")),
     "llama-no-gpu": Case(surroundings(backends=("cpu",))),
     "llama-no-number": Case(surroundings("0.1.0-dev (build 1, commit 7e4c0a9)")),
@@ -376,6 +387,9 @@ CASES: dict[str, Case] = {
     "iommu-invalid": Case(
         cmdline("amd_iommu=pt"), cmdline("amd_iommu=force_isolation"), says="iommu=pt is meant"
     ),
+    "boot-value-unknown": Case(
+        cmdline("amd_pstate=epp"), cmdline("amd_pstate=active"), says="amd_pstate=epp"
+    ),
     "npu-without-iommu": Case(cmdline("amd_iommu=off"), cmdline("iommu=pt")),
     "iommu-trade": Case(cmdline("amd_iommu=off"), says="VFIO"),
     "thp-command-line": Case(cmdline("transparent_hugepage=never")),
@@ -422,6 +436,9 @@ CASES: dict[str, Case] = {
         {"/etc/tuned/ppd_base_profile": "balanced\n", "/etc/tuned/ppd.conf": PPD_CONF},
         {"/etc/tuned/ppd_base_profile": "performance\n", "/etc/tuned/ppd.conf": PPD_CONF},
         says="until tuned-ppd starts again, as at each boot: then it is balanced",
+    ),
+    "tuned-auto": Case(
+        {"/etc/tuned/profile_mode": "auto\n"}, {"/etc/tuned/profile_mode": "manual\n"}
     ),
     "power-set-back": Case(
         {

@@ -203,7 +203,7 @@ def test_a_drop_in_wins_and_is_named(tmp_path: Path) -> None:
 def test_a_drop_in_that_clears_the_start_leaves_no_server(tmp_path: Path) -> None:
     overlay = {
         f"{SYSTEM}/a.service": unit(START),
-        f"{SYSTEM}/a.service.d/x.conf": unit("ExecStart=", "ExecStart=/opt/start.sh"),
+        f"{SYSTEM}/a.service.d/x.conf": unit("ExecStart=", "ExecStart=/opt/start"),
     }
     assert servers(tmp_path, overlay) == ()
 

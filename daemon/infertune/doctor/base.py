@@ -59,7 +59,7 @@ class Finding:
     confidence: Confidence | None = None
     fix: str | None = None
     about: str | None = None
-    """The setting it is on (``ttm.pages_limit``), where a rule may mean one of several."""
+    """What it is on (``ttm.pages_limit``, a flag of a server), where a rule may mean several."""
 
 
 @dataclass(frozen=True, slots=True)

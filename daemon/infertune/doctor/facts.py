@@ -39,7 +39,7 @@ from infertune.host.power_at_boot import PowerAtBoot, power_at_boot
 from infertune.host.servers import Declared, read_servers
 from infertune.host.swap import swappiness
 from infertune.host.system import COMMAND_LINE, booted, locked_limit, parameters
-from infertune.host.tuners import tuned_profile
+from infertune.host.tuners import Tuned, tuned
 from infertune.host.unknown import Unknown, need
 from infertune.host.version import Version
 from infertune.machine import Gpu, Machine, read_machine
@@ -160,7 +160,7 @@ class Facts:
     sensors: Sensors | Unknown
     processor: Processor | Unknown
     paging: Paging | Unknown
-    tuned_profile: str | Unknown | None
+    tuned: Tuned | Unknown | None
     log: tuple[str, ...] | Unknown
     declared: tuple[Declared, ...] | Unknown
     memory: PoolFacts
@@ -284,7 +284,7 @@ def read_facts(root: Root, surroundings: Surroundings, smoke: Smoke | None = Non
         sensors=_guarded(lambda: _sensors(root, machine)),
         processor=_guarded(lambda: _processor(root)),
         paging=_guarded(lambda: _paging(root)),
-        tuned_profile=_guarded(lambda: tuned_profile(root)),
+        tuned=_guarded(lambda: tuned(root)),
         log=_guarded(lambda: _log(root, surroundings)),
         memory=memory,
         next_boot=next_boot(root, machine, memory),

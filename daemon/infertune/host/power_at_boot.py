@@ -13,7 +13,7 @@ from typing import Literal
 from infertune.host.ini import drop_ins, part_of, sections
 from infertune.root import Root
 
-Setting = Literal["TuneD profile", "platform profile", "governor"]
+Setting = Literal["TuneD profile", "platform profile", "governor", "energy preference"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class PowerAtBoot:
     """One setting that one service makes at its start."""
 
     service: str
-    """Id of a tuner (machine.TUNERS), or ``asusd``."""
+    """Id of a tuner (host/tuners.py)."""
     setting: Setting
     value: str
     path: str
@@ -29,7 +29,7 @@ class PowerAtBoot:
 
 
 def power_at_boot(root: Root) -> tuple[PowerAtBoot, ...]:
-    """Of every service that has such a file, whether it runs or not (asusd: if it runs)."""
+    """Of every service that has such a file, whether it runs or not."""
     readers = (_tuned_ppd, _power_profiles_daemon, _tlp, _auto_cpufreq, _asusd)
     return tuple(each for read in readers for each in read(root))
 
@@ -63,18 +63,25 @@ def _power_profiles_daemon(root: Root) -> list[PowerAtBoot]:
 
 def _tlp(root: Root) -> list[PowerAtBoot]:
     """TLP's settings on mains; later files win, /etc/tlp.conf over all (TLP, Configuration)."""
-    found: dict[str, PowerAtBoot] = {}
+    found: dict[str, tuple[str, str]] = {}
     for path in [*drop_ins(root, ("/etc/tlp.d",)), "/etc/tlp.conf"]:
         settings = sections(part_of(root, path)).get("", {})
-        for key, setting in _TLP_SETTINGS.items():
-            if settings.get(key):
-                found[key] = PowerAtBoot("tlp", setting, settings[key], path)
-    return list(found.values())
+        plain = {key: value.partition("#")[0].strip(" \"'") for key, value in settings.items()}
+        found |= {key: (value, path) for key, value in plain.items()}
+    # Since TLP 1.9 the profile that is chosen on mains decides which settings these are.
+    profile, _ = found.get("TLP_PROFILE_AC", ("PRF", ""))
+    ending = {"BAL": "BAT", "SAV": "SAV"}.get(profile, "AC")
+    return [
+        PowerAtBoot("tlp", setting, *found[key])
+        for name, setting in _TLP_SETTINGS.items()
+        if found.get(key := f"{name}_ON_{ending}", ("", ""))[0]
+    ]
 
 
 _TLP_SETTINGS: dict[str, Setting] = {
-    "PLATFORM_PROFILE_ON_AC": "platform profile",
-    "CPU_SCALING_GOVERNOR_ON_AC": "governor",
+    "PLATFORM_PROFILE": "platform profile",
+    "CPU_SCALING_GOVERNOR": "governor",
+    "CPU_ENERGY_PERF_POLICY": "energy preference",
 }
 
 
@@ -82,7 +89,11 @@ def _auto_cpufreq(root: Root) -> list[PowerAtBoot]:
     """auto-cpufreq's section for mains."""
     path = "/etc/auto-cpufreq.conf"
     charger = sections(part_of(root, path)).get("charger", {})
-    settings: dict[str, Setting] = {"governor": "governor", "platform_profile": "platform profile"}
+    settings: dict[str, Setting] = {
+        "governor": "governor",
+        "energy_performance_preference": "energy preference",
+        "platform_profile": "platform profile",
+    }
     return [
         PowerAtBoot("auto-cpufreq", setting, charger[key], path)
         for key, setting in settings.items()
@@ -93,11 +104,13 @@ def _auto_cpufreq(root: Root) -> list[PowerAtBoot]:
 def _asusd(root: Root) -> list[PowerAtBoot]:
     """asusd's profile on mains, where it may change it (update_policy_ac_or_bat of asusctl)."""
     path = "/etc/asusd/asusd.ron"
-    if not root.exists("/sys/fs/cgroup/system.slice/asusd.service"):
-        return []
     found = dict(re.findall(r"^\s*(\w+):\s*(\w+),", part_of(root, path) or "", re.MULTILINE))
     word = found.get("platform_profile_on_ac")
     if word is None or found.get("change_platform_profile_on_ac", "true") != "true":
         return []
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", word).lower()  # LowPower is low-power
+    # asus-wmi has called quiet low-power since Linux 6.14, and asusd takes either.
+    choices = (root.get("/sys/firmware/acpi/platform_profile_choices") or "").split()
+    if name == "quiet" and "low-power" in choices and "quiet" not in choices:
+        name = "low-power"
     return [PowerAtBoot("asusd", "platform profile", name, path)]

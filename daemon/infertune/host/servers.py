@@ -16,11 +16,18 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from infertune.redaction import is_reduced, reduce_file
+from infertune.redaction import PRESET_VARIABLE, is_reduced, reduce_file
 from infertune.root import Root
-from infertune.server_files import formats
+from infertune.server_files import formats, script
 from infertune.server_files.block_yaml import NotUnderstood
-from infertune.server_files.command_line import LLAMA, MENTIONS, Command, parse_flags
+from infertune.server_files.command_line import (
+    INHERITED,
+    LLAMA,
+    SCRIPT,
+    Command,
+    may_start_a_server,
+    parse_flags,
+)
 from infertune.server_files.formats import Entry
 from infertune.units import KIB
 
@@ -38,7 +45,9 @@ _DROP_INS_LIMIT = 50
 _ENVIRONMENT_FILES_LIMIT = 20
 """Files of one EnvironmentFile= with a wildcard."""
 
-Kind = Literal["unit", "quadlet", "compose", "preset", "llama-swap", "Lemonade", "infertune"]
+Kind = Literal[
+    "unit", "script", "quadlet", "compose", "preset", "llama-swap", "Lemonade", "infertune"
+]
 
 _SYSTEM_UNITS = (
     *("/etc/systemd/system", "/run/systemd/system"),
@@ -90,7 +99,12 @@ class Declared:
     @property
     def settings_are_all(self) -> bool:
         """Whether ``settings`` are all that limits it; a container has limits of its own."""
-        return self.image is None and self.kind in ("unit", "preset", "llama-swap")
+        return self.image is None and self.kind in ("unit", "script", "preset", "llama-swap")
+
+    @property
+    def preset(self) -> str | None:
+        """The file that says what a router serves; None for a server of one model."""
+        return self.flags.get("--models-preset") or self.environment.get(PRESET_VARIABLE)
 
     def has(self, *flags: str) -> bool:
         """Whether one of these is given, and not switched off as a preset can."""
@@ -233,7 +247,7 @@ def _unit_entry(root: Root, path: str) -> Entry | None:
         text = root.read_small(path, _UNIT_SIZE)
     except OSError:
         return None
-    if not any(name in text for name in MENTIONS):
+    if not may_start_a_server(text):
         return None
     part = reduce_file(path, text.encode())
     return formats.unit(part.decode())[0] if part else None
@@ -276,11 +290,23 @@ def _over(lower: Entry, upper: Entry) -> Entry:
     environment = {} if "Environment" in upper.resets else lower.environment
     files = () if "EnvironmentFile" in upper.resets else lower.files
     return Entry(
-        upper.command or command,
+        _over_command(command, upper.command),
         {**environment, **upper.environment},
         {**lower.settings, **upper.settings},
         (*files, *upper.files),
     )
+
+
+def _over_command(lower: Command | None, upper: Command | None) -> Command | None:
+    """A quadlet's drop-in may change its Exec= and leave its Image=, or the other way round."""
+    if lower is None or upper is None:
+        return upper or lower
+    if upper.image == INHERITED:
+        program = upper.program or lower.program
+        return replace(lower, program=program, flags=upper.flags, references=upper.references)
+    if upper.image is not None and not (upper.program or upper.flags or upper.references):
+        return replace(lower, image=upper.image)
+    return upper
 
 
 def _variables(root: Root, pattern: str) -> Iterator[tuple[str, dict[str, str]]]:
@@ -314,12 +340,13 @@ def _matching(root: Root, pattern: str) -> list[str]:
 def _started(root: Root, whole: _Whole, kind: Kind, user: bool) -> Iterator[Declared]:
     """The servers that a unit starts: itself, or those of a file that its flags name."""
     entry = whole.entry
-    if entry.command is None:
+    if entry.command is None or entry.command.image == INHERITED:
+        return
+    if entry.command.engine == SCRIPT:
+        yield from _scripted(root, whole, entry.command.program, user)
         return
     command = entry.command
-    flags = dict(command.flags)
-    for name in command.references:
-        flags |= parse_flags(entry.environment.get(name, ""))
+    flags = {**command.flags, **_referenced(command, entry.environment)}
     if command.engine == "Lemonade" and "LEMONADE_LLAMACPP_ARGS" in entry.environment:
         flags = parse_flags(entry.environment["LEMONADE_LLAMACPP_ARGS"])
         # It starts a llama-server of its own, of a build it chose itself.
@@ -335,23 +362,55 @@ def _started(root: Root, whole: _Whole, kind: Kind, user: bool) -> Iterator[Decl
         command.program,
         command.image,
         user,
-        unread=_missing_flags(whole, command),
+        unread=_missing_flags(whole.path, command, entry.environment),
         origins=whole.origins,
     )
     if command.engine == "llama-swap":
         file = flags.get("--config") or flags.get("-config") or _SWAP_DEFAULT
         yield from _named(root, replace(server, flags={}), file, "llama-swap")
-    elif "--models-preset" in flags:
+    elif server.preset is not None:
         yield server
-        yield from _named(root, server, flags["--models-preset"], "preset")
+        yield from _named(root, server, server.preset, "preset")
     else:
         yield server
 
 
-def _missing_flags(whole: _Whole, command: Command) -> str | None:
+def _scripted(root: Root, whole: _Whole, program: str, user: bool) -> Iterator[Declared]:
+    """The servers of a shell script that a unit starts; a script it starts is not looked into."""
+    path = _at_home(program, whole.path)
+    owner = Declared(path, None, {}, whole.entry.environment, whole.entry.settings, user=user)
+    try:
+        text = _reduced(root, path)
+        found = formats.entries(text or "", script.script)
+    except OSError as error:
+        if path.endswith(".sh"):  # any other name may be that of a program
+            words = (error.strerror or "unknown error").lower()
+            unread = f"{whole.path} starts {path}, which cannot be read ({words})"
+            yield replace(owner, path=whole.path, unread=unread)
+        return
+    for server in _each(owner, path, "script", found):
+        if server.preset is None:
+            yield server
+        else:
+            yield from (server, *_named(root, server, server.preset, "preset"))
+
+
+def _at_home(path: str, owner: str) -> str:
+    """``%h`` as the user's manager has it whose unit lies at ``owner``."""
+    home = re.match(r"/home/[^/]+|/root", owner)
+    return path.replace("%h", home[0]) if home else path
+
+
+def _referenced(command: Command, environment: Mapping[str, str]) -> dict[str, str]:
+    """Flags that stand in variables."""
+    texts = (environment.get(name, "") for name in command.references)
+    return parse_flags(" ".join(texts))
+
+
+def _missing_flags(path: str, command: Command, environment: Mapping[str, str]) -> str | None:
     for name in command.references:
-        if name not in whole.entry.environment:
-            return f"{whole.path} takes flags from ${name}, which is not in a file that is read"
+        if name not in environment:
+            return f"{path} takes flags from ${name}, which is not in a file that is read"
     return None
 
 
@@ -368,8 +427,7 @@ def _named(root: Root, server: Declared, file: str, kind: Kind) -> Iterator[Decl
     """The servers of a file that ``server`` reads; itself, with the reason, where that fails."""
     what = "llama-swap" if kind == "llama-swap" else "a preset of llama-server"
     parser = formats.yaml if kind == "llama-swap" else formats.preset
-    home = re.match(r"/home/[^/]+|/root", server.path)
-    path = file.replace("%h", home[0]) if home else file
+    path = _at_home(file, server.path)
     said = f"{what} is declared; its models are in {path}, which"
     try:
         if server.image is not None:
@@ -395,13 +453,16 @@ def _each(owner: Declared, path: str, kind: Kind, found: Iterable[Entry]) -> Ite
     entries = [entry for entry in found if entry.command is not None]
     for number, entry in enumerate(entries, 1):
         command = entry.command or Command(LLAMA, "")
-        flags = {**_without_files(owner.flags), **command.flags}
         environment = {**owner.environment, **entry.environment}
+        own = {**command.flags, **_referenced(command, environment)}
+        flags = {**_without_files(owner.flags), **own}
         router = kind == "preset"
+        if router:
+            environment.pop(PRESET_VARIABLE, None)
         yield Declared(
             path,
-            _model(command.flags, entry.environment) or _model(flags, environment),
-            flags if router else dict(command.flags),
+            _model(own, entry.environment) or _model(flags, environment),
+            flags if router else own,
             environment,
             owner.settings,
             kind,
@@ -410,6 +471,7 @@ def _each(owner: Declared, path: str, kind: Kind, found: Iterable[Entry]) -> Ite
             owner.image if router else command.image,
             owner.user,
             number if len(entries) > 1 else 0,
+            unread=_missing_flags(path, command, environment),
             origins={**owner.origins, **dict.fromkeys(entry.environment, path)},
         )
 

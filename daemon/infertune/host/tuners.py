@@ -88,6 +88,15 @@ TUNERS: tuple[KnownTuner, ...] = (
         writes=(*_PPD_WRITES, "amdgpu.power_dpm_force_performance_level"),
     ),
     KnownTuner(
+        "asusd",
+        "asusd",
+        ("asusd.service",),
+        ("asusd",),
+        bus_names=("xyz.ljones.Asusd", "org.asuslinux.Daemon"),
+        # platform_profile_linked_epp, and the power limits of its profiles.
+        writes=("platform_profile", "cpufreq.energy_performance_preference"),
+    ),
+    KnownTuner(
         "auto-cpufreq",
         "auto-cpufreq",
         ("auto-cpufreq.service",),
@@ -147,7 +156,24 @@ def tuners(root: Root, cgroup: Cgroup) -> tuple[Tuner, ...]:
     return tuple(found)
 
 
-def tuned_profile(root: Root) -> str | None:
-    """The profile TuneD says it has applied; None where it says nothing."""
-    text = root.get("/etc/tuned/active_profile")
-    return text[:60] if text else None
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What TuneD notes of itself in /etc/tuned."""
+
+    profile: str | None
+    """The one it has applied; several words are merged."""
+    automatic: bool
+    """Whether it chooses one anew when it starts (tuned-adm auto_profile)."""
+    added: str | None
+    """Profile that is merged over any other one (post_loaded_profile)."""
+
+
+def tuned(root: Root) -> Tuned | None:
+    """None where TuneD notes nothing (tuned/utils/active_profile.py)."""
+    profile, mode, added = (
+        (root.get(f"/etc/tuned/{name}") or "")[:60] or None
+        for name in ("active_profile", "profile_mode", "post_loaded_profile")
+    )
+    if profile is None and mode is None and added is None:
+        return None
+    return Tuned(profile, mode == "auto", added)

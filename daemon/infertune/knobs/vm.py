@@ -17,6 +17,8 @@ def _one_node(machine: Machine) -> str | None:
 
 
 def _swap_in_memory(machine: Machine) -> str | None:
+    if machine.swap and not machine.swap.areas:
+        return "no effect here: there is no swap"
     where = machine.swap.in_memory if machine.swap else None
     if where is None:
         return None

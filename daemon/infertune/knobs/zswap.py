@@ -2,6 +2,7 @@
 """Compressed swap cache in memory."""
 
 from infertune.knobs.base import Evidence, Knob
+from infertune.machine import Machine
 from infertune.values import Integer, Switch
 
 _ZSWAP = "/sys/module/zswap/parameters"
@@ -13,6 +14,18 @@ _EVIDENCE = Evidence(
     _DOC,
 )
 
+
+def _needs_swap(machine: Machine) -> str | None:
+    swap = machine.swap
+    if swap is None:
+        return None
+    if not swap.areas:
+        return "no effect here: there is no swap"
+    if swap.in_memory == "zram":
+        return "all swap here is zram: with zswap in front of it pages are compressed twice"
+    return None
+
+
 KNOBS: tuple[Knob, ...] = (
     Knob(
         id="zswap.enabled",
@@ -22,6 +35,7 @@ KNOBS: tuple[Knob, ...] = (
         evidence=_EVIDENCE,
         doc=_DOC,
         absent=_ABSENT,
+        note=_needs_swap,
     ),
     Knob(
         id="zswap.shrinker_enabled",
@@ -31,6 +45,7 @@ KNOBS: tuple[Knob, ...] = (
         evidence=_EVIDENCE,
         doc=_DOC,
         absent=_ABSENT,
+        note=_needs_swap,
     ),
     Knob(
         id="zswap.max_pool_percent",
@@ -40,5 +55,6 @@ KNOBS: tuple[Knob, ...] = (
         evidence=_EVIDENCE,
         doc=_DOC,
         absent=_ABSENT,
+        note=_needs_swap,
     ),
 )

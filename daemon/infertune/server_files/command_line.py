@@ -40,8 +40,17 @@ _IMAGES: Mapping[str, str] = {
 }
 """A part of an image's name and what it runs; the first that fits counts."""
 
-MENTIONS = (*ENGINES, *_IMAGES, "gguf", "GGUF")
-"""A file without any of these starts no server that is known here."""
+_MENTIONS = (*ENGINES, *_IMAGES, "gguf", "GGUF")
+_SUBJECT = re.compile(r"llama|llm|\bai\b|inference", re.IGNORECASE)
+
+SCRIPT = "script"
+"""Engine of a command that is a shell script: what it starts stands in that file."""
+_SCRIPT_PATH = re.compile(
+    r"(?:/|%h/)(?:[\w.@+-]+/)*(?:[\w.@+-]+\.sh|[\w-]*(?:llama|llm)[\w-]*)", re.ASCII
+)
+
+INHERITED = "inherited"
+"""Image of a quadlet's drop-in that gives other words to the image of its quadlet."""
 
 CONTAINER = "container"
 """Stands for an image whose name is not known, or not shown."""
@@ -116,6 +125,13 @@ class Command:
     """Names of variables whose words are flags too: ``$LLAMA_OPTS``."""
 
 
+def may_start_a_server(text: str) -> bool:
+    """Whether a unit's text has a word without which none starts a server that is known here."""
+    if any(name in text for name in _MENTIONS):
+        return True
+    return ".sh" in text and _SUBJECT.search(text) is not None
+
+
 def parse(text: str) -> Command | None:
     """The server that a command line starts; None where it starts none that is known."""
     return _command(_words(text[:COMMAND_LIMIT]))
@@ -129,6 +145,19 @@ def parse_flags(text: str) -> dict[str, str]:
 def words(text: str) -> list[str]:
     """A text as a command line's words."""
     return _words(text[:COMMAND_LIMIT])
+
+
+def shell_words(text: str) -> list[str]:
+    """A line of a shell script as words, its operators apart, without its comment."""
+    return _words(text[:COMMAND_LIMIT], operators=True)
+
+
+def shell_commands(words: list[str]) -> Iterator[Command]:
+    """The servers that one line of a shell script starts."""
+    for part in _parts(words):
+        command = _command(part)
+        if command is not None and command.engine != SCRIPT:
+            yield command
 
 
 def without_environment(command: Command) -> Command:
@@ -201,7 +230,9 @@ def _command(words: list[str]) -> Command | None:
             boxed = _wrapped(rest, environment)
             return _contained(boxed, CONTAINER) if boxed else None
         elif name in _SHELLS:
-            return _script(rest, environment)
+            return _shell(rest, environment)
+        elif _SCRIPT_PATH.fullmatch(program):
+            return Command(SCRIPT, program, environment=environment)
         else:
             return None
     return None
@@ -224,9 +255,11 @@ def _base(word: str) -> str:
     return word.rpartition("/")[2]
 
 
-def _script(words: list[str], environment: Mapping[str, str]) -> Command | None:
-    """What ``sh -c TEXT`` starts; a script in a file is not looked into."""
+def _shell(words: list[str], environment: Mapping[str, str]) -> Command | None:
+    """What ``sh -c TEXT`` or ``sh SCRIPT`` starts."""
     for at, word in enumerate(words):
+        if _SCRIPT_PATH.fullmatch(word):
+            return Command(SCRIPT, word, environment=environment)
         if re.fullmatch(r"-[a-z]*c", word) and at + 1 < len(words):
             inner = _words(words[at + 1], operators=True)
             for part in _parts(inner):
@@ -283,8 +316,10 @@ def in_image(image: str, words: list[str], environment: Mapping[str, str]) -> Co
     command = _command(words) if words and not words[0].startswith("-") else None
     if command is not None:
         return _joined(_contained(command, image), environment)
-    engine = image_engine(image)
     flags, references = _flags(words)
+    if image == INHERITED:
+        return Command("", "", image, flags, environment, references)
+    engine = image_engine(image)
     if engine is None and any("gguf" in flags.get(flag, "").lower() for flag in MODEL_FLAGS):
         engine = LLAMA  # an image of the owner's own: whatever is in it takes its flags
     if engine is None:

@@ -15,7 +15,7 @@ from itertools import islice
 
 from infertune.server_files import command_line
 from infertune.server_files.block_yaml import Node, NotUnderstood, load
-from infertune.server_files.command_line import LLAMA, Command
+from infertune.server_files.command_line import INHERITED, LLAMA, Command
 
 SERVERS_LIMIT = 200
 """Servers of one file."""
@@ -105,7 +105,7 @@ def unit(text: str) -> list[Entry]:
         inside = command_line.words(
             " ".join((settings.get("Entrypoint", ""), settings.get("Exec", "")))
         )
-        command = command_line.in_image(settings.get("Image", ""), inside, {})
+        command = command_line.in_image(settings.get("Image", INHERITED), inside, {})
     else:
         command = command_line.parse(settings.get("ExecStart", ""))
     for name in ("ExecStart", "Image", "Exec", "Entrypoint"):

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections import defaultdict
+from collections.abc import Mapping
 
 from infertune.boot.sources import HARMLESS_WORDS, Mistake, ignored_words, mistake_in
 from infertune.doctor.base import (
@@ -66,7 +68,15 @@ def _sizes_differ(facts: Facts) -> Answer:
 
 
 def _pages(value: str) -> int | None:
-    return int(value) if value.isascii() and value.isdecimal() and len(value) < 12 else None
+    """As the kernel reads an unsigned long: 0x for hexadecimal, 0 for octal (kstrtoul, base 0)."""
+    found = re.fullmatch(r"(0[xX])?([0-9a-fA-F]{1,12})", value)
+    if found is None:
+        return None
+    base = 16 if found[1] else 8 if found[2].startswith("0") else 10
+    try:
+        return int(found[2], base)
+    except ValueError:
+        return None
 
 
 def _disagree(facts: Facts) -> Answer:
@@ -142,7 +152,11 @@ def _uneven_pages(facts: Facts) -> Answer:
             pages = _pages(option.value)
             name = f"{module}.pages_limit"
             if pages is None:
-                return Finding(f"{option} ({option.origin}) is not a number of pages", about=name)
+                return Finding(
+                    f"{option} ({option.origin}) is not a number of pages: the module refuses it",
+                    fix=_sized(name, option.value),
+                    about=name,
+                )
             if 0 < pages < PAGES_PER_GIB:
                 return Finding(
                     f"{option} ({option.origin}) is {format_size(pages * 4096)}: the value counts "
@@ -151,6 +165,15 @@ def _uneven_pages(facts: Facts) -> Answer:
                     about=name,
                 )
     return None
+
+
+def _sized(name: str, value: str) -> str | None:
+    """What somebody meant who wrote ``96G`` for a number of pages."""
+    found = re.fullmatch(r"(\d{1,6})\s*([GM])i?B?", value, re.IGNORECASE)
+    if found is None:
+        return None
+    pages = int(found[1]) * (PAGES_PER_GIB if found[2] in "Gg" else 256)
+    return f"write {name}={pages} for {format_size(pages * 4096)}"
 
 
 def _meant(name: str, number: int) -> str | None:
@@ -231,6 +254,54 @@ def _invalid_iommu(facts: Facts) -> Answer:
         more = "; the IOMMU is on without it" if harmless else ""
         return Finding(f"{said}{more}", "info" if harmless else None, about=name)
     return None
+
+
+_VALUES: Mapping[str, tuple[tuple[str, ...], str]] = {
+    # drivers/cpufreq/amd-pstate.c, get_mode_idx_from_str.
+    "amd_pstate": (("disable", "passive", "active", "guided"), "active is the default since 6.5"),
+    # mm/huge_memory.c, setup_transparent_hugepage.
+    "transparent_hugepage": (("always", "madvise", "never"), "write one of these three"),
+    # kernel/sched/core.c and mm/mempolicy.c, setup_numabalancing.
+    "numa_balancing": (("enable", "disable"), "write enable or disable"),
+    # drivers/pci/pcie/aspm.c, pcie_aspm_disable.
+    "pcie_aspm": (("off", "force"), "pcie_aspm.policy=performance is the other parameter"),
+}
+"""Parameters of the kernel itself that take one of a few words; it ignores any other one."""
+
+_NUMBERS: Mapping[str, tuple[str, ...]] = {
+    "amdgpu": (
+        *("gttsize", "cwsr_enable", "noretry", "vm_update_mode", "sg_display", "gpu_recovery"),
+        *("dcdebugmask", "runpm", "mcbp", "dpm", "bapm", "aspm", "vramlimit", "sched_policy"),
+    ),
+    **dict.fromkeys(_TTM, ("page_pool_size", "dma32_pages_limit")),
+}
+"""Parameters of modules that take a number (drivers/gpu/drm/amd/amdgpu/amdgpu_drv.c)."""
+
+
+def _wrong_value(facts: Facts) -> Answer:
+    for name, value in need(facts.parameters):
+        words, hint = _VALUES.get(name, ((), ""))
+        if words and value not in words:
+            said = f"{name}={value}" if value else f"{name} without a value"
+            return Finding(
+                f"{said}: the kernel knows {', '.join(words)} here, and ignores anything else",
+                fix=hint,
+                about=name,
+            )
+    for option in need(facts.options):
+        if option.name in _NUMBERS.get(option.module, ()) and not _is_number(option.value):
+            return Finding(
+                f"{option} ({option.origin}) is not a number: {option.module} refuses it, and does "
+                "not load where it is a module",
+                "error",
+                fix="write a number (see 'modinfo -p MODULE')",
+                about=f"{option.module}.{option.name}",
+            )
+    return None
+
+
+def _is_number(value: str) -> bool:
+    return re.fullmatch(r"-?(?:0[xX][0-9a-fA-F]{1,16}|\d{1,20})", value) is not None
 
 
 def _iommu_off(facts: Facts) -> bool:
@@ -410,6 +481,20 @@ RULES: tuple[Rule, ...] = (
             github("kyuz0/amd-strix-halo-toolboxes", 66),
         ),
         covers=("log-iommu-option",),
+    ),
+    Rule(
+        id="boot-value-unknown",
+        title="a boot parameter with a value that the kernel or its module does not know",
+        when=ALWAYS,
+        check=_wrong_value,
+        severity="warning",
+        confidence="sure",
+        fix="write one of the values the kernel knows",
+        sources=(
+            kernel_doc("admin-guide/kernel-parameters"),
+            kernel_doc("gpu/amdgpu/module-parameters"),
+        ),
+        covers=("option-not-in-force",),
     ),
     Rule(
         id="npu-without-iommu",

@@ -18,6 +18,7 @@ from infertune.doctor.base import (
 )
 from infertune.doctor.conditions import ALWAYS, AMDGPU, INTEGRATED, STRIX_HALO
 from infertune.doctor.facts import Facts
+from infertune.doctor.surroundings import LlamaServer
 from infertune.host.nodes import Node
 
 _DKMS = {"amdttm", "amd_ttm"}
@@ -80,7 +81,7 @@ def _forbidden(facts: Facts) -> Answer:
     container = need(facts.container)
     closed = {path: node for path, node in nodes.items() if not node.usable}
     if not closed:
-        return _absent(nodes, container)
+        return _absent(facts, nodes, container)
     said = ", ".join(
         f"{path} ({node.owners or 'owner not known'})" for path, node in closed.items()
     )
@@ -90,7 +91,13 @@ def _forbidden(facts: Facts) -> Answer:
     )
 
 
-def _absent(nodes: Mapping[str, Node], container: str | None) -> Answer:
+def _needs_kfd(facts: Facts) -> bool:
+    """Whether anything here is known to want ROCm; not where all of it computes with Vulkan."""
+    server = facts.server
+    return not (isinstance(server, LlamaServer) and set(server.backends) <= {"vulkan", "cpu"})
+
+
+def _absent(facts: Facts, nodes: Mapping[str, Node], container: str | None) -> Answer:
     """A container has the nodes that were passed into it."""
     kfd, render = "/dev/kfd" in nodes, any(path.startswith("/dev/dri/") for path in nodes)
     if container is None:
@@ -98,6 +105,8 @@ def _absent(nodes: Mapping[str, Node], container: str | None) -> Answer:
     if kfd and render:
         return None
     if render:
+        if not _needs_kfd(facts):
+            return None
         text = "there is no /dev/kfd in this container: ROCm cannot run in it, Vulkan can"
         return Finding(text, "info", fix=_passing(container))
     which = "/dev/dri/renderD*" if kfd else "/dev/kfd and no /dev/dri/renderD*"
@@ -130,6 +139,11 @@ def _opening(node: Node, container: str | None) -> str | None:
         return _HOST_SIDE.get(container, other)
     if not node.owners:
         return None
+    if (node.mode or 0) & 0o002:
+        return (
+            "its mode lets everybody open it, so something else refuses: DeviceAllow= of the unit, "
+            "a device rule of the control group, or SELinux (see the audit log)"
+        )
     if node.group in ("root", "0") or not (node.mode or 0) & 0o020:
         return (
             'no group helps; a udev rule does: KERNEL=="kfd", GROUP="render", MODE="0660" '

@@ -8,7 +8,6 @@ from dates, and the window says so.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -26,12 +25,12 @@ from infertune.doctor.base import (
     llama,
     need,
 )
+from infertune.doctor.builds import ROCM_BUILD, affected, image_build
 from infertune.doctor.conditions import (
     AMDGPU,
     DECLARED,
     INTEGRATED,
     RDNA35,
-    ROCM_SERVER,
     SERVER,
     SMOKED,
 )
@@ -104,6 +103,18 @@ GONE_FLAGS: Mapping[str, Gone] = {
 }
 """What llama.cpp took away from llama-server in 2026, for binaries whose --help is not known."""
 
+_FLASH = ("--flash-attn", "-fa")
+_FLASH_VALUE = 6325
+"""Build of pull request 15434: --flash-attn has a value since, and takes the next flag for it."""
+
+NEW_FLAGS: Mapping[str, tuple[int, str, Source]] = {
+    **dict.fromkeys(("--load-mode", "-lm"), (9672, "--no-mmap or --mlock", llama(20834))),
+    **dict.fromkeys(
+        ("--spec-draft-n-max", "--spec-draft-n-min"), (8953, "--draft-max, --draft-min", _SPEC)
+    ),
+}
+"""Flags, the last build that is known to be without them, and what it takes instead."""
+
 GONE_VARIABLES: Mapping[str, Gone] = {
     "LLAMA_ARG_MLOCK": Gone(LOAD_MODE_ONLY, "LLAMA_ARG_LOAD_MODE=mlock", _LOAD, fatal=False),
     "LLAMA_ARG_MMAP": Gone(LOAD_MODE_ONLY, "LLAMA_ARG_LOAD_MODE", _LOAD, fatal=False),
@@ -134,9 +145,9 @@ def _binary(server: Declared, facts: Facts) -> _Binary:
     """Raises Missing where nothing is known of it."""
     known = facts.server
     if server.image is not None:
-        tag = re.search(r"\bb(\d{3,6})\b", server.image)
-        name = f"the image's b{tag[1]}" if tag else "the image's build"
-        return _Binary(name, int(tag[1]) if tag else None, None, None, sure=False)
+        number = image_build(server.image)
+        name = f"the image's b{number}" if number else "the image's build"
+        return _Binary(name, number, None, None, sure=False)
     absolute = server.program.startswith("/")
     elsewhere = server.program.startswith("/elsewhere/")
     if known is None or (elsewhere and isinstance(known, Unknown)):
@@ -161,12 +172,7 @@ def _of(known: LlamaServer) -> _Binary:
 def _gone(server: Declared, binary: _Binary) -> list[str]:
     """The flags of a server that its program does not take."""
     if binary.flags is None:
-        return sorted(
-            flag
-            for flag in server.flags
-            if flag in GONE_FLAGS
-            and (binary.build is None or binary.build >= GONE_FLAGS[flag].build)
-        )
+        return sorted(flag for flag in server.flags if _is_gone_flag(flag, binary.build))
     # A key of a preset has no dashes, so it may be a short flag or a long one.
     bare = {flag.lstrip("-") for flag in binary.flags} if server.kind == "preset" else frozenset()
     return sorted(
@@ -174,6 +180,14 @@ def _gone(server: Declared, binary: _Binary) -> list[str]:
         for flag in server.flags
         if flag not in binary.flags and flag.lstrip("-") not in (bare | _PRESET_ONLY)
     )
+
+
+def _is_gone_flag(flag: str, build: int | None) -> bool:
+    """By the tables; with a build that is not known any flag that has gone is a doubt."""
+    if flag in NEW_FLAGS:
+        return build is not None and build <= NEW_FLAGS[flag][0]
+    gone = GONE_FLAGS.get(flag)
+    return gone is not None and (build is None or build >= gone.build)
 
 
 _PRESET_ONLY = frozenset(("load-on-startup", "stop-timeout"))
@@ -184,13 +198,16 @@ def _window(window: Window, harm: str, doubt: Severity) -> Callable[[Facts], Ans
     """A check of the build; between the known ends it is a doubt, and less severe."""
 
     def check(facts: Facts) -> Answer:
-        said = window.says((facts.build,))
-        if said == "good":
+        found = affected(facts, "rocm", window)
+        if found is None:
             return None
-        if said == "bad":
-            return Finding(f"llama-server b{facts.build} with ROCm {harm}")
+        build, bad = found
+        if bad:
+            return Finding(
+                f"{build.name} with ROCm {harm}", confidence=None if build.sure else "likely"
+            )
         return Finding(
-            f"llama-server b{facts.build} may be from before the fix: with ROCm it {harm}",
+            f"{build.name} may be from before the fix: with ROCm it {harm}",
             severity=doubt,
             confidence="likely",
         )
@@ -231,6 +248,7 @@ def and_others(files: list[str]) -> str:
 
 def _gone_finding(server: Declared, binary: _Binary, gone: list[str], more: str) -> Finding:
     fix = "; ".join(map(_instead, gone))
+    about = f"{'--mlock' if '--mlock' in gone else gone[0]} of {server.where}"
     given = f"{server.where} gives {', '.join(gone)}, which"
     if binary.build is None and binary.flags is None:
         builds = sorted({GONE_FLAGS[flag].build for flag in gone})
@@ -240,16 +258,47 @@ def _gone_finding(server: Declared, binary: _Binary, gone: list[str], more: str)
             severity="warning",
             confidence="likely",
             fix=fix,
+            about=about,
         )
     text = f"{given} {binary.name} does not know: the server does not start{more}"
-    return Finding(text, confidence=None if binary.sure else "likely", fix=fix)
+    return Finding(text, confidence=None if binary.sure else "likely", fix=fix, about=about)
 
 
 def _instead(flag: str) -> str:
+    if flag in NEW_FLAGS:
+        return f"write {NEW_FLAGS[flag][1]} for {flag}, or use a newer build"
     gone = GONE_FLAGS.get(flag)
     if gone is None:
         return f"remove {flag}, or write it as llama-server --help has it"
     return f"write {gone.instead} for {flag}" if gone.instead else f"remove {flag}"
+
+
+def _bare_flash(facts: Facts) -> Answer:
+    found = [
+        (server, binary)
+        for server in need(facts.declared)
+        if server.engine == LLAMA and any(server.flags.get(flag) == "" for flag in _FLASH)
+        if (binary := _known_binary(server, facts)).build is None or binary.build >= _FLASH_VALUE
+    ]
+    if not found:
+        return None
+    server, binary = found[0]
+    flag = next(flag for flag in _FLASH if flag in server.flags)
+    return Finding(
+        f"{server.where} gives {flag} without a value: from b{_FLASH_VALUE} on llama-server takes "
+        "the next flag for its value, and does not start"
+        + and_others([each.where for each, _ in found]),
+        severity="error" if binary.build else "warning",
+        confidence=None if binary.sure else "likely",
+        fix=f"write {flag} on (or auto, the default)",
+    )
+
+
+def _known_binary(server: Declared, facts: Facts) -> _Binary:
+    try:
+        return _binary(server, facts)
+    except Missing:
+        return _Binary("its build", None, None, None, sure=False)
 
 
 def _gone_variables(facts: Facts) -> Answer:
@@ -319,7 +368,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="llama-wrong-logits",
         title="wrong results with ROCm for prompts longer than a micro-batch",
-        when=RDNA35 & ROCM_SERVER,
+        when=RDNA35 & ROCM_BUILD,
         check=_window(
             _WRONG_LOGITS,
             "computes wrong logits for prompts longer than n_ubatch, without any error",
@@ -336,7 +385,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="llama-mixed-answers",
         title="with several slots one request can get another's answer",
-        when=RDNA35 & ROCM_SERVER,
+        when=RDNA35 & ROCM_BUILD,
         check=_window(
             _WRONG_LOGITS,
             "can give one client another's answer with several slots and a unified cache",
@@ -352,7 +401,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="llama-misread-memory",
         title="free memory of an APU is taken from MemAvailable instead of GTT",
-        when=INTEGRATED & ROCM_SERVER,
+        when=INTEGRATED & ROCM_BUILD,
         check=_window(
             _MISREAD_MEMORY,
             "takes MemAvailable for the GPU's free memory: it fits too little, or too much",
@@ -367,7 +416,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="llama-slow-prompts",
         title="WMMA kernels that made prompts slower on RDNA 3.5",
-        when=RDNA35 & ROCM_SERVER,
+        when=RDNA35 & ROCM_BUILD,
         check=_window(_PROMPT_REGRESSION, "processes prompts of quantised models slowly", "info"),
         severity="warning",
         confidence="likely",
@@ -378,7 +427,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="llama-top-k",
         title="TOP_K is not on the GPU with ROCm: generation falls back to the CPU",
-        when=AMDGPU & ROCM_SERVER,
+        when=AMDGPU & ROCM_BUILD,
         check=_window(_TOP_K, "does top-k on the CPU: 39 tokens/s became 11 in one report", "info"),
         severity="warning",
         confidence="likely",
@@ -395,6 +444,17 @@ RULES: tuple[Rule, ...] = (
         confidence="sure",
         fix="write what llama-server --help has instead",
         sources=(llama(28334), llama(20834), llama(22397), llama(22838), llama(22929)),
+        covers=("server-locked-copy", "memlock-limit"),
+    ),
+    Rule(
+        id="llama-flash-value",
+        title="--flash-attn without the value that llama-server wants since August 2025",
+        when=DECLARED,
+        check=_bare_flash,
+        severity="error",
+        confidence="sure",
+        fix="write --flash-attn on",
+        sources=(llama(15434), github("defilantech/LLMKube", 147)),
     ),
     Rule(
         id="llama-gone-variables",

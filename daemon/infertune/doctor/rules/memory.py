@@ -223,12 +223,15 @@ def _locked(facts: Facts) -> Answer:
     if servers:
         return Finding(
             f"{servers[0].path} locks its memory and LimitMEMLOCK is "
-            f"{servers[0].settings.get('LimitMEMLOCK', 'the default, 8 MiB')}"
+            f"{servers[0].settings.get('LimitMEMLOCK', 'the default, 8 MiB')}",
+            about=f"--mlock of {servers[0].where}",
         )
     if limit is None or limit >= GIB:
         return None
     return Finding(
-        f"you may lock only {format_size(limit)}: load_mode mlock would fail silently", "info"
+        f"you may lock only {format_size(limit)}: load_mode mlock would fail silently",
+        "info",
+        about="the caller's limit",
     )
 
 

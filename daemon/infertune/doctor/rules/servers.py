@@ -19,6 +19,7 @@ from infertune.doctor.base import (
     need,
     rocm,
 )
+from infertune.doctor.builds import runs_on
 from infertune.doctor.conditions import AMDGPU, DECLARED, INTEGRATED
 from infertune.doctor.facts import Facts
 from infertune.doctor.rules.llama_cpp import and_others
@@ -53,7 +54,9 @@ _CONTEXT = Source(
 )
 
 
-def _each(check: Callable[[Declared, Facts], str | None]) -> Callable[[Facts], Answer]:
+def _each(
+    check: Callable[[Declared, Facts], str | None], about: str = ""
+) -> Callable[[Facts], Answer]:
     """A check of every declared llama-server; the finding names the first, and counts the rest."""
 
     def answer(facts: Facts) -> Answer:
@@ -61,14 +64,15 @@ def _each(check: Callable[[Declared, Facts], str | None]) -> Callable[[Facts], A
         said = [(server.where, text) for server in servers if (text := check(server, facts))]
         if not said:
             return None
-        return Finding(said[0][1] + and_others([where for where, _ in said]))
+        text = said[0][1] + and_others([where for where, _ in said])
+        return Finding(text, about=f"{about} of {said[0][0]}" if about else None)
 
     return answer
 
 
 def _serves(server: Declared) -> bool:
     """Not a router: what serves is in its preset, and stands there for itself."""
-    return "--models-preset" not in server.flags and server.kind != "infertune"
+    return server.preset is None and server.kind != "infertune"
 
 
 def _number(server: Declared, option: str, default: int) -> int:
@@ -87,23 +91,9 @@ def _ubatch_capped(server: Declared, facts: Facts) -> str | None:
     )
 
 
-def _runs_on(server: Declared, facts: Facts) -> str | None:
-    """``vulkan`` or ``rocm`` where only one of them can be meant; None where it is not known."""
-    device = (server.option("device") or "").lower()
-    image = server.image or ""
-    for backend, marks in (("vulkan", ("vulkan", "radv")), ("rocm", ("rocm", "hip"))):
-        if device.startswith(marks) or any(mark in image for mark in marks):
-            return backend
-    known = facts.server
-    if server.image is not None or device or not isinstance(known, LlamaServer):
-        return None
-    gpus = [backend for backend in known.backends if backend != "cpu"]
-    return gpus[0] if len(gpus) == 1 else None
-
-
 def _ubatch_vulkan(server: Declared, facts: Facts) -> str | None:
     batch, ubatch = _number(server, "batch_size", _BATCH), _number(server, "ubatch_size", _UBATCH)
-    if min(batch, ubatch) < _LONG_UBATCH or _runs_on(server, facts) != "vulkan":
+    if min(batch, ubatch) < _LONG_UBATCH or runs_on(server, facts) != "vulkan":
         return None
     if server.has(*_NO_CHAT):
         return None  # short texts: what takes long is a micro-batch at the end of a long context
@@ -156,7 +146,7 @@ def _locked_copy(server: Declared, facts: Facts) -> str | None:
 
 
 def _mapped(server: Declared, facts: Facts) -> str | None:
-    if _runs_on(server, facts) != "rocm" and not _may_be_rocm(server, facts):
+    if runs_on(server, facts) != "rocm" and not _may_be_rocm(server, facts):
         return None
     mode = server.option("load_mode") or ""
     if not _is_on_gpu(server) or server.has("--no-mmap"):
@@ -255,7 +245,7 @@ RULES: tuple[Rule, ...] = (
         id="server-locked-copy",
         title="a mapped model that is locked in memory beside the GPU's copy",
         when=INTEGRATED & DECLARED,
-        check=_each(_locked_copy),
+        check=_each(_locked_copy, "--mlock"),
         severity="warning",
         confidence="likely",
         fix="leave the load mode at auto; on an integrated GPU the weights need no locking",

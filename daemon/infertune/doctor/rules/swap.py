@@ -48,6 +48,16 @@ def _swappiness(facts: Facts) -> Answer:
     return None
 
 
+def _twice(facts: Facts) -> Answer:
+    swaps = _swaps(facts)
+    if not swaps.zram_bytes or not swaps.zswap:
+        return None
+    return Finding(
+        "zswap is on in front of zram: pages on their way to zram are compressed twice, and kept "
+        "in a second pool"
+    )
+
+
 _LARGE_DUMP = 64 * GIB
 
 
@@ -86,6 +96,20 @@ RULES: tuple[Rule, ...] = (
         confidence="likely",
         fix="write vm.swappiness=133 to 180 for zram, 60 or less for swap on a disk",
         sources=(_VM, github("CachyOS/CachyOS-Settings", 30), github("ublue-os/bazzite", 2861)),
+    ),
+    Rule(
+        id="swap-zswap-zram",
+        title="zswap in front of zram",
+        when=INTEGRATED,
+        check=_twice,
+        severity="info",
+        confidence="likely",
+        fix="write 0 to /sys/module/zswap/parameters/enabled, and zswap.enabled=0 on the kernel "
+        "command line",
+        sources=(
+            Source("Arch wiki: zram", "https://wiki.archlinux.org/title/Zram"),
+            kernel_doc("admin-guide/mm/zswap"),
+        ),
     ),
     Rule(
         id="coredump-large",

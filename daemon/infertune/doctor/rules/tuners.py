@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 from infertune.doctor.base import (
     Answer,
     Finding,
@@ -17,6 +19,7 @@ from infertune.doctor.conditions import ALWAYS, AMDGPU
 from infertune.doctor.facts import Facts, Processor
 from infertune.host.boot_writes import BootWrite
 from infertune.host.power_at_boot import PowerAtBoot
+from infertune.host.tuners import Tuned
 from infertune.knobs import KNOBS
 
 _POWER = ("tuned", "power-profiles-daemon", "tlp", "auto-cpufreq", "system76-power")
@@ -34,14 +37,47 @@ def _conflict(facts: Facts) -> Answer:
 _SAVING = ("powersave", "laptop-battery-powersave", "balanced-battery", "spindown-disk")
 
 
+_SILENT = Unknown("TuneD runs, and its profile is not shown here")
+
+
+def _tuned(facts: Facts) -> Tuned | None:
+    """None where TuneD does not run.  Raises Missing where it runs and notes nothing."""
+    return need(need(facts.tuned) or _SILENT) if runs(facts, "tuned") else None
+
+
 def _saving_profile(facts: Facts) -> Answer:
-    running = any(each.id == "tuned" and each.running for each in facts.machine.tuners)
-    profile = need(facts.tuned_profile)
-    if not running or profile is None:
+    tuned = _tuned(facts)
+    if tuned is None:
         return None
-    if not any(name in _SAVING for name in profile.split()):
+    if any(name in _SAVING for name in (tuned.added or "").split()):
+        return Finding(
+            f"TuneD merges {tuned.added}, which saves power, into every profile "
+            "(/etc/tuned/post_loaded_profile)",
+            fix="empty /etc/tuned/post_loaded_profile, and restart tuned",
+        )
+    if any(name in _SAVING for name in (tuned.profile or "").split()):
+        return Finding(f"TuneD's profile is {tuned.profile}, which saves power")
+    return None
+
+
+_RECOMMENDED = re.compile(
+    r"(?:balanced|balanced-battery|desktop|powersave|throughput-performance|virtual-guest"
+    r"|virtual-host|atomic-\w+|cpu-partitioning.*|mssql|spectrumscale-ece|openshift.*|aws)"
+)
+"""Profiles that TuneD's own recommend.conf names."""
+
+
+def _automatic(facts: Facts) -> Answer:
+    tuned = _tuned(facts)
+    if tuned is None or not tuned.automatic or tuned.profile is None:
         return None
-    return Finding(f"TuneD's profile is {profile}, which saves power")
+    if _RECOMMENDED.fullmatch(tuned.profile):
+        return None
+    return Finding(
+        f"TuneD's profile is {tuned.profile} and its mode is auto (/etc/tuned/profile_mode): at "
+        "each boot it chooses the profile it recommends instead",
+        fix=f"run 'tuned-adm profile {tuned.profile}', which makes the mode manual",
+    )
 
 
 def _cpufreq(facts: Facts) -> Processor:
@@ -126,6 +162,8 @@ _HOT_C = 90.0
 
 def _fan(facts: Facts) -> Answer:
     sensors = need(facts.sensors)
+    if sensors.temperature_c is None and sensors.fan_rpm is None:
+        return Unknown("the GPU shows no sensors")
     if sensors.fan_by_hand:
         return Finding("the GPU's fan is in manual mode and does not follow the temperature")
     if sensors.fan_rpm == 0 and (sensors.temperature_c or 0) >= _HOT_C:
@@ -143,16 +181,15 @@ def _hot(facts: Facts) -> Answer:
 
 
 def runs(facts: Facts, service: str) -> bool:
-    """Whether a service that sets power runs; asusd is read only where it does."""
-    return service == "asusd" or any(
-        each.id == service and each.running for each in facts.machine.tuners
-    )
+    """Whether a service that sets power runs."""
+    return any(each.id == service and each.running for each in facts.machine.tuners)
 
 
 def _tuned_base(facts: Facts) -> Answer:
     if not (runs(facts, "tuned") and runs(facts, "tuned-ppd")):
         return None
-    profile = need(facts.tuned_profile)
+    tuned = _tuned(facts)
+    profile = tuned.profile if tuned else None
     base = next((each for each in need(facts.power_at_boot) if each.service == "tuned-ppd"), None)
     if base is None:
         return Unknown("tuned-ppd's configuration cannot be read here")
@@ -172,10 +209,13 @@ _FAST = ("performance", "max-power")
 def short_lived(facts: Facts) -> list[PowerAtBoot]:
     """What running services set lower at their start than it is now.  Raises Missing."""
     processor = need(facts.processor)
+    tuned = need(facts.tuned)
+    profile = tuned.profile if tuned else None
     now = {
         "platform profile": {processor.platform_profile},
         "governor": processor.governors,
-        "TuneD profile": {need(facts.tuned_profile)},
+        "energy preference": processor.preferences,
+        "TuneD profile": {profile},
     }
 
     def is_fast(each: PowerAtBoot) -> bool:
@@ -372,6 +412,22 @@ RULES: tuple[Rule, ...] = (
             github("redhat-performance/tuned", 669),
             github("ublue-os/bluefin", 1824),
             github("ublue-os/bazzite", 907),
+        ),
+    ),
+    Rule(
+        id="tuned-auto",
+        title="TuneD chooses another profile at each boot",
+        when=ALWAYS,
+        check=_automatic,
+        severity="info",
+        # A recommend.conf of the owner's may name the profile.
+        confidence="likely",
+        fix="choose the profile with tuned-adm",
+        sources=(
+            Source(
+                "TuneD: daemon.py",
+                "https://github.com/redhat-performance/tuned/blob/master/tuned/daemon/daemon.py",
+            ),
         ),
     ),
     Rule(

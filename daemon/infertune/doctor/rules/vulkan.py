@@ -3,37 +3,26 @@
 
 from __future__ import annotations
 
-from infertune.doctor.base import Answer, Finding, Rule, Source, When, Window, github, llama, need
+from infertune.doctor.base import Answer, Finding, Rule, Source, Window, github, llama
+from infertune.doctor.builds import VULKAN_BUILD, affected
 from infertune.doctor.conditions import STRIX_HALO
 from infertune.doctor.facts import Facts
 from infertune.host.unknown import known
-
-
-def _vulkan_only(facts: Facts) -> bool:
-    """Beside ROCm, llama-server prefers ROCm."""
-    if facts.server is None:
-        return False
-    backends = need(facts.llama).backends
-    return "vulkan" in backends and "rocm" not in backends
-
-
-VULKAN_SERVER = When("a llama-server with Vulkan and no ROCm", _vulkan_only)
 
 # Good: a later report from Strix Halo with b10005 is of another fault, on the GPU (#25664).
 _CPU_COMPUTE = Window(first=(9661,), last=(9672,), good=(10005,), estimated=True)
 
 
 def _cpu_compute(facts: Facts) -> Answer:
-    said = _CPU_COMPUTE.says((facts.build,))
-    if said == "good":
+    found = affected(facts, "vulkan", _CPU_COMPUTE)
+    if found is None:
         return None
-    text = (
-        "loaded models on the GPU and computed on the CPU"
-        if said == "bad"
-        else ("may load models on the GPU and compute on the CPU")
+    build, bad = found
+    how = "in one report loaded" if bad else "may load"
+    computes = "computed" if bad else "compute"
+    return Finding(
+        f"{build.name}: with Vulkan it {how} models on the GPU and {computes} on the CPU"
     )
-    how = "in one report " if said == "bad" else ""
-    return Finding(f"llama-server b{facts.build}: with Vulkan it {how}{text}")
 
 
 # b8460 was good and b8933 bad; the same machine's figures with b9049 are good again.
@@ -41,14 +30,13 @@ _SLOW_MOE = Window(first=(8461,), last=(8933,), good=(9049,), estimated=True)
 
 
 def _slow_moe(facts: Facts) -> Answer:
-    said = _SLOW_MOE.says((facts.build,))
-    if said == "good":
+    found = affected(facts, "vulkan", _SLOW_MOE)
+    if found is None:
         return None
-    may = "" if said == "bad" else "may be among those that "
-    reads = "reads" if said == "bad" else "read"
+    build, bad = found
+    processes = "processes" if bad else "may process"
     return Finding(
-        f"llama-server b{facts.build}: with Vulkan it {may}{reads} prompts of MoE models up to "
-        "39 % slower"
+        f"{build.name}: with Vulkan it {processes} prompts of MoE models up to 39 % slower"
     )
 
 
@@ -70,7 +58,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="vulkan-cpu-compute",
         title="llama.cpp from b9661 on computes on the CPU with Vulkan on Strix Halo (one report)",
-        when=STRIX_HALO & VULKAN_SERVER,
+        when=STRIX_HALO & VULKAN_BUILD,
         check=_cpu_compute,
         severity="warning",
         confidence="likely",
@@ -80,8 +68,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="vulkan-slow-moe",
-        title="llama.cpp from about b8461 to b8933 reads prompts of MoE models slowly with Vulkan",
-        when=STRIX_HALO & VULKAN_SERVER,
+        title="with Vulkan, llama.cpp b8461 to b8933 is slow at prompts of MoE models",
+        when=STRIX_HALO & VULKAN_BUILD,
         check=_slow_moe,
         severity="warning",
         confidence="likely",
@@ -95,7 +83,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="vulkan-short-lockup",
         title="Linux 7.0 and newer give a GPU job 2 s, too little for long contexts with Vulkan",
-        when=STRIX_HALO & VULKAN_SERVER,
+        when=STRIX_HALO & VULKAN_BUILD,
         check=_short_lockup,
         severity="info",
         confidence="likely",
