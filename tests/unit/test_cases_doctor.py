@@ -29,6 +29,7 @@ from doctor_support import (
     surroundings,
     swaps,
 )
+from infertune.cli.main import main
 from infertune.doctor.base import Finding, Unknown
 from infertune.doctor.diagnose import Result, diagnose
 from infertune.doctor.facts import read_facts
@@ -152,7 +153,7 @@ VALUES: dict[str, Case] = {
     "iommu-on": Case(
         "arch/x86/kernel/pci-dma.c: iommu_setup knows no 'on'",
         cmdline("iommu=on"),
-        {"iommu-invalid": ("info", "iommu=on.*on without it")},
+        {"iommu-invalid": ("info", "iommu=on.*on anyway")},
     ),
     "iommu-words": quiet(
         "parse_amd_iommu_options takes all of these", cmdline("amd_iommu=pgtbl_v2,force_isolation")
@@ -181,13 +182,19 @@ VALUES: dict[str, Case] = {
     "amd-pstate-epp": Case(
         "amd-pstate.c: disable, passive, active, guided",
         cmdline("amd_pstate=epp"),
-        {"boot-value-unknown": ("warning", "amd_pstate=epp.*passive, active, guided")},
+        {"boot-value-unknown": ("warning", "amd_pstate=epp is ignored.*passive, active, guided")},
     ),
     "amd-pstate-guided": quiet("one of the four", cmdline("amd_pstate=guided")),
     "thp-defer": Case(
         "setup_transparent_hugepage: 'cannot parse, ignored'",
-        {**cmdline("transparent_hugepage=defer"), **NO_TUNED},
+        cmdline("transparent_hugepage=defer"),
         {"boot-value-unknown": ("warning", "always, madvise, never")},
+    ),
+    "lockup-seconds": Case(
+        "amdgpu_device_get_job_timeout_settings: milliseconds, or the probe fails",
+        cmdline("amdgpu.lockup_timeout=10s", "amd_pstate=on"),
+        {"boot-value-unknown": ("error", "lockup_timeout=10s.*refuses it.*amd_pstate=on")},
+        others=("option-not-in-force",),
     ),
     "gpu-numbers": quiet(
         "numbers, as amdgpu_drv.c takes them",
@@ -209,7 +216,7 @@ FLAGS: dict[str, Case] = {
     "bare-flash-attn": Case(
         "LLMKube 147, b7549: unknown value for --flash-attn: '--no-mmap'",
         server("-fa --jinja"),
-        {"llama-flash-value": ("error", f"{UNIT} gives -fa without.*-fa on")},
+        {"llama-flash-value": ("error", f"{UNIT} passes -fa without.*-fa on")},
     ),
     "bare-flash-attn-old": quiet(
         "before pull request 15434 it was a switch",
@@ -231,7 +238,7 @@ FLAGS: dict[str, Case] = {
     "image-mlock": Case(
         "llama.cpp 28334: by b10875 the flag is gone; the image's tag says b11669",
         {**IDLE, "/etc/containers/systemd/llama.container": QUADLET % "--mlock"},
-        {"llama-gone-flags": ("error", "llama.container gives --mlock.*--load-mode mlock")},
+        {"llama-gone-flags": ("error", "llama.container passes --mlock.*--load-mode mlock")},
     ),
     "image-old-mlock": quiet(
         "b9700 takes --no-mmap",
@@ -253,7 +260,7 @@ FILES: dict[str, Case] = {
             **surroundings(backends=VULKAN),
             "/etc/llama-swap/config.yaml": SWAP_MACROS % "--no-mmap --mlock",
         },
-        {"llama-gone-flags": ("error", "config.yaml gives --mlock, --no-mmap.*--load-mode none")},
+        {"llama-gone-flags": ("error", "config.yaml passes --mlock, --no-mmap.*--load-mode none")},
     ),
     "llama-swap-right": quiet(
         "--load-mode is what b11669 takes",
@@ -265,7 +272,7 @@ FILES: dict[str, Case] = {
     "llama-swap-bare-fa": Case(
         "pull request 15434",
         {**IDLE, **LLAMA_SWAP, "/etc/llama-swap/config.yaml": SWAP_MACROS % "-fa --jinja"},
-        {"llama-flash-value": ("error", "config.yaml gives -fa")},
+        {"llama-flash-value": ("error", "config.yaml passes -fa")},
     ),
     "llama-swap-elsewhere": quiet(
         "its configuration is not there to read: not known, with the file",
@@ -283,7 +290,7 @@ FILES: dict[str, Case] = {
             ),
             "/home/alice/.config/llama-swap/config.yaml": SWAP_MACROS % "--mlock",
         },
-        {"llama-gone-flags": ("error", "/.config/llama-swap/config.yaml gives --mlock")},
+        {"llama-gone-flags": ("error", "/.config/llama-swap/config.yaml passes --mlock")},
     ),
     "script": Case(
         "a unit whose ExecStart= is a script; --no-mmap is gone from b11669",
@@ -292,7 +299,7 @@ FILES: dict[str, Case] = {
             **unit(f"{SYSTEM}/llm.service", "/opt/llm/start-llama.sh", "User=llm"),
             "/opt/llm/start-llama.sh": SCRIPT % "--no-mmap",
         },
-        {"llama-gone-flags": ("error", "/opt/llm/start-llama.sh gives --no-mmap")},
+        {"llama-gone-flags": ("error", "/opt/llm/start-llama.sh passes --no-mmap")},
     ),
     "script-of-a-user": Case(
         "hive-mind's start-llama-native.sh is such a one; HSA_OVERRIDE_GFX_VERSION: "
@@ -336,7 +343,7 @@ FILES: dict[str, Case] = {
                 "[Container]\nExec=-m /models/a-UD-Q4_K_XL.gguf --draft-max 8\n"
             ),
         },
-        {"llama-gone-flags": ("error", "10-flags.conf gives --draft-max.*--spec-draft-n-max")},
+        {"llama-gone-flags": ("error", "10-flags.conf passes --draft-max.*--spec-draft-n-max")},
     ),
     "quadlet-drop-in-image": Case(
         "the same, with another image: flags of the quadlet, build of the drop-in",
@@ -365,7 +372,7 @@ FILES: dict[str, Case] = {
             ),
             "/etc/llama/models.ini": "[*]\nngl = 99\n[qwen]\nm = /srv/models/a.gguf\nmlock = on\n",
         },
-        {"llama-gone-flags": ("error", "/etc/llama/models.ini gives --mlock")},
+        {"llama-gone-flags": ("error", "/etc/llama/models.ini passes --mlock")},
     ),
     "preset-right": quiet(
         "kyuz0's README: --models-preset models.ini --models-max 1",
@@ -383,7 +390,7 @@ FILES: dict[str, Case] = {
                 "      -m /models/a.gguf --no-mmap\n      -c 16384\n"
             ),
         },
-        {"llama-gone-flags": ("error", "/opt/llm/docker-compose.yml gives --no-mmap")},
+        {"llama-gone-flags": ("error", "/opt/llm/docker-compose.yml passes --no-mmap")},
     ),
     "compose-override": Case(
         "rocm-systems 3461: code for gfx1100 on gfx1151",
@@ -430,7 +437,7 @@ FILES: dict[str, Case] = {
                 {"llamacpp": {"args": "--no-mmap", "backend": "rocm"}}
             ),
         },
-        {"llama-gone-flags": ("error|warning", "lemonade/config.json gives --no-mmap")},
+        {"llama-gone-flags": ("warning", "lemonade/config.json passes --no-mmap.*Lemonade chose")},
     ),
     "toolbox-user-unit": Case(
         "kyuz0: llama-server in a toolbox",
@@ -441,7 +448,7 @@ FILES: dict[str, Case] = {
                 "/usr/bin/toolbox run -c llama-vulkan-radv llama-server -m /m/a.gguf --no-mmap",
             ),
         },
-        {"llama-gone-flags": ("warning", "user/llama.service gives --no-mmap.*not known")},
+        {"llama-gone-flags": ("warning", "user/llama.service passes --no-mmap.*not known")},
     ),
 }
 
@@ -464,7 +471,7 @@ BOOT: dict[str, Case] = {
             "/etc/tuned/ppd_base_profile": None,
             "/etc/tuned/ppd.conf": "[main]\ndefault=balanced\n[profiles]\nbalanced=balanced\n",
         },
-        {"tuned-ppd-base": ("info", "it is balanced \\(/etc/tuned/ppd.conf\\)")},
+        {"tuned-ppd-base": ("info", "switches to balanced \\(/etc/tuned/ppd.conf\\)")},
     ),
     "tuned-auto": Case(
         "tuned/daemon/daemon.py, _get_startup_profile: in mode auto the recommended one",
@@ -800,6 +807,25 @@ def test_case(id_: str, tmp_path: Path) -> None:
     judge(case, there)
     same = {id_: each.outcome for id_, each in here.items()}
     assert {id_: each.outcome for id_, each in there.items()} == same
+
+
+@pytest.mark.parametrize(
+    ("overlay", "note"),
+    [
+        ({"/proc/swaps": swaps("/dev/zram0")}, "all swap here is zram: below 100 the kernel drops"),
+        ({"/proc/swaps": swaps()}, "no effect here: there is no swap"),
+        ({"/sys/module/zswap/parameters/enabled": "N\n"}, None),
+    ],
+)
+def test_swappiness_is_judged_with_the_swap_there_is(
+    overlay: Overlay, note: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """bazzite 2861: 180 on purpose, where all swap is zram; get_scan_count() without swap."""
+    root = build(tmp_path, HEALTHY, overlay, {"/proc/sys/vm/swappiness": "180\n"})
+    assert main(["--root", str(root.base), "plan", "long-context"]) in (0, 1)
+    [line] = re.findall(r"^vm.swappiness.*", capsys.readouterr().out, re.MULTILINE)
+    assert "180" in line
+    assert line.rstrip().endswith("change") if note is None else note in line
 
 
 def test_a_third_of_the_machines_is_well_set_up() -> None:

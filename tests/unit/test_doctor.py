@@ -277,7 +277,7 @@ CASES: dict[str, Case] = {
     "llama-no-token": Case({}, smoke=(Smoke("died", "the server died"), Smoke("answered", "well"))),
     "llama-silent": Case({}, smoke=(Smoke("silent", "nothing came"), Smoke("answered", "well"))),
     "server-ubatch-capped": Case(
-        server("-ub 4096"), server("-b 4096 -ub 4096"), says="4096 tokens and the batch is 2048"
+        server("-ub 4096"), server("-b 4096 -ub 4096"), says="4096 tokens, and the batch is 2048"
     ),
     "server-ubatch-vulkan": Case(
         {**server("-ub 2048"), **surroundings(backends=("vulkan", "cpu"))},
@@ -435,7 +435,7 @@ CASES: dict[str, Case] = {
     "tuned-ppd-base": Case(
         {"/etc/tuned/ppd_base_profile": "balanced\n", "/etc/tuned/ppd.conf": PPD_CONF},
         {"/etc/tuned/ppd_base_profile": "performance\n", "/etc/tuned/ppd.conf": PPD_CONF},
-        says="until tuned-ppd starts again, as at each boot: then it is balanced",
+        says="until tuned-ppd next starts, at boot at the latest: it then switches to balanced",
     ),
     "tuned-auto": Case(
         {"/etc/tuned/profile_mode": "auto\n"}, {"/etc/tuned/profile_mode": "manual\n"}
@@ -451,7 +451,7 @@ CASES: dict[str, Case] = {
             "/sys/fs/cgroup/system.slice/power-profiles-daemon.service/cgroup.procs": "",
             "/var/lib/power-profiles-daemon/state.ini": "[State]\nProfile=performance\n",
         },
-        says="until power-profiles-daemon starts again, as at each boot: then it is balanced",
+        says="power-profiles-daemon next starts, at boot at the latest: it then sets balanced",
     ),
     "boot-writes-again": Case(
         {"/etc/sysctl.d/99-zram.conf": "vm.swappiness = 180\n"},
@@ -474,7 +474,7 @@ CASES: dict[str, Case] = {
             "Out of memory: Killed process 812 (llama-server) total-vm:1kB",
             "Out of memory: Killed process 4711 (firefox) total-vm:1kB",
         ),
-        says="the OOM killer ended 2 processes, 1 of them not model servers",
+        says="the OOM killer killed 2 processes, 1 of them not model servers",
     ),
     "log-illegal-instruction": Case(
         log(
@@ -932,7 +932,7 @@ def test_what_became_of_staged_boot_settings_is_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("state", "severity", "says"),
     [("pending-reboot", "info", "next boot"), ("staged", "warning", "half staged or half put back"),
-     ("failed", "warning", "are not in force"), ("overridden", "warning", "overruled")],
+     ("failed", "warning", "are not in force"), ("overridden", "warning", "overridden")],
 )  # fmt: skip
 def test_staged_boot_settings(state: str, severity: str, says: str, tmp_path: Path) -> None:
     root = build(tmp_path, HEALTHY, surroundings(staged=(state, ())))

@@ -193,7 +193,7 @@ BROKEN: dict[str, Broken] = {
     "unit-open-quote": Broken(
         "/etc/systemd/system/x.service",
         text('[Service]\nExecStart=llama-server "--no-mmap --mlock\n'),
-        *("llama-gone-flags", "finding", "gives --mlock"),
+        *("llama-gone-flags", "finding", "passes --mlock"),
     ),
     "declaration-binary": Broken(
         "/etc/infertune/servers.d/x.toml", text(b"\0model = 'x'"), "survey-dynamic-quants", "advice"

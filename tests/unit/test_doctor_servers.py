@@ -125,7 +125,7 @@ def test_a_server_is_found(place: str, tmp_path: Path) -> None:
     # And judged: with the build that the image's tag, or nobody, tells it is at most likely.
     answer = ask(build(tmp_path / "again", BARE, {path: text}), "llama-gone-flags").answer
     assert isinstance(answer, Finding)
-    assert f"{path} gives --mlock" in answer.text
+    assert f"{path} passes --mlock" in answer.text
     assert "--load-mode mlock" in (answer.fix or "")
 
 
@@ -353,7 +353,7 @@ def test_llama_swap(flags: str, tmp_path: Path) -> None:
     assert (second.image, second.option("ctx_size")) == ("llama.cpp:server-rocm-b8000", "512")
     # b8000 knows --draft-max, b11669 does not know --no-mmap.
     text = finding(tmp_path / "f", "llama-gone-flags", swap(MODELS, flags)).text
-    assert f"{SWAP} (server 1) gives --no-mmap, which b11669 does not know" in text
+    assert f"{SWAP} (server 1) passes --no-mmap, which b11669 does not accept" in text
     assert "--draft-max" not in text
 
 
@@ -393,7 +393,7 @@ def test_a_compose_file_with_anchors(tmp_path: Path) -> None:
     assert dict(found.environment) == {"HSA_ENABLE_SDMA": "0"}
     result = ask(build(tmp_path / "f", BARE, {"/srv/llm/compose.yaml": text}), "llama-gone-flags")
     assert isinstance(result.answer, Finding)
-    assert "which the image's b9000 does not know" in result.answer.text
+    assert "which the image's b9000 does not accept" in result.answer.text
     assert (result.severity, result.answer.confidence) == ("error", "likely")
 
 
@@ -488,7 +488,7 @@ def test_known_flags_beat_the_table(tmp_path: Path) -> None:
     """A build that kept --mlock is believed; an unknown flag is found without any table."""
     overlay = {**server("--mlock --bogus"), **known(["--mlock", "--model", "--port"])}
     answer = finding(tmp_path, "llama-gone-flags", overlay)
-    assert "chat.service gives --bogus, which b11669 does not know" in answer.text
+    assert "chat.service passes --bogus, which b11669 does not accept" in answer.text
     assert answer.confidence is None  # as the rule: sure
     assert answer.fix == "remove --bogus, or write it as llama-server --help has it"
     fine = {**server("--mlock"), **known(["--mlock", "--model"])}
@@ -520,7 +520,7 @@ def test_the_table(flag: str, tmp_path: Path) -> None:
     gone = GONE_FLAGS[flag]
     new = {**server(f"{flag} 3"), **surroundings(f"{gone.build} (1234567)")}
     answer = finding(tmp_path / "new", "llama-gone-flags", new)
-    assert f"gives {flag}, which b{gone.build} does not know" in answer.text
+    assert f"passes {flag}, which b{gone.build} does not accept" in answer.text
     assert gone.instead in (answer.fix or "")
     old = {**server(f"{flag} 3"), **surroundings(f"{gone.build - 1} (1234567)")}
     assert ask(build(tmp_path / "old", BARE, old), "llama-gone-flags").outcome == "fine"

@@ -57,6 +57,8 @@ def _smoke(ctx: Context) -> Smoke | None:
 # -- as text -----------------------------------------------------------------------
 
 _COLUMNS = 80
+_TITLES_AT = 45
+"""Column of the titles in the list of rules."""
 _REASON_LINES = 3
 """Lines that what is not known may take; --all shows the rest."""
 
@@ -75,8 +77,8 @@ def _print(ctx: Context, results: Sequence[Result], smoke: Smoke | None) -> None
     elif unknown:
         ctx.print("\n".join(_reasons(unknown)))
     if smoke:
-        ctx.print(f"smoke run: {smoke.detail}")
-    ctx.print(_counts(results))
+        _print_wrapped(ctx, f"smoke run: {smoke.detail}", 2)
+    _print_wrapped(ctx, _counts(results), 2)
 
 
 def _print_finding(ctx: Context, result: Result) -> None:
@@ -201,7 +203,8 @@ def _list(ctx: Context, rules: Sequence[Rule]) -> Exit:
         ctx.print_json("infertune.rules/1", {"rules": documents})
     else:
         rows = [(rule.id, rule.severity, rule.confidence, rule.title) for rule in rules]
-        ctx.table(("RULE", "SEVERITY", "", "LOOKS FOR"), rows)
+        for row in (("RULE", "SEVERITY", "", "LOOKS FOR"), *rows):
+            _print_wrapped(ctx, "{:<25}  {:<8}  {:<6}  {}".format(*row), _TITLES_AT)
     return Exit.DONE
 
 

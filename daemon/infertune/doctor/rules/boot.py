@@ -7,6 +7,7 @@ import difflib
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 
 from infertune.boot.sources import HARMLESS_WORDS, Mistake, ignored_words, mistake_in
 from infertune.doctor.base import (
@@ -229,7 +230,7 @@ def _staged(facts: Facts) -> Answer:
     said = f" ({'; '.join(staged.said)})" if any(staged.said) else ""
     became = {
         "staged": "were left half staged or half put back",
-        "overridden": "are overruled elsewhere",
+        "overridden": "are overridden elsewhere",
         "failed": "are not in force",
     }
     return Finding(f"boot settings staged by infertune {became[staged.state]}{said}")
@@ -251,7 +252,7 @@ def _invalid_iommu(facts: Facts) -> Answer:
         if "pt" in words:
             return Finding(f"{said}; iommu=pt is meant", about=name)
         harmless = all(word in HARMLESS_WORDS for word in words)
-        more = "; the IOMMU is on without it" if harmless else ""
+        more = "; the IOMMU is on anyway" if harmless else ""
         return Finding(f"{said}{more}", "info" if harmless else None, about=name)
     return None
 
@@ -279,25 +280,48 @@ _NUMBERS: Mapping[str, tuple[str, ...]] = {
 
 
 def _wrong_value(facts: Facts) -> Answer:
+    found = [*_refused(facts), *_unknown_words(facts)]
+    if not found:
+        return None
+    more = "".join(f"; {each.text}" for each in found[1:])
+    return replace(found[0], text=found[0].text + more)
+
+
+def _refused(facts: Facts) -> list[Finding]:
+    """Values that a module does not take: it fails to load."""
+    return [
+        Finding(
+            f"{option} ({option.origin}) is not a number: {option.module} refuses it, and the GPU "
+            "may have no driver at the next boot",
+            "error",
+            fix="write a number (see 'modinfo -p MODULE')",
+            about=f"{option.module}.{option.name}",
+        )
+        for option in need(facts.options)
+        if not _takes(option)
+    ]
+
+
+def _unknown_words(facts: Facts) -> list[Finding]:
+    """Values of the kernel's own parameters that it ignores."""
+    found = []
     for name, value in need(facts.parameters):
         words, hint = _VALUES.get(name, ((), ""))
         if words and value not in words:
             said = f"{name}={value}" if value else f"{name} without a value"
-            return Finding(
-                f"{said}: the kernel knows {', '.join(words)} here, and ignores anything else",
-                fix=hint,
-                about=name,
-            )
-    for option in need(facts.options):
-        if option.name in _NUMBERS.get(option.module, ()) and not _is_number(option.value):
-            return Finding(
-                f"{option} ({option.origin}) is not a number: {option.module} refuses it, and does "
-                "not load where it is a module",
-                "error",
-                fix="write a number (see 'modinfo -p MODULE')",
-                about=f"{option.module}.{option.name}",
-            )
-    return None
+            text = f"{said} is ignored: the kernel takes {', '.join(words)}"
+            found.append(Finding(text, fix=hint, about=name))
+    return found
+
+
+def _takes(option: Assignment) -> bool:
+    """Whether a module takes a parameter's value, as far as that is known."""
+    if option.name in _NUMBERS.get(option.module, ()):
+        return _is_number(option.value)
+    if (option.module, option.name) == ("amdgpu", "lockup_timeout"):
+        # amdgpu_device_get_job_timeout_settings: empty parts keep their defaults.
+        return all(not part or _is_number(part) for part in option.value.split(","))
+    return True
 
 
 def _is_number(value: str) -> bool:
@@ -331,7 +355,8 @@ def _thp_on_command_line(facts: Facts) -> Answer:
     if value is None or not tuned:
         return None
     return Finding(
-        f"transparent_hugepage={value} is on the command line, so TuneD leaves huge pages alone"
+        f"transparent_hugepage={value} is on the command line, so TuneD leaves huge pages alone",
+        about="transparent_hugepage",
     )
 
 
@@ -379,7 +404,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="option-misspelt",
-        title="a misspelt parameter that guides have passed on",
+        title="a misspelt parameter copied from guides",
         when=AMDGPU,
         check=_misspelt,
         severity="error",
@@ -390,7 +415,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="option-unknown",
-        title="a parameter the loaded module does not show",
+        title="a parameter that the loaded module does not have",
         when=AMDGPU,
         check=_unknown_option,
         severity="warning",
@@ -422,7 +447,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="initramfs-older",
-        title="options that changed after the initramfs was built",
+        title="options changed after the initramfs was built",
         when=AMDGPU,
         check=_newer_than_initramfs,
         severity="warning",
@@ -434,7 +459,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="option-not-in-force",
-        title="an option that was set before the boot and is not in force",
+        title="an option set before this boot that is not in force",
         when=ALWAYS,
         check=_not_in_force,
         severity="error",
@@ -455,7 +480,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="modprobe-odd-file",
-        title="a file of modprobe.d that is not a small text file",
+        title="a file in modprobe.d that is not a small text file",
         when=ALWAYS,
         check=_odd_files,
         severity="warning",
@@ -494,11 +519,11 @@ RULES: tuple[Rule, ...] = (
             kernel_doc("admin-guide/kernel-parameters"),
             kernel_doc("gpu/amdgpu/module-parameters"),
         ),
-        covers=("option-not-in-force",),
+        covers=("option-not-in-force", "thp-command-line"),
     ),
     Rule(
         id="npu-without-iommu",
-        title="the NPU without an IOMMU",
+        title="an NPU without the IOMMU it needs",
         when=NPU,
         check=_npu_lost,
         severity="info",
@@ -508,7 +533,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="iommu-trade",
-        title="what the IOMMU's setting gives and takes",
+        title="what the IOMMU setting gains and costs",
         when=STRIX_HALO,
         check=_iommu_trade,
         severity="info",

@@ -110,7 +110,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="firmware-leftover",
-        title="firmware of amdgpu-dkms is loaded without its driver",
+        title="firmware of amdgpu-dkms is installed without its driver",
         when=STRIX_HALO,
         check=_leftover,
         severity="warning",

@@ -108,8 +108,8 @@ def _uncapped(facts: Facts) -> Answer:
     if gtt <= total:
         return None
     return Finding(
-        f"GTT is {format_size(gtt)} and RAM {format_size(total)}: newer kernels of Ubuntu (from "
-        "7.0.0-39 on) cap GTT at RAM, and a model that only fits now will not"
+        f"GTT is {format_size(gtt)} and RAM {format_size(total)}: newer Ubuntu kernels "
+        "(7.0.0-39 and later) cap GTT at RAM, and a model that needs more will no longer fit"
     )
 
 
@@ -184,7 +184,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="platform-power-off",
-        title="ROG Flow Z13 powers off under load in the platform profile performance",
+        title="ROG Flow Z13 powers off under load with the platform profile performance",
         when=_Z13 & RDNA35,
         check=_power_off,
         severity="error",
@@ -204,7 +204,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="kernel-isolated-cpus",
-        title="CPUs isolated at boot run only what is placed on them",
+        title="CPUs isolated at boot, which run only what is placed on them",
         when=ALWAYS,
         check=_isolated,
         severity="info",
@@ -215,7 +215,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="kernel-gtt-uncapped",
-        title="GTT above RAM, which the next kernel of Ubuntu will cap",
+        title="GTT above RAM, which newer Ubuntu kernels cap",
         when=STRIX_HALO,
         check=_uncapped,
         severity="info",

@@ -148,6 +148,8 @@ def _binary(server: Declared, facts: Facts) -> _Binary:
         number = image_build(server.image)
         name = f"the image's b{number}" if number else "the image's build"
         return _Binary(name, number, None, None, sure=False)
+    if server.kind == "Lemonade":
+        return _Binary("the build that Lemonade chose", None, None, None, sure=False)
     absolute = server.program.startswith("/")
     elsewhere = server.program.startswith("/elsewhere/")
     if known is None or (elsewhere and isinstance(known, Unknown)):
@@ -249,7 +251,7 @@ def and_others(files: list[str]) -> str:
 def _gone_finding(server: Declared, binary: _Binary, gone: list[str], more: str) -> Finding:
     fix = "; ".join(map(_instead, gone))
     about = f"{'--mlock' if '--mlock' in gone else gone[0]} of {server.where}"
-    given = f"{server.where} gives {', '.join(gone)}, which"
+    given = f"{server.where} passes {', '.join(gone)}, which"
     if binary.build is None and binary.flags is None:
         builds = sorted({GONE_FLAGS[flag].build for flag in gone})
         return Finding(
@@ -260,8 +262,13 @@ def _gone_finding(server: Declared, binary: _Binary, gone: list[str], more: str)
             fix=fix,
             about=about,
         )
-    text = f"{given} {binary.name} does not know: the server does not start{more}"
+    text = f"{given} {binary.name} does not accept: the server does not start{more}"
     return Finding(text, confidence=None if binary.sure else "likely", fix=fix, about=about)
+
+
+def may_refuse(server: Declared, facts: Facts, flag: str) -> bool:
+    """Whether its program does not take a flag, or may not: ``llama-gone-flags`` tells of it."""
+    return flag in _gone(server, _known_binary(server, facts))
 
 
 def _instead(flag: str) -> str:
@@ -285,8 +292,8 @@ def _bare_flash(facts: Facts) -> Answer:
     server, binary = found[0]
     flag = next(flag for flag in _FLASH if flag in server.flags)
     return Finding(
-        f"{server.where} gives {flag} without a value: from b{_FLASH_VALUE} on llama-server takes "
-        "the next flag for its value, and does not start"
+        f"{server.where} passes {flag} without a value: from b{_FLASH_VALUE} on llama-server takes "
+        "the next flag as its value, and does not start"
         + and_others([each.where for each, _ in found]),
         severity="error" if binary.build else "warning",
         confidence=None if binary.sure else "likely",
@@ -312,7 +319,7 @@ def _gone_variables(facts: Facts) -> Answer:
         if gone and gone.fatal:
             text = f"{given} is refused by {binary.name}: the server does not start"
             return Finding(text, "error", confidence, fix)
-        return Finding(f"{given} is ignored in silence by {binary.name}", None, confidence, fix)
+        return Finding(f"{given} is silently ignored by {binary.name}", None, confidence, fix)
     return None
 
 
@@ -344,14 +351,19 @@ def _no_gpu_backend(facts: Facts) -> Answer:
     backends = need(facts.llama).backends
     if set(backends) != {"cpu"}:
         return None
-    return Finding("no ROCm or Vulkan library of this llama-server was found: it may use CPUs only")
+    return Finding(
+        "no ROCm or Vulkan library was found for this llama-server: it may only use the CPU"
+    )
 
 
 def _no_number(facts: Facts) -> Answer:
     server = need(facts.llama)
     if server.build is not None:
         return None
-    return Finding(f"'{server.version}': without its number no known bug can be looked up")
+    return Finding(
+        f"llama-server calls itself '{server.version}': without a build number no known bug can be "
+        "looked up"
+    )
 
 
 def _smoke(outcome: str) -> Callable[[Facts], Answer]:
@@ -376,15 +388,15 @@ RULES: tuple[Rule, ...] = (
         ),
         severity="error",
         confidence="sure",
-        fix="use a build of October 2026 or later, or Vulkan; until then let ubatch_size be as "
-        "large as batch_size",
+        fix="use a build of October 2026 or later, or Vulkan; until then set ubatch_size to "
+        "batch_size",
         sources=(llama(28211), llama(27506), github("noamsto/nix-amd-ai", 128)),
         window=_WRONG_LOGITS,
         at_launch=True,
     ),
     Rule(
         id="llama-mixed-answers",
-        title="with several slots one request can get another's answer",
+        title="with several slots, one request can get another's answer",
         when=RDNA35 & ROCM_BUILD,
         check=_window(
             _WRONG_LOGITS,
@@ -404,7 +416,7 @@ RULES: tuple[Rule, ...] = (
         when=INTEGRATED & ROCM_BUILD,
         check=_window(
             _MISREAD_MEMORY,
-            "takes MemAvailable for the GPU's free memory: it fits too little, or too much",
+            "takes MemAvailable for the GPU's free memory: it offloads too little, or too much",
             "info",
         ),
         severity="warning",
@@ -426,7 +438,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="llama-top-k",
-        title="TOP_K is not on the GPU with ROCm: generation falls back to the CPU",
+        title="with ROCm, TOP_K runs on the CPU and slows generation",
         when=AMDGPU & ROCM_BUILD,
         check=_window(_TOP_K, "does top-k on the CPU: 39 tokens/s became 11 in one report", "info"),
         severity="warning",
@@ -437,18 +449,18 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="llama-gone-flags",
-        title="a declared server is given flags that its llama-server does not know",
+        title="a server is started with flags that its llama-server does not take",
         when=DECLARED,
         check=_gone_flags,
         severity="error",
         confidence="sure",
         fix="write what llama-server --help has instead",
         sources=(llama(28334), llama(20834), llama(22397), llama(22838), llama(22929)),
-        covers=("server-locked-copy", "memlock-limit"),
+        covers=("memlock-limit",),
     ),
     Rule(
         id="llama-flash-value",
-        title="--flash-attn without the value that llama-server wants since August 2025",
+        title="--flash-attn without the value it has needed since August 2025",
         when=DECLARED,
         check=_bare_flash,
         severity="error",
@@ -478,7 +490,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="llama-no-number",
-        title="a llama-server that does not know its build number",
+        title="a llama-server built without a build number",
         when=SERVER,
         check=_no_number,
         severity="info",
@@ -488,7 +500,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="llama-illegal-instruction",
-        title="llama-server dies of an illegal instruction at its first token",
+        title="llama-server dies with an illegal instruction at its first token",
         when=SMOKED,
         check=_smoke("illegal-instruction"),
         severity="error",
@@ -499,22 +511,22 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="llama-no-token",
-        title="llama-server does not come to its first token",
+        title="llama-server fails before its first token",
         when=SMOKED,
         check=_smoke("died"),
         severity="error",
         confidence="sure",
-        fix="'infertune run' shows the server's own words",
+        fix="start it with 'infertune run' to see what the server says",
         sources=(_SERVER,),
     ),
     Rule(
         id="llama-silent",
-        title="llama-server gives no token in time",
+        title="llama-server produces no token in time",
         when=SMOKED,
         check=_smoke("silent"),
         severity="warning",
         confidence="likely",
-        fix="try a smaller model; look for a GPU that hangs in the kernel log",
+        fix="try a smaller model; check the kernel log for GPU hangs",
         sources=(_SERVER,),
     ),
 )

@@ -41,7 +41,7 @@ def _killed(facts: Facts) -> Answer:
     if not names:
         return None
     innocents = [name for name in names if not kernel_log.is_server(name)]
-    text = f"the OOM killer ended {len(names)} {'process' if len(names) == 1 else 'processes'}"
+    text = f"the OOM killer killed {len(names)} {'process' if len(names) == 1 else 'processes'}"
     if innocents:
         text += (
             f", {len(innocents)} of them not model servers: it does not see the memory that the "
@@ -55,7 +55,7 @@ def _died(facts: Facts) -> Answer:
     if not found:
         return None
     return Finding(
-        f"a program died of an illegal instruction in {found[0]['file']}, which was built for "
+        f"a program died with an illegal instruction in {found[0]['file']}, which was built for "
         "another CPU"
     )
 
@@ -108,7 +108,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="log-page-fault",
-        title="the GPU accessed memory it may not",
+        title="the GPU accessed memory that is not its own",
         when=ALWAYS,
         check=_sign("page-fault", "a program or its driver is at fault"),
         severity="warning",
@@ -118,7 +118,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="log-oom",
-        title="the OOM killer ended processes",
+        title="the OOM killer killed processes",
         when=ALWAYS,
         check=_killed,
         severity="warning",
@@ -129,7 +129,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="log-illegal-instruction",
-        title="a model server died of an illegal instruction",
+        title="a model server died with an illegal instruction",
         when=ALWAYS,
         check=_died,
         severity="error",
@@ -204,7 +204,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="log-npu-fault",
-        title="the NPU's memory accesses fault",
+        title="memory accesses of the NPU fault",
         when=ALWAYS,
         check=_sign("npu-page-fault", "the NPU gets many times slower"),
         severity="warning",

@@ -85,8 +85,8 @@ def _override(facts: Facts) -> Answer:
     if wrong:
         value, where = wrong[0]
         return Finding(
-            f"HSA_OVERRIDE_GFX_VERSION={value} ({where}) makes ROCm run code for another chip than "
-            f"this {target}"
+            f"HSA_OVERRIDE_GFX_VERSION={value} ({where}) makes ROCm run code for a chip other "
+            f"than this {target}"
         )
     value, where = found[0]
     return Finding(
@@ -120,7 +120,7 @@ def _folk_options(facts: Facts) -> Answer:
     if not found:
         return None
     said = ", ".join(f"{option} ({option.origin})" for option in found)
-    return Finding(f"{said}: whoever published these makes no claim about what they buy")
+    return Finding(f"{said}: the guide they come from does not say what they gain")
 
 
 def _managed(facts: Facts) -> Answer:
@@ -145,7 +145,7 @@ def _amdvlk(facts: Facts) -> Answer:
     radv = any(name.startswith("radeon_icd") for name in icds)
     return Finding(
         f"AMDVLK is installed{' beside RADV' if radv else ''} ({amdvlk[0]}); it refuses buffers "
-        "over 2 GiB and is slower at prompts"
+        "over 2 GiB and is slower with prompts"
     )
 
 
@@ -242,17 +242,17 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="rocm-folk-settings",
-        title="variables from guides without a measured effect on this hardware",
+        title="variables from guides, with no measured effect on this hardware",
         when=AMDGPU,
         check=_folk,
         severity="info",
         confidence="likely",
-        fix="leave them out unless a measurement of yours says otherwise",
+        fix="leave them out unless you have measured a gain",
         sources=(github("noamsto/nix-amd-ai", 105),),
     ),
     Rule(
         id="rocm-managed-memory",
-        title="unified memory changes where the weights are charged",
+        title="unified memory changes what the weights are charged to",
         when=AMDGPU,
         check=_managed,
         severity="info",
@@ -285,7 +285,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="option-folk-settings",
-        title="options of amdgpu from guides without a measured effect",
+        title="amdgpu options from guides, with no measured effect",
         when=STRIX_HALO,
         check=_folk_options,
         severity="info",

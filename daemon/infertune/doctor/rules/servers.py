@@ -22,7 +22,7 @@ from infertune.doctor.base import (
 from infertune.doctor.builds import runs_on
 from infertune.doctor.conditions import AMDGPU, DECLARED, INTEGRATED
 from infertune.doctor.facts import Facts
-from infertune.doctor.rules.llama_cpp import and_others
+from infertune.doctor.rules.llama_cpp import and_others, may_refuse
 from infertune.doctor.surroundings import LlamaServer
 from infertune.host.servers import Declared
 from infertune.host.text import integer
@@ -54,9 +54,7 @@ _CONTEXT = Source(
 )
 
 
-def _each(
-    check: Callable[[Declared, Facts], str | None], about: str = ""
-) -> Callable[[Facts], Answer]:
+def _each(check: Callable[[Declared, Facts], str | None]) -> Callable[[Facts], Answer]:
     """A check of every declared llama-server; the finding names the first, and counts the rest."""
 
     def answer(facts: Facts) -> Answer:
@@ -64,8 +62,7 @@ def _each(
         said = [(server.where, text) for server in servers if (text := check(server, facts))]
         if not said:
             return None
-        text = said[0][1] + and_others([where for where, _ in said])
-        return Finding(text, about=f"{about} of {said[0][0]}" if about else None)
+        return Finding(said[0][1] + and_others([where for where, _ in said]))
 
     return answer
 
@@ -86,8 +83,8 @@ def _ubatch_capped(server: Declared, facts: Facts) -> str | None:
         return None
     own = "" if server.option("batch_size") else ", llama-server's default"
     return (
-        f"{server.where} asks for a micro-batch of {ubatch} tokens and the batch is {batch}{own}: "
-        f"the micro-batch is {batch} without a word"
+        f"{server.where} sets a micro-batch of {ubatch} tokens, and the batch is {batch}{own}: "
+        f"llama-server silently uses {batch}"
     )
 
 
@@ -110,8 +107,8 @@ def _quantised_v(server: Declared, facts: Facts) -> str | None:
     if (server.option("flash_attn") or "auto").lower() not in _OFF:
         return None
     return (
-        f"{server.where} wants a V cache of {kind} without flash attention, which it needs: the "
-        "server does not start"
+        f"{server.where} sets a V cache of {kind} and turns off flash attention, which it needs: "
+        "the server does not start"
     )
 
 
@@ -137,11 +134,11 @@ def _is_on_gpu(server: Declared) -> bool:
 def _locked_copy(server: Declared, facts: Facts) -> str | None:
     mode = server.option("load_mode") or ""
     maps = (server.has("--mlock") and not server.has("--no-mmap")) or mode == "mmap+mlock"
-    if not maps or not _is_on_gpu(server):
+    if not maps or not _is_on_gpu(server) or may_refuse(server, facts, "--mlock"):
         return None
     return (
         f"{server.where} maps the model and locks it in memory: on an integrated GPU that is a "
-        "second copy of what the GPU holds, and nothing can take it back"
+        "second copy of what the GPU holds, and the kernel cannot reclaim it"
     )
 
 
@@ -191,15 +188,15 @@ def _prompt_cache(server: Declared, facts: Facts) -> str | None:
     own = "" if asked else ", llama-server's default"
     wanted = "all memory" if unlimited else f"{format_size(size)}{own}"
     return (
-        f"{server.where} may keep prompts in {wanted}, and beside the GPU's limit of "
-        f"{format_size(gtt)} there are {format_size(max(left, 0))} of RAM"
+        f"{server.where} may cache prompts in {wanted}, and the GPU's limit of {format_size(gtt)} "
+        f"leaves {format_size(max(left, 0))} of RAM"
     )
 
 
 RULES: tuple[Rule, ...] = (
     Rule(
         id="server-ubatch-capped",
-        title="a micro-batch that is larger than the batch",
+        title="a micro-batch larger than the batch",
         when=DECLARED,
         check=_each(_ubatch_capped),
         severity="info",
@@ -233,7 +230,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="server-slot-context",
-        title="a context that its slots divide into pieces",
+        title="a context split into slots smaller than one batch",
         when=DECLARED,
         check=_each(_slot_context),
         severity="warning",
@@ -245,7 +242,7 @@ RULES: tuple[Rule, ...] = (
         id="server-locked-copy",
         title="a mapped model that is locked in memory beside the GPU's copy",
         when=INTEGRATED & DECLARED,
-        check=_each(_locked_copy, "--mlock"),
+        check=_each(_locked_copy),
         severity="warning",
         confidence="likely",
         fix="leave the load mode at auto; on an integrated GPU the weights need no locking",
@@ -268,17 +265,17 @@ RULES: tuple[Rule, ...] = (
         check=_each(_no_offload),
         severity="info",
         confidence="likely",
-        fix="leave --n-gpu-layers and --device out: all layers that fit go to the GPU",
+        fix="leave out --n-gpu-layers and --device: all layers that fit go to the GPU",
         sources=(_SERVER_README,),
     ),
     Rule(
         id="server-prompt-cache",
-        title="a prompt cache that is larger than the memory beside the GPU's",
+        title="a prompt cache larger than the RAM that the GPU's limit leaves",
         when=INTEGRATED & DECLARED,
         check=_each(_prompt_cache),
         severity="warning",
         confidence="likely",
-        fix="--cache-ram with a number of MiB that is there (0 for none), or a lower GTT limit",
+        fix="set --cache-ram to a number of MiB that fits (0 for no cache), or lower the GTT limit",
         sources=(llama(16391), github("ollama/ollama", 18265)),
     ),
 )

@@ -38,10 +38,7 @@ _SURVEY = Source(
 
 def _servers(facts: Facts) -> tuple[Declared, ...]:
     """Raises Missing where no server is declared: what others do by hand is not known."""
-    return need(
-        need(facts.declared)
-        or Unknown("no unit or declaration of a model server was found to look into")
-    )
+    return need(need(facts.declared) or Unknown("no file that starts a model server was found"))
 
 
 def _dynamic_quants(facts: Facts) -> Answer:
@@ -126,14 +123,14 @@ def _until(facts: Facts) -> str:
         found = short_lived(facts)
     except Missing:
         return ""
-    return f" until {found[0].service} starts again (then: {found[0].value})" if found else ""
+    return f" until {found[0].service} next starts (then: {found[0].value})" if found else ""
 
 
 def _clocks(facts: Facts) -> Answer:
     level = need(facts.sensors).level
     governors = need(facts.processor).governors
     if governors == {"performance"} or level in ("high", "profile_peak"):
-        return Advice("done", f"clocks are held up{_until(facts)}")
+        return Advice("done", f"clocks are kept high{_until(facts)}")
     return Advice(
         "not done",
         "a power profile for performance gives prompts 5 to 8 % and generation 2 to 3 %; for "
@@ -146,8 +143,8 @@ def _compression(facts: Facts) -> Answer:
         return Advice("done", "LLMLingua is in the system's Python")
     return Advice(
         "not done",
-        "LLMLingua is not in the system's Python (a virtual environment of yours cannot be seen); "
-        "it is for applications with long prompts, no setting of a server",
+        "LLMLingua is not in the system's Python (your own virtual environments are "
+        "not searched); it belongs in applications with long prompts, not in a server",
     )
 
 
@@ -162,7 +159,7 @@ def _vllm(facts: Facts) -> Answer:
         )
     return Advice(
         "not done",
-        "needed for many clients only; eight slots of llama-server made 173 tokens/s together in "
+        "only needed for many clients; eight slots of llama-server gave 173 tokens/s together in "
         "one report",
     )
 
@@ -185,12 +182,12 @@ def _vulkan(facts: Facts) -> Answer:
         return Advice(
             "done",
             "Vulkan is there to compare: it generated up to 17 % faster with small MoE models, "
-            "ROCm was faster at prompts",
+            "ROCm was faster with prompts",
         )
     return Advice(
         "not done",
         f"{'RADV' if not radv else 'the Vulkan backend of llama-server'} is not installed; it is "
-        "also the way around ROCm's bugs",
+        "also a way around ROCm bugs",
     )
 
 
@@ -284,7 +281,7 @@ RULES: tuple[Rule, ...] = (
         "clocks",
         "performance governor and pinned GPU clocks",
         _clocks,
-        "apply a profile (infertune apply), leave the GPU's level at auto",
+        "apply a profile (infertune apply), and leave the GPU's level at auto",
         github("noamsto/nix-amd-ai", 19),
         github("kyuz0/amd-strix-halo-toolboxes", 66),
     ),

@@ -21,8 +21,8 @@ def _large_zram(facts: Facts) -> Answer:
     if size <= total // 2:
         return None
     return Finding(
-        f"zram takes in up to {format_size(size)} of {format_size(total)} RAM, and keeps it in the "
-        "memory that the GPU shares"
+        f"zram may hold {format_size(size)} of swapped pages, more than half of "
+        f"{format_size(total)} of RAM, in the memory that the GPU shares"
     )
 
 
@@ -89,12 +89,12 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="swap-swappiness",
-        title="vm.swappiness that does not suit the kind of swap",
+        title="a vm.swappiness that does not suit the kind of swap",
         when=INTEGRATED,
         check=_swappiness,
         severity="info",
         confidence="likely",
-        fix="write vm.swappiness=133 to 180 for zram, 60 or less for swap on a disk",
+        fix="set vm.swappiness to 133 to 180 for zram, to 60 or less for swap on a disk",
         sources=(_VM, github("CachyOS/CachyOS-Settings", 30), github("ublue-os/bazzite", 2861)),
     ),
     Rule(
@@ -113,7 +113,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="coredump-large",
-        title="systemd-coredump takes dumps of more than 64 GiB",
+        title="systemd-coredump saves dumps of more than 64 GiB",
         when=INTEGRATED,
         check=_large_dumps,
         severity="info",

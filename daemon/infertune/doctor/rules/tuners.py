@@ -196,8 +196,8 @@ def _tuned_base(facts: Facts) -> Answer:
     if profile is None or profile == base.value:
         return None
     return Finding(
-        f"TuneD's profile is {profile} only until tuned-ppd starts again, as at each boot: then it "
-        f"is {base.value} ({base.path})",
+        f"TuneD's profile is {profile} only until tuned-ppd next starts, at boot at the latest: it "
+        f"then switches to {base.value} ({base.path})",
         fix=f"write performance={profile} below [profiles] in /etc/tuned/ppd.conf, restart "
         "tuned-ppd, and choose performance (powerprofilesctl set performance)",
     )
@@ -236,8 +236,8 @@ def _set_back(facts: Facts) -> Answer:
         return _not_saved(facts)
     first = found[0]
     return Finding(
-        f"the {first.setting} is performance only until {first.service} starts again, as at each "
-        f"boot: then it is {first.value} ({first.path})"
+        f"the {first.setting} is performance only until {first.service} next starts, at boot at "
+        f"the latest: it then sets {first.value} ({first.path})"
     )
 
 
@@ -357,7 +357,7 @@ RULES: tuple[Rule, ...] = (
         check=_battery,
         severity="info",
         confidence="sure",
-        fix="plug it in before you measure",
+        fix="plug it in before measuring",
         sources=(kernel_doc("power/power_supply_class"),),
     ),
     Rule(
@@ -402,7 +402,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="tuned-ppd-base",
-        title="tuned-ppd puts its own profile back when it starts",
+        title="tuned-ppd goes back to its own profile at the next boot",
         when=ALWAYS,
         check=_tuned_base,
         severity="info",
@@ -432,7 +432,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="power-set-back",
-        title="a power service sets less when it starts than what is set now",
+        title="a power service will lower at the next boot what is set now",
         when=ALWAYS,
         check=_set_back,
         severity="info",
