@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import re
+import time
+import tracemalloc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +39,7 @@ from infertune.doctor.rules import RULES
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
 from infertune.doctor.surroundings import recorded
 from infertune.root import Root
+from infertune.server_files.script import script
 from infertune.snapshot import open_snapshot, record
 
 SYSTEM = "/etc/systemd/system"
@@ -826,6 +829,27 @@ def test_swappiness_is_judged_with_the_swap_there_is(
     [line] = re.findall(r"^vm.swappiness.*", capsys.readouterr().out, re.MULTILINE)
     assert "180" in line
     assert line.rstrip().endswith("change") if note is None else note in line
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A=" + "x" * 8000 + "\n" + 'A="$A$A$A$A$A$A$A$A"\n' * 400,
+        "A=(" + "x " * 4000 + ")\n" + 'A=("${A[@]}" "${A[@]}" "${A[@]}")\n' * 400,
+        "A=(a)\n" + "A+=(" + "x " * 2000 + ")\n" * 400,
+        "A=(\n" * 4000,
+        "bash -c " * 4000,
+        "\udcff\x07 'llama-server \"$( ( ( " * 1000,
+    ],
+)
+def test_a_script_cannot_swell_the_reader(text: str) -> None:
+    started = time.process_time()
+    tracemalloc.start()
+    script("#!/bin/sh\n" + text + "llama-server -m x.gguf $A\n")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 32 << 20
+    assert time.process_time() - started < 20
 
 
 def test_a_third_of_the_machines_is_well_set_up() -> None:

@@ -291,7 +291,9 @@ CASES: dict[str, Case] = {
         server("-c 8192 --parallel 8"), server("-c 8192 --parallel 8 -kvu"), says="1024 for each"
     ),
     "server-locked-copy": Case(
-        server("--mlock"), server("--load-mode mlock"), says="chat.service maps the model"
+        server("--load-mode mmap+mlock"),
+        server("--load-mode mlock"),
+        says="chat.service maps the model",
     ),
     "server-mapped-model": Case(
         server("--load-mode mmap"), server("--load-mode none"), says="asks for a mapped model"

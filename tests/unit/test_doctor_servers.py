@@ -458,7 +458,7 @@ def test_the_binary_is_asked(
     assert recorded(machine).server == found
     answer = ask(machine, "llama-gone-flags").answer
     assert isinstance(answer, Finding)
-    assert f"gives {', '.join(sorted((gone, '--bogus')))}, which " in answer.text
+    assert f"passes {', '.join(sorted((gone, '--bogus')))}, which " in answer.text
     assert answer.confidence is None
 
 

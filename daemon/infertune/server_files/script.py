@@ -9,7 +9,7 @@ so a script with several servers gives all of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from infertune.server_files import command_line
 from infertune.server_files.formats import Entry
@@ -35,7 +35,8 @@ def script(text: str) -> list[Entry]:
         assignment = _ASSIGNMENT.fullmatch(line)
         if assignment and (words := _assigned(assignment["value"], variables)) is not None:
             name = assignment["name"]
-            variables[name] = [*variables.get(name, []), *words] if assignment["more"] else words
+            words = [*variables.get(name, []), *words] if assignment["more"] else words
+            variables[name] = _bounded(words)
             if (assignment["how"] or "").startswith("export"):
                 exported[name] = " ".join(words)
             continue
@@ -70,19 +71,38 @@ def _assigned(value: str, variables: dict[str, list[str]]) -> list[str] | None:
 
 def _expanded(line: str, variables: dict[str, list[str]]) -> list[str]:
     """Words of a line, variables that are known in their place."""
-    words: list[str] = []
-    for word in command_line.shell_words(line):
-        whole = _REFERENCE.fullmatch(word)
-        name = (whole[1] or whole[3]) if whole else None
-        words += variables[name] if name in variables else [_replaced(word, variables)]
-    return words[: command_line.COMMAND_LIMIT]
+
+    def words() -> Iterator[str]:
+        for word in command_line.shell_words(line):
+            whole = _REFERENCE.fullmatch(word)
+            name = (whole[1] or whole[3]) if whole else None
+            yield from variables[name] if name in variables else [_replaced(word, variables)]
+
+    return _bounded(words())
+
+
+def _bounded(words: Iterable[str]) -> list[str]:
+    """As many words as one command line may have: a script can double a list at every line."""
+    kept: list[str] = []
+    left = command_line.COMMAND_LIMIT
+    for word in words:
+        left -= len(word) + 1
+        if left < 0:
+            break
+        kept.append(word)
+    return kept
 
 
 def _replaced(word: str, variables: dict[str, list[str]]) -> str:
-    def value(found: re.Match[str]) -> str:
+    """A word with the values of variables in it, cut where it gets longer than a command line."""
+    parts, at, length = [], 0, 0
+    for found in _REFERENCE.finditer(word):
         name = found[1] or found[3]
-        if name in variables:
-            return " ".join(variables[name])
-        return found[2] if found[2] is not None else found[0]
-
-    return _REFERENCE.sub(value, word)[: command_line.COMMAND_LIMIT]
+        unknown = found[2] if found[2] is not None else found[0]
+        value = " ".join(variables[name]) if name in variables else unknown
+        parts += [word[at : found.start()], value]
+        at = found.end()
+        length += len(value)
+        if length > command_line.COMMAND_LIMIT:
+            break
+    return "".join([*parts, word[at:]])[: command_line.COMMAND_LIMIT]
