@@ -423,6 +423,20 @@ FILES: dict[str, Case] = {
             )
         },
     ),
+    "ollama-variables": Case(
+        "in a file of variables, on a snapshot that says nothing of its caller",
+        {
+            **IDLE,
+            SURROUNDINGS: None,
+            **unit(
+                f"{SYSTEM}/ollama.service",
+                "/usr/local/bin/ollama serve",
+                "EnvironmentFile=-/etc/ollama/env.conf",
+            ),
+            "/etc/ollama/env.conf": "HSA_OVERRIDE_GFX_VERSION=11.0.2\nOLLAMA_FLASH_ATTENTION=1\n",
+        },
+        {"rocm-override": ("error", "11.0.2 \\(/etc/ollama/env.conf\\)")},
+    ),
     "ollama-right": quiet(
         "nothing is given that is wrong",
         IDLE,

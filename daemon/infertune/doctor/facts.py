@@ -250,6 +250,8 @@ class Facts:
             for each in need(self.declared)
             if name in each.environment
         ]
+        if found and isinstance(self.environment, Unknown):
+            return list(dict.fromkeys(found))  # what is known is known without the caller
         caller = need(self.environment)
         own = [(caller[name], "your environment")] if name in caller else []
         return list(dict.fromkeys([*own, *found]))
