@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -16,9 +17,18 @@ from doctor_support import GPU, HEALTHY, build
 from infertune.admission import Asked, admit, check, release
 from infertune.errors import UsageError
 from infertune.machine import read_machine
+from infertune.pools import promised
 from infertune.pools.facts import read_facts
-from infertune.pools.promised import LOCK, OF_ROOT, reservations, reserve, with_reservations
-from infertune.root import Root
+from infertune.pools.promised import (
+    LOCK,
+    OF_ROOT,
+    OF_UNITS,
+    reservations,
+    reserve,
+    sweep,
+    with_reservations,
+)
+from infertune.root import Root, Step
 from infertune.units import GIB
 from known_models import KNOWN
 
@@ -145,6 +155,88 @@ def test_a_promise_ends_with_time_with_release_and_with_its_process(
     path = machine.at(f"{OF_ROOT}/chat.json")
     path.write_text(path.read_text().replace('"started_ticks": ', '"started_ticks": 1'))
     assert reservations(machine) == ()
+
+
+@pytest.mark.parametrize(
+    ("unit", "uid", "believed"),
+    [
+        ("infertune-server@chat", os.getuid(), True),
+        ("user@1000", os.getuid(), True),
+        ("infertune-server@chat", 65534, True),  # as root sees it (systemd 257)
+        ("user@1000", 65534, False),
+        ("infertune-server@chat", 4711, False),
+    ],
+)
+def test_whose_file_speaks_for_a_process(
+    unit: str, uid: int, believed: bool, machine: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = f"/infertune.slice/{unit}.service"
+    monkeypatch.setattr("infertune.pools.promised.group_of", lambda *_: group)
+    assert promised._is_its_owner(machine, os.getpid(), uid) is believed
+
+
+class Loading(WithProcesses):
+    """An engine that takes 10 GiB each time somebody looks at anything of it."""
+
+    taken = 0
+
+    def get(self, path: str) -> str | None:
+        if path == f"/proc/{os.getpid()}/statm":
+            self.taken += 10 * GIB
+            return f"0 {self.taken // 4096} 0"
+        if path == "/proc/meminfo":
+            return f"MemTotal: {128 * GIB // 1024} kB\nMemAvailable: {self.left() // 1024} kB\n"
+        return super().get(path)
+
+    def left(self) -> int:
+        return 120 * GIB - self.taken
+
+
+def test_what_is_taken_while_somebody_looks_is_not_free(machine: Root) -> None:
+    """Nor what was free when the machine was read: a launcher may have waited since."""
+    root = Loading(machine.base)
+    reserve(root, OF_ROOT, "chat", os.getpid(), gpu=0, host=50 * GIB)
+    facts = read_facts(root, read_machine(root))
+    for _ in range(6):
+        now = with_reservations(root, facts, "cpu")
+        assert now.available is not None
+        assert now.available - now.reserved_ram <= 70 * GIB
+
+
+class WithoutOthers(WithProcesses):
+    """As a unit sees it (ProtectProc=invisible): no process of another user."""
+
+    def get(self, path: str) -> str | None:
+        return None if path.startswith("/proc/1/") else super().get(path)
+
+
+def test_a_unit_believes_what_root_runs_and_sees_what_units_run(
+    machine: Root, tmp_path: Path
+) -> None:
+    gone = os.fork()
+    if not gone:
+        signal.pause()
+    for directory, name in ((OF_ROOT, "run-7"), (OF_UNITS, "chat")):
+        assert reserve(machine, directory, name, gone, gpu=1, host=1)
+    unit = WithoutOthers(machine.base)
+    assert {each.name for each in reservations(unit)} == {"run-7", "chat"}
+    end(gone)
+    assert [each.name for each in reservations(unit)] == ["run-7"]
+    assert reservations(machine) == ()
+    sweep(machine, OF_ROOT)  # as the daemon does before a start
+    assert reservations(unit) == ()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOSPC])
+def test_without_a_lock_there_is_no_turn_and_still_a_judge(
+    number: int, machine: Root, model: str
+) -> None:
+    def hook(step: Step) -> None:
+        if step.action == "lock":
+            raise OSError(number, os.strerror(number))
+
+    root = WithProcesses(machine.base, hook=hook)
+    assert admit(root, read_machine(root), asked("chat", model)).reserved
 
 
 @pytest.mark.parametrize(

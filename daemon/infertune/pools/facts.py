@@ -136,6 +136,8 @@ def read_facts(root: Root, machine: Machine) -> PoolFacts:
     info = memory_info(root, gpu.path) if gpu else MemoryInfo(*[None] * 6)
     in_carveout = _computes_in_carveout(machine.kernel_version, machine.ttm)
     holders, unseen = _holders(root, gpu, info, in_carveout) if gpu else ((), False)
+    if gpu:  # once more: no holder may have more than the sum, which grows while they are read
+        info = memory_info(root, gpu.path)
     return PoolFacts(
         kernel=machine.kernel_version,
         ram=memory.total_bytes,

@@ -14,6 +14,8 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from infertune.host.cgroup import group_of, owner_of
+from infertune.host.memory import meminfo
 from infertune.host.processes import children, resident_bytes, started_ticks, uptime, user_of
 from infertune.host.unknown import Unknown
 from infertune.pools.facts import Holder, PoolFacts
@@ -31,6 +33,8 @@ _MOST_SWEPT = 1000
 _MAX_BYTES = 4096
 _MOST = 1 << 62
 """Of each number in a file: far more than any machine has, and still a number to reckon with."""
+_NOBODY = 65534
+_UNIT = "infertune-server@"
 _LASTS_S = 900.0
 """120 GiB at 200 MB/s are loaded in ten minutes."""
 
@@ -79,8 +83,18 @@ def _valid(root: Root, path: str) -> Reservation | None:
     # A unit's user sees no process of root's (ProtectProc=): those are believed until they are old.
     hidden = path.startswith(f"{OF_ROOT}/") and started_ticks(root, 1) is None
     lives = started_ticks(root, one.pid) == one.started_ticks
-    own = user_of(root, one.pid) == status.st_uid
+    own = _is_its_owner(root, one.pid, status.st_uid)
     return one if ((lives and own) or hidden) and 0 <= age < _LASTS_S else None
+
+
+def _is_its_owner(root: Root, pid: int, uid: int) -> bool:
+    """Whether a file with this owner speaks for a process: that user's, or a server's.
+
+    The directory of the units is mapped to their user in their units alone; elsewhere its files
+    are nobody's (seen with systemd 257).
+    """
+    owner = owner_of(group_of(root, pid)) or ""
+    return uid == user_of(root, pid) or (uid == _NOBODY and owner.startswith(_UNIT))
 
 
 def _reservation(known: Any) -> Reservation:
@@ -99,7 +113,7 @@ def _count(number: object) -> int:
 def with_reservations(
     root: Root, facts: PoolFacts, backend: str, *, without: int | None = None
 ) -> PoolFacts:
-    """The facts with what servers that are still loading were promised.
+    """The facts with what servers that are still loading were promised, and what is left by now.
 
     ``without``: a process whose own promise does not count (it asks again).
     """
@@ -116,7 +130,12 @@ def with_reservations(
         gpu += left
         host += max(0, one.host - resident) + (left if in_ram else 0)
     return replace(
-        facts, reserved=gpu, reserved_ram=host, loading=tuple(each.who for each in promised)
+        facts,
+        # Read last: what an engine takes between the two readings is counted twice, not never.
+        available=meminfo(root).get("MemAvailable"),
+        reserved=gpu,
+        reserved_ram=host,
+        loading=tuple(each.who for each in promised),
     )
 
 
@@ -133,7 +152,7 @@ def reserve(root: Root, directory: str, name: str, pid: int, *, gpu: int, host: 
     path = f"{directory}/{name}.json"
     try:
         root.mkdir(directory)
-        _sweep(root, directory)
+        sweep(root, directory)
         root.replace(path, json.dumps(asdict(one)).encode())
     except OSError:
         # Without root, or on a full /run: the start goes on without a promise, nor half of one.
@@ -143,7 +162,7 @@ def reserve(root: Root, directory: str, name: str, pid: int, *, gpu: int, host: 
     return path
 
 
-def _sweep(root: Root, directory: str) -> None:
+def sweep(root: Root, directory: str) -> None:
     """Remove what processes that are gone have left."""
     for name in root.names(directory)[:_MOST_SWEPT]:
         path = f"{directory}/{name}"
