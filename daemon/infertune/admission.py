@@ -44,7 +44,7 @@ class Admission:
     """What came of asking."""
 
     remark: str | None
-    """To be said beside the start: tight, unknown, or what --force overrides."""
+    """To be said beside the start: tight, unknown, or what is overridden by force."""
     reserved: str | None = None
     """The file of the reservation, to be removed once the server has answered or ended."""
 
@@ -61,6 +61,8 @@ class Asked:
     pid: int
     """The process that will be the engine, or its parent."""
     force: bool = False
+    forced_by: str = "--force"
+    """How the user says so."""
     profile: str | None = None
     """Whose [boot] is looked at first for more room."""
 
@@ -125,11 +127,9 @@ def _verdict(found: Budget, asked: Asked) -> str | None:
     if found.verdict in REFUSED:
         if not asked.force:
             helps = "".join(f"\n  {each.verdict} with {each.text}" for each in found.remedies)
-            raise UsageError(
-                f"{found.verdict}: {why}; nothing was touched",
-                hint=f"'infertune fit' shows the sums; --force starts it all the same{helps}",
-            )
-        return f"--force overrides: {found.verdict}: {why}"
+            way = f"'infertune fit' shows the sums; {asked.forced_by} starts it all the same"
+            raise UsageError(f"{found.verdict}: {why}; nothing was started", hint=f"{way}{helps}")
+        return f"{asked.forced_by} overrides: {found.verdict}: {why}"
     word = "whether the model fits is unknown" if found.verdict == "unknown" else found.verdict
     return f"{word}: {why}"
 

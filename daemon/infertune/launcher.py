@@ -17,6 +17,7 @@ from infertune.errors import Exit, InfertuneError, UsageError
 from infertune.launch.client import Completion
 from infertune.launch.place import Placed
 from infertune.machine import Machine, read_machine
+from infertune.notify import Notifier
 from infertune.pools.promised import LOCK, OF_UNITS
 from infertune.root import Root
 from infertune.run import Request, Result, Run, prepare
@@ -62,6 +63,7 @@ def _admit(
         settings=settings,
         pid=os.getpid(),
         force=declared.force,
+        forced_by="'force = true'",
         profile=declared.profile,
     )
     turn = sys.stdin.fileno() if _has_turn(root) else None
@@ -80,6 +82,13 @@ def _close_turn() -> None:
     """The server is not to keep the lock."""
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     os.dup2(null, 0)
+
+
+def _tell(error: InfertuneError) -> None:
+    """The journal everything, and systemd why: ``systemctl status`` and the daemon show it."""
+    hint = f"; {error.hint}" if error.hint else ""
+    print(f"<3>{_line(error.message + hint)}", file=sys.stderr)
+    Notifier(os.environ).send(STATUS=_line(error.message))
 
 
 def main() -> int:
@@ -105,8 +114,7 @@ def main() -> int:
         result = Result(profile=declared.profile)
         _, job = prepare(Run(root, machine, request, result, _Log()))
     except InfertuneError as error:
-        hint = f"; {error.hint}" if error.hint else ""
-        print(f"<3>{_line(error.message + hint)}", file=sys.stderr)
+        _tell(error)
         return int(error.exit_code)
     _close_turn()
     print(_line(f"starting {' '.join(job.argv)}"), flush=True)

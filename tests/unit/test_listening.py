@@ -102,6 +102,16 @@ def wait(port: int) -> float:
     return serve._wait(HERE, "chat", port, f"http://127.0.0.1:{port}")
 
 
+def test_a_refused_server_says_why(impostor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon_says(monkeypatch, {"state": "failed", "error": "does not fit now: RAM"})
+    with pytest.raises(Failed, match=r"^chat: its unit is failed: does not fit now: RAM$"):
+        wait(impostor)
+    daemon_says(monkeypatch, {"state": "failed"})
+    with pytest.raises(Failed, match=r"^chat: its unit is failed$") as failure:
+        wait(impostor)
+    assert failure.value.hint == "infertune logs chat"
+
+
 def test_another_program_on_the_port_is_not_the_server(
     impostor: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

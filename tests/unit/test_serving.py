@@ -85,11 +85,11 @@ class FakeSystemd(ServiceInterface):
 
     @dbus_method()
     def ResetFailedUnit(self, unit: S) -> Nothing:
-        return None
+        self.asked.append(f"reset {unit}")
 
     @dbus_method()
     def GetUnit(self, unit: S) -> O:
-        if self.units.get(unit) != "active":
+        if self.units.get(unit) not in ("active", "failed"):
             raise DBusError("org.freedesktop.systemd1.NoSuchUnit", unit)
         return UNIT_PATH
 
@@ -115,15 +115,20 @@ class FakeSystemd(ServiceInterface):
 
 
 class RunningService(ServiceInterface):
-    """Every unit that runs."""
+    """Every unit that runs, or is failed."""
 
     def __init__(self) -> None:
         super().__init__("org.freedesktop.systemd1.Service")
         self.uid = 61234
+        self.status = ""
 
     @dbus_property(access=PropertyAccess.READ)
     def UID(self) -> U:
         return self.uid
+
+    @dbus_property(access=PropertyAccess.READ)
+    def StatusText(self) -> S:
+        return self.status
 
 
 class World:
@@ -267,6 +272,16 @@ def test_a_unit_that_does_not_start_is_a_failure_with_a_hint(
         with pytest.raises(Failed, match="did not start, it is failed") as failure:
             await serving.serve("one")
         assert failure.value.hint == "infertune logs one"
+        unit = "infertune-server@one.service"
+        assert world.systemd.asked[-2:] == [f"reset {unit}", f"start {unit}"], "its start limit"
+        # What the launcher has said is told; what could move a terminal's cursor is not.
+        world.unit.status = "does not fit now: RAM: \x1b[2J" + "x" * 5000
+        with pytest.raises(Failed, match=r"it is failed: does not fit now: RAM: \\x1b\[2Jxxx"):
+            await serving.serve("one")
+        about = {each["name"]: each.get("error") for each in await serving.servers()}
+        assert about["one"].startswith("does not fit now: RAM: ")
+        assert len(about["one"]) < 1100
+        assert about["two"] is None
         await close(client)
         await close(service)
 

@@ -301,7 +301,8 @@ def _wait(root: Root, name: str, port: int, url: str) -> float:
                 about = _about(name)
                 state, uid = about.get("state", "inactive"), about.get("uid")
                 if state not in ("active", "activating"):
-                    raise Failed(f"{name}: its unit is {state}", hint=f"infertune logs {name}")
+                    why = f": {about['error']}" if about.get("error") else ""
+                    raise Failed(f"{name}: its unit is {state}{why}", hint=f"infertune logs {name}")
                 ask_again = time.monotonic() + _ASK_S
             if uid is not None and _answers(root, name, port, uid, url):
                 return waited

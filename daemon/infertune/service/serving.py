@@ -10,7 +10,7 @@ from typing import Any
 from infertune.errors import Failed, InfertuneError, UsageError
 from infertune.host.sockets import listeners
 from infertune.machine import read_machine
-from infertune.pools.promised import LOCK
+from infertune.pools.promised import LOCK, OF_ROOT, sweep
 from infertune.profile import load_profile
 from infertune.resolve import Desired, resolve
 from infertune.root import Root
@@ -87,7 +87,9 @@ class Serving:
             try:
                 await self._systemd.start(unit)
             except Failed as failed:
-                raise Failed(failed.message, hint=f"infertune logs {name}") from None
+                why = await self._systemd.status_text(unit)
+                message = f"{failed.message}: {why}" if why else failed.message
+                raise Failed(message, hint=f"infertune logs {name}") from None
         return unit
 
     async def stop(self, name: str) -> None:
@@ -141,8 +143,11 @@ class Serving:
 
     async def _about(self, name: str, state: str) -> dict[str, Any]:
         about: dict[str, Any] = {"name": name, "state": state}
+        unit = f"{_PREFIX}{name}{_SUFFIX}"
         if state in _RUNNING:
-            about["uid"] = await self._systemd.uid(f"{_PREFIX}{name}{_SUFFIX}")
+            about["uid"] = await self._systemd.uid(unit)
+        if state == "failed" and (why := await self._systemd.status_text(unit)):
+            about["error"] = why
         try:
             found = find_declaration(self._root, name)
         except InfertuneError as error:
@@ -170,8 +175,10 @@ class Serving:
     def _make_lock(self) -> None:
         """The unit's standard input: its launcher waits for its turn with it.  Raises Failed."""
         try:
-            with self._root.turn(LOCK, 0):
-                pass
+            with self._root.turn(LOCK, 0) as alone:
+                if alone:
+                    # The launcher cannot see that a process of root's has ended.
+                    sweep(self._root, OF_ROOT)
         except OSError as error:
             raise Failed(f"{LOCK}: {error.strerror}") from error
 

@@ -12,6 +12,7 @@ from dbus_fast.aio import MessageBus
 
 from infertune.errors import Failed
 from infertune.service.wire import from_bus
+from infertune.units import printable_line
 
 _TIMEOUT_S = 30.0
 _JOB_S = 60.0
@@ -21,6 +22,7 @@ _POLL_S = 0.1
 
 _PROPERTIES = "org.freedesktop.DBus.Properties"
 _NO_UID = 2**32 - 1  # UID_INVALID of systemd
+_STATUS_CHARACTERS = 1000
 
 
 class Systemd:
@@ -34,6 +36,8 @@ class Systemd:
 
     async def start(self, unit: str) -> None:
         """Start a unit and wait until it has started.  Raises Failed where it does not."""
+        # Also its start limit: that one is for restarts, not for who asks again.
+        await self._call("ResetFailedUnit", "s", unit, may_fail=True)
         await self._call("StartUnit", "ss", unit, "replace")
         state = await self._settled(unit)
         if state != "active":
@@ -67,12 +71,23 @@ class Systemd:
 
     async def uid(self, unit: str) -> int | None:
         """User that a service runs as, also a dynamic one; None where it does not run."""
+        uid = await self._of_service(unit, "UID")
+        return uid if isinstance(uid, int) and uid != _NO_UID else None
+
+    async def status_text(self, unit: str) -> str | None:
+        """What a service has last said of itself (STATUS= of sd_notify(3)); None for nothing."""
+        text = await self._of_service(unit, "StatusText")
+        return printable_line(text, _STATUS_CHARACTERS) if isinstance(text, str) and text else None
+
+    async def _of_service(self, unit: str, name: str) -> Any:
+        """A property of a service; None where the unit is not loaded."""
         path = await self._call("GetUnit", "s", unit, may_fail=True)
         if path is None:
             return None
-        asked = ("org.freedesktop.systemd1.Service", "UID")
-        uid = await self._call("Get", "ss", *asked, path=path, interface=_PROPERTIES, may_fail=True)
-        return uid if isinstance(uid, int) and uid != _NO_UID else None
+        asked = ("org.freedesktop.systemd1.Service", name)
+        return await self._call(
+            "Get", "ss", *asked, path=path, interface=_PROPERTIES, may_fail=True
+        )
 
     async def _settled(self, unit: str) -> str:
         """ActiveState of a unit once no job of it is left.
