@@ -109,6 +109,8 @@ def remove(root: Root) -> tuple[Placed, ...]:
             _run("systemctl", "stop", "infertune.slice", "infertune-server@*.service")
             exporter = ("infertune-exporter.socket", "infertune-exporter.service")
             _run("systemctl", "disable", "--now", *exporter)
+            # /run/infertune-server: by systemd, because servers may have put links there.
+            _run("systemctl", "clean", "--what=runtime", "infertune-server@any.service")
             _run("systemctl", "disable", "infertune.service", *BOOT_UNITS)
         _remove_servers(root)
     placed = []
