@@ -181,7 +181,8 @@ class Root:
     def read_file(self, path: str, limit: int) -> tuple[bytes, os.stat_result]:
         """At most ``limit`` bytes of a regular file, and its status.
 
-        Raises OSError: ELOOP for a symbolic link, EINVAL for a FIFO, a device or a directory.
+        Raises OSError: ELOOP for a symbolic link, EISDIR for a directory, EINVAL for a FIFO or
+        a device.
         """
         return _read_plain(self.at(path), path, limit, follow=False)
 

@@ -29,6 +29,7 @@ SHORT = {name.rpartition(".")[2] for name in KNOWN}
 """Names in files of others: ``options ttm pages_limit=...``."""
 QUOTED = {
     ("amd_iommu", "pt"),  # a value that does not exist: it is named to say so
+    ("zswap.enabled", "0"),  # on the kernel command line, not in a profile
 }
 OUTPUT = "at launch, "
 """Lines of ``plan``: canonical values, not what is written into a profile."""

@@ -420,7 +420,7 @@ BROKEN = {
     "CRLF": ("etc/modprobe.d/x.conf", b"options ttm pages_limit=5\r\n", "Windows line ends"),
     "sparse": ("etc/modprobe.d/x.conf", _sparse, "larger than 1024 KiB"),
     "fifo": ("etc/modprobe.d/x.conf", os.mkfifo, "EINVAL"),
-    "directory": ("etc/modprobe.d/x.conf", os.mkdir, "EINVAL"),
+    "directory": ("etc/modprobe.d/x.conf", os.mkdir, "EISDIR"),
     "loop": ("etc/modprobe.d/x.conf", _loop, None),
     "dangling": ("etc/modprobe.d/x.conf", lambda p: p.symlink_to("/nowhere"), None),
     "outside": ("etc/modprobe.d/x.conf", _outside, None),
