@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,16 @@ def test_what_is_taken_while_somebody_looks_is_not_free(machine: Root) -> None:
         now = with_reservations(root, facts, "cpu")
         assert now.available is not None
         assert now.available - now.reserved_ram <= 70 * GIB
+
+
+def test_several_that_are_loading_are_named_together(machine: Root, model: str) -> None:
+    for name in ("chat", "code"):
+        reserve(machine, OF_ROOT, name, os.getpid(), gpu=55 * GIB, host=0)
+    with pytest.raises(UsageError) as refused:
+        admit(machine, read_machine(machine), replace(asked("third", model), pid=os.getppid()))
+    us = os.getpid()
+    named = f"promised to server 'chat' (pid {us}) and server 'code' (pid {us}), which are loading"
+    assert named in refused.value.message
 
 
 class WithoutOthers(WithProcesses):

@@ -472,7 +472,7 @@ def test_serve_refuses_before_it_asks_anybody(
     assert main(words) == 2
     err = capsys.readouterr().err
     assert "does not fit: GTT: " in err
-    assert "nothing was touched" in err
+    assert "nothing was started" in err
     assert main([*words, "--force"]) == 5  # and then: no daemon on a recorded machine
     assert "does not fit: GTT: " in capsys.readouterr().err
     small = gguf_files.write(tmp_path / "small.gguf", llama.metadata(), llama.tensors())
@@ -503,7 +503,7 @@ def test_run_refuses_before_anything_is_touched(
     assert not started.exists()
     err = capsys.readouterr().err
     assert "does not fit: RAM: " in err
-    assert "nothing was touched" in err
+    assert "nothing was started" in err
     assert "--force" in err
     assert main([*words, "--force"]) == 3
     assert started.exists()

@@ -197,7 +197,14 @@ def _in_use(pool: Pool) -> str:
     held = f"{format_size(pool.held or 0)} are in use: {held_by(pool)}"
     if not pool.reserved:
         return held
-    return f"{held}; {format_size(pool.reserved)} are promised to {', '.join(pool.loading[:3])}"
+    return f"{held}; {_promised(pool.reserved, pool.loading)}"
+
+
+def _promised(size: int, loading: tuple[str, ...]) -> str:
+    named, more = loading[:_NAMED], len(loading) - _NAMED
+    who = " and ".join((*named, f"{more} more") if more > 0 else named)
+    verb = "is" if len(loading) == 1 else "are"
+    return f"{format_size(size)} are promised to {who}, which {verb} loading"
 
 
 def _ram_demand(room: Ram, need: int, later: int) -> Demand:
@@ -223,10 +230,7 @@ def _of_ram(room: Ram, need: int, later: int, facts: PoolFacts) -> Iterator[tupl
     if room.free is None:
         return
     left = room.free - need
-    promised = ""
-    if facts.reserved_ram:
-        who = ", ".join(facts.loading[:3])
-        promised = f"; {format_size(facts.reserved_ram)} are promised to {who}"
+    promised = f"; {_promised(facts.reserved_ram, facts.loading)}" if facts.reserved_ram else ""
     if left < floor:
         text = (
             f"RAM: {format_size(need)} of the {format_size(room.free)} that are free; other "

@@ -54,7 +54,7 @@ class Reservation:
 
     @property
     def who(self) -> str:
-        return f"server '{self.name}' (pid {self.pid}), which is loading"
+        return f"server '{self.name}' (pid {self.pid})"
 
 
 def reservations(root: Root) -> tuple[Reservation, ...]:
