@@ -36,6 +36,7 @@ from infertune.host.boot_writes import BootWrite, boot_writes
 from infertune.host.container import container_kind
 from infertune.host.coredump import CoreDumps, core_dumps
 from infertune.host.ini import sections
+from infertune.host.memory import PAGE
 from infertune.host.nodes import Node, gpu_nodes
 from infertune.host.power_at_boot import power_at_boot
 from infertune.host.swap import SwapArea, Swaps
@@ -43,6 +44,7 @@ from infertune.host.swap import swaps as swaps_of
 from infertune.host.unknown import Unknown
 from infertune.knobs import KNOBS
 from infertune.machine import read_machine
+from infertune.pools.boot import most_for_gpu
 from infertune.redaction import reduce_file
 from infertune.root import Root
 from infertune.units import GIB, KIB
@@ -560,6 +562,25 @@ def test_another_setting_is_another_cause(tmp_path: Path) -> None:
 )
 def test_the_fix_has_the_number(overlay: Overlay, rule: str, fix: str, tmp_path: Path) -> None:
     assert fix in (finding(build(tmp_path, HEALTHY, overlay), rule).fix or "")
+
+
+@pytest.mark.parametrize(
+    ("overlay", "rule"),
+    [
+        (cmdline("amdgpu.gttsize=524288"), "gttsize-deprecated"),
+        ({MODPROBE: "options ttm pages_limit=512G\n"}, "ttm-wrong-unit"),
+        ({MODPROBE: "options ttm pages_limit=262143\n"}, "ttm-wrong-unit"),
+        ({MODPROBE: "options ttm pages_limit=500\n"}, "ttm-wrong-unit"),
+    ],
+)
+def test_no_number_is_more_than_boot_plan_accepts(
+    overlay: Overlay, rule: str, tmp_path: Path
+) -> None:
+    root = build(tmp_path, HEALTHY, overlay)
+    total = read_machine(root).memory.total_bytes
+    assert total is not None
+    fix = finding(root, rule).fix or ""
+    assert f"ttm.pages_limit={most_for_gpu(total) // PAGE} for " in fix
 
 
 # -- the command line ---------------------------------------------------------

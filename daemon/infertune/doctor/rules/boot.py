@@ -23,8 +23,10 @@ from infertune.doctor.base import (
 )
 from infertune.doctor.conditions import ALWAYS, AMDGPU, NPU, STRIX_HALO
 from infertune.doctor.facts import Facts
+from infertune.host.memory import PAGE
 from infertune.host.modprobe import Assignment
-from infertune.units import MIB, PAGES_PER_GIB, format_size
+from infertune.pools.boot import most_for_gpu
+from infertune.units import GIB, MIB, PAGES_PER_GIB, format_size
 
 _TTM = ("ttm", "amdttm", "amd_ttm")
 
@@ -42,11 +44,18 @@ def _gttsize(facts: Facts) -> Answer:
     found = facts.configured("amdgpu", "gttsize")
     if not found or found[-1].value in ("-1", ""):
         return None
-    size = _mib(found[-1].value)
+    size = (_mib(found[-1].value) or 0) * MIB
     module = facts.machine.ttm.module if facts.machine.ttm else "ttm"
-    fix = f"write {module}.pages_limit={size * 256} instead" if size else None
+    fix = f"{_write(facts, f'{module}.pages_limit', size)} instead" if size else None
     text = f"{found[-1]} ({found[-1].origin}) is deprecated and will be removed"
     return Finding(text, fix=fix, about="amdgpu.gttsize")
+
+
+def _write(facts: Facts, name: str, size: int) -> str:
+    """The number of pages for a size, or for the largest that ``boot plan`` accepts here."""
+    total = facts.machine.memory.total_bytes
+    size = min(size, most_for_gpu(total)) if total else size
+    return f"write {name}={size // PAGE} for {format_size(size)}"
 
 
 def _mib(value: str) -> int | None:
@@ -59,7 +68,7 @@ def _sizes_differ(facts: Facts) -> Answer:
     pages = [option for option in limits if _pages(option.value)]
     if not gtt or not pages:
         return None
-    size, limit = (_mib(gtt[-1].value) or 0) * MIB, (_pages(pages[-1].value) or 0) * 4096
+    size, limit = (_mib(gtt[-1].value) or 0) * MIB, (_pages(pages[-1].value) or 0) * PAGE
     if abs(size - limit) < 64 * MIB:
         return Finding(f"{gtt[-1]} and {pages[-1]} set the same size twice", "info")
     return Finding(
@@ -155,32 +164,31 @@ def _uneven_pages(facts: Facts) -> Answer:
             if pages is None:
                 return Finding(
                     f"{option} ({option.origin}) is not a number of pages: the module refuses it",
-                    fix=_sized(name, option.value),
+                    fix=_sized(facts, name, option.value),
                     about=name,
                 )
             if 0 < pages < PAGES_PER_GIB:
                 return Finding(
-                    f"{option} ({option.origin}) is {format_size(pages * 4096)}: the value counts "
+                    f"{option} ({option.origin}) is {format_size(pages * PAGE)}: the value counts "
                     "pages of 4 KiB, not MiB or GiB",
-                    fix=_meant(name, pages),
+                    fix=_meant(facts, name, pages),
                     about=name,
                 )
     return None
 
 
-def _sized(name: str, value: str) -> str | None:
+def _sized(facts: Facts, name: str, value: str) -> str | None:
     """What somebody meant who wrote ``96G`` for a number of pages."""
     found = re.fullmatch(r"(\d{1,6})\s*([GM])i?B?", value, re.IGNORECASE)
     if found is None:
         return None
-    pages = int(found[1]) * (PAGES_PER_GIB if found[2] in "Gg" else 256)
-    return f"write {name}={pages} for {format_size(pages * 4096)}"
+    return _write(facts, name, int(found[1]) * (GIB if found[2] in "Gg" else MIB))
 
 
-def _meant(name: str, number: int) -> str | None:
+def _meant(facts: Facts, name: str, number: int) -> str | None:
     """The same number as GiB or MiB, whichever is a size of these machines."""
-    pages = number * 256 if number >= 8192 else number * PAGES_PER_GIB if number <= 512 else None
-    return f"write {name}={pages} for {format_size(pages * 4096)}" if pages else None
+    size = number * MIB if number >= 8192 else number * GIB if number <= 512 else None
+    return _write(facts, name, size) if size else None
 
 
 def _newer_than_initramfs(facts: Facts) -> Answer:
