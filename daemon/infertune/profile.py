@@ -189,7 +189,7 @@ def package_directory() -> Path:
     """The profiles that come with infertune: package data, or the checkout's ``profiles/``."""
     here = Path(__file__).resolve().parent
     installed = here / "profiles"
-    return installed if installed.is_dir() else here.parents[1] / "profiles"
+    return installed if os.path.isdir(installed) else here.parents[1] / "profiles"
 
 
 def places(root: Root) -> dict[str, list[Place]]:

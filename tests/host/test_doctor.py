@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,10 +93,12 @@ def test_every_rule_answers_here(
     assert "oom-kills" in found(document) or "oom-kills" in document["fine"]
 
 
-def test_an_unprivileged_user_gets_an_answer_too() -> None:
+def test_an_unprivileged_user_gets_an_answer_too(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("already unprivileged: the test above is this one")
-    # The checkout may lie where nobody may read: the verb's modules are imported before.
+    # As from a checkout of root's, where nobody may read: the modules are imported before.
+    shutil.copytree(REPOSITORY / "daemon", tmp_path / "daemon")
+    tmp_path.chmod(0o700)
     script = (
         "import os, sys; sys.path.insert(0, sys.argv[1]);"
         "from infertune.cli.main import commands, main; commands();"
@@ -103,7 +106,7 @@ def test_an_unprivileged_user_gets_an_answer_too() -> None:
         "sys.exit(main(['doctor', '--json']))"
     )
     done = subprocess.run(
-        [sys.executable, "-B", "-c", script, str(REPOSITORY / "daemon")],
+        [sys.executable, "-B", "-c", script, str(tmp_path / "daemon")],
         env={"PATH": "/usr/bin:/bin"},
         cwd="/",
         capture_output=True,

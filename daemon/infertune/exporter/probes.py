@@ -106,7 +106,7 @@ def package_directories() -> tuple[Path, Path]:
     """Where declarations and compiled programs are: package data, or those of the checkout."""
     here = Path(__file__).resolve().parents[1]
     installed = here / "probes"
-    if installed.is_dir():
+    if os.path.isdir(installed):
         return installed, installed
     checkout = here.parents[1]
     return checkout / "probes", checkout / "build" / "probes"

@@ -165,7 +165,7 @@ def _directory() -> Path:
     """Our files: package data, or the checkout's ``systemd/``."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "systemd"
-    return installed if installed.is_dir() else package.parents[1] / "systemd"
+    return installed if os.path.isdir(installed) else package.parents[1] / "systemd"
 
 
 def _need_root() -> None:
