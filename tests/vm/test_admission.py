@@ -33,7 +33,8 @@ OTHER = 45 * MIB
 """What a server of MODEL needs beside its KV cache."""
 TOKEN = 64 * 1024
 REFUSED = re.compile(
-    r"does not fit now: RAM: .* are promised to server '(\w+)' \(pid (\d+)\), which is loading"
+    r"does not fit now: RAM: .* are promised to server '(\w+)' \(pid (\d+)\)"
+    r"(?: and server '\w+' \(pid \d+\))?, which (?:is|are) loading"
 )
 
 
