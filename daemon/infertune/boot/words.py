@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Words of a command line, put into files of boot loaders and taken out again.
+
+A place says where in a file they go; it is plain text, for the record on disk:
+
+- ``options``: the last ``options`` line of a boot entry (Boot Loader Specification, type 1)
+- ``cmdline``: a file that holds nothing but a command line, such as /etc/kernel/cmdline
+- ``shell NAME``: a file that a shell reads; a line at its end adds to the variable NAME
+
+Text is as ``surrogateescape`` decodes it: what is not UTF-8 stays as it is.
+"""
+
+from __future__ import annotations
+
+import re
+
+from infertune.boot.change import AT_THE_TRY, Words
+
+HEADER = "# Written by infertune; 'infertune boot undo' puts back what was here before.\n"
+
+
+def add(place: str, text: str, words: Words) -> str:
+    """The text with the words at the end of the command line it holds; they last count once."""
+    text = remove(place, text, words)
+    kind, _, name = place.partition(" ")
+    if kind == "shell":
+        return _whole(text) + HEADER + _assignment(name, words)
+    lines = text.split("\n")
+    numbers = _lines(kind, lines)
+    if not numbers:
+        return _whole(text) + ("options " if kind == "options" else "") + " ".join(words) + "\n"
+    last = numbers[-1]
+    lines[last] = " ".join((lines[last].rstrip(), *words)).lstrip()
+    return "\n".join(lines)
+
+
+def remove(place: str, text: str, words: Words) -> str:
+    """The text without the words, as they were put in together or one by one since."""
+    kind, _, name = place.partition(" ")
+    if kind == "shell":
+        return text.replace(HEADER + _assignment(name, words), "")
+    lines = text.split("\n")
+    for number in _lines(kind, lines):
+        lines[number] = _without(lines[number], words)
+    return "\n".join(lines)
+
+
+def holds(place: str, text: str, words: Words) -> bool:
+    """Whether any of the words is there."""
+    return remove(place, text, words) != text
+
+
+def _assignment(name: str, words: Words) -> str:
+    return f'{name}="${name} {" ".join(words)}"\n'
+
+
+def _whole(text: str) -> str:
+    """Text that ends with a newline, or is empty."""
+    return text if text.endswith("\n") or not text else f"{text}\n"
+
+
+def _lines(kind: str, lines: list[str]) -> list[int]:
+    """Which lines hold the command line."""
+    if kind == "options":
+        return [at for at, line in enumerate(lines) if re.match(r"options[ \t]", line)]
+    # Lines are joined with spaces; a comment (mkinitcpio allows them) must not swallow the words.
+    return [at for at, line in enumerate(lines) if line.strip() and not line.startswith("#")]
+
+
+def _without(line: str, words: Words) -> str:
+    """One line without the words.  What else is in it keeps its spaces."""
+    for sequence in ((*words, *AT_THE_TRY), words, *((word,) for word in words)):
+        pattern = r"\s+".join(map(re.escape, sequence))
+        # Ours come last; a word that stands there twice was there before us, too.
+        found = list(re.finditer(rf"(?:^|(?<=\s)){pattern}(?=\s|$)", line))
+        if found:
+            start, end = found[-1].span()
+            line = line[:start].rstrip(" \t") + line[end:]
+            if len(sequence) > 1:
+                break
+    return line
