@@ -41,7 +41,7 @@ _shtab_infertune_commands() {
 _shtab_infertune_boot_commands() {
   local _commands=(
     confirm:'Ends the trial by hand. Exit code 1 when nothing waits for it.'
-    plan:'Prints every file with its difference and every command, and what brings the machine back if it does not start with them. Needs no privilege.'
+    plan:'Prints every file with its difference and every command, and what brings the machine back if it does not boot with them. Needs no privilege.'
     stage:'Notes what is there, writes the files and rebuilds what is read at boot. If anything fails, everything is put back. The next boot tries it: when the default target is reached it is kept; if not, the boot after that puts the old settings back. Exit code 1 where a part is left to do by hand.'
     status:'Compares what was staged with what the running kernel says; reports parameters that are deprecated, misspelt or overruled. Exit code 1 unless all is well.'
     undo:'Restores content, mode and owner of every file, removes what was not there, and rebuilds what is read at boot. Finishes what was cut short, too.'
@@ -138,6 +138,7 @@ _shtab_infertune_boot_undo_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
   "--debug[show a traceback when something fails]"
+  "--force[name what cannot be put back, and forget it]"
   "--json[print one JSON document (docs\/json.md)]"
 )
 

@@ -15,8 +15,9 @@ import pytest
 
 from boot_trees import BOOT_ID, TREES, Facts, Tools, build, facts
 from infertune.boot import guard, record, staging
-from infertune.boot.loaders import Change, plan
+from infertune.boot.change import Change
 from infertune.boot.options import options
+from infertune.boot.plan import plan
 from infertune.boot.state import read_status
 from infertune.cli.main import main
 from infertune.errors import Failed, InfertuneError, UsageError
@@ -59,6 +60,19 @@ def start(base: Path, number: int, **live: str) -> str:
         return guard.at_start(root, Tools(base)).what
 
 
+def works(base: Path, number: int) -> str:
+    """A boot in which everything that was staged is in force."""
+    stage = record.load(Root(base))
+    assert stage is not None
+    words = []
+    for option in stage.options:
+        for parameter in option.parameters:
+            words += [f"{parameter.word}={option.value}"]
+            if parameter.module:
+                (base / parameter.path.lstrip("/")).write_text(f"{option.value}\n")
+    return start(base, number, cmdline=f"ro {' '.join(words)}\n")
+
+
 def confirm(base: Path, *, by_unit: bool = True) -> bool:
     root = Root(base)
     with staging.lock(root, "confirm"):
@@ -89,7 +103,7 @@ def test_undo_is_exact(tree: Path) -> None:
 
 
 def test_an_existing_drop_in_of_that_name_comes_back(tmp_path: Path) -> None:
-    build(tmp_path, "debian-grub-btrfs")
+    build(tmp_path, "unknown")
     drop_in = tmp_path / "etc/modprobe.d/zz-infertune.conf"
     drop_in.write_bytes(b"# mine\r\n\xff\n")
     drop_in.chmod(0o640)
@@ -114,12 +128,6 @@ def test_undo_rebuilds_what_stage_has_built(tmp_path: Path) -> None:
     tools.ran.clear()
     undo(Root(tmp_path), tools)
     assert tools.ran == ["/usr/bin/grub-editenv - unset infertune_boot", "/usr/sbin/update-grub"]
-    build(tmp_path / "btrfs", "debian-grub-btrfs")
-    tools = Tools(tmp_path / "btrfs")
-    stage(Root(tmp_path / "btrfs"), tools)
-    assert tools.ran == ["/usr/sbin/update-initramfs -u -k all", "/usr/sbin/update-grub"]
-    undo(Root(tmp_path / "btrfs"), tools)
-    assert tools.ran[2:] == tools.ran[:2]
 
 
 def test_a_kernel_installed_meanwhile_keeps_its_entry_without_our_options(tmp_path: Path) -> None:
@@ -136,14 +144,24 @@ def test_a_kernel_installed_meanwhile_keeps_its_entry_without_our_options(tmp_pa
     assert facts(tmp_path) == before
 
 
-def test_what_somebody_changed_since_is_not_overwritten(tmp_path: Path) -> None:
+def test_what_another_program_made_of_our_file_is_not_overwritten(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub")
+    stage(Root(tmp_path), Tools(tmp_path))
+    (tmp_path / "etc/default/grub.d/zz-infertune.cfg").write_text("theirs\n")
+    before = facts(tmp_path)
+    with pytest.raises(Failed, match=r"zz-infertune.cfg was changed by another program since"):
+        undo(Root(tmp_path), Tools(tmp_path))
+    assert facts(tmp_path) == before
+
+
+def test_a_command_line_that_another_program_wrote_anew_is_its_own(tmp_path: Path) -> None:
+    """Our words are not in it: there is nothing to take back, and nothing that needs a person."""
     build(tmp_path, "debian-systemd-boot")
     stage(Root(tmp_path), Tools(tmp_path))
     (tmp_path / "etc/kernel/cmdline").write_text("root=UUID=2 theirs\n")
-    before = facts(tmp_path)
-    with pytest.raises(Failed, match="/etc/kernel/cmdline was changed by someone else"):
-        undo(Root(tmp_path), Tools(tmp_path))
-    assert facts(tmp_path) == before
+    undo(Root(tmp_path), Tools(tmp_path))
+    assert (tmp_path / "etc/kernel/cmdline").read_text() == "root=UUID=2 theirs\n"
+    assert record.load(Root(tmp_path)) is None
 
 
 @pytest.mark.parametrize("by", ["undo", "guard"])
@@ -175,15 +193,15 @@ def test_what_somebody_added_since_stays_and_ours_goes(
 
 def test_the_guard_puts_back_what_it_can_beside_what_somebody_changed(tmp_path: Path) -> None:
     """Or one file that somebody edited would keep a machine in a boot setting that is bad."""
-    build(tmp_path, "debian-systemd-boot")
+    build(tmp_path, "debian-grub-btrfs")
+    drop_in = tmp_path / "etc/default/grub.d/zz-infertune.cfg"
     stage(Root(tmp_path), Tools(tmp_path))
-    (tmp_path / "etc/kernel/cmdline").write_text("root=UUID=2 theirs\n")
+    drop_in.write_text("theirs\n")
     start(tmp_path, 1, pages=PAGES)
     assert start(tmp_path, 2) == "reboot"
-    assert not (tmp_path / "etc/modprobe.d/zz-infertune.conf").exists()
-    assert (tmp_path / "etc/kernel/cmdline").read_text() == "root=UUID=2 theirs\n"
+    assert drop_in.read_text() == "theirs\n"
     [note] = read_status(Root(tmp_path), read_machine(Root(tmp_path))).notes
-    assert "/etc/kernel/cmdline was changed by someone else since, and is left" in note
+    assert "zz-infertune.cfg was changed by another program since, and is left" in note
     assert start(tmp_path, 3) == "nothing"
 
 
@@ -194,30 +212,62 @@ def test_what_is_back_is_its_owners(tmp_path: Path, capsys: pytest.CaptureFixtur
     with pytest.raises(Failed):
         undo(Root(tmp_path), Tools(tmp_path, lambda _: True))
     (tmp_path / "etc/default/grub").write_text("theirs\n")
-    assert main(["--root", str(tmp_path), "boot", "undo"]) == 1
-    assert "/etc/default/grub was changed by someone else since, and is left" in (
-        capsys.readouterr().out
-    )
+    assert main(["--root", str(tmp_path), "boot", "undo"]) == 0
     assert (tmp_path / "etc/default/grub").read_text() == "theirs\n"
     assert not (tmp_path / "var/lib/infertune/boot").exists()
 
 
 def test_one_tool_that_fails_does_not_keep_the_others_from_undoing(tmp_path: Path) -> None:
-    build(tmp_path, "debian-grub-btrfs")
+    build(tmp_path, "debian-grub")
     before = facts(tmp_path)
     stage(Root(tmp_path), Tools(tmp_path))
-    tools = Tools(tmp_path, lambda argv: "initramfs" in argv[0])
-    with pytest.raises(Failed, match=r"update-initramfs.*no space left"):
+    tools = Tools(tmp_path, lambda argv: "editenv" in argv[0])
+    with pytest.raises(Failed, match=r"grub-editenv.*no space left"):
         undo(Root(tmp_path), tools)
     assert tools.ran[1:] == ["/usr/sbin/update-grub"]
     assert facts(tmp_path) == before
-    undo(Root(tmp_path), Tools(tmp_path))
+    # What is done is remembered: only what failed is tried again.
+    tools = Tools(tmp_path)
+    undo(Root(tmp_path), tools)
+    assert tools.ran == ["/usr/bin/grub-editenv - unset infertune_boot"]
     assert not (tmp_path / "var/lib/infertune/boot").exists()
+
+
+def test_a_tool_that_always_fails_is_not_run_at_every_boot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """F1: two tries, then *failed* with what to do; a person can try again, or end it."""
+    build(tmp_path, "debian-grub-btrfs")
+    stage(Root(tmp_path), Tools(tmp_path), "size")
+    start(tmp_path, 1, pages=PAGES)
+    broken = Tools(tmp_path, lambda _: True)
+    (tmp_path / BOOT_ID.lstrip("/")).write_text("second\n")
+    with pytest.raises(Failed, match="the next boot tries again, once"):
+        guard.at_start(Root(tmp_path), broken)
+    assert guard.at_target(Root(tmp_path), broken).what == "put-back"
+    for boot in range(3, 6):
+        (tmp_path / BOOT_ID.lstrip("/")).write_text(f"{boot}\n")
+        assert guard.at_start(Root(tmp_path), broken).what == "nothing"
+        assert guard.at_target(Root(tmp_path), broken).what == "nothing"
+    assert len(broken.ran) == 2
+    status = read_status(Root(tmp_path), read_machine(Root(tmp_path)))
+    assert status.state == "failed"
+    assert "update-grub: exit code 1: no space left on device" in status.notes[0]
+    assert "'infertune boot undo --force' forgets it" in status.notes[1]
+    with pytest.raises(Failed, match="'infertune boot undo' tries again"):
+        stage(Root(tmp_path), broken, "size")
+    (tmp_path / "usr/sbin/update-grub").chmod(0o755)
+    (tmp_path / "usr/sbin/update-grub").write_text("#!/bin/false\n")
+    with staging.lock(Root(tmp_path), "undo"):
+        done = staging.undo(Root(tmp_path), broken, force=True)
+    assert done is not None
+    assert "update-grub: exit code 1" in done.left[0]
+    stage(Root(tmp_path), Tools(tmp_path), "size")
 
 
 def test_one_file_that_cannot_be_put_back_does_not_keep_the_others(tmp_path: Path) -> None:
     """Somebody's ``chattr +i``, or a bad block."""
-    build(tmp_path, "debian-grub-btrfs")
+    build(tmp_path, "debian-grub")
     stage(Root(tmp_path), Tools(tmp_path))
 
     def immutable(step: Step) -> None:
@@ -227,8 +277,8 @@ def test_one_file_that_cannot_be_put_back_does_not_keep_the_others(tmp_path: Pat
     tools = Tools(tmp_path)
     with pytest.raises(Failed, match=r"EPERM.*zz-infertune.cfg"):
         undo(Root(tmp_path, hook=immutable), tools)
-    assert not (tmp_path / "etc/modprobe.d/zz-infertune.conf").exists()
-    assert tools.ran == ["/usr/sbin/update-initramfs -u -k all", "/usr/sbin/update-grub"]
+    assert not (tmp_path / "etc/grub.d/01_infertune").exists()
+    assert tools.ran == ["/usr/bin/grub-editenv - unset infertune_boot", "/usr/sbin/update-grub"]
     undo(Root(tmp_path), Tools(tmp_path))
     assert not (tmp_path / "etc/default/grub.d").exists()
     assert not (tmp_path / "var/lib/infertune/boot").exists()
@@ -271,11 +321,13 @@ def test_a_driver_that_is_not_there_keeps_only_the_firmware_waiting(tmp_path: Pa
     tools = Tools(tmp_path)
     with pytest.raises(Failed, match="uma/carveout"):
         guard.at_start(Root(tmp_path), tools)
-    assert tools.ran == ["/usr/sbin/update-initramfs -u -k all"]
+    assert tools.ran == ["/usr/sbin/update-grub"]
     assert facts(tmp_path) == before
     # The same start, late.
     (tmp_path / "away").rename(card / "uma")
-    assert guard.at_target(Root(tmp_path), Tools(tmp_path)).what == "reboot"
+    tools = Tools(tmp_path)
+    assert guard.at_target(Root(tmp_path), tools).what == "reboot"
+    assert tools.ran == []
     assert (card / "uma/carveout").read_text() == "7\n"
 
 
@@ -292,7 +344,7 @@ def test_stage_twice_is_refused(tmp_path: Path) -> None:
 def test_a_tool_that_fails_puts_everything_back(name: str, tmp_path: Path) -> None:
     build(tmp_path, name)
     before = facts(tmp_path)
-    count = len(change_for(Root(tmp_path)).commands)
+    count = len(change_for(Root(tmp_path)).now.commands)
     for number in range(count):
         calls: list[Sequence[str]] = []
 
@@ -410,7 +462,7 @@ def test_killed_in_every_command(name: str, tmp_path: Path) -> None:
     """The loaders' tools take minutes: that is where a power cut or a kill comes in."""
     model = build(tmp_path / "model", name)
     old = facts(model)
-    commands = len(change_for(Root(model)).commands)
+    commands = len(change_for(Root(model)).now.commands)
     for number in range(2 * commands):
         base = build(tmp_path / str(number), name)
         left = [number]
@@ -448,7 +500,7 @@ def test_the_guard_killed_at_every_step(name: str, at: str, tmp_path: Path) -> N
         base = build(tmp_path / str(number), name)
         stage(Root(base), Tools(base))
         new = facts(base)
-        assert start(base, 1, pages=PAGES, cmdline=f"ro {OPTIONS}\n") == "tried"
+        assert works(base, 1) == "tried"
         if at == "put-back":
             (base / BOOT_ID.lstrip("/")).write_text("second\n")
 
@@ -556,8 +608,8 @@ def test_a_damaged_record_is_one_clear_line(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (b'{"format":2}', "is of another version of infertune (format 2, this one has 1)"),
-        (b'{"format":1,"phase":"gone"}', "is damaged: 'gone' is no phase"),
+        (b'{"format":3}', "is of another version of infertune (format 3, this one has 2)"),
+        (b'{"format":2,"phase":"gone"}', "is damaged: 'gone' is none of staging, staged"),
         (b"[" * 200_000, "is damaged"),
         (b"[1]", "is damaged"),
     ],
@@ -631,7 +683,7 @@ def test_unconfirmed_it_comes_back_at_the_second_start_and_reboots_once(tmp_path
     status = read_status(Root(tmp_path), read_machine(Root(tmp_path)))
     assert status.state == "failed"
     assert status.notes == (
-        "'size' was put back: the start before this one was not confirmed",
+        "'size' was put back: the boot before this one was not confirmed",
     )  # fmt: skip
     stage(Root(tmp_path), Tools(tmp_path), "size")  # another try is a person's to make
     assert state(tmp_path) == "pending-reboot"
@@ -667,8 +719,10 @@ def test_a_driver_that_hangs_before_the_guard_has_counted_comes_back_too(tmp_pat
 def test_an_early_start_does_not_miss_what_is_asked_for_before_its_module(tmp_path: Path) -> None:
     build(tmp_path, "debian-grub")
     stage(Root(tmp_path), Tools(tmp_path), "size")
-    (tmp_path / "sys/module/ttm/parameters/pages_limit").unlink()  # not loaded that early
+    parameter = tmp_path / "sys/module/ttm/parameters/pages_limit"
+    parameter.unlink()  # not loaded that early
     assert start(tmp_path, 1, cmdline="ro ttm.pages_limit=25165824\n") == "tried"
+    parameter.write_text(PAGES)
     assert confirm(tmp_path)
 
 
@@ -682,7 +736,7 @@ def test_a_start_with_a_part_of_the_options_is_none(tmp_path: Path) -> None:
 def test_a_start_with_the_options_is_tried(tmp_path: Path) -> None:
     build(tmp_path, "debian-grub")
     stage(Root(tmp_path), Tools(tmp_path))
-    assert start(tmp_path, 1, cmdline=f"ro {OPTIONS}\n") == "tried"
+    assert works(tmp_path, 1) == "tried"
     tools = Tools(tmp_path)
     with staging.lock(Root(tmp_path), "confirm"):
         assert guard.confirm(Root(tmp_path), tools, by_unit=True)
@@ -738,7 +792,7 @@ def test_what_takes_no_room_goes_back_on_a_full_disk(
     with pytest.raises(Failed, match="everything is back, but that could not be noted"):
         undo(root, tools) if by == "undo" else guard.at_start(root, tools)
     assert facts(tmp_path) == before
-    assert tools.ran == ["/usr/sbin/update-initramfs -u -k all"]
+    assert tools.ran == ["/usr/sbin/update-grub"]
 
 
 def test_by_hand_is_not_confirmed_by_the_unit(tmp_path: Path) -> None:
@@ -761,7 +815,7 @@ def test_nothing_to_confirm_in_the_boot_that_staged_it(tmp_path: Path) -> None:
 def test_a_confirmation_that_cannot_be_written_is_none(tmp_path: Path) -> None:
     build(tmp_path, "debian-grub")
     stage(Root(tmp_path), Tools(tmp_path))
-    start(tmp_path, 1, cmdline=f"ro {OPTIONS}\n", pages=PAGES)
+    works(tmp_path, 1)
     root = Root(tmp_path)
     with pytest.raises(Failed, match="it is not confirmed"):
         guard.confirm(root, Tools(tmp_path, lambda _: True), by_unit=True)
@@ -789,7 +843,7 @@ def test_a_person_cannot_confirm_what_grub_has_dropped(tmp_path: Path) -> None:
     stage(Root(tmp_path), Tools(tmp_path), "kernel")
     (tmp_path / BOOT_ID.lstrip("/")).write_text("the guard is not installed\n")
     tools = Tools(tmp_path)
-    with pytest.raises(UsageError, match="was without the options"):
+    with pytest.raises(UsageError, match="is without the options"):
         guard.confirm(Root(tmp_path), tools)
     assert tools.ran == []
     (tmp_path / "proc/cmdline").write_text("ro amd_iommu=off\n")
@@ -808,6 +862,7 @@ def test_the_confirm_point_first_does_what_the_guard_could_not(tmp_path: Path) -
     assert facts(tmp_path) == before
     stage(Root(tmp_path), Tools(tmp_path), "size")
     (tmp_path / BOOT_ID.lstrip("/")).write_text("third\n")
+    (tmp_path / "sys/module/ttm/parameters/pages_limit").write_text(PAGES)
     assert guard.at_target(Root(tmp_path), Tools(tmp_path)).what == "kept"
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from infertune.boot.loaders import AT_THE_TRY, grub_script
+from infertune.boot.change import AT_THE_TRY
+from infertune.boot.stacks.grub import grub_script
 from vm.guest import QEMU
 
 WORDS = ("amd_iommu=off", "isolcpus=2-3")

@@ -117,6 +117,11 @@ class Part:
     images: tuple[Image, ...] = ()
     commands: tuple[Command, ...] = ()
 
+    @property
+    def texts(self) -> tuple[NewFile | Edit, ...]:
+        """What is written as text."""
+        return (*self.files, *self.edits)
+
     def __bool__(self) -> bool:
         return bool(self.files or self.edits or self.images or self.commands)
 
@@ -129,12 +134,15 @@ class Part:
         )
 
 
+NO_PART = Part()
+
+
 @dataclass(frozen=True, slots=True)
 class Way:
     """How one machine takes words on its kernel's command line."""
 
-    lasting: Part = Part()
-    trial: Part = Part()
+    lasting: Part = NO_PART
+    trial: Part = NO_PART
     one_try: Enforcer = "guard"
     rescue: str = ""
     """What brings back a machine that does not boot with them."""
@@ -153,8 +161,8 @@ class Change:
     """Why it is taken for that boot stack."""
     options: tuple[Option, ...] = ()
     words: Words = ()
-    lasting: Part = Part()
-    trial: Part = Part()
+    lasting: Part = NO_PART
+    trial: Part = NO_PART
     one_try: Enforcer = "guard"
     rescue: str = ""
     sweeps: tuple[Sweep, ...] = ()

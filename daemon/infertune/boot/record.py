@@ -13,22 +13,31 @@ import errno
 import json
 import os
 import stat
+import types
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from infertune.boot.options import Option, Parameter
+from infertune.boot.change import NO_PART, Enforcer, Part, Sweep, Words
+from infertune.boot.images import Built
+from infertune.boot.options import Option
 from infertune.errors import Failed, NotPermitted, describe
 from infertune.root import MAX_READ, Root
 
 PATH = "/var/lib/infertune/boot"
-FORMAT = 1
+FORMAT = 2
 MAX_FILE = 1024 * 1024
+T = TypeVar("T")
 
-Phase = Literal["staging", "staged", "trying", "confirmed", "undoing", "undone", "failed"]
-"""staging, undoing: cut short, if nobody is at it.  undone: nothing of it is left but what the
-running kernel was started with.  failed: it was put back, because a start was not confirmed."""
+Phase = Literal[
+    "staging", "staged", "trying", "keeping", "confirmed", "undoing", "undone", "failed"
+]
+"""staging, keeping, undoing: cut short, if nobody is at it.  keeping: the default is getting what
+the trial has shown to boot.  undone: nothing of it is left but what the running kernel was booted
+with.  failed: it was put back, because a boot was not confirmed; what could not be is still in
+the record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +60,10 @@ class Kept:
     """None: not yet known (a command is to edit it), or not there."""
     edited: bool = False
     """Whether a command edits it, and not we."""
+    place: str = ""
+    """Where in somebody else's file our words are (boot/words.py); empty: a file of ours."""
+    briefly: bool = False
+    """Whether it is back as soon as the images of its part are built."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +79,26 @@ class Setting:
 class Step:
     """One command, with what takes it back and what makes it last."""
 
-    argv: tuple[str, ...]
-    undo: tuple[str, ...]
-    confirm: tuple[str, ...]
+    argv: Words
+    undo: Words
+    confirm: Words
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One part of a change as it is on disk, and what takes it back."""
+
+    files: tuple[Kept, ...] = ()
+    directories: tuple[str, ...] = ()
+    """Made for the files; outermost first."""
+    images: tuple[Built, ...] = ()
+    steps: tuple[Step, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.files or self.directories or self.images or self.steps)
+
+
+NOTHING = Written()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,27 +115,46 @@ class Stage:
     """Of the boot that tries it."""
     by_hand: bool = False
     """Whether only a person confirms it."""
-    counted: bool = False
-    """Whether the boot loader itself drops the kernel's options."""
+    stack: str | None = None
+    """The boot stack it was made for."""
+    one_try: Enforcer = "guard"
+    rescue: str = ""
+    gpu: str | None = None
+    """PCI ID of the GPU that was ready when it was staged."""
+    seen: tuple[str, ...] = ()
+    """Options that the kernel showed when it was staged."""
     options: tuple[Option, ...] = ()
-    files: tuple[Kept, ...] = ()
-    directories: tuple[str, ...] = ()
-    """Made for the files; outermost first."""
+    words: Words = ()
+    """What is on the command line of it."""
+    trial: Written = NOTHING
+    """Beside the default entry, until it is confirmed."""
+    planned: Part = NO_PART
+    """What the default gets when the trial is confirmed."""
+    lasting: Written = NOTHING
     settings: tuple[Setting, ...] = ()
-    steps: tuple[Step, ...] = ()
+    sweeps: tuple[Sweep, ...] = ()
+    theirs: tuple[str, ...] = ()
+    """Files of the sweeps that had the words before us."""
     reason: str | None = None
     """Why it was put back."""
+    tries: int = 0
+    """How often putting it back has failed."""
     rebooted: bool = False
-    """Whether the guard has started the machine again for that; it does so once."""
+    """Whether the guard has rebooted the machine for that; it does so once."""
+
+    @property
+    def leftover(self) -> bool:
+        """Whether anything of it is still to be put back."""
+        return bool(self.trial or self.lasting or self.settings)
 
     @property
     def over(self) -> bool:
         """Everything is back; the record only says what the running kernel still shows, or why."""
-        return self.phase in ("undone", "failed")
+        return self.phase in ("undone", "failed") and not self.leftover
 
     @property
     def in_force(self) -> bool:
-        """Whether files of ours are on disk."""
+        """Whether files of ours are on disk, as they should be."""
         return self.phase in ("staged", "trying", "confirmed")
 
 
@@ -135,7 +184,8 @@ def save(root: Root, stage: Stage) -> None:
     """Replace the record durably.  Raises OSError; the old one is then still there."""
     root.mkdir(os.path.dirname(PATH))
     # What others may not read in a file they shall not read in our copy of it.
-    kept = [each for file in stage.files for each in (file.before, file.after) if each]
+    files = (*stage.trial.files, *stage.lasting.files)
+    kept = [each for file in files for each in (file.before, file.after) if each]
     public = all(each.mode & 0o004 for each in kept)
     data = dump(stage)
     if len(data) > MAX_READ:
@@ -162,12 +212,7 @@ def remove(root: Root) -> None:
 
 
 def dump(stage: Stage) -> bytes:
-    fields = asdict(stage)
-    for file in fields["files"]:
-        for when in ("before", "after"):
-            if file[when]:
-                file[when]["data"] = base64.b64encode(file[when]["data"]).decode()
-    text = json.dumps({"format": FORMAT, **fields}, separators=(",", ":")).encode()
+    text = json.dumps({"format": FORMAT, **_plain(stage)}, separators=(",", ":")).encode()
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
@@ -177,48 +222,75 @@ def parse(data: bytes) -> Stage:
     text = rest.removesuffix(b"\n")
     if not rest.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
         raise ValueError("its checksum is wrong")
-    fields = json.loads(text)
-    if (version := fields.pop("format")) != FORMAT:
+    found = json.loads(text)
+    version = found.pop("format")
+    if version == 1:
+        found = _of_format_1(found)
+    elif version != FORMAT:
         raise Failed(
             f"{PATH} is of another version of infertune (format {version}, this one has {FORMAT})",
             hint="'infertune boot undo' of that version ends it",
         )
-    if fields["phase"] not in get_args(Phase):
-        raise ValueError(f"{fields['phase']!r} is no phase")
-    return Stage(
-        **{
-            **fields,
-            "options": tuple(_option(each) for each in fields["options"]),
-            "files": tuple(_kept(each) for each in fields["files"]),
-            "directories": tuple(map(_path, fields["directories"])),
-            "settings": tuple(Setting(**each) for each in fields["settings"]),
-            "steps": tuple(
-                Step(tuple(each["argv"]), tuple(each["undo"]), tuple(each["confirm"]))
-                for each in fields["steps"]
-            ),
-        }
-    )
+    stage = _typed(Stage, found)
+    for written in (stage.trial, stage.lasting):
+        for path in (*(file.path for file in written.files), *written.directories):
+            _check(path)
+        for image in written.images:
+            _check(image.path)
+    return stage
 
 
-def _option(fields: Mapping[str, Any]) -> Option:
-    parameters = tuple(Parameter(**each) for each in fields["parameters"])
-    return Option(**{**fields, "parameters": parameters})
+def _of_format_1(found: dict[str, Any]) -> dict[str, Any]:
+    """A record of 0.1.0: everything was written at stage, and there were no images."""
+    names = ("files", "directories", "steps")
+    lasting = {name: found.pop(name, []) for name in names}
+    counted = found.pop("counted", False)
+    return {**found, "lasting": lasting, "one_try": "loader" if counted else "guard"}
 
 
-def _kept(fields: Mapping[str, Any]) -> Kept:
-    contents = {
-        when: Content(**{**fields[when], "data": base64.b64decode(fields[when]["data"])})
-        if fields[when]
-        else None
-        for when in ("before", "after")
-    }
-    return Kept(**{**fields, "path": _path(fields["path"]), **contents})
-
-
-def _path(path: str) -> str:
+def _check(path: str) -> None:
     if not path.startswith("/") or ".." in path.split("/"):
         raise ValueError(f"{path!r} is not a path of a record")
-    return path
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses, tuples and bytes as JSON has them."""
+    if is_dataclass(value):
+        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return value
+
+
+@cache
+def _hints(kind: type) -> Mapping[str, Any]:
+    return get_type_hints(kind)
+
+
+def _typed(kind: type[T], value: Any) -> T:
+    """What ``_plain`` was given.  Raises ValueError or TypeError where it does not fit."""
+    origin, inner = get_origin(kind), get_args(kind)
+    found: Any = value
+    if is_dataclass(kind):
+        hints = _hints(kind)
+        found = kind(**{name: _typed(hints[name], each) for name, each in value.items()})
+    elif origin is tuple:
+        if not isinstance(value, list):
+            raise TypeError(f"{value!r} is not a list")
+        found = tuple(_typed(inner[0], each) for each in value)
+    elif origin is Literal:
+        if value not in inner:
+            raise ValueError(f"{value!r} is none of {', '.join(inner)}")
+    elif origin is types.UnionType:
+        [other] = [each for each in inner if each is not types.NoneType]
+        found = None if value is None else _typed(other, value)
+    elif kind is bytes:
+        found = base64.b64decode(value)
+    elif not isinstance(value, kind):
+        raise TypeError(f"{value!r} is not {kind.__name__}")
+    return found  # type: ignore[no-any-return]
 
 
 def read_content(root: Root, path: str) -> Content | None:

@@ -12,8 +12,8 @@ from dataclasses import replace
 from os.path import basename
 
 from infertune.boot import record
-from infertune.boot.loaders import MODPROBE, plan
 from infertune.boot.options import Option, options
+from infertune.boot.plan import MODPROBE, plan
 from infertune.boot.record import Stage
 from infertune.errors import InfertuneError, UsageError
 from infertune.host.memory import PAGE

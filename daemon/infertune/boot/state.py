@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from infertune.boot import record
-from infertune.boot.loaders import MODPROBE, OURS
 from infertune.boot.options import Option, Parameter
+from infertune.boot.plan import MODPROBE, OURS
 from infertune.boot.record import Stage
 from infertune.boot.sources import Finding, findings
 from infertune.host.modprobe import Sources, read_sources
 from infertune.host.system import COMMAND_LINE, boot_id
 from infertune.knobs import KNOBS
-from infertune.machine import Machine
+from infertune.machine import Gpu, Machine
 from infertune.root import Root
 
+NOT_LOADED = "its module is not loaded"
 OptionState = Literal["pending-reboot", "active", "overridden", "failed"]
 State = Literal["none", "staged", "pending-reboot", "active", "overridden", "failed"]
 """staged: not all of it is on disk yet, or it was cut short there."""
@@ -61,13 +62,19 @@ def read_status(root: Root, machine: Machine) -> BootStatus:
         return BootStatus("none", None, (), found, tuple(notes))
     if stage.phase == "failed":
         notes.append(f"'{stage.profile}' was put back: {stage.reason}")
+        if stage.leftover:
+            notes.append(
+                "not all of it: mend what is named, and 'infertune boot undo' does the rest, or "
+                "'infertune boot undo --force' forgets it"
+            )
         return BootStatus("failed", stage, (), found, tuple(notes))
-    if stage.phase in ("staging", "undoing"):
+    if stage.phase in ("staging", "keeping", "undoing"):
         notes.append(f"{stage.phase} was cut short: 'infertune boot undo' puts everything back")
         return BootStatus("staged", stage, (), found, tuple(notes))
     options = tuple(_status(root, machine, stage, option, sources) for option in stage.options)
     if stage.phase == "trying":
-        notes.append("not confirmed yet: if it stays so, the next start puts everything back")
+        why = f" ({stage.reason})" if stage.reason else ""
+        notes.append(f"not confirmed yet{why}: if it stays so, the next boot puts everything back")
     return BootStatus(_overall(options), stage, options, found, tuple(notes))
 
 
@@ -100,8 +107,32 @@ def _status(
             return OptionStatus(option, "failed", now, late)
         return OptionStatus(option, "active", now)
     if now is None:
-        return OptionStatus(option, "pending-reboot", None, "its module is not loaded")
-    return OptionStatus(option, "failed", now, "the kernel was started with something else")
+        return OptionStatus(option, "pending-reboot", None, NOT_LOADED)
+    return OptionStatus(option, "failed", now, "the kernel was booted with something else")
+
+
+def not_in_force(root: Root, machine: Machine, stage: Stage) -> tuple[str, ...]:
+    """Why what this boot tries cannot be kept, one sentence each; empty where it can.
+
+    A black screen reaches the default target, too: so the GPU that had a driver when this was
+    staged must have it now.
+    """
+    sources = read_sources(root)
+    found = []
+    for option in stage.options:
+        status = _status(root, machine, stage, option, sources)
+        # A module that was not loaded at stage either is no sign of anything.
+        absent = status.reason == NOT_LOADED and option.id not in stage.seen
+        if status.state != "active" and not absent:
+            found.append(f"{option.id} is not in force: {status.reason}")
+    if stage.gpu and stage.gpu not in {gpu.pci_id for gpu in machine.gpus if is_ready(gpu)}:
+        found.append(f"the GPU {stage.gpu} is not ready: amdgpu did not bind it in this boot")
+    return tuple(found)
+
+
+def is_ready(gpu: Gpu) -> bool:
+    """Whether amdgpu drives it, and got as far as its memory."""
+    return gpu.driver == "amdgpu" and gpu.gtt_bytes is not None
 
 
 def live(root: Root, option: Option) -> str | None:

@@ -34,20 +34,15 @@ def add(place: str, text: str, words: Words) -> str:
     return "\n".join(lines)
 
 
-def remove(place: str, text: str, words: Words) -> str:
-    """The text without the words, as they were put in together or one by one since."""
+def remove(place: str, text: str, words: Words, *, singly: bool = True) -> str:
+    """The text without the words, as they were put in together or (``singly``) one by one since."""
     kind, _, name = place.partition(" ")
     if kind == "shell":
         return text.replace(HEADER + _assignment(name, words), "")
     lines = text.split("\n")
     for number in _lines(kind, lines):
-        lines[number] = _without(lines[number], words)
+        lines[number] = _without(lines[number], words, singly)
     return "\n".join(lines)
-
-
-def holds(place: str, text: str, words: Words) -> bool:
-    """Whether any of the words is there."""
-    return remove(place, text, words) != text
 
 
 def _assignment(name: str, words: Words) -> str:
@@ -67,15 +62,16 @@ def _lines(kind: str, lines: list[str]) -> list[int]:
     return [at for at, line in enumerate(lines) if line.strip() and not line.startswith("#")]
 
 
-def _without(line: str, words: Words) -> str:
+def _without(line: str, words: Words, singly: bool) -> str:
     """One line without the words.  What else is in it keeps its spaces."""
-    for sequence in ((*words, *AT_THE_TRY), words, *((word,) for word in words)):
+    together = ((*words, *AT_THE_TRY), words)
+    for sequence in (*together, *((word,) for word in words if singly)):
         pattern = r"\s+".join(map(re.escape, sequence))
         # Ours come last; a word that stands there twice was there before us, too.
         found = list(re.finditer(rf"(?:^|(?<=\s)){pattern}(?=\s|$)", line))
         if found:
             start, end = found[-1].span()
             line = line[:start].rstrip(" \t") + line[end:]
-            if len(sequence) > 1:
+            if sequence in together:
                 break
     return line

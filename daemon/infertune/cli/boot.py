@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from infertune.boot import guard, record, staging
+from infertune.boot import guard, record, staging, words
+from infertune.boot.change import Change, Edit, NewFile, Part
 from infertune.boot.commands import Runner, runner
-from infertune.boot.loaders import Change, NewFile, plan
 from infertune.boot.options import Option, options
+from infertune.boot.plan import plan
 from infertune.boot.sizes import SIZES, after_staging, check_sizes, remarks
 from infertune.boot.sources import Finding, findings
-from infertune.boot.state import OptionStatus, overruled, read_status, sorts_after
+from infertune.boot.state import OptionStatus, is_ready, overruled, read_status, sorts_after
 from infertune.cli.base import JSON, Command, Context, argument, printable
 from infertune.cli.engine import PROFILE
 from infertune.documents import picture_document
@@ -101,7 +102,10 @@ def _stage(ctx: Context) -> Exit:
             _print_plan(ctx, prepared)
         if change.options:
             by_hand = ctx.args.confirm_by_hand
-            staging.stage(ctx.root, wanted.profile, change, _runner(ctx), by_hand=by_hand)
+            gpu = read_machine(ctx.root).inference_gpu
+            ready = gpu.pci_id if gpu and is_ready(gpu) else None
+            run = _runner(ctx)
+            staging.stage(ctx.root, wanted.profile, change, run, by_hand=by_hand, gpu=ready)
     if ctx.args.json:
         ctx.print_json("infertune.boot-stage/1", {**document, "staged": bool(change.options)})
     elif change.options:
@@ -121,6 +125,8 @@ def _status(ctx: Context) -> Exit:
             "options": [_option_state(each) for each in found.options],
             "findings": [{"what": each.what, "fix": each.fix} for each in found.findings],
             "notes": list(found.notes),
+            "one_try": stage.one_try if stage else None,
+            "comes_back": stage.rescue if stage else None,
         }
         ctx.print_json("infertune.boot-status/1", document)
     else:
@@ -138,6 +144,10 @@ def _status(ctx: Context) -> Exit:
                 for each in found.options
             ]
             ctx.table(("SETTING", "NOW", "WANTED", "STATE", ""), rows)
+        if stage and stage.phase in ("staged", "trying"):
+            ctx.print(f"tried once: enforced by {ONE_TRY[stage.one_try]}")
+            if stage.rescue:
+                ctx.print(f"if the kernel does not boot: {stage.rescue}")
         for finding in found.findings:
             ctx.print(f"finding: {finding}")
         for note in found.notes:
@@ -157,7 +167,7 @@ def _confirm(ctx: Context) -> Exit:
 
 def _undo(ctx: Context) -> Exit:
     with staging.lock(ctx.root, "boot undo"):
-        done = staging.undo(ctx.root, _runner(ctx))
+        done = staging.undo(ctx.root, _runner(ctx), force=ctx.args.force)
     left = done.left if done else ()
     if ctx.args.json:
         document = {
@@ -206,7 +216,9 @@ def _plan_document(ctx: Context, prepared: _Prepared) -> dict[str, Any]:
     wanted, change = prepared.wanted, prepared.change
     return {
         "profile": wanted.profile,
-        "style": change.style,
+        "style": change.stack,
+        "evidence": list(change.evidence),
+        "one_try": change.one_try,
         "options": [
             {
                 "id": option.id,
@@ -217,10 +229,8 @@ def _plan_document(ctx: Context, prepared: _Prepared) -> dict[str, Any]:
             }
             for option in change.options
         ],
-        "files": [{"path": f.path, "diff": _diff(ctx, f)} for f in change.files],
-        "commands": [
-            {"argv": list(c.argv), "why": c.why, "undo": list(c.undo)} for c in change.commands
-        ],
+        "trial": _part_document(ctx, change.trial),
+        "lasting": _part_document(ctx, change.lasting),
         "comes_back": change.rescue,
         "by_hand": list(change.manual),
         "gpu_memory": picture_document(prepared.memory),
@@ -229,9 +239,29 @@ def _plan_document(ctx: Context, prepared: _Prepared) -> dict[str, Any]:
     }
 
 
+def _part_document(ctx: Context, part: Part) -> dict[str, Any]:
+    return {
+        "files": [{"path": each.path, "diff": _diff(ctx, each)} for each in part.texts],
+        "images": [{"path": i.path, "argv": list(i.build)} for i in part.images],
+        "commands": [
+            {"argv": list(c.argv), "why": c.why, "undo": list(c.undo)} for c in part.commands
+        ],
+    }
+
+
+ONE_TRY = {
+    "loader": "the boot loader: what it boots after the trial is without the options",
+    "guard": "infertune's guard, early in the boot: the kernel must get that far",
+    "nobody": "nobody: what is done by hand comes back by hand",
+}
+"""Who enforces that a change is tried once."""
+
+
 def _print_plan(ctx: Context, prepared: _Prepared) -> None:
     wanted, change = prepared.wanted, prepared.change
-    ctx.print(f"profile {wanted.profile}, boot loader {change.style or 'unknown'}")
+    ctx.print(f"profile {wanted.profile}, boot loader {change.stack or 'unknown'}")
+    for each in change.evidence:
+        ctx.print(f"    {each}")
     for option in change.options:
         places = option.file or ", ".join(p.word for p in option.parameters)
         ctx.print(f"set {option.id} = {_shown(option, option.value)}  ({places}; {option.source})")
@@ -239,15 +269,15 @@ def _print_plan(ctx: Context, prepared: _Prepared) -> None:
             ctx.print(f"    {option.note}")
         if option.file:
             ctx.print(f"    written to {option.file}: the firmware takes it at the next boot")
-    for file in change.files:
-        ctx.print(_diff(ctx, file).rstrip("\n"))
-    for command in change.commands:
-        ctx.print(f"run {' '.join(command.argv)}")
-        ctx.print(f"    {command.why}")
-        for pattern in command.touches:
-            ctx.print(f"    edits {pattern}; what is there is kept")
+    if change.trial:
+        ctx.print("for one boot, beside the default entry:")
+        _print_part(ctx, change.trial)
+        ctx.print("when that boot is confirmed:")
+    _print_part(ctx, change.lasting)
+    if change.now:
+        ctx.print(f"tried once: enforced by {ONE_TRY[change.one_try]}")
     if change.rescue:
-        ctx.print(f"if the kernel does not start: {change.rescue}")
+        ctx.print(f"if the kernel does not boot: {change.rescue}")
     for instruction in change.manual:
         ctx.print(f"by hand: {instruction}")
     if memory := _memory(prepared.memory):
@@ -258,6 +288,19 @@ def _print_plan(ctx: Context, prepared: _Prepared) -> None:
         ctx.print(f"note: {note}")
     if not change.options and not change.manual:
         ctx.print("nothing to stage")
+
+
+def _print_part(ctx: Context, part: Part) -> None:
+    for file in part.texts:
+        ctx.print(_diff(ctx, file).rstrip("\n"))
+    for image in part.images:
+        ctx.print(f"build {image.path}: {' '.join(image.build)}")
+        ctx.print("    the old image stays beside it until the new one is confirmed")
+    for command in part.commands:
+        ctx.print(f"run {' '.join(command.argv)}")
+        ctx.print(f"    {command.why}")
+        for pattern in command.touches:
+            ctx.print(f"    edits {pattern}; what is there is kept")
 
 
 def _memory(found: Picture) -> str | None:
@@ -271,11 +314,15 @@ def _memory(found: Picture) -> str | None:
     )
 
 
-def _diff(ctx: Context, file: NewFile) -> str:
+def _diff(ctx: Context, file: NewFile | Edit) -> str:
     before = ctx.root.get(file.path) if ctx.root.exists(file.path) else None
     old = [] if before is None else (before + "\n").splitlines(keepends=True)
-    new = file.data.decode("utf-8", "replace").splitlines(keepends=True)
+    if isinstance(file, Edit):
+        text = words.add(file.place, file.base if before is None else before + "\n", file.words)
+    else:
+        text = file.data.decode("utf-8", "replace")
     origin = "/dev/null" if before is None else file.path
+    new = text.splitlines(keepends=True)
     return printable("".join(difflib.unified_diff(old, new, origin, file.path)))
 
 
@@ -290,7 +337,7 @@ COMMANDS: tuple[Command, ...] = (
                 _plan,
                 (PROFILE, JSON),
                 "Prints every file with its difference and every command, and what brings the "
-                "machine back if it does not start with them. Needs no privilege.",
+                "machine back if it does not boot with them. Needs no privilege.",
             ),
             Command(
                 "stage",
@@ -330,7 +377,14 @@ COMMANDS: tuple[Command, ...] = (
                 "undo",
                 "put boot settings back as they were",
                 _undo,
-                (JSON,),
+                (
+                    argument(
+                        "--force",
+                        action="store_true",
+                        help="name what cannot be put back, and forget it",
+                    ),
+                    JSON,
+                ),
                 "Restores content, mode and owner of every file, removes what was not there, and "
                 "rebuilds what is read at boot. Finishes what was cut short, too.",
             ),
