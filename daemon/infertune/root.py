@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import stat
@@ -58,6 +59,17 @@ class ShortWrite(OSError):
 
     def __init__(self, path: str, taken: int, size: int) -> None:
         super().__init__(errno.EIO, f"short write, {taken} of {size} bytes", path)
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Room on one file system."""
+
+    device: int
+    """Number of the file system; paths on the same one have the same."""
+    free: int
+    """Bytes that anybody may still take; what is kept for root is not among them."""
+    read_only: bool
 
 
 @dataclass
@@ -186,6 +198,35 @@ class Root:
         """
         return _read_plain(self.at(path), path, limit, follow=False)
 
+    def read_part(self, path: str, offset: int, size: int) -> bytes:
+        """At most ``size`` bytes (and MAX_READ) from ``offset`` of a regular file; less at its end.
+
+        Raises OSError as ``read_file`` does.
+        """
+        with _plain(self.at(path), path, follow=False) as (fd, _):
+            return os.pread(fd, min(size, MAX_READ), offset)
+
+    def size(self, path: str) -> int:
+        """Bytes of a regular file, as large as it may be.  Raises OSError as ``read_file`` does."""
+        with _plain(self.at(path), path, follow=False) as (_, status):
+            return status.st_size
+
+    def digest(self, path: str) -> str:
+        """SHA-256 of a regular file, as large as it may be.  Raises OSError as ``read_file``."""
+        with (
+            _plain(self.at(path), path, follow=False) as (fd, _),
+            os.fdopen(fd, "rb", closefd=False) as file,
+        ):
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def space(self, path: str) -> Space:
+        """Of the file system that a path lies on.  Raises OSError where there is none."""
+        target = self.at(path)
+        found = os.statvfs(target)
+        return Space(
+            target.stat().st_dev, found.f_bavail * found.f_frsize, bool(found.f_flag & os.ST_RDONLY)
+        )
+
     def exists(self, path: str) -> bool:
         """Whether there is something; what may not be looked at counts as not there."""
         try:
@@ -289,6 +330,65 @@ class Root:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
+        self._sync_directory(os.path.dirname(path))
+
+    def copy(self, path: str, to: str) -> None:
+        """Make ``to`` a copy of a regular file with its mode and owner, whole or not there.
+
+        Durable as with ``replace``.  Raises OSError; ``to`` is then what it was.
+        """
+        target = self._inside(to)
+        temporary = _successor(target)
+        with _plain(self.at(path), path, follow=False) as (source, status):
+            self._step("create", to)
+            temporary.unlink(missing_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            fd = _open(temporary, flags, 0o600)
+            try:
+                try:
+                    now = os.fstat(fd)
+                    if (status.st_uid, status.st_gid) != (now.st_uid, now.st_gid):
+                        os.fchown(fd, status.st_uid, status.st_gid)
+                    if stat.S_IMODE(status.st_mode) != stat.S_IMODE(now.st_mode):
+                        os.fchmod(fd, stat.S_IMODE(status.st_mode))  # FAT has one mode for all
+                    taken = self._step("write", to, status.st_size)
+                    while part := os.read(source, 1024 * 1024):
+                        self._write(fd, to, part, taken)
+                    self._step("fsync", to)
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+                self._step("rename", to)
+                os.rename(temporary, target)
+            except OSError as error:
+                error.filename = error.filename or to
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+                raise
+        self._sync_directory(os.path.dirname(to))
+
+    def rename(self, path: str, to: str) -> None:
+        """Give a regular file another name on its file system, and make that durable.
+
+        ``to`` is always what it was or what it becomes, also across a power cut.  Raises OSError.
+        """
+        source, target = self._inside(path), self._inside(to)
+        # What was there must not give its blocks away before the disk knows the new name: FAT
+        # has no journal, and the old name would lead to what is written there next.
+        held = _open(target, os.O_RDONLY | os.O_NOFOLLOW) if target.is_file() else None
+        try:
+            self._step("rename", to)
+            os.rename(source, target)
+            self._sync_directory(os.path.dirname(to))
+        finally:
+            if held is not None:
+                os.close(held)
+
+    def sync(self, path: str) -> None:
+        """What another program wrote to a regular file is on disk.  Raises OSError."""
+        with _plain(self.at(path), path, follow=False) as (fd, _):
+            self._step("fsync", path)
+            os.fsync(fd)
         self._sync_directory(os.path.dirname(path))
 
     def unlink(self, path: str) -> None:

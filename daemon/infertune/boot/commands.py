@@ -29,6 +29,9 @@ PROGRAMS = (
     "limine-mkinitcpio",
     "limine-dracut",
     "limine-update",
+    "lsinitcpio",
+    "lsinitramfs",
+    "lsinitrd",
     "mkinitcpio",
     "rpm-ostree",
     "systemctl",
@@ -47,6 +50,8 @@ class Ran:
     code: int
     said: str
     """The last lines it printed."""
+    output: str = ""
+    """Everything it printed."""
 
 
 Say = Callable[[str], None]
@@ -111,8 +116,9 @@ def _run(argv: Sequence[str], say: Say) -> Ran:
             except BaseException:
                 _end(process)
                 raise
-    lines = output.decode("utf-8", "replace").strip().splitlines()[-3:]
-    return Ran(process.returncode, printable_line(" / ".join(lines), 400))
+    text = output.decode("utf-8", "replace")
+    said = " / ".join(text.strip().splitlines()[-3:])
+    return Ran(process.returncode, printable_line(said, 400), text)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
