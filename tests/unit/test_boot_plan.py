@@ -523,7 +523,9 @@ def test_a_tool_is_waited_for_and_not_what_it_leaves_running(
     monkeypatch.setattr(commands, "TIMEOUT_S", 60 if ends else 0)
     code = f"echo said; setsid sleep 60 & echo $! >{left_behind}; {'' if ends else 'sleep 60'}"
     ran = commands._run(["/bin/sh", "-c", code], lambda _: None)
-    assert ran == (commands.Ran(0, "said") if ends else commands.Ran(-1, "no end after 0 minutes"))
+    assert ran == (
+        commands.Ran(0, "said", "said\n") if ends else commands.Ran(-1, "no end after 0 minutes")
+    )
 
 
 @pytest.mark.timeout(30)

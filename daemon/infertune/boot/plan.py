@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from infertune.boot.builders import ByHand, initramfs_image
 from infertune.boot.change import AT_THE_TRY, Change, NewFile, Part, Way, Words
 from infertune.boot.options import Option
 from infertune.boot.stacks import bls, grub, limine, ostree, systemd_boot, told, uki
@@ -132,14 +133,12 @@ def _with_driver_file(
             lines.setdefault(parameter.module, []).append(f"{parameter.name}={option.value}")
     text = "".join(f"options {module} {' '.join(given)}\n" for module, given in lines.items())
     file = NewFile(MODPROBE, (HEADER + text).encode())
+    image = initramfs_image(root, machine.kernel or "")
+    notes = (image.why,) if isinstance(image, ByHand) else ()
     return replace(
         change,
         options=(*change.options, *options),
-        lasting=Part((file,)) + _initramfs(root, machine),
+        lasting=Part((file,), images=() if isinstance(image, ByHand) else (image,)),
         rescue=MENU.format(what="add modprobe.blacklist=amdgpu in the boot menu"),
+        notes=(*change.notes, *notes),
     )
-
-
-def _initramfs(root: Root, machine: Machine) -> Part:
-    del root, machine
-    return Part()
