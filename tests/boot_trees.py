@@ -39,8 +39,50 @@ transparent_hugepage = "madvise"
     "/etc/infertune/profiles/kernel.toml": '[boot]\namd_iommu = "off"\n',
 }
 
+EFIVARS = "/sys/firmware/efi/efivars"
+LOADER_GUID = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+GLOBAL_GUID = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
+MACHINE_ID = "0123456789abcdef0123456789abcdef"
+
+
+def said(**texts: str) -> dict[str, bytes]:
+    """EFI variables in which boot loader and stub say who they are."""
+    return {
+        f"{EFIVARS}/{name}-{LOADER_GUID}": b"\6\0\0\0" + f"{text}\0".encode("utf-16-le")
+        for name, text in texts.items()
+    }
+
+
+def load_option(file: str, arguments: str = "", description: str = "Linux") -> bytes:
+    """EFI_LOAD_OPTION of a file on the first partition of a GPT disk."""
+    drive = b"\1\0\0\0" + bytes(16) + bytes.fromhex("c1fcbc7f9f314b2c9f319c84fbcd9af1") + b"\2\2"
+    path = f"{file}\0".encode("utf-16-le")
+    nodes = b"\4\1\x2a\0" + drive + b"\4\4" + (len(path) + 4).to_bytes(2, "little") + path
+    nodes += b"\x7f\xff\4\0"
+    head = b"\1\0\0\0" + len(nodes).to_bytes(2, "little") + f"{description}\0".encode("utf-16-le")
+    return head + nodes + arguments.encode("utf-16-le")
+
+
+def started(file: str, arguments: str = "") -> dict[str, bytes]:
+    """EFI variables that say what the firmware started."""
+    return {
+        f"{EFIVARS}/BootCurrent-{GLOBAL_GUID}": b"\6\0\0\0\3\0",
+        f"{EFIVARS}/Boot0003-{GLOBAL_GUID}": b"\7\0\0\0" + load_option(file, arguments),
+    }
+
+
+LEFT_OF_GRUB = {
+    "/etc/default/grub": 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\n',
+    "/boot/grub/grub.cfg": "# GRUB\n",
+    "/usr/sbin/update-grub": "",
+}
+UKI = rf"\EFI\Linux\{MACHINE_ID}-{KERNEL}.efi"
+SYSTEMD_BOOT = said(LoaderInfo="systemd-boot 257.13-1~deb13u1")
+
 MOUNTS = "/dev/nvme0n1p2 / ext4 rw 0 0\n/dev/nvme0n1p1 /boot/efi vfat rw 0 0\n"
-DEBIAN = {
+DEBIAN: dict[str, str | bytes] = {
+    **said(LoaderInfo="GRUB 2.12-9"),
+    **started(r"\EFI\debian\shimx64.efi"),
     "/etc/default/grub": 'GRUB_DEFAULT=0\nGRUB_CMDLINE_LINUX_DEFAULT="quiet"\n',
     "/boot/grub/grub.cfg": "# GRUB\n",
     "/proc/self/mounts": MOUNTS,
@@ -51,9 +93,20 @@ DEBIAN = {
     "/etc/grub.d/00_header": "",
 }
 
-TREES: dict[str, dict[str, str]] = {
+# Of BIOS there is no word but the one to the kernel.
+DEBIAN_BIOS = {path: text for path, text in DEBIAN.items() if not path.startswith(EFIVARS)} | {
+    "/proc/sys/kernel/bootloader_type": "114\n"
+}
+
+TREES: dict[str, dict[str, str | bytes]] = {
     "debian-grub": DEBIAN,
-    "debian-grub-btrfs": {**DEBIAN, "/proc/self/mounts": "/dev/nvme0n1p2 / btrfs rw 0 0\n"},
+    "debian-grub-btrfs": {**DEBIAN_BIOS, "/proc/self/mounts": "/dev/nvme0n1p2 / btrfs rw 0 0\n"},
+    # F5: on a partition shared with Pop!_OS.
+    "grub-beside-pop": {
+        **DEBIAN,
+        "/boot/efi/loader/loader.conf": "default Pop_OS-current\n",
+        "/boot/efi/loader/entries/Pop_OS-current.conf": "title Pop!_OS\noptions root=UUID=77 ro\n",
+    },
     "grub-without-drop-ins": {
         "/etc/default/grub": 'GRUB_TIMEOUT=5\nGRUB_CMDLINE_LINUX_DEFAULT="quiet"',
         "/boot/grub2/grub.cfg": "# GRUB\n",
@@ -61,6 +114,8 @@ TREES: dict[str, dict[str, str]] = {
         "/usr/bin/dracut": "",
     },
     "fedora-bls": {
+        **said(LoaderInfo="GRUB 2.12"),
+        **started(r"\EFI\fedora\shimx64.efi"),
         "/etc/default/grub": 'GRUB_CMDLINE_LINUX="rhgb quiet"\n',
         "/etc/kernel/cmdline": "root=UUID=1234 ro rhgb quiet\n",
         "/usr/sbin/grubby": "",
@@ -69,6 +124,9 @@ TREES: dict[str, dict[str, str]] = {
         "/boot/loader/entries/abc-7.0.9.conf": "title Fedora\noptions root=UUID=1234 ro quiet\n",
     },
     "arch-systemd-boot": {
+        **said(LoaderInfo="systemd-boot 258.2-1-arch", LoaderEntrySelected="arch.conf"),
+        **started(r"\EFI\systemd\systemd-bootx64.efi"),
+        "/proc/cmdline": "initrd=\\initramfs-linux.img root=UUID=1 rw\n",
         "/boot/loader/loader.conf": "timeout 3\n",
         "/boot/loader/entries/arch.conf": "title Arch\nlinux /vmlinuz\noptions root=UUID=1 rw  \n",
         "/boot/loader/entries/arch-fallback.conf": "title Arch\noptions root=UUID=1 rw\n",
@@ -76,33 +134,144 @@ TREES: dict[str, dict[str, str]] = {
         "/etc/mkinitcpio.d/linux.preset": "",
     },
     "debian-systemd-boot": {
+        **SYSTEMD_BOOT,
         "/boot/efi/loader/loader.conf": "timeout 3\n",
         "/etc/kernel/cmdline": "root=UUID=1 ro\n",
         "/usr/bin/kernel-install": "",
         "/usr/sbin/update-initramfs": "",
     },
     "arch-uki": {
-        "/sys/firmware/efi/efivars/StubInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f": "",
+        **said(
+            LoaderInfo="systemd-boot 258.2-1-arch",
+            StubInfo="systemd-stub 258.2-1-arch",
+            StubImageIdentifier=r"\EFI\Linux\arch-linux.efi",
+        ),
         "/etc/cmdline.d/root.conf": "root=UUID=1 rw\n",
         "/usr/bin/mkinitcpio": "",
         "/etc/mkinitcpio.d/linux.preset": "",
     },
     "uki-kernel-install": {
-        "/sys/firmware/efi/efivars/StubInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f": "",
+        **said(StubInfo="systemd-stub 257.13", StubImageIdentifier=UKI),
+        **started(UKI),
         "/etc/kernel/cmdline": "root=UUID=1 ro",
         "/usr/bin/kernel-install": "",
         "/usr/bin/dracut": "",
     },
-    "rpm-ostree": {"/run/ostree-booted": "", "/usr/bin/rpm-ostree": ""},
-    "bootc": {"/run/ostree-booted": "", "/usr/bin/bootc": ""},
+    "rpm-ostree": {
+        **said(LoaderInfo="GRUB 2.12"),
+        "/run/ostree-booted": "",
+        "/usr/bin/rpm-ostree": "",
+        "/usr/bin/bootc": "",
+    },
+    "bootc": {**said(LoaderInfo="GRUB 2.12"), "/run/ostree-booted": "", "/usr/bin/bootc": ""},
+    "bootc-composefs": {
+        **SYSTEMD_BOOT,
+        "/proc/cmdline": "composefs=fedcba root=UUID=1234 rw\n",
+        "/usr/bin/bootc": "",
+        "/usr/bin/grubby": "",
+        "/boot/loader/loader.conf": "",
+    },
     "limine": {
+        **said(LoaderInfo="Limine 9.3.1"),
         "/etc/default/limine": "ESP_PATH=/boot\n",
         "/etc/limine-entry-tool.d/base.conf": 'KERNEL_CMDLINE[default]="root=UUID=1 rw"\n',
         "/usr/bin/limine-mkinitcpio": "",
         "/usr/bin/mkinitcpio": "",
         "/etc/mkinitcpio.d/linux.preset": "",
     },
-    "nixos": {"/etc/NIXOS": "", "/boot/loader/loader.conf": ""},
+    # F7: Omarchy's default, a unified kernel image that Limine's tools build and Limine starts.
+    "limine-uki": {
+        **said(
+            LoaderInfo="Limine 10.2.0",
+            StubInfo="systemd-stub 258.2-1-arch",
+            StubImageIdentifier=r"\EFI\Linux\omarchy_linux.efi",
+        ),
+        "/etc/default/limine": "ENABLE_UKI=yes\n",
+        "/etc/limine-entry-tool.d/base.conf": 'KERNEL_CMDLINE[default]="root=UUID=1 rw"\n',
+        "/usr/bin/limine-mkinitcpio": "",
+        "/usr/bin/mkinitcpio": "",
+        "/etc/mkinitcpio.d/linux.preset": "",
+    },
+    # F6: systemd-boot on partitions of proxmox-boot-tool, and GRUB's files unused.
+    "proxmox-zfs": {
+        **LEFT_OF_GRUB,
+        **SYSTEMD_BOOT,
+        "/proc/cmdline": "initrd=\\EFI\\proxmox\\7.0.14-8-pve\\initrd.img-7.0.14-8-pve "
+        "root=ZFS=rpool/ROOT/pve-1 boot=zfs\n",
+        "/proc/self/mounts": "rpool/ROOT/pve-1 / zfs rw 0 0\n",
+        "/etc/kernel/cmdline": "root=ZFS=rpool/ROOT/pve-1 boot=zfs\n",
+        "/etc/kernel/proxmox-boot-uuids": "8B4A-3C1D\n",
+        "/usr/sbin/proxmox-boot-tool": "",
+        "/usr/sbin/update-initramfs": "",
+    },
+    "pop-os": {
+        **said(LoaderInfo="systemd-boot 255.4", LoaderEntrySelected="pop_os-current.conf"),
+        "/boot/efi/loader/loader.conf": "default Pop_OS-current\n",
+        "/boot/efi/loader/entries/Pop_OS-current.conf": "title Pop!_OS\n"
+        "linux /EFI/Pop_OS-1234/vmlinuz.efi\noptions root=UUID=1234 ro quiet\n",
+        "/boot/efi/loader/entries/Pop_OS-oldkern.conf": "title Pop!_OS\n"
+        "linux /EFI/Pop_OS-1234/vmlinuz-previous.efi\noptions root=UUID=1234 ro quiet\n",
+        "/boot/efi/loader/entries/Recovery-9BE6-2B49.conf": "title Pop!_OS recovery\n"
+        "linux /EFI/Recovery-9BE6-2B49/vmlinuz.efi\noptions boot=casper\n",
+        "/usr/bin/kernelstub": "",
+        "/usr/sbin/update-initramfs": "",
+    },
+    "opensuse-systemd-boot": {
+        **said(LoaderInfo="systemd-boot 258.2"),
+        "/etc/sysconfig/bootloader": 'LOADER_TYPE="systemd-boot"\n',
+        "/etc/kernel/cmdline": "root=UUID=1234 rootflags=subvol=@/.snapshots/1/snapshot\n",
+        "/boot/efi/loader/loader.conf": "timeout 5\n",
+        "/usr/bin/sdbootutil": "",
+        "/usr/bin/kernel-install": "",
+        "/usr/bin/dracut": "",
+    },
+    "opensuse-grub2-bls": {
+        **said(LoaderInfo="GRUB 2.14"),
+        "/etc/sysconfig/bootloader": 'LOADER_TYPE="grub2-bls"\nSECURE_BOOT="yes"\n',
+        "/etc/default/grub": "",
+        "/etc/kernel/cmdline": "root=UUID=1234\n",
+        "/usr/bin/sdbootutil": "",
+        "/usr/bin/dracut": "",
+    },
+    "cachyos-systemd-boot": {
+        **said(LoaderInfo="systemd-boot 258.2-1-arch"),
+        "/etc/sdboot-manage.conf": 'LINUX_OPTIONS="quiet"\n',
+        "/boot/loader/loader.conf": "timeout 3\n",
+        "/boot/loader/entries/linux-cachyos.conf": "title CachyOS\noptions root=UUID=1234 rw\n",
+        "/usr/bin/sdboot-manage": "",
+        "/usr/bin/mkinitcpio": "",
+        "/etc/mkinitcpio.d/linux-cachyos.preset": "",
+    },
+    # Its stub and its kexec, and a GRUB from before.
+    "zfsbootmenu": {
+        **LEFT_OF_GRUB,
+        **said(
+            StubInfo="systemd-stub 255.4",
+            StubImageIdentifier=r"\EFI\zbm\zfsbootmenu.EFI",
+        ),
+        **started(r"\EFI\zbm\zfsbootmenu.EFI"),
+        "/proc/cmdline": "root=zfs:zroot/ROOT/debian quiet spl_hostid=00bab10c\n",
+        "/proc/self/mounts": "zroot/ROOT/debian / zfs rw 0 0\n",
+        "/proc/sys/kernel/bootloader_type": "208\n",
+        "/usr/sbin/update-initramfs": "",
+    },
+    "refind": {
+        **LEFT_OF_GRUB,
+        **started(r"\EFI\refind\refind_x64.efi"),
+        "/proc/sys/kernel/bootloader_type": "33\n",
+        "/boot/refind_linux.conf": '"Boot" "root=UUID=1234 ro quiet"\n',
+        "/usr/bin/mkinitcpio": "",
+        "/etc/mkinitcpio.d/linux.preset": "",
+    },
+    "efistub": {
+        **LEFT_OF_GRUB,
+        **said(LoaderInfo=f"Linux EFI stub {KERNEL}"),
+        **started(r"\EFI\arch\image.efi", "root=UUID=1234 ro quiet"),
+        "/proc/sys/kernel/bootloader_type": "33\n",
+        "/usr/bin/mkinitcpio": "",
+        "/etc/mkinitcpio.d/linux.preset": "",
+    },
+    "nixos": {**SYSTEMD_BOOT, "/etc/NIXOS": "", "/boot/loader/loader.conf": ""},
     "container": {"/run/.containerenv": ""},
     "unknown": {},
 }
@@ -113,7 +282,7 @@ def build(base: Path, tree: str) -> Path:
     for path, text in {**MACHINE, **TREES[tree]}.items():
         file = base / path.lstrip("/")
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
     (base / "run").mkdir(exist_ok=True)
     (base / "var/lib").mkdir(parents=True, exist_ok=True)
     return base

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from infertune.host import boot_style, cgroup, cpu, devices, gpu, memory, system, tuners
+from infertune.host import cgroup, cpu, devices, gpu, memory, system, tuners
+from infertune.host.boot_loader import boot_loader
 from infertune.host.cgroup import Cgroup
 from infertune.host.cpu import Cpu
 from infertune.host.gpu import Card, CarveoutSize, Ttm
@@ -54,7 +55,7 @@ class Machine:
     distro: str | None
     distro_id: str | None
     boot_style: str | None
-    """How a kernel parameter gets to the command line here: see BOOT_STYLES."""
+    """How a kernel parameter gets to the command line here: an id of boot_loader.STACKS."""
     dmi: Dmi
     cpu: Cpu
     memory: Memory
@@ -66,6 +67,8 @@ class Machine:
     cgroup: Cgroup
     tuners: tuple[Tuner, ...]
     swap: Swaps | None = None
+    boot_evidence: tuple[str, ...] = ()
+    """What says so of boot_style: who booted, and what else was seen."""
 
     @property
     def kernel_version(self) -> tuple[int, ...]:
@@ -107,13 +110,14 @@ def read_machine(root: Root) -> Machine:
     processor = cpu.cpu(root)
     groups = cgroup.cgroup(root)
     release = system.os_release(root)
+    loader = boot_loader(root)
     targets = {node.render_minor: node.gfx_target for node in gpu.kfd_nodes(root)}
     return Machine(
         kernel=system.release(root),
         cmdline=system.command_line(root),
         distro=release.get("PRETTY_NAME") or release.get("NAME"),
         distro_id=release.get("ID"),
-        boot_style=boot_style.boot_style(root),
+        boot_style=loader.id,
         dmi=system.dmi(root),
         cpu=processor,
         memory=memory.memory(root, cpu.numa_nodes(root)),
@@ -124,6 +128,7 @@ def read_machine(root: Root) -> Machine:
         cgroup=groups,
         tuners=tuners.tuners(root, groups),
         swap=swaps(root),
+        boot_evidence=loader.evidence,
     )
 
 

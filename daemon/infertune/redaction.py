@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from infertune.kernel_log import reduce_log
+from infertune.load_option import plain, without_ids
 from infertune.server_files import formats, script
 from infertune.server_files.block_yaml import NotUnderstood
 from infertune.server_files.command_line import (
@@ -301,6 +302,24 @@ def _swaps(data: bytes) -> bytes:
 
 
 _SYSTEMD = r"/(?:etc|run|usr/local/lib|usr/lib)"
+_EFIVARS = r"/sys/firmware/efi/efivars"
+_ATTRIBUTES = 4
+"""Bytes before the value of an EFI variable."""
+
+
+def _boot_option(data: bytes) -> bytes:
+    """Which file the firmware started: its menu shows serial numbers, a path has ids of disks."""
+    return data[:_ATTRIBUTES] + plain(data[_ATTRIBUTES:])
+
+
+def _efi_text(data: bytes) -> bytes:
+    """A file's or an entry's name, which kernel-install begins with the machine's id."""
+    text = without_ids(data[_ATTRIBUTES:].decode("utf-16-le", "replace"))
+    text = re.sub(r"(?i)[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", _NO_UUID, text)
+    return data[:_ATTRIBUTES] + text.encode("utf-16-le")
+
+
+_NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 _REDUCTIONS: Mapping[str, Callable[[bytes], bytes | None]] = {
     r"/(?:etc|run|lib|usr/lib|usr/local/lib)/modprobe\.d/.*": _modprobe,
@@ -312,6 +331,13 @@ _REDUCTIONS: Mapping[str, Callable[[bytes], bytes | None]] = {
     r"/proc/stat": _rows(r"btime "),
     r"/proc/vmstat": _rows(r"(?:oom_kill|compact_\w+) "),
     r"/proc/swaps": _swaps,
+    rf"{_EFIVARS}/(?:LoaderInfo|LoaderFeatures|StubInfo|BootCurrent|SecureBoot)-.*": bytes,
+    rf"{_EFIVARS}/Boot[0-9A-F]{{4}}-.*": _boot_option,
+    rf"{_EFIVARS}/(?:StubImageIdentifier|LoaderEntrySelected|LoaderDevicePartUUID)-.*": _efi_text,
+    rf"{_EFIVARS}/.*": lambda data: None,
+    # Who an entry starts is told by ids of disks, and disks are unlocked by more than that.
+    r".*/loader/entries/.*|/etc/(?:fstab|crypttab.*|kernel/cmdline)": lambda data: None,
+    r"/etc/sysconfig/bootloader": _rows(r"LOADER_TYPE=[\"']?[\w-]{1,40}[\"']?$"),
     r"/proc/sys/kernel/core_pattern": _rows(r"\|\S*/systemd-coredump(?: |$)"),
     rf"{_SYSTEMD}/sysctl\.d/.*": _rows(
         r"-?(?:vm[./]\w+|kernel[./]numa_balancing)\s*=\s*[\w. -]{1,64}$"

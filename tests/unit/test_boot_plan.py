@@ -25,7 +25,7 @@ from infertune.boot.stacks.grub import SCRIPT as GRUB_SCRIPT
 from infertune.boot.stacks.grub import grub_script
 from infertune.cli.main import main
 from infertune.errors import Busy
-from infertune.host.boot_style import BOOT_STYLES
+from infertune.host.boot_loader import STACKS
 from infertune.host.modprobe import read_sources
 from infertune.knobs import KNOBS
 from infertune.machine import read_machine
@@ -64,7 +64,7 @@ def test_every_style_has_a_tree_and_an_entry(tmp_path: Path) -> None:
     styles = set()
     for tree in TREES:
         styles.add(read_machine(Root(build(tmp_path / tree, tree))).boot_style)
-    assert styles == {style.id for style in BOOT_STYLES} | {None}
+    assert styles == {stack.id for stack in STACKS} | {None}
 
 
 def test_every_boot_knob_has_a_place() -> None:

@@ -10,7 +10,6 @@ import pytest
 
 from infertune.cli.machine import COMMANDS as MACHINE_COMMANDS
 from infertune.cli.main import main
-from infertune.host.boot_style import BOOT_STYLES
 from infertune.host.cpu import Core
 from infertune.host.gpu import Ttm
 from infertune.host.tuners import TUNERS
@@ -272,14 +271,6 @@ def test_cgroup_version(tree: Tree, mounts: str, expected: tuple[int, str | None
     tree.file("/proc/self/mounts", mounts)
     cgroup = tree.read().cgroup
     assert (cgroup.version, cgroup.mount) == expected
-
-
-@pytest.mark.parametrize("style", BOOT_STYLES, ids=lambda style: style.id)
-def test_each_boot_style_is_recognised_by_its_signs(tree: Tree, style: object) -> None:
-    assert style in BOOT_STYLES
-    for group in style.signs:  # type: ignore[attr-defined]
-        tree.file(group[0])
-    assert tree.read().boot_style == style.id  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("known", TUNERS, ids=lambda known: known.id)

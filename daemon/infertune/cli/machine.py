@@ -14,7 +14,7 @@ from infertune.doctor.surroundings import FILE as SURROUNDINGS
 from infertune.doctor.surroundings import Surroundings, look_around, recorded
 from infertune.documents import picture_document
 from infertune.errors import Exit, Failed, UsageError
-from infertune.host.boot_style import BOOT_STYLES
+from infertune.host.boot_loader import STACKS
 from infertune.host.cgroup import Cgroup
 from infertune.host.cpu import Cpu
 from infertune.host.gpu import Ttm
@@ -55,7 +55,7 @@ def _summary(machine: Machine, found: Picture) -> list[tuple[str, str]]:
     dmi = machine.dmi
     running = [tuner.name for tuner in machine.tuners if tuner.running]
     idle = [tuner.name for tuner in machine.tuners if not tuner.running]
-    how = next((style.how for style in BOOT_STYLES if style.id == machine.boot_style), None)
+    how = next((stack.how for stack in STACKS if stack.id == machine.boot_style), None)
     return [
         ("machine", _known(dmi.vendor, dmi.product)),
         ("board", _known(dmi.board)),
@@ -64,6 +64,7 @@ def _summary(machine: Machine, found: Picture) -> list[tuple[str, str]]:
         ("kernel", _known(machine.kernel)),
         ("command line", _known(machine.cmdline)),
         ("boot style", f"{machine.boot_style}: {how}" if machine.boot_style else UNKNOWN),
+        *(("", each) for each in machine.boot_evidence),
         *_cpu(machine.cpu),
         *_memory(machine.memory),
         *(line for gpu in machine.gpus for line in _gpu(gpu)),

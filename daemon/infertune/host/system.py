@@ -55,6 +55,23 @@ def parameters(cmdline: str) -> list[tuple[str, str]]:
     return found
 
 
+def loader_number(root: Root) -> int | None:
+    """What loaded the kernel, as it told the kernel itself; x86 only, None elsewhere.
+
+    7 is GRUB, 0xd kexec, 0xf something without a number; 2 the kernel's own EFI stub, whoever
+    started that, so also newer GRUBs (Documentation/arch/x86/boot.rst, type_of_loader;
+    Documentation/admin-guide/sysctl/kernel.rst, bootloader_type: shifted left by 4).
+    """
+    number = integer(root.get("/proc/sys/kernel/bootloader_type"))
+    return number >> 4 if number else None
+
+
+def machine_id(root: Root) -> str | None:
+    """Id of this installation (machine-id(5)), 32 digits; None where it has none."""
+    text = root.get("/etc/machine-id") or ""
+    return text.lower() if re.fullmatch(r"[0-9a-fA-F]{32}", text) else None
+
+
 def boot_id(root: Root) -> str:
     """Id of this boot (random(4)); ``unknown`` where the kernel does not say."""
     return root.get(_BOOT_ID) or "unknown"
