@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who booted this machine, and which boot entries are its own."""
+"""Who booted this machine, which boot entries are its own, and what was measured on the way."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from infertune.host.boot_entries import (
     selected_entry,
 )
 from infertune.host.boot_loader import STACKS, BootLoader, boot_loader
+from infertune.host.measured_boot import measured
 from infertune.host.system import loader_number
 from infertune.host.unknown import Unknown
 from infertune.load_option import load_option as parse
@@ -464,3 +465,87 @@ def test_grub_s_environment(root: Root) -> None:
     text = "# GRUB Environment Block\nsaved_entry=0\nkernelopts=root=UUID=1 ro \n"
     lay(root, {"/boot/grub2/grubenv": text.ljust(1024, "#")})
     assert grub_environment(root) == {"saved_entry": "0", "kernelopts": "root=UUID=1 ro "}
+
+
+# -- what is measured -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "evidence"),
+    [
+        (
+            {"/etc/crypttab": "# x\nroot UUID=1 none luks,tpm2-device=auto,tpm2-pcrs=7\n"},
+            "/etc/crypttab:2 has tpm2-device=auto",
+        ),
+        (
+            {"/etc/crypttab.initramfs": "root UUID=1 - tpm2-device=/dev/tpmrm0\n"},
+            "/etc/crypttab.initramfs:1 has tpm2-device=/dev/tpmrm0",
+        ),
+        (
+            {"/etc/crypttab": "root UUID=1 none luks,keyscript=/sbin/tpm2-initramfs-tool\n"},
+            "/etc/crypttab:1 has keyscript=/sbin/tpm2-initramfs-tool",
+        ),
+        (
+            {"/proc/cmdline": "rd.luks.options=12-34=discard,tpm2-device=auto root=/dev/m\n"},
+            "the command line has rd.luks.options=..tpm2-device=auto",
+        ),
+        (
+            {"/proc/cmdline": "rd.luks.options=12-34=tpm2-device=auto root=/dev/m\n"},
+            "the command line has rd.luks.options=..tpm2-device=auto",
+        ),
+        (
+            {"/etc/mkinitcpio.conf": "MODULES=()\nHOOKS=(base udev clevis encrypt)\n"},
+            "/etc/mkinitcpio.conf:2 has HOOKS=(base udev clevis encrypt)",
+        ),
+        (
+            {"/etc/dracut.conf.d/tpm.conf": 'add_dracutmodules+=" tpm2-tss "\n'},
+            '/etc/dracut.conf.d/tpm.conf:1 has add_dracutmodules+=" tpm2-tss "',
+        ),
+        (
+            {
+                "/usr/share/initramfs-tools/hooks/clevis": "",
+                "/usr/sbin/update-initramfs": "",
+                "/etc/crypttab": "root UUID=1 none luks\n",
+            },
+            "/usr/share/initramfs-tools/hooks/clevis, which unlocks disks in the initramfs",
+        ),
+        (
+            {"/var/lib/systemd/pcrlock.json": "{}"},
+            "/var/lib/systemd/pcrlock.json: a policy of systemd-pcrlock",
+        ),
+        (
+            {"/boot/efi/EFI/systemd/tpm2-pcr-signature.json": "{}"},
+            "/boot/efi/EFI/systemd/tpm2-pcr-signature.json: signed measurements",
+        ),
+        (
+            {"/boot/efi/EFI/opensuse/sealed.tpm": "x"},
+            "/boot/efi/EFI/opensuse/sealed.tpm: a key sealed by the TPM",
+        ),
+        (
+            {"/run/mnt/ubuntu-boot/device/fde/ubuntu-data.sealed-key": "x"},
+            "/run/mnt/ubuntu-boot/device/fde/ubuntu-data.sealed-key: a key sealed by the TPM",
+        ),
+    ],
+)
+def test_f9_a_disk_that_the_tpm_unlocks(root: Root, files: Files, evidence: str) -> None:
+    assert measured(lay(root, files)) == (evidence,)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"/etc/crypttab": "root UUID=1 none luks,discard\n#root UUID=1 - tpm2-device=auto\n"},
+        {"/etc/crypttab": "tpm2-device=auto\n", "/proc/cmdline": "tpm2-device=auto quiet\n"},
+        {"/etc/crypttab": b"\0binary tpm2-device=auto"},
+        {"/etc/mkinitcpio.conf": "# HOOKS=(clevis)\nHOOKS=(base sd-encrypt)\n"},
+        # Packages alone: no encrypted disk, or no tool that would take it into an initramfs.
+        {"/usr/share/initramfs-tools/hooks/clevis": "", "/usr/sbin/update-initramfs": ""},
+        {
+            "/usr/lib/dracut/modules.d/60clevis-pin-tpm2/module-setup.sh": "",
+            "/etc/crypttab": "root UUID=1 none luks\n",
+        },
+    ],
+)
+def test_f9_what_shows_no_tpm_is_no_evidence(root: Root, files: Files) -> None:
+    assert measured(lay(root, files)) == ()
