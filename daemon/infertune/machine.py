@@ -45,6 +45,8 @@ class Gpu:
     carveout_options: tuple[str, ...]
     carveout_sizes: tuple[CarveoutSize, ...] = ()
     """The options that name their size."""
+    carveout_bytes: int | None = None
+    """Size of the chosen one; None where it names none.  See gpu.carveout_shown_is_real."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,7 @@ def _gpu(root: Root, card: Card, targets: dict[int | None, str], processor: Cpu)
         carveout=carveout.chosen,
         carveout_options=carveout.options,
         carveout_sizes=carveout.sizes,
+        carveout_bytes=carveout.chosen_bytes,
     )
 
 

@@ -31,6 +31,7 @@ from infertune.host.boot_entries import (
     selected_entry,
 )
 from infertune.host.boot_loader import STACKS, BootLoader, boot_loader
+from infertune.host.gpu import carveout_shown_is_real
 from infertune.host.measured_boot import measured
 from infertune.host.system import loader_number
 from infertune.host.unknown import Unknown
@@ -549,3 +550,31 @@ def test_f9_a_disk_that_the_tpm_unlocks(root: Root, files: Files, evidence: str)
 )
 def test_f9_what_shows_no_tpm_is_no_evidence(root: Root, files: Files) -> None:
     assert measured(lay(root, files)) == ()
+
+
+# -- the carve-out -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("vram_gib", "shown", "real"), [(64, "0", False), (32, "1", True), (64, "9", None)]
+)
+def test_f13_the_carve_out_shown_may_not_be_the_real_one(
+    root: Root, vram_gib: int, shown: str, real: bool | None
+) -> None:
+    """64 GiB were chosen in the firmware's setup, and its list goes up to 32."""
+    card = "/sys/class/drm/card1/device"
+    lay(
+        root,
+        {
+            f"{card}/vendor": "0x1002\n",
+            f"{card}/device": "0x1586\n",
+            f"{card}/mem_info_vram_total": f"{vram_gib << 30}\n",
+            f"{card}/uma/carveout": f"{shown}\n",
+            f"{card}/uma/carveout_options": "0: Minimum (512 MB)\n1: High (32 GB)\n",
+        },
+    )
+    root.at(f"{card}/driver").symlink_to("../../../../bus/pci/drivers/amdgpu")
+    gpu = read_machine(root).inference_gpu
+    assert gpu is not None
+    assert carveout_shown_is_real(gpu.carveout_bytes, gpu.vram_bytes) is real
+    assert carveout_shown_is_real(gpu.carveout_bytes, None) is None

@@ -239,6 +239,17 @@ def carveout(root: Root, device: str) -> Carveout:
     )
 
 
+def carveout_shown_is_real(shown_bytes: int | None, vram_bytes: int | None) -> bool | None:
+    """Whether uma/carveout names what the GPU has now; None where one of the sizes is not known.
+
+    ``shown_bytes`` is Carveout.chosen_bytes, ``vram_bytes`` mem_info_vram_total.  They differ where
+    the firmware's setup chose a size that is not in its list: the index shown then names some
+    other size, and writing it back would not bring back this one.  They also differ from when a
+    size is asked for until the boot that brings it (amdgpu_acpi.c, uma/, Linux 7.0).
+    """
+    return None if shown_bytes is None or vram_bytes is None else shown_bytes == vram_bytes
+
+
 def performance_level(root: Root, device: str) -> str | None:
     """power_dpm_force_performance_level."""
     return root.get(f"{device}/power_dpm_force_performance_level")
