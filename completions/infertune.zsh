@@ -116,7 +116,8 @@ _shtab_infertune_boot_stage_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
   "--debug[show a traceback when something fails]"
-  "--confirm-by-hand[keep it only after \'infertune boot confirm\', and not because the machine has started]"
+  "--confirm-by-hand[keep it only after \'infertune boot confirm\', and not because the machine has booted]"
+  "--force[also where a disk is unlocked by what the TPM measures at boot]"
   "--json[print one JSON document (docs\/json.md)]"
   ":name of a profile (\'infertune profiles\'):"
 )

@@ -12,13 +12,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from infertune.errors import UsageError
-from infertune.host.gpu import TTM_MODULES, is_loaded
+from infertune.host.gpu import TTM_MODULES, carveout_shown_is_real, is_loaded
 from infertune.host.modprobe import Sources
 from infertune.host.system import COMMAND_LINE
 from infertune.knobs import KNOBS
-from infertune.machine import Machine
+from infertune.machine import Gpu, Machine
 from infertune.resolve import Desired, Setting
 from infertune.root import Root
+from infertune.units import format_size
 
 SAFE_VALUE = re.compile(r"[A-Za-z0-9_.,:-]{1,200}")
 """What may go into configuration files of boot loaders, which shells and GRUB read."""
@@ -86,7 +87,7 @@ def options(
     left = [f"{each.id} is left out: {each.reason}" for each in desired.unresolved if _boot(each)]
     mine = {(option.id, option.value) for option in ours}
     for setting in desired.boot:
-        option = _option(root, machine, setting)
+        option = _option(root, machine, setting, (setting.id, setting.canonical) in mine)
         if isinstance(option, str) and setting.required:
             raise UsageError(
                 f"{setting.id}: {option}, but {setting.source} requires it; nothing was touched"
@@ -104,7 +105,7 @@ def _boot(each: object) -> bool:
     return getattr(each, "id", "") in PLACES
 
 
-def _option(root: Root, machine: Machine, setting: Setting) -> Option | str:
+def _option(root: Root, machine: Machine, setting: Setting, staged: bool) -> Option | str:
     knob, place = KNOBS[setting.id], PLACES[setting.id]
     note = knob.note(machine)
     source = str(setting.source)
@@ -114,6 +115,8 @@ def _option(root: Root, machine: Machine, setting: Setting) -> Option | str:
         gpu = machine.inference_gpu
         if gpu is None or not gpu.carveout_sizes:
             return knob.absent
+        if not staged and not carveout_shown_is_real(gpu.carveout_bytes, gpu.vram_bytes):
+            return _not_in_the_list(gpu)
         file = f"{gpu.path}/uma/carveout"
         return Option(setting.id, setting.canonical, (), file, False, source, note)
     module, name = place
@@ -126,6 +129,15 @@ def _option(root: Root, machine: Machine, setting: Setting) -> Option | str:
     built_in = any(is_built_in(root, machine, each) for each in modules)
     return Option(
         setting.id, setting.canonical, parameters, None, not module or built_in, source, note
+    )
+
+
+def _not_in_the_list(gpu: Gpu) -> str:
+    """The kernel would take the index back, and the firmware would make another size of it."""
+    there = "of unknown size" if gpu.vram_bytes is None else format_size(gpu.vram_bytes)
+    return (
+        f"the carve-out is {there}, and {gpu.path}/uma/carveout shows "
+        f"'{gpu.carveout or 'nothing'}': it could not be put back, so set it in the BIOS"
     )
 
 

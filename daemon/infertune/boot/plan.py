@@ -62,7 +62,7 @@ def plan(root: Root, machine: Machine, options: Sequence[Option]) -> Change:
     stack = STACKS.get(machine.boot_style, STACKS[None])
     firmware = tuple(option for option in options if not option.parameters)
     given = [option for option in options if option.parameters]
-    change = Change(machine.boot_style, options=firmware)
+    change = Change(machine.boot_style, machine.boot_evidence, firmware)
     if not given:
         return change
     way = stack.way(root, machine, _words(given))

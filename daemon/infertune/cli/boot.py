@@ -21,7 +21,8 @@ from infertune.boot.state import OptionStatus, is_ready, overruled, read_status,
 from infertune.cli.base import JSON, Command, Context, argument, printable
 from infertune.cli.engine import PROFILE
 from infertune.documents import picture_document
-from infertune.errors import Exit
+from infertune.errors import Exit, UsageError
+from infertune.host.measured_boot import measured
 from infertune.host.memory import PAGE
 from infertune.host.modprobe import Sources, read_sources
 from infertune.host.system import boot_id
@@ -47,6 +48,8 @@ class _Prepared:
     """The GPU's memory now, and after a boot with the change."""
     notes: tuple[str, ...]
     wrong: tuple[Finding, ...]
+    measured: tuple[str, ...]
+    """What says that a disk is unlocked by what is measured at boot."""
 
 
 def _prepared(ctx: Context) -> _Prepared:
@@ -67,7 +70,8 @@ def _prepared(ctx: Context) -> _Prepared:
     notes += remarks(facts, machine, asked)
     if ctx.root.live and change.options and not ctx.root.exists(GUARD):
         notes.append("the guard is not enabled ('infertune setup'): nothing goes back by itself")
-    return _Prepared(wanted, change, memory, tuple(notes), findings(sources))
+    unlocked = measured(ctx.root) if change.now else ()
+    return _Prepared(wanted, change, memory, tuple(notes), findings(sources), unlocked)
 
 
 def _rivals(found: Sequence[Option], sources: Sources) -> list[str]:
@@ -100,6 +104,11 @@ def _stage(ctx: Context) -> Exit:
         document = _plan_document(ctx, prepared)
         if not ctx.args.json:
             _print_plan(ctx, prepared)
+        if prepared.measured and not ctx.args.force:
+            raise UsageError(
+                f"{MEASURED} ({prepared.measured[0]}); nothing was touched",
+                hint="have the passphrase or recovery key at hand, and stage it with --force",
+            )
         if change.options:
             by_hand = ctx.args.confirm_by_hand
             gpu = read_machine(ctx.root).inference_gpu
@@ -235,6 +244,7 @@ def _plan_document(ctx: Context, prepared: _Prepared) -> dict[str, Any]:
         "by_hand": list(change.manual),
         "gpu_memory": picture_document(prepared.memory),
         "findings": [{"what": each.what, "fix": each.fix} for each in prepared.wrong],
+        "measured": list(prepared.measured),
         "notes": list(prepared.notes),
     }
 
@@ -249,6 +259,10 @@ def _part_document(ctx: Context, part: Part) -> dict[str, Any]:
     }
 
 
+MEASURED = (
+    "a disk is unlocked by the TPM, which measures the command line and the initramfs: the next "
+    "boot may ask for a passphrase before anything could put this back"
+)
 ONE_TRY = {
     "loader": "the boot loader: what it boots after the trial is without the options",
     "guard": "infertune's guard, early in the boot: the kernel must get that far",
@@ -284,6 +298,10 @@ def _print_plan(ctx: Context, prepared: _Prepared) -> None:
         ctx.print(memory)
     for finding in prepared.wrong:
         ctx.print(f"finding: {finding}")
+    if prepared.measured:
+        ctx.print(f"measured boot: {MEASURED}; 'infertune boot stage' needs --force")
+        for each in prepared.measured:
+            ctx.print(f"    {each}")
     for note in prepared.notes:
         ctx.print(f"note: {note}")
     if not change.options and not change.manual:
@@ -349,7 +367,12 @@ COMMANDS: tuple[Command, ...] = (
                         "--confirm-by-hand",
                         action="store_true",
                         help="keep it only after 'infertune boot confirm', and not because the "
-                        "machine has started",
+                        "machine has booted",
+                    ),
+                    argument(
+                        "--force",
+                        action="store_true",
+                        help="also where a disk is unlocked by what the TPM measures at boot",
                     ),
                     JSON,
                 ),
