@@ -64,7 +64,7 @@ EXPECTED = {
     "debian-grub": ("grub", "LoaderInfo says 'GRUB 2.12-9'"),
     "debian-grub-btrfs": ("grub", "GRUB told the kernel so (/proc/sys/kernel/bootloader_type)"),
     "grub-beside-pop": ("grub", "LoaderInfo says 'GRUB 2.12-9'"),
-    "grub-without-drop-ins": ("grub", "told by files: nobody says who started the kernel"),
+    "grub-without-drop-ins": ("grub", "no boot loader said its name: told by what lies here"),
     "fedora-bls": ("bls", "LoaderInfo says 'GRUB 2.12'"),
     "arch-systemd-boot": ("systemd-boot", "LoaderInfo says 'systemd-boot 258.2-1-arch'"),
     "debian-systemd-boot": ("systemd-boot", "LoaderInfo says 'systemd-boot 257.13-1~deb13u1'"),

@@ -209,7 +209,7 @@ class Stack:
             if found[-1] is None:
                 return None
         if self.loaders and start.loader is None:
-            found.append("told by files: nobody says who started the kernel")
+            found.append("no boot loader said its name: told by what lies here")
         return tuple(dict.fromkeys(each for each in found if each))
 
 
@@ -306,9 +306,9 @@ STACKS: tuple[Stack, ...] = (
         "the property org.zfsbootmenu:commandline of the root dataset",
         signs=(
             (_on_zfs,),
-            (_image("zbm|zfsbootmenu"), _kexec),
+            (_image(r"\\zbm|zfsbootmenu"), _kexec),
             (
-                _image("zbm|zfsbootmenu"),
+                _image(r"\\zbm|zfsbootmenu"),
                 _file("/etc/zfsbootmenu/config.yaml"),
                 _file("/usr/bin/generate-zbm"),
                 _stub,
