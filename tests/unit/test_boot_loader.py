@@ -42,6 +42,7 @@ from infertune.root import Root
 from infertune.snapshot import open_snapshot, record
 
 Files = dict[str, str | bytes]
+GUESSED = "no boot loader said its name: told by what lies here"
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ EXPECTED = {
     "debian-grub": ("grub", "LoaderInfo says 'GRUB 2.12-9'"),
     "debian-grub-btrfs": ("grub", "GRUB told the kernel so (/proc/sys/kernel/bootloader_type)"),
     "grub-beside-pop": ("grub", "LoaderInfo says 'GRUB 2.12-9'"),
-    "grub-without-drop-ins": ("grub", "no boot loader said its name: told by what lies here"),
+    "grub-without-drop-ins": ("grub", GUESSED),
     "fedora-bls": ("bls", "LoaderInfo says 'GRUB 2.12'"),
     "arch-systemd-boot": ("systemd-boot", "LoaderInfo says 'systemd-boot 258.2-1-arch'"),
     "debian-systemd-boot": ("systemd-boot", "LoaderInfo says 'systemd-boot 257.13-1~deb13u1'"),
@@ -164,6 +165,15 @@ def test_a_loader_that_no_stack_knows_is_not_mistaken_for_one(root: Root) -> Non
     conf = {"/boot/loader/loader.conf": "", "/etc/default/limine": "", "/etc/kernel/cmdline": ""}
     lay(root, LEFT_OF_GRUB, conf, said(LoaderInfo="barebox-2026.10.0"))
     assert boot_loader(root) == BootLoader(None, None, ("LoaderInfo says 'barebox-2026.10.0'",))
+
+
+def test_a_loader_may_have_started_another(root: Root) -> None:
+    lay(root, LEFT_OF_GRUB, SYSTEMD_BOOT, {"/proc/sys/kernel/bootloader_type": "114\n"})
+    assert boot_loader(root).id == "grub"
+    lay(root, {"/proc/sys/kernel/bootloader_type": "33\n"})
+    assert boot_loader(root).id == "systemd-boot"
+    lay(root, said(LoaderInfo="1234"))
+    assert boot_loader(root).evidence == ("/etc/default/grub", GUESSED)
 
 
 def test_opensuse_s_other_grub_is_grub(tmp_path: Path) -> None:
@@ -286,6 +296,25 @@ def test_no_bytes_of_the_firmware_raise(root: Root) -> None:
         efi.boot_current(root), efi.loader_features(root), efi.loader_partition(root)
         efi.secure_boot(root), efi.entry_selected(root), efi.stub_image(root)
         assert all(each.isprintable() for each in boot_loader(root).evidence)
+
+
+def test_the_firmware_is_asked_once(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Counting(Root):
+        def read_value(self, path: str, size: int) -> bytes:
+            asked.append(path)
+            return super().read_value(path, size)
+
+    live = Counting(root.base)
+    monkeypatch.setattr(live, "live", True)
+    assert efi.loader_info(live) is None  # efivarfs is not mounted yet
+    lay(root, SYSTEMD_BOOT, started(r"\EFI\systemd\systemd-bootx64.efi"))
+    asked.clear()
+    assert [boot_loader(live).id for _ in range(3)] == ["systemd-boot"] * 3
+    there = [path for path in asked if root.exists(path)]
+    assert sorted(there) == sorted(set(there))
+    assert len(there) == 3
 
 
 def test_a_variable_that_is_no_file_is_not_there(root: Root) -> None:

@@ -80,11 +80,14 @@ def _who(
     root: Root, option: LoadOption | None, image: str | None, words: tuple[tuple[str, str], ...]
 ) -> tuple[str | None, str | None]:
     """Who started the kernel, and how that is known; the strongest evidence first."""
-    if info := efi.loader_info(root):
-        # "GRUB 2.12": its first word; somebody's "GRUB2" is GRUB, too.
-        return info.split()[0].lower().rstrip("0123456789"), f"LoaderInfo says '{info}'"
-    if loader_number(root) == _GRUB:
+    info = efi.loader_info(root) or ""
+    # "GRUB 2.12": its first word; somebody's "GRUB2" is GRUB, too.
+    name = next(iter(info.lower().split()), "").rstrip("0123456789")
+    # Before another's LoaderInfo: that one may have started an older GRUB.
+    if loader_number(root) == _GRUB and name != "grub":
         return "grub", "GRUB told the kernel so (/proc/sys/kernel/bootloader_type)"
+    if name:
+        return name, f"LoaderInfo says '{info}'"
     if option is not None and option.file:
         told = f"the firmware started {without_ids(option.file)}"
         for pattern, name in _FILES:

@@ -19,6 +19,7 @@ rEFInd says nothing: with ``write_systemd_vars`` it sets LoaderDevicePartUUID an
 from __future__ import annotations
 
 import uuid
+from functools import lru_cache
 
 from infertune.host.unknown import Unknown
 from infertune.load_option import LoadOption, load_option, wide_text
@@ -40,15 +41,23 @@ _KERNEL = "Linux EFI stub "
 
 
 def _variable(root: Root, name: str, vendor: str) -> bytes | None:
-    """The value of a variable; None where it is not there or cannot be read.
-
-    One read: each asks the firmware anew, and the kernel slows down who is not root.
-    """
+    """The value of a variable; None where it is not there or cannot be read."""
+    path = f"{_VARIABLES}/{name}-{vendor}"
     try:
-        data = root.read_value(f"{_VARIABLES}/{name}-{vendor}", MAX_VARIABLE)
+        data = _once(root, path) if root.live else root.read_value(path, MAX_VARIABLE)
     except OSError:
         return None
     return data[_ATTRIBUTES:] if len(data) > _ATTRIBUTES else None
+
+
+@lru_cache(maxsize=32)
+def _once(root: Root, path: str) -> bytes:
+    """A file of efivarfs, asked for once in a program's life.
+
+    Each read calls into the firmware, and the exporter would do so at every scrape; what is read
+    here tells of this start, which is not another one later.  Raises OSError, each time anew.
+    """
+    return root.read_value(path, MAX_VARIABLE)
 
 
 def _text(root: Root, name: str) -> str | None:
