@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
+from uuid import UUID
 
 from infertune.boot.commands import Ran
 
@@ -39,10 +42,19 @@ transparent_hugepage = "madvise"
     "/etc/infertune/profiles/kernel.toml": '[boot]\namd_iommu = "off"\n',
 }
 
+
+def grubenv(*lines: str) -> bytes:
+    """GRUB's environment block: 1 KiB, filled up with #."""
+    text = "".join(f"{line}\n" for line in ("# GRUB Environment Block", *lines))
+    return text.encode().ljust(1024, b"#")
+
+
 EFIVARS = "/sys/firmware/efi/efivars"
 LOADER_GUID = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 GLOBAL_GUID = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
 MACHINE_ID = "0123456789abcdef0123456789abcdef"
+PARTITION = UUID("7fbcfcc1-319f-2c4b-9f31-9c84fbcd9af1")
+"""Of load_option."""
 
 
 def said(**texts: str) -> dict[str, bytes]:
@@ -55,7 +67,7 @@ def said(**texts: str) -> dict[str, bytes]:
 
 def load_option(file: str, arguments: str = "", description: str = "Linux") -> bytes:
     """EFI_LOAD_OPTION of a file on the first partition of a GPT disk."""
-    drive = b"\1\0\0\0" + bytes(16) + bytes.fromhex("c1fcbc7f9f314b2c9f319c84fbcd9af1") + b"\2\2"
+    drive = b"\1\0\0\0" + bytes(16) + PARTITION.bytes_le + b"\2\2"
     path = f"{file}\0".encode("utf-16-le")
     nodes = b"\4\1\x2a\0" + drive + b"\4\4" + (len(path) + 4).to_bytes(2, "little") + path
     nodes += b"\x7f\xff\4\0"
@@ -98,6 +110,66 @@ DEBIAN_BIOS = {path: text for path, text in DEBIAN.items() if not path.startswit
     "/proc/sys/kernel/bootloader_type": "114\n"
 }
 
+FEDORA_ENTRY = f"/boot/loader/entries/{MACHINE_ID}-{{}}.conf"
+
+
+def _fedora_entry(kernel: str, options: str = "root=UUID=1234 ro rhgb quiet") -> str:
+    """As mkbls of 20-grub.install writes it."""
+    return (
+        f"title Fedora Linux ({kernel}) 44 (Workstation Edition)\nversion {kernel}\n"
+        f"linux /vmlinuz-{kernel}\ninitrd /initramfs-{kernel}.img\noptions {options}\n"
+        "grub_users $grub_users\ngrub_arg --unrestricted\ngrub_class fedora\n"
+    )
+
+
+GRUB2_CONFIG = """\
+if [ -s $prefix/grubenv ]; then
+  load_env
+fi
+if [ "${next_entry}" ]; then
+   set default="${next_entry}"
+   set next_entry=
+   save_env next_entry
+   set boot_once=true
+else
+   set default="${saved_entry}"
+fi
+blscfg
+"""
+FEDORA: dict[str, str | bytes] = {
+    **said(LoaderInfo="GRUB 2.12"),
+    **started(r"\EFI\fedora\shimx64.efi"),
+    "/etc/machine-id": f"{MACHINE_ID}\n",
+    "/etc/default/grub": 'GRUB_CMDLINE_LINUX="rhgb quiet"\nGRUB_ENABLE_BLSCFG=true\n',
+    "/etc/kernel/cmdline": "root=UUID=1234 ro rhgb quiet\n",
+    "/usr/sbin/grubby": "",
+    "/usr/bin/grub2-editenv": "",
+    "/usr/bin/dracut": "",
+    "/boot/grub2/grub.cfg": GRUB2_CONFIG,
+    "/boot/grub2/grubenv": grubenv(f"saved_entry={MACHINE_ID}-{KERNEL}", "boot_success=1"),
+    "/proc/self/mounts": "/dev/nvme0n1p3 / btrfs rw 0 0\n/dev/nvme0n1p2 /boot ext4 rw 0 0\n"
+    "/dev/nvme0n1p1 /boot/efi vfat rw 0 0\n",
+    FEDORA_ENTRY.format(KERNEL): _fedora_entry(KERNEL),
+    FEDORA_ENTRY.format("7.0.9-200.fc44.x86_64"): _fedora_entry("7.0.9-200.fc44.x86_64"),
+    FEDORA_ENTRY.format("0-rescue"): _fedora_entry("0-rescue"),
+}
+OSTREE: dict[str, str | bytes] = {
+    **said(LoaderInfo="GRUB 2.12"),
+    **started(r"\EFI\fedora\shimx64.efi"),
+    "/run/ostree-booted": "",
+    "/usr/bin/bootc": "",
+    "/usr/bin/grub2-editenv": "",
+    "/boot/grub2/grub.cfg": "# static, of bootupd\nload_env\nblscfg\n",
+    "/boot/grub2/grubenv": grubenv("boot_success=1"),
+    "/boot/loader/entries/ostree-2.conf": "title Bazzite\noptions root=UUID=1234 quiet\n",
+    "/proc/self/mounts": "/dev/nvme0n1p3 / btrfs rw 0 0\n/dev/nvme0n1p2 /boot ext4 rw 0 0\n",
+}
+GRUB2_COUNTING = """\
+if [ -n "${boot_counter}" -a "${boot_success}" = "0" ]; then
+  if  [ "${boot_counter}" = "0" -o "${boot_counter}" = "-1" ]; then
+    set default=1
+"""
+
 TREES: dict[str, dict[str, str | bytes]] = {
     "debian-grub": DEBIAN,
     "debian-grub-btrfs": {**DEBIAN_BIOS, "/proc/self/mounts": "/dev/nvme0n1p2 / btrfs rw 0 0\n"},
@@ -113,15 +185,18 @@ TREES: dict[str, dict[str, str | bytes]] = {
         "/usr/sbin/grub2-mkconfig": "# upstream\n",
         "/usr/bin/dracut": "",
     },
-    "fedora-bls": {
-        **said(LoaderInfo="GRUB 2.12"),
-        **started(r"\EFI\fedora\shimx64.efi"),
-        "/etc/default/grub": 'GRUB_CMDLINE_LINUX="rhgb quiet"\n',
-        "/etc/kernel/cmdline": "root=UUID=1234 ro rhgb quiet\n",
-        "/usr/sbin/grubby": "",
-        "/usr/bin/dracut": "",
-        "/boot/loader/entries/abc-7.1.3.conf": "title Fedora\noptions root=UUID=1234 ro quiet\n",
-        "/boot/loader/entries/abc-7.0.9.conf": "title Fedora\noptions root=UUID=1234 ro quiet\n",
+    "fedora-bls": FEDORA,
+    # GRUB cannot write there.
+    "fedora-bls-lvm": {
+        **FEDORA,
+        "/proc/self/mounts": "/dev/mapper/rhel-root / xfs rw 0 0\n"
+        "/dev/mapper/rhel-boot /boot xfs rw 0 0\n/dev/nvme0n1p1 /boot/efi vfat rw 0 0\n",
+    },
+    # Installed as Fedora 30: what is on the command line is in GRUB's environment.
+    "fedora-bls-kernelopts": {
+        **{path: text for path, text in FEDORA.items() if path != "/etc/kernel/cmdline"},
+        "/proc/cmdline": f"BOOT_IMAGE=(hd0,gpt2)/vmlinuz-{KERNEL} root=UUID=1234 ro rhgb quiet\n",
+        FEDORA_ENTRY.format(KERNEL): _fedora_entry(KERNEL, "$kernelopts $tuned_params"),
     },
     "arch-systemd-boot": {
         **said(LoaderInfo="systemd-boot 258.2-1-arch", LoaderEntrySelected="arch.conf"),
@@ -157,13 +232,18 @@ TREES: dict[str, dict[str, str | bytes]] = {
         "/usr/bin/kernel-install": "",
         "/usr/bin/dracut": "",
     },
-    "rpm-ostree": {
-        **said(LoaderInfo="GRUB 2.12"),
-        "/run/ostree-booted": "",
+    "rpm-ostree": {**OSTREE, "/usr/bin/rpm-ostree": ""},
+    # What grub-mkconfig wrote at installation, or greenboot brings.
+    "rpm-ostree-counting": {
+        **OSTREE,
         "/usr/bin/rpm-ostree": "",
-        "/usr/bin/bootc": "",
+        "/boot/grub2/grub.cfg": f"load_env\n{GRUB2_COUNTING}",
     },
-    "bootc": {**said(LoaderInfo="GRUB 2.12"), "/run/ostree-booted": "", "/usr/bin/bootc": ""},
+    "bootc": OSTREE,
+    "bootc-sources": {
+        **OSTREE,
+        "/usr/share/man/man8/bootc-loader-entries-set-options-for-source.8.gz": "",
+    },
     "bootc-composefs": {
         **SYSTEMD_BOOT,
         "/proc/cmdline": "composefs=fedcba root=UUID=1234 rw\n",
@@ -171,24 +251,34 @@ TREES: dict[str, dict[str, str | bytes]] = {
         "/usr/bin/grubby": "",
         "/boot/loader/loader.conf": "",
     },
+    # CachyOS.
     "limine": {
         **said(LoaderInfo="Limine 9.3.1"),
-        "/etc/default/limine": "ESP_PATH=/boot\n",
-        "/etc/limine-entry-tool.d/base.conf": 'KERNEL_CMDLINE[default]="root=UUID=1 rw"\n',
+        "/etc/default/limine": "ESP_PATH=/boot\n"
+        'KERNEL_CMDLINE[default]+="quiet rw root=UUID=1234"\nBOOT_ORDER="*, *fallback"\n',
+        "/etc/limine-entry-tool.conf": '#KERNEL_CMDLINE[default]+="rw root=UUID=..."\n',
+        "/etc/limine-entry-tool.d/10-limine-snapper-sync.conf": "MAX_SNAPSHOT_ENTRIES=5\n",
         "/usr/bin/limine-mkinitcpio": "",
+        "/usr/bin/limine-update": "",
+        "/usr/bin/limine-snapper-sync": "",
         "/usr/bin/mkinitcpio": "",
         "/etc/mkinitcpio.d/linux.preset": "",
     },
     # F7: Omarchy's default, a unified kernel image that Limine's tools build and Limine starts.
     "limine-uki": {
         **said(
-            LoaderInfo="Limine 10.2.0",
+            LoaderInfo="Limine 12.6.0",
             StubInfo="systemd-stub 258.2-1-arch",
             StubImageIdentifier=r"\EFI\Linux\omarchy_linux.efi",
         ),
-        "/etc/default/limine": "ENABLE_UKI=yes\n",
-        "/etc/limine-entry-tool.d/base.conf": 'KERNEL_CMDLINE[default]="root=UUID=1 rw"\n',
+        "/etc/kernel/cmdline": "root=UUID=1234 rw\n",
+        "/etc/default/limine": 'TARGET_OS_NAME="Omarchy"\nESP_PATH="/boot"\n'
+        'KERNEL_CMDLINE[default]+="root=UUID=1234 rw"\nENABLE_UKI=yes\n',
+        "/etc/limine-entry-tool.d/omarchy-defaults.conf": (
+            'KERNEL_CMDLINE[default]+=" quiet splash"\nCUSTOM_UKI_NAME="omarchy"\n'
+        ),
         "/usr/bin/limine-mkinitcpio": "",
+        "/usr/bin/limine-snapper-sync": "",
         "/usr/bin/mkinitcpio": "",
         "/etc/mkinitcpio.d/linux.preset": "",
     },
@@ -266,7 +356,10 @@ TREES: dict[str, dict[str, str | bytes]] = {
     "efistub": {
         **LEFT_OF_GRUB,
         **said(LoaderInfo=f"Linux EFI stub {KERNEL}"),
-        **started(r"\EFI\arch\image.efi", "root=UUID=1234 ro quiet"),
+        **started(r"\EFI\arch\image.efi", r"initrd=\initramfs-linux.img root=UUID=1234 ro quiet"),
+        "/proc/cmdline": "initrd=\\initramfs-linux.img root=UUID=1234 ro quiet\n",
+        "/sys/devices/pci/nvme0n1/nvme0n1p1/partition": "1\n",
+        "/usr/bin/efibootmgr": "",
         "/proc/sys/kernel/bootloader_type": "33\n",
         "/usr/bin/mkinitcpio": "",
         "/etc/mkinitcpio.d/linux.preset": "",
@@ -274,6 +367,12 @@ TREES: dict[str, dict[str, str | bytes]] = {
     "nixos": {**SYSTEMD_BOOT, "/etc/NIXOS": "", "/boot/loader/loader.conf": ""},
     "container": {"/run/.containerenv": ""},
     "unknown": {},
+}
+LINKS = {
+    "efistub": {
+        "/sys/class/block/nvme0n1p1": "../../devices/pci/nvme0n1/nvme0n1p1",
+        f"/dev/disk/by-partuuid/{PARTITION}": "../../nvme0n1p1",
+    },
 }
 
 
@@ -283,9 +382,18 @@ def build(base: Path, tree: str) -> Path:
         file = base / path.lstrip("/")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    for path, target in LINKS.get(tree, {}).items():
+        link = base / path.lstrip("/")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(target)
     (base / "run").mkdir(exist_ok=True)
     (base / "var/lib").mkdir(parents=True, exist_ok=True)
     return base
+
+
+def read(base: Path, path: str) -> str:
+    """A text file of the machine."""
+    return (base / path.lstrip("/")).read_text()
 
 
 Facts = dict[str, tuple[bytes, int, int, int]]
@@ -315,21 +423,50 @@ class Tools:
         self.ran.append(" ".join(argv))
         if self._fail(argv):
             return Ran(1, "no space left on device")
-        if argv[0].endswith("/grubby"):
-            self._grubby(argv)
+        stand_in = self._STAND_INS.get(argv[0].rpartition("/")[2])
+        if stand_in:
+            stand_in(self, argv)
         return Ran(0, "")
 
-    def _grubby(self, argv: Sequence[str]) -> None:
-        """As grubby-bls: entries, /etc/kernel/cmdline and /etc/default/grub."""
-        files = [*(self.base / "boot/loader/entries").glob("*.conf")]
-        files += [self.base / "etc/kernel/cmdline", self.base / "etc/default/grub"]
-        what, _, words = argv[2].partition("=")
-        for file in files:
-            text = file.read_text()
-            ending = '"\n' if file.name == "grub" else "\n"
-            if what == "--args":
-                text = f"{text.removesuffix(ending)} {words}{ending}"
-            else:
-                # The real one leaves a double space here and there, too.
-                text = text.replace(words, "")
-            file.write_text(text)
+    def _grub2_editenv(self, argv: Sequence[str]) -> None:
+        """``- set NAME=VALUE..`` and ``- unset NAME..``; the block keeps its size."""
+        file = self.base / "boot/grub2/grubenv"
+        lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
+        names = [word.partition("=")[0] for word in argv[3:]]
+        if argv[2] == "set":
+            kept = {line.partition("=")[0]: line for line in lines}
+            lines = [*(kept | dict(zip(names, argv[3:], strict=True))).values()]
+        else:
+            lines = [line for line in lines if line.partition("=")[0] not in names]
+        file.write_bytes(grubenv(*lines))
+
+    def _efibootmgr(self, argv: Sequence[str]) -> None:
+        """Makes and deletes boot options, and keeps BootOrder and BootNext."""
+        given = dict(pairwise(argv))
+        number = given["--bootnum"]
+        option = self._variable(f"Boot{number}")
+        order = self._variable("BootOrder")
+        first = bytes.fromhex(number)[::-1]
+        rest = order.read_bytes()[4:] if order.exists() else b""
+        pairs = [rest[at : at + 2] for at in range(0, len(rest), 2)]
+        if "--delete-bootnum" in argv:
+            option.unlink()
+            pairs = [pair for pair in pairs if pair != first]
+        else:
+            assert not option.exists(), "Cannot create: already exists."
+            line, label = given["--unicode"], given["--label"]
+            option.write_bytes(b"\7\0\0\0" + load_option(given["--loader"], line, label))
+            pairs = [first, *pairs] if "--create" in argv else pairs
+        if pairs or order.exists():
+            order.write_bytes(b"\7\0\0\0" + b"".join(pairs))
+        if "--bootnext" in argv:
+            following = bytes.fromhex(given["--bootnext"])[::-1]
+            self._variable("BootNext").write_bytes(b"\7\0\0\0" + following)
+
+    def _variable(self, name: str) -> Path:
+        return self.base / EFIVARS.lstrip("/") / f"{name}-{GLOBAL_GUID}"
+
+    _STAND_INS: ClassVar[dict[str, Callable[[Tools, Sequence[str]], None]]] = {
+        "grub2-editenv": _grub2_editenv,
+        "efibootmgr": _efibootmgr,
+    }

@@ -20,11 +20,14 @@ from infertune.units import printable_line
 
 DIRECTORIES = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
 PROGRAMS = (
+    "bootc",
     "dracut",
+    "efibootmgr",
     "grub-editenv",
     "grub-mkconfig",
+    "grub2-editenv",
     "grub2-mkconfig",
-    "grubby",
+    "grubby",  # only in records of 0.1.0
     "kernel-install",
     "limine-mkinitcpio",
     "limine-dracut",

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from infertune.boot.builders import ByHand, initramfs_image
 from infertune.boot.change import AT_THE_TRY, Change, NewFile, Part, Way, Words
 from infertune.boot.options import Option
-from infertune.boot.stacks import bls, grub, limine, ostree, systemd_boot, told, uki
+from infertune.boot.stacks import bls, efistub, grub, limine, ostree, systemd_boot, told, uki
 from infertune.boot.stacks.text import MENU
 from infertune.boot.words import HEADER
 from infertune.errors import UsageError
@@ -48,6 +48,10 @@ STACKS: dict[str | None, Stack] = {
     "limine": Stack(limine.limine),
     "rpm-ostree": Stack(ostree.rpm_ostree, modprobe=False),
     "bootc": Stack(ostree.bootc, modprobe=False),
+    "composefs": Stack(ostree.composefs, modprobe=False),
+    "efistub": Stack(efistub.efistub),
+    "refind": Stack(told.refind),
+    "zfsbootmenu": Stack(told.zfsbootmenu),
     "nixos": Stack(told.nixos, modprobe=False),
     "none": Stack(told.container, modprobe=False),
     None: Stack(told.unknown),

@@ -6,6 +6,7 @@ A place says where in a file they go; it is plain text, for the record on disk:
 - ``options``: the last ``options`` line of a boot entry (Boot Loader Specification, type 1)
 - ``cmdline``: a file that holds nothing but a command line, such as /etc/kernel/cmdline
 - ``shell NAME``: a file that a shell reads; a line at its end adds to the variable NAME
+- ``limine KEY..``: a file of limine-entry-tool; lines at its end add to what these kernels get
 
 Text is as ``surrogateescape`` decodes it: what is not UTF-8 stays as it is.
 """
@@ -13,6 +14,7 @@ Text is as ``surrogateescape`` decodes it: what is not UTF-8 stays as it is.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 
 from infertune.boot.change import AT_THE_TRY, Words
 
@@ -23,8 +25,8 @@ def add(place: str, text: str, words: Words) -> str:
     """The text with the words at the end of the command line it holds; they last count once."""
     text = remove(place, text, words)
     kind, _, name = place.partition(" ")
-    if kind == "shell":
-        return _whole(text) + HEADER + _assignment(name, words)
+    if kind in _ASSIGNED:
+        return _whole(text) + HEADER + _ASSIGNED[kind](name, words)
     lines = text.split("\n")
     numbers = _lines(kind, lines)
     if not numbers:
@@ -37,16 +39,25 @@ def add(place: str, text: str, words: Words) -> str:
 def remove(place: str, text: str, words: Words, *, singly: bool = True) -> str:
     """The text without the words, as they were put in together or (``singly``) one by one since."""
     kind, _, name = place.partition(" ")
-    if kind == "shell":
-        return text.replace(HEADER + _assignment(name, words), "")
+    if kind in _ASSIGNED:
+        return text.replace(HEADER + _ASSIGNED[kind](name, words), "")
     lines = text.split("\n")
     for number in _lines(kind, lines):
         lines[number] = _without(lines[number], words, singly)
     return "\n".join(lines)
 
 
-def _assignment(name: str, words: Words) -> str:
-    return f'{name}="${name} {" ".join(words)}"\n'
+def limine(keys: str, words: Words) -> str:
+    """Lines for a file of limine-entry-tool, which joins what is added without a space."""
+    given = " ".join(words)
+    return "".join(f'KERNEL_CMDLINE[{key}]+=" {given}"\n' for key in keys.split())
+
+
+_ASSIGNED: Mapping[str, Callable[[str, Words], str]] = {
+    "shell": lambda name, words: f'{name}="${name} {" ".join(words)}"\n',
+    "limine": limine,
+}
+"""Places where the words get lines of their own, and these lines."""
 
 
 def _whole(text: str) -> str:

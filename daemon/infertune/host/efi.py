@@ -18,6 +18,8 @@ rEFInd says nothing: with ``write_systemd_vars`` it sets LoaderDevicePartUUID an
 
 from __future__ import annotations
 
+import os
+import re
 import uuid
 from functools import lru_cache
 
@@ -124,3 +126,22 @@ def boot_current(root: Root) -> LoadOption | None:
         return None
     number = int.from_bytes(data, "little")
     return load_option(_variable(root, f"Boot{number:04X}", _GLOBAL) or b"")
+
+
+def boot_numbers(root: Root) -> frozenset[str]:
+    """Numbers of the firmware's boot options, four hexadecimal digits each."""
+    names = " ".join(root.names(_VARIABLES))
+    return frozenset(map(str.upper, re.findall(rf"\bBoot([0-9A-Fa-f]{{4}})-{_GLOBAL}", names)))
+
+
+def partition_place(root: Root, partition: str) -> tuple[str, int] | None:
+    """Disk and number of a partition, by its GPT id; None where that is not known.
+
+    Documentation/ABI/testing/sysfs-class-block.
+    """
+    name = os.path.basename(root.readlink(f"/dev/disk/by-partuuid/{partition}") or "")
+    device = root.readlink(f"/sys/class/block/{name}") if name else None
+    number = root.get_int(f"/sys/class/block/{name}/partition") if name else None
+    if device is None or number is None:
+        return None
+    return f"/dev/{os.path.basename(os.path.dirname(device))}", number

@@ -7,6 +7,11 @@ from infertune.errors import Failed, describe
 from infertune.root import Root
 
 MAX_FILE = 1024 * 1024
+ONCE = (
+    "a panic, or an initramfs that gives up, reboots by itself, and {who} boots what it booted "
+    "before; a machine that hangs needs one reset or power cycle for that"
+)
+"""Where the loader itself starts a trial once."""
 MENU = "nothing comes back by itself: {what}, and run 'infertune boot undo'"
 
 
