@@ -502,7 +502,8 @@ def _put(root: Root, path: str, content: Content) -> None:
 def _restore(root: Root, file: Kept, given: Words) -> None:
     path = _counted(root, file.path)
     if path is None:
-        return  # an entry that went with its kernel
+        root.discard(file.path)
+        return  # an entry that went with its kernel, or was never there
     now = record.read_content(root, path)
     back = file.before if file.edited else without_ours(now, file, given)
     if back is None:
