@@ -71,7 +71,7 @@ def server(flags: str = "", *lines: str) -> dict[str, str]:
 
 
 def cmdline(*words: str) -> dict[str, str]:
-    return {"/proc/cmdline": f"ro quiet {' '.join(words)}\n"}
+    return {"/proc/cmdline": f"BOOT_IMAGE=(hd0,gpt2)/vmlinuz ro quiet {' '.join(words)}\n"}
 
 
 def log(*lines: str) -> dict[str, bytes]:

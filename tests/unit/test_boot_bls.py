@@ -15,7 +15,6 @@ from boot_trees import (
     MACHINE_ID,
     Tools,
     build,
-    facts,
     grubenv,
     read,
 )
@@ -201,12 +200,19 @@ def test_grub_without_these_entries_is_the_other_stack(tmp_path: Path) -> None:
     assert [edit.path for edit in way(tmp_path).lasting.edits] == ["/etc/default/grub"]
 
 
-def test_where_no_entry_can_be_read_a_person_is_told(tmp_path: Path) -> None:
+def test_where_no_entry_can_be_read_grubby_is_asked_or_a_person(tmp_path: Path) -> None:
     build(tmp_path, "fedora-bls")
-    before = facts(tmp_path)
     for entry in (tmp_path / "boot/loader/entries").iterdir():
         entry.rename(entry.with_suffix(".old"))
     found = way(tmp_path)
+    assert found.one_try == "guard"
+    assert "as root each is edited" in found.notes[0]
+    [command] = found.lasting.commands
+    assert command.argv[1:] == (
+        "--update-kernel=ALL",
+        "--args=ttm.pages_limit=25165824 amd_iommu=off",
+    )
+    (tmp_path / "usr/sbin/grubby").unlink()
+    found = way(tmp_path)
     assert found.one_try == "nobody"
     assert "ttm.pages_limit=25165824 amd_iommu=off" in found.manual[0]
-    assert before != facts(tmp_path)

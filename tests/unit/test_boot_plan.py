@@ -241,6 +241,12 @@ def test_the_carve_out_is_the_firmwares(tmp_path: Path, capsys: pytest.CaptureFi
     (card / "uma").mkdir()
     (card / "uma/carveout").write_text("7\n")
     (card / "uma/carveout_options").write_text("0: Minimum (512 MB)\n3:  (4 GB)\n7: M (16 GB)\n")
+    # A size that the BIOS set and the list lacks: undo would write another one (F13).
+    (card / "mem_info_vram_total").write_text(f"{64 * GIB}\n")
+    assert infertune(tmp_path, "stage", "mine") == 0
+    assert "shows 'M (16 GB)': it could not be put back" in capsys.readouterr().out
+    assert (card / "uma/carveout").read_text() == "7\n"
+    (card / "mem_info_vram_total").write_text(f"{16 * GIB}\n")
     assert infertune(tmp_path, "stage", "mine") == 0
     assert (card / "uma/carveout").read_text() == "0\n"
     assert infertune(tmp_path, "undo") == 0

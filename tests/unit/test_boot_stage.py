@@ -309,6 +309,7 @@ def test_a_driver_that_is_not_there_keeps_only_the_firmware_waiting(tmp_path: Pa
     (card / "vendor").write_text("0x1002\n")
     (card / "device").write_text("0x1586\n")
     (card / "driver").symlink_to("../../../../bus/pci/drivers/amdgpu")
+    (card / "mem_info_vram_total").write_text(f"{16 << 30}\n")
     (card / "uma/carveout").write_text("7\n")
     (card / "uma/carveout_options").write_text("0: Minimum (512 MB)\n7: M (16 GB)\n")
     text = '[boot]\namdgpu.uma_carveout = "512MiB"\nttm.pages_limit = "96GiB"\n'

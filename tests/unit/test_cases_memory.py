@@ -872,7 +872,7 @@ CASES = (
             "/sys/module/amdttm/parameters/pages_limit": "30408704\n",
             **profile('amdgpu.uma_carveout = "16GiB"'),
             f"{GPU}/uma/carveout": "0\n",
-            f"{GPU}/uma/carveout_options": "0: Minimum (512 MB)\n1: (16 GB)\n",
+            f"{GPU}/uma/carveout_options": "0: Minimum (1 GB)\n1: (16 GB)\n",
         },
         ("boot", "plan", "p"),
         2,
@@ -950,6 +950,7 @@ CASES = (
         {
             **carved(64, 62.4),
             f"{GPU}/uma/carveout": "9\n",
+            f"{GPU}/uma/carveout_options": "0: Minimum (512 MB)\n9: High (64 GB)\n",
             **profile('ttm.pages_limit = "80%"', 'amdgpu.uma_carveout = "512MiB"'),
         },
         ("boot", "plan", "p"),

@@ -18,7 +18,7 @@ from infertune.boot.options import Option
 from infertune.boot.stacks import bls, efistub, grub, limine, ostree, systemd_boot, told, uki
 from infertune.boot.stacks.text import MENU
 from infertune.boot.words import HEADER
-from infertune.errors import UsageError
+from infertune.errors import NotPermitted, UsageError
 from infertune.host.system import command_line
 from infertune.machine import Machine
 from infertune.root import Root
@@ -69,7 +69,11 @@ def plan(root: Root, machine: Machine, options: Sequence[Option]) -> Change:
     change = Change(machine.boot_style, machine.boot_evidence, firmware)
     if not given:
         return change
-    way = stack.way(root, machine, _words(given))
+    try:
+        way = stack.way(root, machine, _words(given))
+    except NotPermitted as error:
+        # What they come to does not depend on files that only root may read.
+        way = Way(notes=(f"{error.message}: 'sudo infertune boot plan' shows what is written",))
     if not way.manual:
         given = [replace(option, on_command_line=True) for option in given]
         _check_room(root, (*_words(given), *AT_THE_TRY))

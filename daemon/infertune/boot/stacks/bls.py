@@ -30,7 +30,7 @@ from infertune.boot.change import (
     by_hand,
 )
 from infertune.boot.commands import find
-from infertune.boot.stacks.grub import can_write_environment, grub
+from infertune.boot.stacks.grub import DEFAULTS, can_write_environment, grub
 from infertune.boot.stacks.text import MENU, ONCE, read
 from infertune.host.boot_entries import BootEntry, boot_entries
 from infertune.host.system import command_line
@@ -50,10 +50,7 @@ def bls(root: Root, machine: Machine, words: Words) -> Way:
         return grub(root, machine, words)  # GRUB_ENABLE_BLSCFG=false
     ours = [e for e in boot_entries(root) if e.of_this_system and e.linux and e.options]
     if not ours:
-        return by_hand(
-            f"add to the line 'options' of your entries in {ENTRIES}: {' '.join(words)}",
-            notes=(f"no entry of this system can be read in {ENTRIES}; as root, perhaps",),
-        )
+        return _unseen(root, words)
     running = _running(machine, ours)
     edits = tuple(Edit(entry.path, "options", words) for entry in ours)
     lasting = Part(edits=(*edits, _new_kernels(root, running or ours[0], words)))
@@ -63,6 +60,27 @@ def bls(root: Root, machine: Machine, words: Words) -> Way:
         return Way(lasting, trial, "loader", ONCE.format(who="GRUB"), sweeps)
     menu = "choose the entry '0-rescue' in GRUB's menu, or press 'e' there and delete the options"
     return Way(lasting, rescue=MENU.format(what=menu), sweeps=sweeps)
+
+
+def _unseen(root: Root, words: Words) -> Way:
+    """Where no entry can be read: they are root's, or kept where only grubby looks."""
+    given = " ".join(words)
+    grubby = find(root, "grubby")
+    if grubby is None:
+        return by_hand(f"add to the line 'options' of your entries in {ENTRIES}: {given}")
+    command = Command(
+        (grubby, "--update-kernel=ALL", f"--args={given}"),
+        "adds the options to every entry and to what new kernels get",
+        undo=(grubby, "--update-kernel=ALL", f"--remove-args={given}"),
+        touches=(f"{ENTRIES}/*.conf", "/boot/efi/loader/entries/*.conf", CMDLINE, DEFAULTS),
+    )
+    menu = "press 'e' in GRUB's menu and delete the options"
+    return Way(
+        Part(commands=(command,)),
+        rescue=MENU.format(what=menu),
+        sweeps=(Sweep(f"{ENTRIES}/*.conf", "options"),),
+        notes=(f"no entry in {ENTRIES} can be read here: as root each is edited, and one tried",),
+    )
 
 
 def _running(machine: Machine, entries: list[BootEntry]) -> BootEntry | None:
