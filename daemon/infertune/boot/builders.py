@@ -41,8 +41,6 @@ class Builder:
     path: str
     looks: tuple[str, ...]
     """What lists an image; the first that is installed."""
-    sign: str = ""
-    """What has to be there besides the program."""
 
 
 BUILDERS: tuple[Builder, ...] = (
@@ -52,21 +50,16 @@ BUILDERS: tuple[Builder, ...] = (
         "/boot/initrd.img-{kernel}",
         ("lsinitramfs", "lsinitrd"),
     ),
-    Builder(
-        "dracut",
-        ("--force", "{path}", "{kernel}"),
-        "/boot/initramfs-{kernel}.img",
-        ("lsinitrd",),
-    ),
-    # Arch: hooks of pacman name the image after the package.
-    Builder(
-        "dracut",
-        ("--force", "{path}", "{kernel}"),
-        "/boot/initramfs-{package}.img",
-        ("lsinitrd",),
+    *(
+        Builder("dracut", ("--force", "{path}", "{kernel}"), path, ("lsinitrd",))
+        for path in (
+            "/boot/initramfs-{kernel}.img",
+            "/boot/initrd.img-{kernel}",
+            "/boot/initramfs-{package}.img",  # hooks of pacman name it after the package
+        )
     ),
 )
-"""First match wins: Debian's dracut has an update-initramfs, too."""
+"""First match wins: Debian's dracut 112 has an update-initramfs, too; its 106 has none."""
 
 
 def initramfs_image(root: Root, kernel: str) -> Image | ByHand:

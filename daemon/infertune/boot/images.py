@@ -158,10 +158,10 @@ def restore(root: Root, built: Built, run: Runner) -> None:
     elif old is not None:
         # Not the old one: a copy of what is to go, of a building anew that was cut off.  The old
         # one, and neither it nor ours at its place: another program has built it since.
-        anew = old != built.before or now not in (built.before, built.digest)
+        anew = old != built.before or now not in (built.before, built.digest, None)
     else:
-        # Confirmed, and the kept one gone.
-        anew = now != built.before and _is_ours(root, built, run)
+        # Confirmed, and the kept one gone; or the image went with its kernel.
+        anew = now not in (built.before, None) and _is_ours(root, built, run)
     if anew:
         _rebuild(root, built, run)
     else:
@@ -174,8 +174,7 @@ def _rebuild(root: Root, built: Built, run: Runner) -> None:
     if not root.exists(kept(image)):
         ask_room(root, [image])
     try:
-        was = _digest(root, image.path)
-        _run_tool(root, image, run, lambda _: _check_clean(root, image, run, was))
+        _run_tool(root, image, run, lambda _: _check_clean(root, built, run))
         if image.shelter:
             _run(run, image.shelter.off)
         root.unlink(kept(image))
@@ -248,16 +247,19 @@ def _check(root: Root, image: Image, run: Runner, before: str) -> None:
     )
 
 
-def _check_clean(root: Root, image: Image, run: Runner, was: str | None) -> None:
+def _check_clean(root: Root, built: Built, run: Runner) -> None:
     """Raise Failed unless the image is built without what was staged."""
+    image = built.image
     missing = _missing(root, image, run)
-    if missing is None or not image.holds:
-        _check_built(root, image, was)
-    elif not missing:
-        raise Failed(f"{' '.join(image.build)}: {image.path} still holds {', '.join(image.holds)}")
+    if image.holds and missing is not None:
+        still = not missing
+    else:
+        still = _digest(root, image.path) == built.digest
+    if still:
+        raise Failed(f"{' '.join(image.build)}: {image.path} still holds what was staged")
 
 
-def _check_built(root: Root, image: Image, before: str | None) -> None:
+def _check_built(root: Root, image: Image, before: str) -> None:
     if _digest(root, image.path) == before:
         raise Failed(f"{' '.join(image.build)} built nothing: {image.path} is what it was")
 

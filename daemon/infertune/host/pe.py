@@ -20,7 +20,7 @@ def section(read: Read, name: str, limit: int = 65536) -> bytes | None:
     """The first section of a name, without the padding; None where there is none.
 
     With several profiles in an image the first is the one that all others build on.  Raises
-    ValueError for what is no whole PE file, or has a larger section of that name.
+    ValueError for what is no PE file with all of its sections, or has a larger one of that name.
     """
     if read(0, 2) != b"MZ":
         raise ValueError("no PE file")
@@ -31,14 +31,17 @@ def section(read: Read, name: str, limit: int = 65536) -> bytes | None:
     if signature != b"PE\0\0" or count > _SECTIONS:
         raise ValueError("no PE file")
     table = _exactly(read, start + 24 + optional, count * _HEADER)
+    result = None
     for at in range(0, len(table), _HEADER):
         found, used, _, stored, offset = struct.unpack_from("<8sIIII", table, at)
-        if found.rstrip(b"\0") == name.encode():
+        if stored:
+            _exactly(read, offset + stored - 1, 1)  # or its builder was cut off
+        if result is None and found.rstrip(b"\0") == name.encode():
             size = min(used, stored) if used else stored
             if size > limit:
                 raise ValueError(f"its section {name} has {size} bytes")
-            return _exactly(read, offset, size).rstrip(b"\0")
-    return None
+            result = _exactly(read, offset, size).rstrip(b"\0")
+    return result
 
 
 def command_line(root: Root, path: str) -> str | None:
