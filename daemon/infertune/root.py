@@ -353,7 +353,10 @@ class Root:
                         os.fchmod(fd, stat.S_IMODE(status.st_mode))  # FAT has one mode for all
                     taken = self._step("write", to, status.st_size)
                     while part := os.read(source, 1024 * 1024):
-                        self._write(fd, to, part, taken)
+                        if taken is not None and taken < len(part):
+                            self._write(fd, to, part, taken)
+                        while part:  # what a full disk does not take at once it refuses next
+                            part = part[os.write(fd, part) :]
                     self._step("fsync", to)
                     os.fsync(fd)
                 finally:

@@ -48,6 +48,77 @@ def test_replace_is_durable_before_and_after_it_is_visible(
     assert (directory / "journal").read_bytes() == b"x"
 
 
+def test_copy_and_rename_are_durable(tmp_path: Path, calls: list[str]) -> None:
+    directory = tmp_path / "boot"
+    directory.mkdir()
+    (directory / "image").write_bytes(b"x" * 3_000_000)
+    (directory / "image").chmod(0o640)
+    root = Root(tmp_path)
+    root.copy("/boot/image", "/boot/old")
+    whole = ["write .old.infertune"] * 3
+    assert calls == [*whole, "fsync .old.infertune", "rename .old.infertune", "fsync boot"]
+    assert (directory / "old").read_bytes() == b"x" * 3_000_000
+    assert (directory / "old").stat().st_mode & 0o777 == 0o640
+    calls.clear()
+    root.sync("/boot/image")
+    root.rename("/boot/old", "/boot/image")
+    assert calls == ["fsync image", "fsync boot", "rename old", "fsync boot"]
+    assert os.listdir(directory) == ["image"]
+
+
+def test_what_is_replaced_by_a_rename_is_held_until_that_is_on_disk(tmp_path: Path) -> None:
+    """FAT would give its blocks away while the old name still leads to them."""
+    (tmp_path / "new").write_text("new")
+    (tmp_path / "image").write_text("old")
+    held = []
+
+    def is_open() -> bool:
+        links = [os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
+        return f"{tmp_path}/image (deleted)" in links
+
+    def look(step: Step) -> int | None:
+        if step.action == "sync-directory":
+            held.append(is_open())
+        return None
+
+    Root(tmp_path, hook=look).rename("/new", "/image")
+    assert held == [True]
+    assert not is_open()
+
+
+def test_a_copy_for_which_there_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel takes what fits, and refuses the rest at the next call."""
+    (tmp_path / "image").write_bytes(b"x" * 1000)
+    (tmp_path / "old").write_bytes(b"older")
+    write = os.write
+    room = [600]
+
+    def full(fd: int, data: bytes) -> int:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = write(fd, data[: room[0]])
+        room[0] -= taken
+        return taken
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space left on device") as error:
+        Root(tmp_path).copy("/image", "/old")
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, "/old")
+    assert sorted(os.listdir(tmp_path)) == ["image", "old"]
+    assert (tmp_path / "old").read_bytes() == b"older"
+
+
+def test_only_plain_files_are_copied_and_measured(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/etc/hostname")
+    os.mkfifo(tmp_path / "fifo")
+    root = Root(tmp_path)
+    for path in ("/link", "/fifo", "/"):
+        for work in (root.size, root.digest, root.sync, lambda path: root.copy(path, "/to")):
+            with pytest.raises(OSError, match=r"symbolic links|not a regular file|Is a directory"):
+                work(path)
+    assert not (tmp_path / "to").exists()
+
+
 def test_unlink_is_durable(tmp_path: Path, calls: list[str]) -> None:
     (tmp_path / "file").write_bytes(b"")
     Root(tmp_path).unlink("/file")
@@ -68,6 +139,10 @@ def test_every_effect_is_a_step_that_can_be_stopped(tmp_path: Path) -> None:
         root.write_value("/file", "2")
     with pytest.raises(OSError, match="no"):
         root.replace("/file", b"2")
+    with pytest.raises(OSError, match="no"):
+        root.copy("/file", "/copy")
+    with pytest.raises(OSError, match="no"):
+        root.rename("/file", "/renamed")
     with pytest.raises(OSError, match="no"):
         root.unlink("/file")
     with pytest.raises(OSError, match="no"):

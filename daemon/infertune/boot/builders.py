@@ -71,24 +71,20 @@ def initramfs_image(root: Root, kernel: str) -> Image | ByHand:
             return preset
         if not preset.image:
             return ByHand(f"{preset.file} builds no initramfs by itself: rebuild your image")
-        return Image(
-            preset.image,
-            "initramfs",
-            (mkinitcpio, *preset.arguments, "-g", preset.image),
-            (HELD,),
-            _look(root, ("lsinitcpio",)),
-        )
+        path = root.real(preset.image)
+        build = (mkinitcpio, *preset.arguments, "-g", path)
+        return Image(path, "initramfs", build, (HELD,), _look(root, ("lsinitcpio",)))
     package = root.get(f"/usr/lib/modules/{kernel}/pkgbase") or ""
     for builder in BUILDERS:
         program = find(root, builder.program)
-        path = builder.path.format(kernel=kernel, package=package)
+        path = root.real(builder.path.format(kernel=kernel, package=package))
         if program is None or not root.exists(path):
             continue
         if builder.program == "update-initramfs" and (why := _copied_on(root)):
             return why
         arguments = [each.format(kernel=kernel, path=path) for each in builder.arguments]
         look = _look(root, builder.looks)
-        return Image(root.real(path), "initramfs", (program, *arguments), (HELD,), look)
+        return Image(path, "initramfs", (program, *arguments), (HELD,), look)
     if root.exists("/usr/bin/booster"):
         return ByHand("booster builds the initramfs: run 'booster build' for the running kernel")
     return ByHand(f"no tool is known here that has built an initramfs of {kernel}: rebuild it")
@@ -96,6 +92,7 @@ def initramfs_image(root: Root, kernel: str) -> Image | ByHand:
 
 def uki_image(root: Root, words: Words, path: str) -> Image | ByHand:
     """The unified kernel image at ``path``, which the running kernel was booted from."""
+    path = root.real(path)
     kernel = release(root) or ""
     inside = _kernel_in(root, path)
     if inside and inside != kernel:
@@ -211,11 +208,11 @@ def _of_preset(root: Root, mkinitcpio: str, kernel: str, words: Words, path: str
     preset = _preset_of(root, kernel)
     if isinstance(preset, ByHand):
         return preset
-    if not preset.uki or root.real(preset.uki) != root.real(path):
+    if not preset.uki or root.real(preset.uki) != path:
         return ByHand(f"{preset.file} does not build {path}: build it anew with the words")
     if preset.own_line:
         return ByHand(f"{preset.file} has a command line of its own: add the words there")
-    return Image(path, "uki", (mkinitcpio, *preset.arguments, "-U", preset.uki), words)
+    return Image(path, "uki", (mkinitcpio, *preset.arguments, "-U", path), words)
 
 
 # -- other images ------------------------------------------------------------------
