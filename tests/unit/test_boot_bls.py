@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from boot_trees import (
     grubenv,
     read,
 )
-from infertune.boot.change import Way
+from infertune.boot import staging
+from infertune.boot.change import Change, Way
 from infertune.boot.stacks.bls import bls
 from infertune.machine import read_machine
 from infertune.root import Root
@@ -152,6 +154,27 @@ def test_the_environment_may_lie_on_the_efi_system_partition(tmp_path: Path) -> 
     block.unlink()
     block.symlink_to("grubenv")
     assert way(base).one_try == "guard"
+
+
+def test_what_edits_every_entry_meanwhile_edits_the_trial(tmp_path: Path) -> None:
+    """An owner's grubby, or tuned: it goes all the same, and what they added stays elsewhere."""
+    build(tmp_path, "fedora-bls")
+    root, tools = Root(tmp_path), Tools(tmp_path)
+    machine = read_machine(root)
+    found = bls(root, machine, WORDS)
+    change = Change("bls", words=WORDS, trial=found.trial, lasting=found.lasting)
+    with staging.lock(root, "test"):
+        staging.stage(root, "mine", replace(change, one_try="loader"), tools)
+    for entry in (tmp_path / "boot/loader/entries").iterdir():
+        text = entry.read_text()
+        entry.write_text(re.sub(r"(?m)^(options .*)$", r"\1 audit=0", text))
+    changed = facts(tmp_path)
+    with staging.lock(root, "test"):
+        staging.undo(root, tools)
+    del changed[TRIAL.lstrip("/")]
+    block = "boot/grub2/grubenv"
+    assert facts(tmp_path) == changed | {block: facts(tmp_path)[block]}
+    assert "next_entry" not in read(tmp_path, block)
 
 
 # -- what lasts ----------------------------------------------------------------------

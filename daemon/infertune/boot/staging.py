@@ -472,12 +472,13 @@ def _rewrite(root: Root, path: str, change: Callable[[str], str]) -> None:
         _put(root, path, replace(now, data=text.encode("utf-8", "surrogateescape")))
 
 
+_ENTRIES = "/loader/entries/"
 _COUNTERS = re.compile(r"\+\d+(-\d+)?(?=\.(?:conf|efi)$)")
 
 
 def _counted(root: Root, path: str) -> str | None:
     """A file under the name that boot counting gave it (Automatic Boot Assessment of systemd)."""
-    if root.exists(path) or ("/loader/entries/" not in path and "/EFI/Linux/" not in path):
+    if root.exists(path) or (_ENTRIES not in path and "/EFI/Linux/" not in path):
         return path
     bare = _COUNTERS.sub("", path)
     stem, dot, ending = bare.rpartition(".")
@@ -522,6 +523,8 @@ def without_ours(now: Content | None, file: Kept, given: Words = ()) -> Content 
     # A distribution's tool may have changed mode or owner; the words are what counts.
     if _data(now) in (_data(file.before), _data(file.after)):
         return file.before
+    if file.before is None and _ENTRIES in file.path and not file.place:
+        return None  # an entry of ours, whatever grubby or tuned have put into every one since
     if file.place:
         if now is None:
             return None
