@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from boot_trees import (
     build,
     started,
 )
-from infertune.boot.change import Command, Way
+from infertune.boot import staging
+from infertune.boot.change import Change, Command, Way
 from infertune.boot.stacks.efistub import efistub
 from infertune.host import efi
 from infertune.load_option import load_option
@@ -85,6 +87,21 @@ def test_what_lasts_is_first_in_the_order_and_goes_out_of_it_again(base: Path) -
     assert {**now, "BootOrder": before["BootOrder"]} == {**before, "Boot0101": now["Boot0101"]}
     tools(lasting.undo)
     assert variables(base) == before
+
+
+def test_tried_kept_and_undone(base: Path) -> None:
+    root, tools = Root(base), Tools(base)
+    before, found = variables(base), way(base)
+    change = Change("efistub", words=WORDS, trial=found.trial, lasting=found.lasting)
+    with staging.lock(root, "test"):
+        stage = staging.stage(root, "mine", replace(change, one_try="loader"), tools)
+        assert variables(base)["BootOrder"] == before["BootOrder"]
+        staging.keep(root, replace(stage, phase="trying"), tools)
+        kept = variables(base)
+        assert "Boot0100" not in kept
+        assert kept["BootOrder"] == b"\7\0\0\0" + bytes.fromhex("010103000100")
+        staging.undo(root, tools)
+    assert variables(base) == before | {"BootNext": kept["BootNext"]}
 
 
 def test_numbers_that_are_taken_are_left(base: Path) -> None:

@@ -15,9 +15,10 @@ import pytest
 
 from boot_trees import BOOT_ID, FEDORA_ENTRY, TREES, Facts, Tools, build, facts
 from infertune.boot import guard, record, staging
-from infertune.boot.change import Change, Edit, Part
+from infertune.boot.change import AT_THE_TRY, Change, Edit, Part
 from infertune.boot.options import options
 from infertune.boot.plan import plan
+from infertune.boot.stacks.grub import SCRIPT as GRUB_SCRIPT
 from infertune.boot.state import read_status
 from infertune.cli.main import main
 from infertune.errors import Failed, InfertuneError, UsageError
@@ -101,6 +102,30 @@ def test_undo_is_exact(tree: Path) -> None:
     undo(Root(tree), tools)
     assert facts(tree) == before
     assert not list((tree / "var/lib/infertune").iterdir())
+
+
+def test_tried_kept_and_undone(tree: Path) -> None:
+    """What is there before is untouched while it is tried, where the loader can start a trial."""
+    old, tools = facts(tree), Tools(tree)
+    change = change_for(Root(tree))
+    stage(Root(tree), tools)
+    trial = {file.path.lstrip("/") for file in change.trial.files}
+    staged = facts(tree)
+    if change.trial:
+        written = {path for path in staged if staged[path] != old.get(path)}
+        # Where GRUB keeps what it boots once.
+        assert written - {"boot/grub2/grubenv"} <= trial
+    assert works(tree, 1) == "tried"
+    assert guard.at_target(Root(tree), tools).what == "kept"
+    kept = facts(tree)
+    assert not trial & set(kept)
+    for file in (*change.lasting.files, *change.lasting.edits):
+        text = kept[file.path.lstrip("/")][0].decode()
+        assert all(word not in text for word in AT_THE_TRY if file.path != GRUB_SCRIPT)
+        assert any(option.value in text for option in change.options) or "infertune" in text
+    start(tree, 2)
+    undo(Root(tree), tools)
+    assert facts(tree) == old
 
 
 def test_an_existing_drop_in_of_that_name_comes_back(tmp_path: Path) -> None:
