@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 from uuid import UUID
 
+import boot_makers
 from infertune.boot.commands import Ran
 
 KERNEL = "7.1.3-test"
@@ -65,6 +67,22 @@ def said(**texts: str) -> dict[str, bytes]:
     }
 
 
+def systemd_boot(version: str = "257.13-1~deb13u1", selected: str = "") -> dict[str, bytes]:
+    """EFI variables of systemd-boot, and the entry it has started."""
+    entry = said(LoaderEntrySelected=selected) if selected else {}
+    features = f"{EFIVARS}/LoaderFeatures-{LOADER_GUID}"
+    return {
+        **said(LoaderInfo=f"systemd-boot {version}"),
+        **entry,
+        features: b"\6\0\0\0\xff\x3f\0\0\0\0\0\0",
+        "/usr/bin/bootctl": b"",
+    }
+
+
+def secure_boot(*, on: bool) -> dict[str, bytes]:
+    return {f"{EFIVARS}/SecureBoot-{GLOBAL_GUID}": b"\6\0\0\0" + bytes([on])}
+
+
 def load_option(file: str, arguments: str = "", description: str = "Linux") -> bytes:
     """EFI_LOAD_OPTION of a file on the first partition of a GPT disk."""
     drive = b"\1\0\0\0" + bytes(16) + PARTITION.bytes_le + b"\2\2"
@@ -87,6 +105,40 @@ LEFT_OF_GRUB = {
     "/etc/default/grub": 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\n',
     "/boot/grub/grub.cfg": "# GRUB\n",
     "/usr/sbin/update-grub": "",
+}
+SNAPSHOT = "@/.snapshots/1/snapshot"
+
+
+def opensuse(entry: str, volume: str) -> dict[str, str | bytes]:
+    """An entry as sdbootutil writes it, and where it takes the command line from."""
+    return {
+        f"/boot/efi/loader/entries/{entry}": "# Boot Loader Specification type#1 entry\n"
+        f"title      openSUSE Tumbleweed\nversion    1@{KERNEL}\nsort-key   opensuse-tumbleweed\n"
+        f"options    quiet root=UUID=1234 rootflags=subvol={volume} "
+        f"systemd.machine_id={MACHINE_ID}\nlinux      /opensuse-tumbleweed/{KERNEL}/linux-0a1b\n"
+        f"initrd     /opensuse-tumbleweed/{KERNEL}/initrd-2c3d\n",
+        "/etc/kernel/cmdline": f"quiet root=UUID=1234 rootflags=subvol={SNAPSHOT}\n",
+        "/etc/kernel/entry-token": "opensuse-tumbleweed\n",
+        "/etc/machine-id": f"{MACHINE_ID}\n",
+        "/usr/bin/sdbootutil": "",
+        "/usr/bin/dracut": "",
+    }
+
+
+# As kernel-install's 90-loaderentry writes them; hooks of the package systemd-boot run it.
+DEBIAN_ENTRIES = {
+    f"/boot/efi/loader/entries/{MACHINE_ID}-{version}.conf": "# Boot Loader Specification type#1 "
+    f"entry\ntitle      Debian GNU/Linux 13 (trixie)\nversion    {version}\n"
+    f"machine-id {MACHINE_ID}\nsort-key   debian\n"
+    f"options    root=UUID=1234 ro quiet systemd.machine_id={MACHINE_ID}\n"
+    f"linux      /{MACHINE_ID}/{version}/linux\n"
+    f"initrd     /{MACHINE_ID}/{version}/initrd.img-{version}\n"
+    for version in (KERNEL, "7.0.9-test")
+} | {
+    "/boot/efi/loader/loader.conf": "timeout 3\n",
+    "/etc/machine-id": f"{MACHINE_ID}\n",
+    "/usr/bin/kernel-install": "",
+    "/usr/sbin/update-initramfs": "",
 }
 UKI = rf"\EFI\Linux\{MACHINE_ID}-{KERNEL}.efi"
 SYSTEMD_BOOT = said(LoaderInfo="systemd-boot 257.13-1~deb13u1")
@@ -198,37 +250,65 @@ TREES: dict[str, dict[str, str | bytes]] = {
         "/proc/cmdline": f"BOOT_IMAGE=(hd0,gpt2)/vmlinuz-{KERNEL} root=UUID=1234 ro rhgb quiet\n",
         FEDORA_ENTRY.format(KERNEL): _fedora_entry(KERNEL, "$kernelopts $tuned_params"),
     },
+    # Entries by hand, without sort-key, and others' beside them (F5).
     "arch-systemd-boot": {
-        **said(LoaderInfo="systemd-boot 258.2-1-arch", LoaderEntrySelected="arch.conf"),
+        **systemd_boot("258.2-1-arch", "arch.conf"),
         **started(r"\EFI\systemd\systemd-bootx64.efi"),
         "/proc/cmdline": "initrd=\\initramfs-linux.img root=UUID=1 rw\n",
         "/boot/loader/loader.conf": "timeout 3\n",
-        "/boot/loader/entries/arch.conf": "title Arch\nlinux /vmlinuz\noptions root=UUID=1 rw  \n",
+        "/boot/loader/entries/arch.conf": "title Arch\nlinux /vmlinuz-linux\n"
+        "initrd /initramfs-linux.img\noptions root=UUID=1 rw  \n",
+        "/boot/loader/entries/arch-lts.conf": "title Arch LTS\nlinux /vmlinuz-linux-lts\n"
+        "initrd /initramfs-linux-lts.img\noptions\troot=UUID=1 rw",
         "/boot/loader/entries/arch-fallback.conf": "title Arch\noptions root=UUID=1 rw\n",
+        "/boot/loader/entries/fedora.conf": "title Fedora\noptions root=UUID=2 ro\n",
+        "/boot/loader/entries/memtest.conf": "title Memtest86+\nefi /memtest86+/memtest.efi\n",
+        "/usr/bin/kernel-install": "",
         "/usr/bin/mkinitcpio": "",
         "/etc/mkinitcpio.d/linux.preset": "",
     },
+    # F1: kernel-install has no add-all there, or finds no kernel.
     "debian-systemd-boot": {
-        **SYSTEMD_BOOT,
-        "/boot/efi/loader/loader.conf": "timeout 3\n",
-        "/etc/kernel/cmdline": "root=UUID=1 ro\n",
-        "/usr/bin/kernel-install": "",
-        "/usr/sbin/update-initramfs": "",
+        **systemd_boot(selected=f"{MACHINE_ID}-{KERNEL}.conf"),
+        **DEBIAN_ENTRIES,
+        "/etc/kernel/cmdline": "root=UUID=1234 ro\n",
+    },
+    # F6: without that file kernel-install makes entries of /proc/cmdline.
+    "debian-systemd-boot-plain": {
+        **systemd_boot(selected=f"{MACHINE_ID}-{KERNEL}.conf"),
+        **DEBIAN_ENTRIES,
+        "/proc/cmdline": f"initrd=\\{MACHINE_ID}\\{KERNEL}\\initrd.img-{KERNEL} "
+        f"root=UUID=1234 ro quiet systemd.machine_id={MACHINE_ID}\n",
     },
     "arch-uki": {
+        **systemd_boot("258.2-1-arch", "arch-linux.efi"),
         **said(
-            LoaderInfo="systemd-boot 258.2-1-arch",
             StubInfo="systemd-stub 258.2-1-arch",
             StubImageIdentifier=r"\EFI\Linux\arch-linux.efi",
         ),
+        **secure_boot(on=False),
+        "/proc/cmdline": "root=UUID=1 rw\n",
+        "/boot/loader/loader.conf": "timeout 3\n",
+        "/boot/EFI/Linux/arch-linux.efi": boot_makers.image("root=UUID=1 rw", KERNEL),
+        "/boot/vmlinuz-linux": boot_makers.kernel(KERNEL),
         "/etc/cmdline.d/root.conf": "root=UUID=1 rw\n",
         "/usr/bin/mkinitcpio": "",
-        "/etc/mkinitcpio.d/linux.preset": "",
+        "/etc/mkinitcpio.conf": "HOOKS=(base udev)\n",
+        "/etc/mkinitcpio.d/linux.preset": """\
+ALL_config="/etc/mkinitcpio.conf"
+ALL_kver="/boot/vmlinuz-linux"
+PRESETS=('default')
+default_uki="/boot/EFI/Linux/arch-linux.efi"
+""",
     },
     "uki-kernel-install": {
+        **systemd_boot(selected=f"{MACHINE_ID}-{KERNEL}.efi"),
         **said(StubInfo="systemd-stub 257.13", StubImageIdentifier=UKI),
-        **started(UKI),
+        **secure_boot(on=False),
+        f"/boot/efi{UKI.replace(chr(92), chr(47))}": boot_makers.image("root=UUID=1 ro", KERNEL),
+        f"/boot/vmlinuz-{KERNEL}": boot_makers.kernel(KERNEL),
         "/etc/kernel/cmdline": "root=UUID=1 ro",
+        "/etc/kernel/install.conf": "layout=uki\n",
         "/usr/bin/kernel-install": "",
         "/usr/bin/dracut": "",
     },
@@ -294,40 +374,52 @@ TREES: dict[str, dict[str, str | bytes]] = {
         "/usr/sbin/proxmox-boot-tool": "",
         "/usr/sbin/update-initramfs": "",
     },
+    # F6: kernelstub makes Pop_OS-current.conf anew at every update of the initramfs.
     "pop-os": {
-        **said(LoaderInfo="systemd-boot 255.4", LoaderEntrySelected="pop_os-current.conf"),
+        **systemd_boot("255.4-1ubuntu8", "pop_os-current.conf"),
         "/boot/efi/loader/loader.conf": "default Pop_OS-current\n",
         "/boot/efi/loader/entries/Pop_OS-current.conf": "title Pop!_OS\n"
-        "linux /EFI/Pop_OS-1234/vmlinuz.efi\noptions root=UUID=1234 ro quiet\n",
+        "linux /EFI/Pop_OS-1234/vmlinuz.efi\ninitrd /EFI/Pop_OS-1234/initrd.img\n"
+        "options root=UUID=1234 ro quiet\n",
         "/boot/efi/loader/entries/Pop_OS-oldkern.conf": "title Pop!_OS\n"
-        "linux /EFI/Pop_OS-1234/vmlinuz-previous.efi\noptions root=UUID=1234 ro quiet\n",
+        "linux /EFI/Pop_OS-1234/vmlinuz-previous.efi\n"
+        "initrd /EFI/Pop_OS-1234/initrd.img-previous\noptions root=UUID=1234 ro quiet\n",
         "/boot/efi/loader/entries/Recovery-9BE6-2B49.conf": "title Pop!_OS recovery\n"
         "linux /EFI/Recovery-9BE6-2B49/vmlinuz.efi\noptions boot=casper\n",
+        "/etc/kernelstub/configuration": json.dumps(
+            {name: {"kernel_options": ["quiet"], "config_rev": 4} for name in ("default", "user")},
+            indent=2,
+        ),
         "/usr/bin/kernelstub": "",
         "/usr/sbin/update-initramfs": "",
     },
     "opensuse-systemd-boot": {
-        **said(LoaderInfo="systemd-boot 258.2"),
+        **systemd_boot("258.2+suse.15", f"opensuse-tumbleweed-{KERNEL}-1.conf"),
+        **opensuse(f"opensuse-tumbleweed-{KERNEL}-1.conf", SNAPSHOT),
+        **opensuse("opensuse-tumbleweed-7.0.9-test-0.conf", "@/.snapshots/0/snapshot"),
+        "/proc/cmdline": f"root=UUID=1234 rootflags=subvol={SNAPSHOT}\n",
         "/etc/sysconfig/bootloader": 'LOADER_TYPE="systemd-boot"\n',
-        "/etc/kernel/cmdline": "root=UUID=1234 rootflags=subvol=@/.snapshots/1/snapshot\n",
+        "/etc/crypttab": "cr_root UUID=99 none tpm2-device=auto,tpm2-measure-pcr=yes\n",
         "/boot/efi/loader/loader.conf": "timeout 5\n",
-        "/usr/bin/sdbootutil": "",
         "/usr/bin/kernel-install": "",
-        "/usr/bin/dracut": "",
     },
     "opensuse-grub2-bls": {
-        **said(LoaderInfo="GRUB 2.14"),
+        **said(LoaderInfo="GRUB 2.14", LoaderEntrySelected=f"system-opensuse-{KERNEL}-1.conf"),
+        **opensuse(f"system-opensuse-{KERNEL}-1.conf", SNAPSHOT),
+        "/proc/cmdline": f"root=UUID=1234 rootflags=subvol={SNAPSHOT}\n",
         "/etc/sysconfig/bootloader": 'LOADER_TYPE="grub2-bls"\nSECURE_BOOT="yes"\n',
         "/etc/default/grub": "",
-        "/etc/kernel/cmdline": "root=UUID=1234\n",
-        "/usr/bin/sdbootutil": "",
-        "/usr/bin/dracut": "",
     },
     "cachyos-systemd-boot": {
-        **said(LoaderInfo="systemd-boot 258.2-1-arch"),
-        "/etc/sdboot-manage.conf": 'LINUX_OPTIONS="quiet"\n',
+        **systemd_boot("258.2-1-arch", "linux-cachyos.conf"),
+        "/etc/sdboot-manage.conf": '# config file for sdboot-manage\nLINUX_OPTIONS="quiet"\n',
         "/boot/loader/loader.conf": "timeout 3\n",
-        "/boot/loader/entries/linux-cachyos.conf": "title CachyOS\noptions root=UUID=1234 rw\n",
+        "/boot/loader/entries/linux-cachyos.conf": "title\tLinux Cachyos\n"
+        "linux\t/vmlinuz-linux-cachyos\ninitrd\t/initramfs-linux-cachyos.img\n"
+        "options\troot=UUID=1234 rw rootflags=subvol=/@ quiet\n",
+        "/boot/loader/entries/linux-cachyos-fallback.conf": "title\tLinux Cachyos\n"
+        "linux\t/vmlinuz-linux-cachyos\ninitrd\t/initramfs-linux-cachyos-fallback.img\n"
+        "options\troot=UUID=1234 rw rootflags=subvol=/@ quiet\n",
         "/usr/bin/sdboot-manage": "",
         "/usr/bin/mkinitcpio": "",
         "/etc/mkinitcpio.d/linux-cachyos.preset": "",
@@ -469,4 +561,8 @@ class Tools:
     _STAND_INS: ClassVar[dict[str, Callable[[Tools, Sequence[str]], None]]] = {
         "grub2-editenv": _grub2_editenv,
         "efibootmgr": _efibootmgr,
+        "bootctl": lambda self, argv: boot_makers.bootctl(self.base, argv),
+        "proxmox-boot-tool": lambda self, _: boot_makers.proxmox_boot_tool(self.base),
+        "mkinitcpio": lambda self, argv: boot_makers.build_image(self.base, argv, KERNEL),
+        "kernel-install": lambda self, argv: boot_makers.build_image(self.base, argv, KERNEL),
     }

@@ -72,6 +72,10 @@ EXPECTED = {
     "fedora-bls-kernelopts": ("bls", "/usr/sbin/grubby"),
     "arch-systemd-boot": ("systemd-boot", "LoaderInfo says 'systemd-boot 258.2-1-arch'"),
     "debian-systemd-boot": ("systemd-boot", "LoaderInfo says 'systemd-boot 257.13-1~deb13u1'"),
+    "debian-systemd-boot-plain": (
+        "systemd-boot",
+        "LoaderInfo says 'systemd-boot 257.13-1~deb13u1'",
+    ),
     "arch-uki": ("uki", "StubInfo says 'systemd-stub 258.2-1-arch'"),
     "uki-kernel-install": ("uki", "StubInfo says 'systemd-stub 257.13'"),
     "rpm-ostree": ("rpm-ostree", "/run/ostree-booted"),

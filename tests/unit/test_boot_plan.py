@@ -170,7 +170,7 @@ def test_a_command_line_without_room(
 
 
 def test_options_are_not_swallowed_by_a_comment(tmp_path: Path) -> None:
-    build(tmp_path, "debian-systemd-boot")
+    build(tmp_path, "opensuse-grub2-bls")
     for text in ("", "# none yet\n", "root=1\n# the end\n", "root=1"):
         (tmp_path / "etc/kernel/cmdline").write_text(text)
         assert infertune(tmp_path, "stage", "kernel") == 0
@@ -486,7 +486,7 @@ def test_broken_inputs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_file_that_must_be_edited_and_cannot(
     what: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    build(tmp_path, "debian-systemd-boot")
+    build(tmp_path, "opensuse-grub2-bls")
     file = tmp_path / "etc/kernel/cmdline"
     file.unlink()
     file.write_bytes(what) if isinstance(what, bytes) else what(file)  # type: ignore[operator]

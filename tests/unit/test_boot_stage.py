@@ -31,7 +31,7 @@ from support import At, Counter, fail, in_child, kill, shorten
 
 NOT_WRITABLE = ("bootc", "bootc-composefs", "nixos", "container")
 WRITABLE = [tree for tree in TREES if tree not in NOT_WRITABLE]
-KINDS = ["debian-grub", "fedora-bls", "debian-systemd-boot"]
+KINDS = ["debian-grub", "fedora-bls", "opensuse-grub2-bls"]
 """Drop-ins alone, a trial beside the default, and a file edited in place."""
 
 
@@ -182,7 +182,7 @@ def test_what_another_program_made_of_our_file_is_not_overwritten(tmp_path: Path
 
 def test_a_command_line_that_another_program_wrote_anew_is_its_own(tmp_path: Path) -> None:
     """Our words are not in it: there is nothing to take back, and nothing that needs a person."""
-    build(tmp_path, "debian-systemd-boot")
+    build(tmp_path, "opensuse-grub2-bls")
     stage(Root(tmp_path), Tools(tmp_path))
     (tmp_path / "etc/kernel/cmdline").write_text("root=UUID=2 theirs\n")
     undo(Root(tmp_path), Tools(tmp_path))
@@ -194,7 +194,7 @@ def test_a_command_line_that_another_program_wrote_anew_is_its_own(tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "file"),
     [
-        ("debian-systemd-boot", "etc/kernel/cmdline"),
+        ("opensuse-grub2-bls", "etc/kernel/cmdline"),
         ("grub-without-drop-ins", "etc/default/grub"),
         ("debian-grub-btrfs", "etc/default/grub.d/zz-infertune.cfg"),
     ],

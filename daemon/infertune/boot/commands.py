@@ -21,6 +21,7 @@ from infertune.units import printable_line
 DIRECTORIES = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
 PROGRAMS = (
     "bootc",
+    "bootctl",
     "dracut",
     "efibootmgr",
     "grub-editenv",
@@ -36,7 +37,9 @@ PROGRAMS = (
     "lsinitramfs",
     "lsinitrd",
     "mkinitcpio",
+    "proxmox-boot-tool",
     "rpm-ostree",
+    "sdbootutil",
     "systemctl",
     "update-grub",
     "update-initramfs",

@@ -15,7 +15,17 @@ from dataclasses import dataclass, replace
 from infertune.boot.builders import ByHand, initramfs_image
 from infertune.boot.change import AT_THE_TRY, Change, NewFile, Part, Way, Words
 from infertune.boot.options import Option
-from infertune.boot.stacks import bls, efistub, grub, limine, ostree, systemd_boot, told, uki
+from infertune.boot.stacks import (
+    bls,
+    efistub,
+    grub,
+    limine,
+    ostree,
+    proxmox,
+    systemd_boot,
+    told,
+    uki,
+)
 from infertune.boot.stacks.text import MENU
 from infertune.boot.words import HEADER
 from infertune.errors import NotPermitted, UsageError
@@ -44,7 +54,11 @@ STACKS: dict[str | None, Stack] = {
     "grub": Stack(grub.grub),
     "bls": Stack(bls.bls),
     "systemd-boot": Stack(systemd_boot.systemd_boot),
-    "uki": Stack(uki.uki),
+    "kernelstub": Stack(systemd_boot.kernelstub),
+    "sdboot-manage": Stack(systemd_boot.sdboot_manage),
+    "sdbootutil": Stack(systemd_boot.sdbootutil),
+    "proxmox-boot-tool": Stack(proxmox.proxmox),
+    "uki": Stack(uki.uki, modprobe=False),
     "limine": Stack(limine.limine),
     "rpm-ostree": Stack(ostree.rpm_ostree, modprobe=False),
     "bootc": Stack(ostree.bootc, modprobe=False),

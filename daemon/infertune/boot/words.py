@@ -5,6 +5,8 @@ A place says where in a file they go; it is plain text, for the record on disk:
 
 - ``options``: the last ``options`` line of a boot entry (Boot Loader Specification, type 1)
 - ``cmdline``: a file that holds nothing but a command line, such as /etc/kernel/cmdline
+- ``line``: the same, where only the first line is read (proxmox-boot-tool)
+- ``list NAME``: the last list of that name in JSON, one string for each word (kernelstub)
 - ``shell NAME``: a file that a shell reads; a line at its end adds to the variable NAME
 - ``limine KEY..``: a file of limine-entry-tool; lines at its end add to what these kernels get
 
@@ -27,6 +29,8 @@ def add(place: str, text: str, words: Words) -> str:
     kind, _, name = place.partition(" ")
     if kind in _ASSIGNED:
         return _whole(text) + HEADER + _ASSIGNED[kind](name, words)
+    if kind == "list":
+        return _in_list(name, text, lambda items: _listed(items, words))
     lines = text.split("\n")
     numbers = _lines(kind, lines)
     if not numbers:
@@ -41,6 +45,8 @@ def remove(place: str, text: str, words: Words, *, singly: bool = True) -> str:
     kind, _, name = place.partition(" ")
     if kind in _ASSIGNED:
         return text.replace(HEADER + _ASSIGNED[kind](name, words), "")
+    if kind == "list":
+        return _in_list(name, text, lambda items: _unlisted(items, words))
     lines = text.split("\n")
     for number in _lines(kind, lines):
         lines[number] = _without(lines[number], words, singly)
@@ -69,8 +75,35 @@ def _lines(kind: str, lines: list[str]) -> list[int]:
     """Which lines hold the command line."""
     if kind == "options":
         return [at for at, line in enumerate(lines) if re.match(r"options[ \t]", line)]
+    if kind == "line":
+        return [0] if lines[0].strip() else []
     # Lines are joined with spaces; a comment (mkinitcpio allows them) must not swallow the words.
     return [at for at, line in enumerate(lines) if line.strip() and not line.startswith("#")]
+
+
+def _in_list(name: str, text: str, change: Callable[[str], str]) -> str:
+    """The text with what stands between the brackets of its last list of that name changed."""
+    found = list(re.finditer(rf'"{re.escape(name)}"\s*:\s*\[([^\]]*)\]', text))
+    if not found:
+        return text
+    start, end = found[-1].span(1)
+    return text[:start] + change(text[start:end]) + text[end:]
+
+
+def _listed(items: str, words: Words) -> str:
+    """More strings in a list, set apart as the last one that is there."""
+    last = re.search(r'(\s*)"[^"]*"(?=\s*$)', items)
+    if last is None:
+        return ", ".join(f'"{word}"' for word in words) + items
+    ours = "".join(f',{last[1]}"{word}"' for word in words)
+    return items[: last.end()] + ours + items[last.end() :]
+
+
+def _unlisted(items: str, words: Words) -> str:
+    for word in words:
+        for found in list(re.finditer(rf',?\s*"{re.escape(word)}"(?=\s*(?:,|$))', items))[-1:]:
+            items = items[: found.start()] + items[found.end() :]
+    return re.sub(r"^\s*,", "", items)
 
 
 def _without(line: str, words: Words, singly: bool) -> str:

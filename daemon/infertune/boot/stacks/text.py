@@ -3,8 +3,14 @@
 
 from __future__ import annotations
 
+import re
+
 from infertune.errors import Failed, describe
+from infertune.host.system import command_line
 from infertune.root import Root
+
+KERNEL_CMDLINE = "/etc/kernel/cmdline"
+"""The command line of kernels to come (kernel-install(8), mkinitcpio(8), sdbootutil)."""
 
 MAX_FILE = 1024 * 1024
 ONCE = (
@@ -26,3 +32,17 @@ def read(root: Root, path: str) -> str:
     if len(data) > MAX_FILE or b"\0" in data:
         raise Failed(f"{path} is no text file of a boot loader; nothing was touched")
     return data.decode("utf-8", "surrogateescape")
+
+
+def kernel_cmdline(root: Root, booted: str | None = None) -> str:
+    """What KERNEL_CMDLINE has to begin with where it is not there: what is taken without it.
+
+    That is the vendor's file, else the line of this boot.  ``booted`` is that line as the loader's
+    entry has it; what loaders and kernel-install add themselves is left out.
+    """
+    vendor = read(root, "/usr/lib/kernel/cmdline")
+    if vendor.strip():
+        return f"{' '.join(vendor.split())}\n"
+    line = command_line(root) or "" if booted is None else booted
+    theirs = r"(?:^|(?<=\s))(?:BOOT_IMAGE|initrd|systemd\.machine_id)=\S*(?:\s+|$)"
+    return f"{re.sub(theirs, '', line).strip()}\n"
