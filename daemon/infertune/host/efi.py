@@ -88,6 +88,11 @@ def entry_selected(root: Root) -> str | None:
     return _text(root, "LoaderEntrySelected")
 
 
+def entry_default(root: Root) -> str | None:
+    """Id of the entry that ``bootctl set-default`` has named; None for none."""
+    return _text(root, "LoaderEntryDefault")
+
+
 def loader_features(root: Root) -> int | Unknown:
     """What the boot loader can do, as bits (EFI_LOADER_FEATURE_*)."""
     data = _variable(root, "LoaderFeatures", _LOADER)

@@ -1,46 +1,178 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unified kernel images: the command line is part of the image."""
+"""Unified kernel images: the command line is part of the image.
+
+One image is built, that which booted this machine, with the words where its tool takes the command
+line from.  It lies beside the old one under a name that no loader looks for, and an entry of type
+1 starts it once.  That entry's options are the image's own and what a try needs besides: without
+Secure Boot they count instead of the image's, with it they do not (systemd 257.13,
+src/boot/stub.c: use_load_options).  When the boot is confirmed the image gets the old one's name.
+
+Where an image takes its command line from:
+
+- mkinitcpio: /etc/cmdline.d/*.conf since 36, else /etc/kernel/cmdline, /usr/lib/kernel/cmdline,
+  /proc/cmdline (mkinitcpio(8))
+- ukify, by kernel-install: the last three (60-ukify.install.in)
+- dracut with uefi=yes: kernel_cmdline of dracut.conf(5)
+"""
 
 from __future__ import annotations
 
-from infertune.boot.change import Command, Edit, NewFile, Part, Way, Words, by_hand
+import os
+import re
+from dataclasses import replace
+
+from infertune.boot.builders import ByHand, uki_image
+from infertune.boot.change import Edit, Image, NewFile, Part, Shelter, Way, Words, by_hand
 from infertune.boot.commands import find
-from infertune.boot.stacks.text import MENU
+from infertune.boot.images import kept
+from infertune.boot.stacks.one_shot import one_shot
+from infertune.boot.stacks.text import KERNEL_CMDLINE, ONCE, kernel_cmdline
+from infertune.boot.words import HEADER
+from infertune.host import efi, pe
+from infertune.host.boot_entries import boot_partitions
+from infertune.host.system import command_line
 from infertune.machine import Machine
 from infertune.root import Root
 
 DROP_IN = "/etc/cmdline.d/zz-infertune.conf"
-SINGLE = "/etc/kernel/cmdline"
+DRACUT_DROP_IN = "/etc/dracut.conf.d/zz-infertune.conf"
+
+TRIAL = ".infertune-trial"
+"""What the image to try is called after; loaders look for \\*.efi."""
+
+SIGNERS = {
+    "mkinitcpio": ("/etc/initcpio/post/*", "/usr/lib/initcpio/post/*"),
+    "kernel-install": ("/etc/kernel/install.d/*sbctl*", "/usr/lib/kernel/install.d/*sbctl*"),
+}
+"""What signs an image once its tool has built it: sbctl's hooks, or somebody's own."""
+SIGNING = {
+    "kernel-install": ("/etc/kernel/uki.conf", r"^\s*SecureBootPrivateKey\s*="),
+    "dracut": ("/etc/dracut.conf.d/*.conf", r"^\s*uefi_secureboot_key="),
+}
+"""Tools that sign it themselves, and where they are told to (ukify(1), dracut.conf(5))."""
+
+HELD = (
+    "a machine that panics or hangs needs one reset or power cycle, and {who} boots what it booted "
+    "before"
+)
 
 
 def uki(root: Root, machine: Machine, words: Words) -> Way:
-    del machine
-    rescue = MENU.format(
-        what="an image that is signed cannot be edited in a menu: boot another kernel's image"
+    given = " ".join(words)
+    booted = _booted(root)
+    if booted is None:
+        return by_hand(f"build an image whose command line has also: {given}")
+    place, path = booted
+    image = uki_image(root, words, path)
+    if isinstance(image, ByHand):
+        return by_hand(f"{image.why}: {given}")
+    line = _line(root, path)
+    source = _source(root, image, words, line)
+    if source is None:
+        return by_hand(
+            f"{KERNEL_CMDLINE} and /etc/cmdline.d both exist, and which of them counts depends on "
+            f"mkinitcpio's version: add there {given}; then {' '.join(image.build)}"
+        )
+    locked = efi.secure_boot(root) is not False
+    if efi.secure_boot(root) is True and not _signs(root, image):
+        return by_hand(
+            f"Secure Boot is on, and nothing that signs is found here: build {path} with also "
+            f"{given}, and sign it"
+        )
+    entry = (
+        f"title {machine.distro or 'Linux'}\n"
+        f"efi {path.removeprefix(place)}{TRIAL}\n"
+        f"options {line}\n"
     )
-    install, mkinitcpio = find(root, "kernel-install"), find(root, "mkinitcpio")
-    single, parts = root.exists(SINGLE), root.glob("/etc/cmdline.d/*.conf")
-    if mkinitcpio and root.glob("/etc/mkinitcpio.d/*.preset"):
-        build = Command((mkinitcpio, "-P"), "builds the images", undo=(mkinitcpio, "-P"))
-        if parts and not single:
-            drop_in = NewFile(DROP_IN, f"{' '.join(words)}\n".encode())
-            return Way(Part((drop_in,), commands=(build,)), rescue=rescue)
-        if parts and single:
-            return by_hand(
-                f"{SINGLE} and /etc/cmdline.d both exist, and which of them counts depends on "
-                f"mkinitcpio's version: add there {' '.join(words)}"
-            )
-        if single:
-            return _edited(words, build, rescue)
-    elif install and single:
-        build = Command((install, "add-all"), "builds the images", undo=(install, "add-all"))
-        return _edited(words, build, rescue)
-    return by_hand(f"build an image whose command line has also: {' '.join(words)}")
-
-
-def _edited(words: Words, build: Command, rescue: str) -> Way:
+    start = one_shot(root, f"{place}/loader/entries", entry, words)
+    if not start:
+        # Without a second entry there is no way back to the old image but another machine.
+        return by_hand(
+            f"nothing here boots an image once: keep a copy of {path} that your firmware or loader "
+            f"boots, add {given} to {_where(source)}, then {' '.join(image.build)}"
+        )
+    image = replace(image, trial=path + TRIAL, shelter=_shelter(root, image))
     return Way(
-        Part(edits=(Edit(SINGLE, "cmdline", words),), commands=(build,)),
-        rescue=rescue,
-        notes=(f"{SINGLE} is edited: it has no drop-ins",),
+        source,
+        start + _briefly(source) + Part(images=(image,)),
+        one_try="loader",
+        rescue=(HELD if locked else ONCE).format(who="systemd-boot"),
+        notes=(f"when it is confirmed, {path}{TRIAL} takes the place of {path}",),
+    )
+
+
+def _booted(root: Root) -> tuple[str, str] | None:
+    """Where its partition is mounted, and the image that booted this machine."""
+    option, entry = efi.boot_current(root), efi.entry_selected(root)
+    named = (
+        efi.stub_image(root)
+        or (rf"\EFI\Linux\{entry}" if entry else None)
+        or (option.file if option else None)
+    )
+    if not named:
+        return None
+    file = named.replace("\\", "/").removesuffix(TRIAL)
+    for place in boot_partitions(root):
+        # systemd-boot tells names in lower case, and a recorded machine is no FAT.
+        there = root.glob(f"{place}/EFI/Linux/*.efi")
+        found = [path for path in there if path.lower() == f"{place}{file}".lower()]
+        if found or root.exists(place + file):
+            return place, (found or [place + file])[0]
+    return None
+
+
+def _line(root: Root, path: str) -> str:
+    """The command line in the image; where that cannot be read, the one of this boot."""
+    try:
+        found = pe.command_line(root, path)
+    except (OSError, ValueError):
+        found = None
+    return " ".join((found or command_line(root) or "").split())
+
+
+def _source(root: Root, image: Image, words: Words, line: str) -> Part | None:
+    """Where the tool takes the command line from; None where that is not known."""
+    tool = os.path.basename(image.build[0])
+    given = " ".join(words)
+    if tool == "dracut":
+        text = f'{HEADER}kernel_cmdline+=" {given} "\n'
+        return Part((NewFile(DRACUT_DROP_IN, text.encode()),))
+    parts = [path for path in root.glob("/etc/cmdline.d/*.conf") if path != DROP_IN]
+    if tool == "mkinitcpio" and parts:
+        if root.exists(KERNEL_CMDLINE):
+            return None
+        return Part((NewFile(DROP_IN, f"{given}\n".encode()),))
+    edit = Edit(KERNEL_CMDLINE, "cmdline", words, base=kernel_cmdline(root, line))
+    return Part(edits=(edit,))
+
+
+def _where(source: Part) -> str:
+    return ", ".join(each.path for each in source.texts)
+
+
+def _briefly(source: Part) -> Part:
+    """The same for as long as the image is built; what others build after that is as it was."""
+    return Part(
+        tuple(replace(each, briefly=True) for each in source.files),
+        tuple(replace(each, briefly=True) for each in source.edits),
+    )
+
+
+def _signs(root: Root, image: Image) -> bool:
+    tool = os.path.basename(image.build[0])
+    if any(root.glob(pattern) for pattern in SIGNERS.get(tool, ())):
+        return True
+    pattern, told = SIGNING.get(tool, ("", ""))
+    files = root.glob(pattern) if pattern else []
+    return any(re.search(told, root.get(path) or "", re.MULTILINE) for path in files)
+
+
+def _shelter(root: Root, image: Image) -> Shelter | None:
+    """The old image is the default for as long as the tool writes in its place."""
+    tool = find(root, "bootctl")
+    if tool is None:
+        return None
+    return Shelter(
+        (tool, "set-default", os.path.basename(kept(image))),
+        (tool, "set-default", efi.entry_default(root) or ""),
     )
