@@ -16,6 +16,7 @@ from boot_trees import (
     MACHINE_ID,
     Tools,
     build,
+    facts,
     grubenv,
     read,
 )
