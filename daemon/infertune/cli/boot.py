@@ -311,6 +311,8 @@ def _print_plan(ctx: Context, prepared: _Prepared) -> None:
 def _print_part(ctx: Context, part: Part) -> None:
     for file in part.texts:
         ctx.print(_diff(ctx, file).rstrip("\n"))
+        if file.briefly:
+            ctx.print("    there only while the image is built")
     for image in part.images:
         ctx.print(f"build {image.path}: {' '.join(image.build)}")
         ctx.print("    the old image stays beside it until the new one is confirmed")
