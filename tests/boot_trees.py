@@ -216,6 +216,18 @@ OSTREE: dict[str, str | bytes] = {
     "/boot/loader/entries/ostree-2.conf": "title Bazzite\noptions root=UUID=1234 quiet\n",
     "/proc/self/mounts": "/dev/nvme0n1p3 / btrfs rw 0 0\n/dev/nvme0n1p2 /boot ext4 rw 0 0\n",
 }
+LIMINE: dict[str, str | bytes] = {
+    "/etc/machine-id": f"{MACHINE_ID}\n",
+    f"{EFIVARS}/SecureBoot-{GLOBAL_GUID}": b"\6\0\0\0\0",
+    "/sys/devices/pci/nvme0n1/nvme0n1p1/partition": "1\n",
+    "/proc/self/mounts": "/dev/nvme0n1p2 / btrfs rw 0 0\n/dev/nvme0n1p1 /boot vfat rw 0 0\n",
+    "/usr/bin/efibootmgr": "",
+    "/usr/bin/limine-mkinitcpio": "",
+    "/usr/bin/limine-update": "",
+    "/usr/bin/limine-snapper-sync": "",
+    "/usr/bin/mkinitcpio": "",
+    "/etc/mkinitcpio.d/linux.preset": "",
+}
 GRUB2_COUNTING = """\
 if [ -n "${boot_counter}" -a "${boot_success}" = "0" ]; then
   if  [ "${boot_counter}" = "0" -o "${boot_counter}" = "-1" ]; then
@@ -333,21 +345,22 @@ default_uki="/boot/EFI/Linux/arch-linux.efi"
     },
     # CachyOS.
     "limine": {
-        **said(LoaderInfo="Limine 9.3.1"),
+        **LIMINE,
+        **said(LoaderInfo="Limine 9.3.1", LoaderDevicePartUUID=str(PARTITION)),
         "/etc/default/limine": "ESP_PATH=/boot\n"
         'KERNEL_CMDLINE[default]+="quiet rw root=UUID=1234"\nBOOT_ORDER="*, *fallback"\n',
         "/etc/limine-entry-tool.conf": '#KERNEL_CMDLINE[default]+="rw root=UUID=..."\n',
         "/etc/limine-entry-tool.d/10-limine-snapper-sync.conf": "MAX_SNAPSHOT_ENTRIES=5\n",
-        "/usr/bin/limine-mkinitcpio": "",
-        "/usr/bin/limine-update": "",
-        "/usr/bin/limine-snapper-sync": "",
-        "/usr/bin/mkinitcpio": "",
-        "/etc/mkinitcpio.d/linux.preset": "",
+        f"/boot/{MACHINE_ID}/linux-cachyos/vmlinuz": "MZ",
+        f"/boot/{MACHINE_ID}/linux-cachyos/initramfs": "",
+        f"/usr/lib/modules/{KERNEL}/pkgbase": "linux-cachyos\n",
     },
     # F7: Omarchy's default, a unified kernel image that Limine's tools build and Limine starts.
     "limine-uki": {
+        **LIMINE,
         **said(
             LoaderInfo="Limine 12.6.0",
+            LoaderDevicePartUUID=str(PARTITION),
             StubInfo="systemd-stub 258.2-1-arch",
             StubImageIdentifier=r"\EFI\Linux\omarchy_linux.efi",
         ),
@@ -357,10 +370,13 @@ default_uki="/boot/EFI/Linux/arch-linux.efi"
         "/etc/limine-entry-tool.d/omarchy-defaults.conf": (
             'KERNEL_CMDLINE[default]+=" quiet splash"\nCUSTOM_UKI_NAME="omarchy"\n'
         ),
+        "/boot/EFI/Linux/omarchy_linux.efi": "MZ",
+    },
+    # Without UEFI, or what writes boot options.
+    "limine-bios": {
+        "/boot/limine/limine.conf": "timeout: 5\n",
+        "/etc/default/limine": 'KERNEL_CMDLINE[default]="quiet rw root=UUID=1234"\n',
         "/usr/bin/limine-mkinitcpio": "",
-        "/usr/bin/limine-snapper-sync": "",
-        "/usr/bin/mkinitcpio": "",
-        "/etc/mkinitcpio.d/linux.preset": "",
     },
     # F6: systemd-boot on partitions of proxmox-boot-tool, and GRUB's files unused.
     "proxmox-zfs": {
@@ -460,12 +476,11 @@ default_uki="/boot/EFI/Linux/arch-linux.efi"
     "container": {"/run/.containerenv": ""},
     "unknown": {},
 }
-LINKS = {
-    "efistub": {
-        "/sys/class/block/nvme0n1p1": "../../devices/pci/nvme0n1/nvme0n1p1",
-        f"/dev/disk/by-partuuid/{PARTITION}": "../../nvme0n1p1",
-    },
+PARTITION_LINKS = {
+    "/sys/class/block/nvme0n1p1": "../../devices/pci/nvme0n1/nvme0n1p1",
+    f"/dev/disk/by-partuuid/{PARTITION}": "../../nvme0n1p1",
 }
+LINKS = dict.fromkeys(("efistub", "limine", "limine-uki"), PARTITION_LINKS)
 
 
 def build(base: Path, tree: str) -> Path:

@@ -85,6 +85,7 @@ EXPECTED = {
     "bootc-composefs": ("composefs", "the command line has composefs="),
     "limine": ("limine", "LoaderInfo says 'Limine 9.3.1'"),
     "limine-uki": ("limine", "LoaderInfo says 'Limine 12.6.0'"),
+    "limine-bios": ("limine", "/etc/default/limine"),
     "proxmox-zfs": ("proxmox-boot-tool", "the command line has initrd=\\EFI\\proxmox\\.."),
     "pop-os": ("kernelstub", "/usr/bin/kernelstub"),
     "opensuse-systemd-boot": ("sdbootutil", "/usr/bin/sdbootutil"),

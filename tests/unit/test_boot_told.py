@@ -9,15 +9,29 @@ from pathlib import Path
 
 import pytest
 
-from boot_trees import Tools, build, grubenv, read, said
+from boot_trees import (
+    EFIVARS,
+    GLOBAL_GUID,
+    KERNEL,
+    MACHINE_ID,
+    PARTITION,
+    Tools,
+    build,
+    grubenv,
+    read,
+    said,
+)
 from infertune.boot import words as texts
 from infertune.boot.change import Way
 from infertune.boot.plan import STACKS
+from infertune.host import efi
+from infertune.load_option import load_option
 from infertune.machine import read_machine
 from infertune.root import Root
 
 WORDS = ("ttm.pages_limit=25165824", "amd_iommu=off")
 GIVEN = " ".join(WORDS)
+VARIABLE = f"{EFIVARS.lstrip('/')}/{{}}-{GLOBAL_GUID}"
 
 
 def way(base: Path) -> Way:
@@ -43,7 +57,67 @@ def test_f7_limines_own_tool_writes_entries_and_images(tree: str, tmp_path: Path
     assert f'KERNEL_CMDLINE[default]+=" {GIVEN}"\n' in drop_in.data.decode()
     [command] = found.lasting.commands
     assert command.argv == command.undo == ("/usr/bin/limine-mkinitcpio",)
-    assert found.one_try == "guard"
+
+
+@pytest.mark.parametrize(
+    ("tree", "file", "line"),
+    [
+        ("limine-uki", r"\EFI\Linux\omarchy_linux.efi", "root=UUID=1234 ro quiet"),
+        (
+            "limine",
+            rf"\{MACHINE_ID}\linux-cachyos\vmlinuz",
+            rf"initrd=\{MACHINE_ID}\linux-cachyos\initramfs root=UUID=1234 ro quiet",
+        ),
+    ],
+)
+def test_limine_the_firmware_starts_the_present_image_once(
+    tree: str, file: str, line: str, tmp_path: Path
+) -> None:
+    found = way(build(tmp_path, tree))
+    assert (found.one_try, found.trial.texts) == ("loader", ())
+    [once] = found.trial.commands
+    Tools(tmp_path)(once.argv)
+    root = Root(tmp_path)
+    [number] = set(efi.boot_numbers(root))
+    made = load_option((tmp_path / VARIABLE.format(f"Boot{number}")).read_bytes()[4:])
+    assert made is not None
+    assert (made.file, made.partition) == (file, str(PARTITION))
+    assert made.arguments == f"{line} {GIVEN} panic=30 rd.shell=0 rd.emergency=reboot"
+    assert (tmp_path / VARIABLE.format("BootNext")).read_bytes()[4:] == b"\0\1"
+
+
+def test_limine_names_of_an_older_tool(tmp_path: Path) -> None:
+    build(tmp_path, "limine")
+    folder = tmp_path / f"boot/{MACHINE_ID}/linux-cachyos"
+    for name in ("vmlinuz", "initramfs"):
+        (folder / name).rename(folder / f"{name}-linux-cachyos")
+    [once] = way(tmp_path).trial.commands
+    assert rf"\{MACHINE_ID}\linux-cachyos\vmlinuz-linux-cachyos" in once.argv
+
+
+@pytest.mark.parametrize(
+    ("path", "data"),
+    [
+        ("usr/bin/efibootmgr", None),
+        (VARIABLE.format("SecureBoot"), b"\6\0\0\0\1"),
+        (VARIABLE.format("SecureBoot"), None),
+        ("proc/self/mounts", b"/dev/nvme0n1p2 / btrfs rw 0 0\n"),
+        (f"dev/disk/by-partuuid/{PARTITION}", None),
+        ("proc/cmdline", b"root=UUID=1234 rootflags=subvol=/@/.snapshots/7/snapshot\n"),
+        (f"usr/lib/modules/{KERNEL}/pkgbase", b"linux-zen\n"),
+        (f"usr/lib/modules/{KERNEL}/pkgbase", None),
+    ],
+)
+def test_limine_without_a_trial_the_guard_enforces_it(
+    path: str, data: bytes | None, tmp_path: Path
+) -> None:
+    build(tmp_path, "limine")
+    (tmp_path / path).unlink()
+    if data:
+        put(tmp_path, path, data)
+    found = way(tmp_path)
+    assert not found.trial
+    assert (found.one_try, bool(found.lasting)) == ("guard", True)
 
 
 def test_limine_every_kernel_that_has_a_line_of_its_own(tmp_path: Path) -> None:
@@ -95,10 +169,11 @@ def test_limine_nothing_is_built_that_would_not_boot(line: str, tmp_path: Path) 
 
 def test_limine_ways_out(tmp_path: Path) -> None:
     build(tmp_path, "limine")
+    assert "the firmware boots what it booted before" in way(tmp_path).rescue
+    (tmp_path / "usr/bin/efibootmgr").unlink()
     assert "press 'e'" in way(tmp_path).rescue
     assert "choose a snapshot" in way(tmp_path).rescue
-    variable = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
-    put(tmp_path, variable, b"\6\0\0\0\1")
+    put(tmp_path, VARIABLE.format("SecureBoot"), b"\6\0\0\0\1")
     assert "press 'e'" not in way(tmp_path).rescue
 
 

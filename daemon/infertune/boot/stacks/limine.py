@@ -5,8 +5,10 @@ The tool writes limine.conf and builds every kernel's image, whatever an entry s
 README.md, 1.37).  limine.conf may hold a checksum of each image, so an old image is not simply
 put back: the tool makes it anew.
 
-Since 12.4 Limine starts what LoaderEntryOneShot names (common/lib/bli.c), but that would have to
-be an entry in a file which the tool rewrites; so the guard puts it back.
+The trial needs neither: the firmware starts the present image once, with another command line.
+Limine itself starts what LoaderEntryOneShot names since 12.4 (common/lib/bli.c), but that has to
+be an entry of limine.conf, which may have a checksum, too, and with remember_last_entry it would
+be the next default (common/menu.c).
 """
 
 from __future__ import annotations
@@ -14,12 +16,15 @@ from __future__ import annotations
 import re
 
 from infertune.boot import words as texts
-from infertune.boot.change import Command, Edit, NewFile, Part, Way, Words, by_hand
+from infertune.boot.change import NO_PART, Command, Edit, NewFile, Part, Way, Words, by_hand
 from infertune.boot.commands import find
-from infertune.boot.stacks.text import MENU
+from infertune.boot.stacks import firmware
+from infertune.boot.stacks.firmware import Program
+from infertune.boot.stacks.text import MENU, ONCE
 from infertune.boot.words import HEADER
 from infertune.host import efi
-from infertune.host.system import command_line
+from infertune.host.boot_entries import loader_place
+from infertune.host.system import command_line, machine_id
 from infertune.machine import Machine
 from infertune.root import Root
 
@@ -38,7 +43,6 @@ TOOLS = ("limine-mkinitcpio", "limine-dracut", "limine-update")
 
 
 def limine(root: Root, machine: Machine, words: Words) -> Way:
-    del machine
     given = " ".join(words)
     tool = next((found for name in TOOLS if (found := find(root, name))), None)
     if tool is None:
@@ -53,11 +57,34 @@ def limine(root: Root, machine: Machine, words: Words) -> Way:
             f'KERNEL_CMDLINE[default]="{line} {given}", and run {tool}'
         )
     command = Command((tool,), "writes Limine's entries and builds their images", undo=(tool,))
-    return Way(
-        _written(root, lines, words) + Part(commands=(command,)),
-        rescue=MENU.format(what=_way_out(root)),
-        notes=(f"{tool} builds the images of every kernel",),
-    )
+    lasting = _written(root, lines, words) + Part(commands=(command,))
+    notes = (f"{tool} builds the images of every kernel",)
+    image = _image(root, machine)
+    trial = firmware.once(root, image, words) if image else NO_PART
+    if trial:
+        return Way(lasting, trial, "loader", ONCE.format(who="the firmware"), notes=notes)
+    return Way(lasting, rescue=MENU.format(what=_way_out(root)), notes=notes)
+
+
+def _image(root: Root, machine: Machine) -> Program | None:
+    """What the firmware can start of the running kernel: its unified image, or its EFI stub."""
+    partition, place = efi.loader_partition(root), loader_place(root)
+    line = (command_line(root) or "").strip()
+    # Under Secure Boot a unified image keeps its own command line (systemd, src/boot/stub.c,
+    # use_load_options), and the firmware starts no kernel that only Limine has checked.
+    if place is None or efi.secure_boot(root) is not False or "/.snapshots/" in line:
+        return None
+    if image := efi.stub_image(root):
+        return Program(image, partition, line)
+    package = root.get(f"/usr/lib/modules/{machine.kernel}/pkgbase")
+    folder = f"/{machine_id(root)}/{package}"
+    # Where limine-entry-tool copies them to; older ones add the package to the names.
+    for more in ("", f"-{package}"):
+        kernel, initramfs = f"{folder}/vmlinuz{more}", f"{folder}/initramfs{more}"
+        if root.exists(f"{place}{kernel}") and root.exists(f"{place}{initramfs}"):
+            file, initrd = (path.replace("/", "\\") for path in (kernel, initramfs))
+            return Program(file, partition, f"initrd={initrd} {line}")
+    return None
 
 
 def _written(root: Root, lines: dict[str, str], words: Words) -> Part:
