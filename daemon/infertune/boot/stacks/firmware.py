@@ -5,9 +5,10 @@ The firmware deletes BootNext before it starts what that names, and goes on with
 that cannot be started (UEFI 2.10, 3.1.2).  So no boot loader has to know about it; what is
 started is a file on a partition that firmware can read, with its command line in the option.
 
-efibootmgr 18 (src/efibootmgr.c): ``--create`` refuses a number that is taken, and puts a new one
-first; ``--delete-bootnum`` takes it out of BootOrder, too; ``--delete-bootnext`` asks whether
-Boot0001 exists, so a BootNext that was not used is left, and means nothing without its option.
+efibootmgr 17 and 18 (src/efibootmgr.c): ``--create`` refuses a number that is taken, and puts a
+new one first; ``--delete-bootnum`` takes it out of BootOrder, too; ``--delete-bootnext`` asks
+whether Boot0001 exists, so a BootNext that was not used is left; without its option it means
+nothing.
 """
 
 from __future__ import annotations
