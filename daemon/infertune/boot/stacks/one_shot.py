@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 import re
 
-from infertune.boot.change import AT_THE_TRY, Command, NewFile, Part, Words
+from infertune.boot.change import AT_THE_TRY, NO_PART, Command, NewFile, Part, Words
 from infertune.boot.commands import find
 from infertune.boot.words import HEADER, add
 from infertune.host import efi
@@ -56,7 +56,7 @@ def one_shot(root: Root, directory: str, entry: str, words: Words) -> Part:
     """
     tool = find(root, "bootctl")
     if tool is None or not starts_once(root) or not _writable(root, directory):
-        return Part()
+        return NO_PART
     text = HEADER + add("options", _renamed(entry), (*words, *AT_THE_TRY))
     return Part(
         (NewFile(f"{directory}/{ID}", text.encode("utf-8", "surrogateescape")),),

@@ -25,11 +25,10 @@ import os
 import re
 
 from infertune.boot import words as texts
-from infertune.boot.change import Command, Edit, Part, Sweep, Way, Words, by_hand
+from infertune.boot.change import NO_PART, Command, Edit, Part, Sweep, Way, Words, by_hand
 from infertune.boot.commands import find
 from infertune.boot.stacks.one_shot import AT_BOOT, ID, one_shot
-from infertune.boot.stacks.text import KERNEL_CMDLINE, MENU, ONCE, kernel_cmdline, read
-from infertune.errors import Failed, describe
+from infertune.boot.stacks.text import KERNEL_CMDLINE, MENU, ONCE, ask_to_look, kernel_cmdline, read
 from infertune.host import efi
 from infertune.host.boot_entries import (
     BootEntry,
@@ -103,7 +102,7 @@ def _way(
         for directory in dict.fromkeys(os.path.dirname(each.path) for each in ours)
     )
     booted = _booted(root, entries)
-    trial = Part()
+    trial = NO_PART
     if booted:
         directory = os.path.dirname(booted.path)
         trial = one_shot(root, directory, read(root, booted.path), words)
@@ -122,14 +121,8 @@ def _way(
 
 
 def _entries(root: Root) -> tuple[BootEntry, ...]:
-    """Every entry but our own.  Raises Failed where only root may look."""
-    for place in boot_partitions(root):
-        try:
-            root.listed(f"{place}/loader/entries")
-        except PermissionError as error:
-            raise Failed(f"{describe(error)}; nothing was touched", hint="run it as root") from None
-        except OSError:
-            continue
+    """Every entry but our own.  Raises NotPermitted."""
+    ask_to_look(root)
     return tuple(each for each in boot_entries(root) if each.id != ID)
 
 

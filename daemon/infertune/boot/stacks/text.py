@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import re
 
-from infertune.errors import Failed, describe
+from infertune.errors import Failed, NotPermitted, describe
+from infertune.host.boot_entries import boot_partitions
 from infertune.host.system import command_line
 from infertune.root import Root
 
@@ -22,16 +23,33 @@ MENU = "nothing comes back by itself: {what}, and run 'infertune boot undo'"
 
 
 def read(root: Root, path: str) -> str:
-    """A text file that is to be edited; empty where there is none.  Raises Failed."""
+    """A text file that is to be edited; empty where there is none.
+
+    Raises Failed, or NotPermitted where only root may read it.
+    """
     try:
         data, _ = root.read_file(path, MAX_FILE + 1)
     except FileNotFoundError:
         return ""
+    except PermissionError as error:
+        raise NotPermitted(describe(error)) from error
     except OSError as error:
         raise Failed(f"{describe(error)}; nothing was touched") from error
     if len(data) > MAX_FILE or b"\0" in data:
         raise Failed(f"{path} is no text file of a boot loader; nothing was touched")
     return data.decode("utf-8", "surrogateescape")
+
+
+def ask_to_look(root: Root) -> None:
+    """Raise NotPermitted where only root may look into a boot partition: it would seem empty."""
+    for place in boot_partitions(root):
+        for directory in (place, f"{place}/loader/entries"):
+            try:
+                root.listed(directory)
+            except PermissionError as error:
+                raise NotPermitted(describe(error)) from error
+            except OSError:
+                continue
 
 
 def kernel_cmdline(root: Root, booted: str | None = None) -> str:

@@ -2,10 +2,11 @@
 """Unified kernel images: the command line is part of the image.
 
 One image is built, that which booted this machine, with the words where its tool takes the command
-line from.  It lies beside the old one under a name that no loader looks for, and an entry of type
-1 starts it once.  That entry's options are the image's own and what a try needs besides: without
-Secure Boot they count instead of the image's, with it they do not (systemd 257.13,
-src/boot/stub.c: use_load_options).  When the boot is confirmed the image gets the old one's name.
+line from.  It lies beside the old one under a name that no loader looks for, and is started once:
+by systemd-boot with an entry of type 1, or by the firmware with a boot option.  Both hand over the
+image's own command line and what a try needs besides: without Secure Boot that counts instead of
+the image's, with it it does not (systemd 257.13, src/boot/stub.c: use_load_options).  When the
+boot is confirmed the image gets the old one's name.
 
 Where an image takes its command line from:
 
@@ -22,14 +23,16 @@ import re
 from dataclasses import replace
 
 from infertune.boot.builders import ByHand, uki_image
-from infertune.boot.change import Edit, Image, NewFile, Part, Shelter, Way, Words, by_hand
+from infertune.boot.change import NO_PART, Edit, Image, NewFile, Part, Shelter, Way, Words, by_hand
 from infertune.boot.commands import find
 from infertune.boot.images import kept
-from infertune.boot.stacks.one_shot import one_shot
-from infertune.boot.stacks.text import KERNEL_CMDLINE, ONCE, kernel_cmdline
+from infertune.boot.stacks import firmware
+from infertune.boot.stacks.one_shot import ID, one_shot
+from infertune.boot.stacks.systemd_boot import systemd_boot
+from infertune.boot.stacks.text import KERNEL_CMDLINE, ONCE, ask_to_look, kernel_cmdline
 from infertune.boot.words import HEADER
 from infertune.host import efi, pe
-from infertune.host.boot_entries import boot_partitions
+from infertune.host.boot_entries import boot_entries, boot_partitions, selected_entry
 from infertune.host.system import command_line
 from infertune.machine import Machine
 from infertune.root import Root
@@ -58,7 +61,12 @@ HELD = (
 
 
 def uki(root: Root, machine: Machine, words: Words) -> Way:
+    ask_to_look(root)
     given = " ".join(words)
+    entry = selected_entry(root, boot_entries(root))
+    locked = efi.secure_boot(root) is not False
+    if entry and entry.id != ID and entry.options and not locked:
+        return systemd_boot(root, machine, words)  # it has a command line of its own, which counts
     booted = _booted(root)
     if booted is None:
         return by_hand(f"build an image whose command line has also: {given}")
@@ -73,18 +81,12 @@ def uki(root: Root, machine: Machine, words: Words) -> Way:
             f"{KERNEL_CMDLINE} and /etc/cmdline.d both exist, and which of them counts depends on "
             f"mkinitcpio's version: add there {given}; then {' '.join(image.build)}"
         )
-    locked = efi.secure_boot(root) is not False
     if efi.secure_boot(root) is True and not _signs(root, image):
         return by_hand(
             f"Secure Boot is on, and nothing that signs is found here: build {path} with also "
             f"{given}, and sign it"
         )
-    entry = (
-        f"title {machine.distro or 'Linux'}\n"
-        f"efi {path.removeprefix(place)}{TRIAL}\n"
-        f"options {line}\n"
-    )
-    start = one_shot(root, f"{place}/loader/entries", entry, words)
+    who, start = _starts_once(root, machine, (place, path + TRIAL), line, words)
     if not start:
         # Without a second entry there is no way back to the old image but another machine.
         return by_hand(
@@ -96,9 +98,26 @@ def uki(root: Root, machine: Machine, words: Words) -> Way:
         source,
         start + _briefly(source) + Part(images=(image,)),
         one_try="loader",
-        rescue=(HELD if locked else ONCE).format(who="systemd-boot"),
+        rescue=(HELD if locked else ONCE).format(who=who),
         notes=(f"when it is confirmed, {path}{TRIAL} takes the place of {path}",),
     )
+
+
+def _starts_once(
+    root: Root, machine: Machine, image: tuple[str, str], line: str, words: Words
+) -> tuple[str, Part]:
+    """Who started this machine, and how it starts another image once."""
+    place, path = image
+    file = path.removeprefix(place)
+    if efi.loader_info(root):
+        title = machine.distro or "Linux"
+        entry = f"title {title}\nefi {file}\noptions {line}\n"
+        return "systemd-boot", one_shot(root, f"{place}/loader/entries", entry, words)
+    option = efi.boot_current(root)
+    if option is None or not option.file or option.arguments:
+        return "the firmware", NO_PART
+    program = firmware.Program(file.replace("/", "\\"), option.partition, line)
+    return "the firmware", firmware.once(root, program, words)
 
 
 def _booted(root: Root) -> tuple[str, str] | None:
@@ -170,7 +189,7 @@ def _signs(root: Root, image: Image) -> bool:
 def _shelter(root: Root, image: Image) -> Shelter | None:
     """The old image is the default for as long as the tool writes in its place."""
     tool = find(root, "bootctl")
-    if tool is None:
+    if tool is None or not efi.loader_info(root):
         return None
     return Shelter(
         (tool, "set-default", os.path.basename(kept(image))),
