@@ -86,7 +86,8 @@ def ask_room(root: Root, images: Iterable[Image]) -> None:
             raise Failed(
                 f"{where} has {space.free // MIB} MiB free, and {-(-needed // MIB)} MiB are needed "
                 f"to keep {image.path} while a new one is built; nothing was touched",
-                hint=f"make room on {where} (remove kernels that are not used), then try again",
+                hint=f"make room on {where} (kernels that are not used; *.new that a killed tool "
+                "left), then try again",
             )
 
 
