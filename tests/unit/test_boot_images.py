@@ -239,6 +239,15 @@ def test_put_back_without_the_tool(machine: Machine) -> None:
     assert machine.is_as_it_was()
 
 
+def test_a_default_that_was_chosen_since_stays(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "machine", TRIAL)
+    built = build(machine)
+    machine.default.write_text("windows.efi")
+    restore(machine, built)
+    assert machine.default.read_text() == "windows.efi"
+    assert machine.names() == {"arch.efi"}
+
+
 def test_confirmed(machine: Machine) -> None:
     built = build(machine)
     machine.ran.clear()

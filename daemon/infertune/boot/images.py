@@ -166,7 +166,8 @@ def restore(root: Root, built: Built, run: Runner) -> None:
     if anew:
         _rebuild(root, built, run)
     else:
-        _put_back(root, image, run)
+        # Once it is built the loader's default is its owner's again, and may be another by now.
+        _put_back(root, image, run, sheltered=not built.digest or old is not None)
 
 
 def _rebuild(root: Root, built: Built, run: Runner) -> None:
@@ -183,14 +184,14 @@ def _rebuild(root: Root, built: Built, run: Runner) -> None:
         raise _after(root, image, run, error) from error
 
 
-def _put_back(root: Root, image: Image, run: Runner) -> None:
+def _put_back(root: Root, image: Image, run: Runner, *, sheltered: bool = True) -> None:
     """The kept image at its place, and nothing else of ours.  Raises OSError or Failed."""
     if root.exists(kept(image)):
         root.rename(kept(image), image.path)
     root.discard(kept(image))
     if image.trial:
         root.unlink(image.trial)
-    if image.shelter:
+    if image.shelter and sheltered:
         _run(run, image.shelter.off)
 
 
