@@ -810,7 +810,7 @@ def test_a_uki_that_a_person_has_to_build(tmp_path: Path, name: str) -> None:
 
 def test_a_preset() -> None:
     preset = read_preset(
-        "ALL_kver='/boot/vmlinuz-linux'\nALL_config=/etc/mkinitcpio.conf\n"
+        "ALL_kver='/boot/vmlinuz-linux'\nALL_options='-S x'\nALL_config=/etc/mkinitcpio.conf\n"
         "ALL_microcode=(/boot/amd-ucode.img)\nPRESETS=(\n  'default'\n  'x'\n)\n"
         'default_uki="/efi/a b.efi" # here\ndefault_options="-S autodetect"\nbroken="\n',
         "/etc/mkinitcpio.d/linux.preset",

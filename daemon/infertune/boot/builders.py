@@ -3,7 +3,7 @@
 
 Only that image is built: those of other kernels, and fallbacks, stay as they are and are the way
 back.  Sources: update-initramfs(8) of initramfs-tools 0.148 and of Debian's dracut 106, dracut(8)
-106, mkinitcpio 39 (process_preset), kernel-install(8) of systemd 257.
+106, mkinitcpio 31ede1d3 (process_preset), kernel-install(8) of systemd 257.
 """
 
 from __future__ import annotations
@@ -153,7 +153,9 @@ def read_preset(text: str, file: str) -> Preset | None:
     def value(suffix: str) -> tuple[str, ...]:
         return variables.get(f"{name}_{suffix}") or variables.get(f"ALL_{suffix}") or ()
 
-    options = tuple(word for each in value("options") for word in each.split())
+    # Of all values these alone have no ALL_ (process_preset).
+    given = variables.get(f"{name}_options", ())
+    options = tuple(word for each in given for word in each.split())
     arguments = [word for each in value("kver")[:1] for word in ("-k", each)]
     arguments += [word for each in value("config")[:1] for word in ("-c", each)]
     arguments += [word for each in value("microcode") for word in ("--microcode", each)]
