@@ -449,7 +449,7 @@ class _Undoing:
         except OSError as error:
             self.wrong.append(describe(error))
         except Failed as error:
-            self.wrong.append(error.message)
+            self.wrong.append(f"{error.message} ({error.hint})" if error.hint else error.message)
         else:
             return True
         return False
