@@ -17,6 +17,7 @@ from boot_trees import (
     PARTITION,
     Tools,
     build,
+    facts,
     grubenv,
     read,
     said,
@@ -24,10 +25,11 @@ from boot_trees import (
 from infertune.boot import words as texts
 from infertune.boot.change import Way
 from infertune.boot.plan import STACKS
+from infertune.cli.main import main
 from infertune.host import efi
 from infertune.load_option import load_option
 from infertune.machine import read_machine
-from infertune.root import Root
+from infertune.root import Root, Space
 
 WORDS = ("ttm.pages_limit=25165824", "amd_iommu=off")
 GIVEN = " ".join(WORDS)
@@ -252,3 +254,18 @@ def test_every_word_is_named(tree: str, tmp_path: Path) -> None:
     [line] = way(build(tmp_path, tree)).manual
     assert all(word in line for word in WORDS)
     assert read(tmp_path, "/proc/cmdline").startswith("root=")
+
+
+def test_limine_room_is_asked_for_before_its_tool_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tool builds every kernel's image by itself, at the confirmation: asked at stage."""
+    build(tmp_path, "limine-uki")
+    before = facts(tmp_path)
+    full = Space(device=1, free=1 << 20, read_only=False)
+    monkeypatch.setattr(Root, "space", lambda _self, _path: full)
+    assert main(["--root", str(tmp_path), "boot", "stage", "kernel"]) == 3
+    err = capsys.readouterr().err
+    assert "1 MiB free" in err
+    assert "nothing was touched" in err
+    assert facts(tmp_path) == before

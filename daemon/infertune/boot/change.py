@@ -106,6 +106,8 @@ class Command:
     """What makes it last, once the machine has booted with it."""
     touches: tuple[str, ...] = ()
     """Files it edits or makes, as patterns: what was there is kept."""
+    rewrites: tuple[str, ...] = ()
+    """Images that it builds anew, as patterns: there must be room for the largest."""
 
 
 @dataclass(frozen=True, slots=True)

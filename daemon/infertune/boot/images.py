@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from infertune.boot.change import Image
+from infertune.boot.change import Command, Image
 from infertune.boot.commands import Runner
 from infertune.errors import Failed, describe
 from infertune.host import pe
@@ -89,6 +89,24 @@ def ask_room(root: Root, images: Iterable[Image]) -> None:
                 hint=f"make room on {where} (kernels that are not used; *.new that a killed tool "
                 "left), then try again",
             )
+
+
+def ask_room_for_tool(root: Root, command: Command) -> None:
+    """Raise Failed where a tool that builds images by itself would not have room for one."""
+    for pattern in command.rewrites:
+        for path in root.glob(pattern):
+            try:
+                size, space = root.size(path), root.space(os.path.dirname(path))
+            except OSError as error:
+                raise Failed(f"{describe(error)}; nothing was touched") from error
+            needed = MARGIN + size * 5 // 4
+            if space.read_only or space.free < needed:
+                state = "read-only" if space.read_only else f"{space.free // MIB} MiB free"
+                raise Failed(
+                    f"{os.path.dirname(path)} has {state}, and {command.argv[0]} builds {path} "
+                    f"anew, which takes {-(-needed // MIB)} MiB; nothing was touched",
+                    hint="make room there (remove kernels or snapshots that are not used)",
+                )
 
 
 def _check_tool(root: Root, image: Image) -> None:

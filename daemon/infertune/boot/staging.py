@@ -77,6 +77,8 @@ def stage(
     try:
         new = _prepare(root, profile, change, by_hand, gpu)
         images.ask_room(root, change.now.images)
+        for command in (*change.trial.commands, *change.lasting.commands):
+            images.ask_room_for_tool(root, command)
         record.save(root, new)
     except (OSError, Failed) as error:
         raise _nothing(root, old, _why(error)) from error

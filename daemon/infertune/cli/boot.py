@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -264,7 +265,7 @@ MEASURED = (
     "boot may ask for a passphrase before anything could put this back"
 )
 ONE_TRY = {
-    "loader": "the boot loader: what it boots after the trial is without the options",
+    "loader": "the boot loader or the firmware: what boots after the trial is without the options",
     "guard": "infertune's guard, early in the boot: the kernel must get that far",
     "nobody": "nobody: what is done by hand comes back by hand",
 }
@@ -314,10 +315,10 @@ def _print_part(ctx: Context, part: Part) -> None:
         if file.briefly:
             ctx.print("    there only while the image is built")
     for image in part.images:
-        ctx.print(f"build {image.path}: {' '.join(image.build)}")
+        ctx.print(f"build {image.path}: {shlex.join(image.build)}")
         ctx.print("    the old image stays beside it until the new one is confirmed")
     for command in part.commands:
-        ctx.print(f"run {' '.join(command.argv)}")
+        ctx.print(f"run {shlex.join(command.argv)}")
         ctx.print(f"    {command.why}")
         for pattern in command.touches:
             ctx.print(f"    edits {pattern}; what is there is kept")

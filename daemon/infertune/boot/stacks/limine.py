@@ -56,7 +56,13 @@ def limine(root: Root, machine: Machine, words: Words) -> Way:
             f"what {tool} would write has no root=: make {DEFAULT} have "
             f'KERNEL_CMDLINE[default]="{line} {given}", and run {tool}'
         )
-    command = Command((tool,), "writes Limine's entries and builds their images", undo=(tool,))
+    place = loader_place(root) or "/boot"
+    command = Command(
+        (tool,),
+        "writes Limine's entries and builds their images",
+        undo=(tool,),
+        rewrites=(f"{place}/{machine_id(root)}/*/initramfs*", f"{place}/EFI/Linux/*.efi"),
+    )
     lasting = _written(root, lines, words) + Part(commands=(command,))
     notes = (f"{tool} builds the images of every kernel",)
     image = _image(root, machine)
