@@ -25,6 +25,7 @@ from doctor_support import (
 )
 from infertune.boot.sources import WORDS, ignored_words, mistake_in
 from infertune.cli import doctor as cli
+from infertune.cli.base import wrapped
 from infertune.cli.main import main
 from infertune.doctor.base import Finding, Rule
 from infertune.doctor.diagnose import Result, diagnose
@@ -633,6 +634,6 @@ def test_counts_in_grammar(counts: tuple[int, int, int], said: str) -> None:
 
 
 def test_a_terminal_gets_whole_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = cli._wrapped("  fix:  " + "amdgpu.lockup_timeout=10000,60000 " * 6, 8)
+    lines = wrapped("  fix:  " + "amdgpu.lockup_timeout=10000,60000 " * 6, 8)
     assert max(map(len, lines)) <= 80
     assert all(word.endswith("60000") for line in lines for word in line.split() if word != "fix:")

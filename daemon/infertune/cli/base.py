@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +38,20 @@ def printable(text: str, *, lines: bool = True) -> str:
     )
 
 
+COLUMNS = 80
+
+
+def wrapped(text: str, indent: int) -> list[str]:
+    """Lines of at most 80 columns; a word (an id, an address) is never cut."""
+    return textwrap.wrap(
+        text,
+        COLUMNS,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
 JSON = argument("--json", action="store_true", help="print one JSON document (docs/json.md)")
 
 
@@ -54,6 +69,12 @@ class Context:
 
     def print(self, text: str = "") -> None:
         self._write(printable(text))
+
+    def sentence(self, text: str, indent: int = 4) -> None:
+        """Wrapped at words on a terminal; a pipe gets one line, which a search finds whole."""
+        if self.stdout is not None and self.stdout.isatty():
+            text = "\n".join(wrapped(text, indent))
+        self.print(text)
 
     def print_json(self, schema: str, document: dict[str, Any]) -> None:
         """Print one document; ``schema`` is its versioned name, e.g. ``infertune.plan/1``."""

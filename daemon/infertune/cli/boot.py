@@ -155,13 +155,13 @@ def _status(ctx: Context) -> Exit:
             ]
             ctx.table(("SETTING", "NOW", "WANTED", "STATE", ""), rows)
         if stage and stage.phase in ("staged", "trying"):
-            ctx.print(f"tried once: enforced by {ONE_TRY[stage.one_try]}")
+            ctx.sentence(f"tried once: enforced by {ONE_TRY[stage.one_try]}")
             if stage.rescue:
-                ctx.print(f"if the kernel does not boot: {stage.rescue}")
+                ctx.sentence(f"if the kernel does not boot: {stage.rescue}")
         for finding in found.findings:
-            ctx.print(f"finding: {finding}")
+            ctx.sentence(f"finding: {finding}")
         for note in found.notes:
-            ctx.print(f"note: {note}")
+            ctx.sentence(f"note: {note}")
     return Exit.DONE if found.fine else Exit.DIFFERS
 
 
@@ -276,12 +276,12 @@ def _print_plan(ctx: Context, prepared: _Prepared) -> None:
     wanted, change = prepared.wanted, prepared.change
     ctx.print(f"profile {wanted.profile}, boot loader {change.stack or 'unknown'}")
     for each in change.evidence:
-        ctx.print(f"    {each}")
+        ctx.sentence(f"    {each}")
     for option in change.options:
         places = option.file or ", ".join(p.word for p in option.parameters)
         ctx.print(f"set {option.id} = {_shown(option, option.value)}  ({places}; {option.source})")
         if option.note:
-            ctx.print(f"    {option.note}")
+            ctx.sentence(f"    {option.note}")
         if option.file:
             ctx.print(f"    written to {option.file}: the firmware takes it at the next boot")
     if change.trial:
@@ -290,21 +290,21 @@ def _print_plan(ctx: Context, prepared: _Prepared) -> None:
         ctx.print("when that boot is confirmed:")
     _print_part(ctx, change.lasting)
     if change.now:
-        ctx.print(f"tried once: enforced by {ONE_TRY[change.one_try]}")
+        ctx.sentence(f"tried once: enforced by {ONE_TRY[change.one_try]}")
     if change.rescue:
-        ctx.print(f"if the kernel does not boot: {change.rescue}")
+        ctx.sentence(f"if the kernel does not boot: {change.rescue}")
     for instruction in change.manual:
-        ctx.print(f"by hand: {instruction}")
+        ctx.sentence(f"by hand: {instruction}")
     if memory := _memory(prepared.memory):
         ctx.print(memory)
     for finding in prepared.wrong:
-        ctx.print(f"finding: {finding}")
+        ctx.sentence(f"finding: {finding}")
     if prepared.measured:
-        ctx.print(f"measured boot: {MEASURED}; 'infertune boot stage' needs --force")
+        ctx.sentence(f"measured boot: {MEASURED}; 'infertune boot stage' needs --force")
         for each in prepared.measured:
-            ctx.print(f"    {each}")
+            ctx.sentence(f"    {each}")
     for note in prepared.notes:
-        ctx.print(f"note: {note}")
+        ctx.sentence(f"note: {note}")
     if not change.options and not change.manual:
         ctx.print("nothing to stage")
 
@@ -319,7 +319,7 @@ def _print_part(ctx: Context, part: Part) -> None:
         ctx.print("    the old image stays beside it until the new one is confirmed")
     for command in part.commands:
         ctx.print(f"run {shlex.join(command.argv)}")
-        ctx.print(f"    {command.why}")
+        ctx.sentence(f"    {command.why}")
         for pattern in command.touches:
             ctx.print(f"    edits {pattern}; what is there is kept")
 

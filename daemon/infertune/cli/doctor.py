@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import difflib
 import os
-import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from infertune.cli.base import JSON, Command, Context, argument
+from infertune.cli.base import JSON, Command, Context, argument, wrapped
 from infertune.doctor.base import SEVERITIES, Advice, Finding, Rule, Unknown
 from infertune.doctor.diagnose import Outcome, Result, diagnose
 from infertune.doctor.facts import Smoke, read_facts
@@ -56,7 +55,6 @@ def _smoke(ctx: Context) -> Smoke | None:
 
 # -- as text -----------------------------------------------------------------------
 
-_COLUMNS = 80
 _TITLES_AT = 45
 """Column of the titles in the list of rules."""
 _REASON_LINES = 3
@@ -77,8 +75,8 @@ def _print(ctx: Context, results: Sequence[Result], smoke: Smoke | None) -> None
     elif unknown:
         ctx.print("\n".join(_reasons(unknown)))
     if smoke:
-        _print_wrapped(ctx, f"smoke run: {smoke.detail}", 2)
-    _print_wrapped(ctx, _counts(results), 2)
+        ctx.sentence(f"smoke run: {smoke.detail}", 2)
+    ctx.sentence(_counts(results), 2)
 
 
 def _print_finding(ctx: Context, result: Result) -> None:
@@ -89,28 +87,10 @@ def _print_finding(ctx: Context, result: Result) -> None:
     doubt = "" if confidence == "sure" else " (likely)"
     source = result.rule.sources[0]
     also = f" (covers {', '.join(result.covers)})" if result.covers else ""
-    _print_wrapped(ctx, f"{result.severity}: {finding.text}{doubt}", 2)
-    _print_wrapped(ctx, f"  fix:  {finding.fix or result.rule.fix}", 8)
-    _print_wrapped(ctx, f"  see:  {source.text}, {source.url}", 8)
-    _print_wrapped(ctx, f"  rule: {result.rule.id}{also}", 8)
-
-
-def _print_wrapped(ctx: Context, text: str, indent: int) -> None:
-    """At words on a terminal; a pipe gets one line, which a search finds whole."""
-    if ctx.stdout is not None and ctx.stdout.isatty():
-        text = "\n".join(_wrapped(text, indent))
-    ctx.print(text)
-
-
-def _wrapped(text: str, indent: int) -> list[str]:
-    """Lines of at most 80 columns; a word (an id, an address) is never cut."""
-    return textwrap.wrap(
-        text,
-        _COLUMNS,
-        subsequent_indent=" " * indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    ctx.sentence(f"{result.severity}: {finding.text}{doubt}", 2)
+    ctx.sentence(f"  fix:  {finding.fix or result.rule.fix}", 8)
+    ctx.sentence(f"  see:  {source.text}, {source.url}", 8)
+    ctx.sentence(f"  rule: {result.rule.id}{also}", 8)
 
 
 def _print_advice(ctx: Context, results: Sequence[Result]) -> None:
@@ -120,7 +100,7 @@ def _print_advice(ctx: Context, results: Sequence[Result]) -> None:
     for result in results:
         advice = result.answer
         if isinstance(advice, Advice):
-            _print_wrapped(ctx, f"  {advice.status:<8}  {result.rule.title}: {advice.why}", 12)
+            ctx.sentence(f"  {advice.status:<8}  {result.rule.title}: {advice.why}", 12)
 
 
 def _by_reason(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
@@ -140,17 +120,17 @@ def _reasons(unknown: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
     for shown in range(len(told), 0, -1):
         left = sum(len(ids) for _, ids in unknown[shown:])
         more = [f"other reasons ({left}), see --all"] if left else []
-        lines = _wrapped(head + "; ".join((*told[:shown], *more)), 2)
+        lines = wrapped(head + "; ".join((*told[:shown], *more)), 2)
         if len(lines) <= _REASON_LINES:
             return lines
-    return _wrapped(f"{head}see --all", 2)
+    return wrapped(f"{head}see --all", 2)
 
 
 def _print_unknown(ctx: Context, unknown: Sequence[tuple[str, Sequence[str]]]) -> None:
     if unknown:
         ctx.print("not known:")
     for why, ids in unknown:
-        ctx.print("\n".join(_wrapped(f"  {why}: {', '.join(ids)}", 4)))
+        ctx.print("\n".join(wrapped(f"  {why}: {', '.join(ids)}", 4)))
 
 
 def _print_quiet(ctx: Context, label: str, results: Sequence[Result]) -> None:
@@ -158,7 +138,7 @@ def _print_quiet(ctx: Context, label: str, results: Sequence[Result]) -> None:
         ctx.print(f"{label}:")
         for result in results:
             where = f" ({result.rule.when.words})" if label != "fine" else ""
-            _print_wrapped(ctx, f"  {result.rule.id}: {result.rule.title}{where}", 4)
+            ctx.sentence(f"  {result.rule.id}: {result.rule.title}{where}", 4)
 
 
 def _count(results: Sequence[Result], outcome: Outcome) -> int:
@@ -204,7 +184,7 @@ def _list(ctx: Context, rules: Sequence[Rule]) -> Exit:
     else:
         rows = [(rule.id, rule.severity, rule.confidence, rule.title) for rule in rules]
         for row in (("RULE", "SEVERITY", "", "LOOKS FOR"), *rows):
-            _print_wrapped(ctx, "{:<25}  {:<8}  {:<6}  {}".format(*row), _TITLES_AT)
+            ctx.sentence("{:<25}  {:<8}  {:<6}  {}".format(*row), _TITLES_AT)
     return Exit.DONE
 
 

@@ -21,7 +21,7 @@ from infertune.budget.expect import Expectation, expect
 from infertune.budget.gguf_file import ModelFile, read_model
 from infertune.budget.settings import ServerMemory, read_memory
 from infertune.budget.shape import Shape, read_shape
-from infertune.cli.base import JSON, Argument, Command, Context, argument, printable
+from infertune.cli.base import COLUMNS, JSON, Argument, Command, Context, argument, printable
 from infertune.cli.engine import BACKEND
 from infertune.errors import Exit, UsageError
 from infertune.host.system import load_average
@@ -34,8 +34,6 @@ from infertune.resolve import assume_backend, resolve
 from infertune.root import Root, full_path
 from infertune.server_settings import SERVER_SETTINGS, check_together, parse_server_setting
 from infertune.units import format_size
-
-_COLUMNS = 80
 
 FORCE = argument(
     "--force", action="store_true", help="start the server even if the model does not fit"
@@ -170,7 +168,7 @@ def _narrow_table(ctx: Context, header: Sequence[str], rows: Sequence[Sequence[s
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)][:-1]
     for *row, remark in cells:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        if len(line) + 2 + len(remark) <= _COLUMNS:
+        if len(line) + 2 + len(remark) <= COLUMNS:
             ctx.print(f"{line}  {remark}")
         else:
             ctx.print(line.rstrip())
@@ -178,7 +176,7 @@ def _narrow_table(ctx: Context, header: Sequence[str], rows: Sequence[Sequence[s
 
 
 def _print_wrapped(ctx: Context, text: str, indent: str = "") -> None:
-    wrapper = textwrap.TextWrapper(_COLUMNS, break_long_words=False, break_on_hyphens=False)
+    wrapper = textwrap.TextWrapper(COLUMNS, break_long_words=False, break_on_hyphens=False)
     wrapper.initial_indent, wrapper.subsequent_indent = indent, indent or "  "
     ctx.print(wrapper.fill(text))
 
