@@ -531,9 +531,8 @@ class Tools:
         if self._fail(argv):
             return Ran(1, "no space left on device")
         stand_in = self._STAND_INS.get(argv[0].rpartition("/")[2])
-        if stand_in:
-            stand_in(self, argv)
-        return Ran(0, "")
+        code = stand_in(self, argv) if stand_in else None
+        return Ran(code or 0, "")
 
     def _grub2_editenv(self, argv: Sequence[str]) -> None:
         """``- set NAME=VALUE..`` and ``- unset NAME..``; the block keeps its size."""
@@ -547,7 +546,7 @@ class Tools:
             lines = [line for line in lines if line.partition("=")[0] not in names]
         file.write_bytes(grubenv(*lines))
 
-    def _efibootmgr(self, argv: Sequence[str]) -> None:
+    def _efibootmgr(self, argv: Sequence[str]) -> int:
         """Makes and deletes boot options, and keeps BootOrder and BootNext."""
         given = dict(pairwise(argv))
         number = given["--bootnum"]
@@ -557,6 +556,8 @@ class Tools:
         rest = order.read_bytes()[4:] if order.exists() else b""
         pairs = [rest[at : at + 2] for at in range(0, len(rest), 2)]
         if "--delete-bootnum" in argv:
+            if not option.exists():
+                return 15  # Could not delete variable
             option.unlink()
             pairs = [pair for pair in pairs if pair != first]
         else:
@@ -569,11 +570,12 @@ class Tools:
         if "--bootnext" in argv:
             following = bytes.fromhex(given["--bootnext"])[::-1]
             self._variable("BootNext").write_bytes(b"\7\0\0\0" + following)
+        return 0
 
     def _variable(self, name: str) -> Path:
         return self.base / EFIVARS.lstrip("/") / f"{name}-{GLOBAL_GUID}"
 
-    _STAND_INS: ClassVar[dict[str, Callable[[Tools, Sequence[str]], None]]] = {
+    _STAND_INS: ClassVar[dict[str, Callable[[Tools, Sequence[str]], int | None]]] = {
         "grub2-editenv": _grub2_editenv,
         "efibootmgr": _efibootmgr,
         "bootctl": lambda self, argv: boot_makers.bootctl(self.base, argv),

@@ -17,9 +17,10 @@ from boot_trees import (
     build,
     started,
 )
-from infertune.boot import staging
+from infertune.boot import record, staging
 from infertune.boot.change import Change, Command, Way
 from infertune.boot.stacks.efistub import efistub
+from infertune.errors import Failed
 from infertune.host import efi
 from infertune.load_option import load_option
 from infertune.machine import read_machine
@@ -159,3 +160,14 @@ def test_what_is_not_certain_is_a_line_to_type(what: object, base: Path) -> None
 def test_where_the_firmware_does_not_say_what_it_started(base: Path) -> None:
     variable(base, "BootCurrent").unlink()
     assert " ".join(WORDS) in way(base).manual[0]
+
+
+def test_a_firmware_without_room_has_nothing_to_take_back(base: Path) -> None:
+    """efibootmgr fails where it is told to delete what it could not make."""
+    before, found = variables(base), way(base)
+    change = Change("efistub", words=WORDS, trial=found.trial, lasting=found.lasting)
+    full = Tools(base, lambda argv: "--create-only" in argv)
+    with staging.lock(Root(base), "test"), pytest.raises(Failed, match="everything is as it was"):
+        staging.stage(Root(base), "mine", change, full)
+    assert variables(base) == before
+    assert record.load(Root(base)) is None

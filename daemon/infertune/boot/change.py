@@ -104,6 +104,8 @@ class Command:
     """What takes it back, after the files are; empty for nothing."""
     confirm: tuple[str, ...] = ()
     """What makes it last, once the machine has booted with it."""
+    makes: str = ""
+    """A file without which there is nothing to take back; empty: that is not known."""
     touches: tuple[str, ...] = ()
     """Files it edits or makes, as patterns: what was there is kept."""
     rewrites: tuple[str, ...] = ()

@@ -82,6 +82,8 @@ class Step:
     argv: Words
     undo: Words
     confirm: Words
+    makes: str = ""
+    """As in Command."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,7 +159,7 @@ def _originals(root: Root, part: Part) -> Written:
         tuple(files),
         _missing(root, ours),
         tuple(map(images.planned, part.images)),
-        tuple(Step(c.argv, c.undo, c.confirm) for c in part.commands),
+        tuple(Step(c.argv, c.undo, c.confirm, c.makes) for c in part.commands),
     )
 
 
@@ -430,7 +430,7 @@ class _Undoing:
         _restore(self.root, file, self.stage.words)
 
     def _undo(self, step: Step) -> None:
-        if step.undo:
+        if step.undo and not _is_gone(self.root, step.makes):
             run_step(self.run, step.undo)
 
     def _piece(self, part: str, name: str, piece: object, work: Callable[[], None]) -> None:
@@ -486,6 +486,12 @@ def _counted(root: Root, path: str) -> str | None:
     stem, dot, ending = bare.rpartition(".")
     same = root.glob(f"{stem}*{dot}{ending}")
     return next((each for each in same if _COUNTERS.sub("", each) == bare), None)
+
+
+def _is_gone(root: Root, path: str) -> bool:
+    """Whether others of its directory are there, and it is not."""
+    names = root.names(os.path.dirname(path)) if path else []
+    return bool(names) and os.path.basename(path) not in names
 
 
 def _missing(root: Root, paths: Sequence[str]) -> tuple[str, ...]:

@@ -133,6 +133,11 @@ def boot_current(root: Root) -> LoadOption | None:
     return load_option(_variable(root, f"Boot{number:04X}", _GLOBAL) or b"")
 
 
+def option_file(number: str) -> str:
+    """Where a boot option of the firmware is seen."""
+    return f"{_VARIABLES}/Boot{number}-{_GLOBAL}"
+
+
 def boot_numbers(root: Root) -> frozenset[str]:
     """Numbers of the firmware's boot options, four hexadecimal digits each."""
     names = " ".join(root.names(_VARIABLES))

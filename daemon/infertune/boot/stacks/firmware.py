@@ -6,7 +6,8 @@ that cannot be started (UEFI 2.10, 3.1.2).  So no boot loader has to know about 
 started is a file on a partition that firmware can read, with its command line in the option.
 
 efibootmgr 17 and 18 (src/efibootmgr.c): ``--create`` refuses a number that is taken, and puts a
-new one first; ``--delete-bootnum`` takes it out of BootOrder, too; ``--delete-bootnext`` asks
+new one first; ``--delete-bootnum`` takes it out of BootOrder, too, and fails (exit code 15) where
+there is no such option; ``--delete-bootnext`` asks
 whether Boot0001 exists, so a BootNext that was not used is left; without its option it means
 nothing.
 """
@@ -71,4 +72,5 @@ def _made(root: Root, program: Program, label: str, words: Words, which: int) ->
     )
     entry = (tool, "--quiet", "--bootnum", number)
     made = create(root, program, label, words, *entry, *how)
-    return Part(commands=(Command(made, why, undo=(*entry, "--delete-bootnum")),))
+    undo = (*entry, "--delete-bootnum")
+    return Part(commands=(Command(made, why, undo=undo, makes=efi.option_file(number)),))
