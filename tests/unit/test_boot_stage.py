@@ -131,6 +131,24 @@ def test_tried_kept_and_undone(tree: Path) -> None:
     assert facts(tree) == old
 
 
+@pytest.mark.parametrize("name", ["fedora-bls", "arch-systemd-boot", "efistub"])
+def test_what_of_the_trial_could_not_be_removed_goes_with_the_undo(
+    name: str, tmp_path: Path
+) -> None:
+    build(tmp_path, name)
+    old, tools = facts(tmp_path), Tools(tmp_path)
+    change = change_for(Root(tmp_path))
+    stage(Root(tmp_path), tools)
+    assert works(tmp_path, 1) == "tried"
+    [once] = change.trial.commands
+    broken = Tools(tmp_path, lambda argv: tuple(argv) == once.undo)
+    assert guard.at_target(Root(tmp_path), broken).what == "kept"
+    tools.ran.clear()
+    undo(Root(tmp_path), tools)
+    assert " ".join(once.undo) in tools.ran
+    assert facts(tmp_path) == old
+
+
 def test_an_existing_drop_in_of_that_name_comes_back(tmp_path: Path) -> None:
     build(tmp_path, "unknown")
     drop_in = tmp_path / "etc/modprobe.d/zz-infertune.conf"

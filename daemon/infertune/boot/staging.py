@@ -252,7 +252,8 @@ def keep(root: Root, stage: Stage, run: Runner) -> Stage:
     work = _Undoing(root, run, kept)
     work.take_back("trial")
     work.settle()
-    done = replace(work.stage, phase="confirmed", planned=Part(), trial=Written())
+    # What of the trial could not be removed is still in the record, for undo.
+    done = replace(work.stage, phase="confirmed", planned=Part())
     record.save(root, done)
     return done
 
