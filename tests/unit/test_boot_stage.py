@@ -535,7 +535,7 @@ def test_killed_in_every_command(name: str, tmp_path: Path) -> None:
         assert not (base / "var/lib/infertune/boot").exists()
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [*KINDS, "arch-uki"])
 @pytest.mark.parametrize("at", ["put-back", "confirm"])
 def test_the_guard_killed_at_every_step(name: str, at: str, tmp_path: Path) -> None:
     """Killed wherever: the next start ends it, and the machine is started again once at most."""

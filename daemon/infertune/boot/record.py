@@ -131,7 +131,7 @@ class Stage:
     trial: Written = NOTHING
     """Beside the default entry, until it is confirmed."""
     planned: Part = NO_PART
-    """What the default gets when the trial is confirmed."""
+    """What the default gets when the trial is confirmed; empty once it has it."""
     lasting: Written = NOTHING
     settings: tuple[Setting, ...] = ()
     sweeps: tuple[Sweep, ...] = ()

@@ -222,17 +222,29 @@ def _new_of(root: Root, part: Part, known: Sequence[Kept]) -> list[Kept]:
 def keep(root: Root, stage: Stage, run: Runner) -> Stage:
     """Make last what this boot has shown to work.  The caller holds the lock.
 
-    Raises Failed; the trial is then as it was.
+    Raises Failed; the trial is then as it was.  Killed in it, it can be called again.
     """
-    if not stage.planned:
-        for image in stage.lasting.images:
-            images.confirm(root, image)
-        for step in stage.lasting.steps:
-            if step.confirm:
-                run_step(run, step.confirm)
-        done = replace(stage, phase="confirmed", tried=boot_id(root))
-        record.save(root, done)
-        return done
+    if stage.planned:
+        stage = _give_default(root, stage, run)
+    for image in stage.lasting.images:
+        images.confirm(root, image)
+    for step in stage.lasting.steps:
+        if step.confirm:
+            run_step(run, step.confirm)
+    work = _Undoing(root, run, stage)
+    work.take_back("trial")
+    work.settle()
+    # What of the trial could not be removed is still in the record, for undo.
+    done = replace(work.stage, phase="confirmed", tried=boot_id(root))
+    record.save(root, done)
+    return done
+
+
+def _give_default(root: Root, stage: Stage, run: Runner) -> Stage:
+    """What the trial has shown to boot, for the default entry; the trial is still there.
+
+    Raises OSError, or Failed.
+    """
     if stage.lasting:  # killed while it was at it
         stage = _without_lasting(root, stage, run)
     # The image that the trial was started from becomes the default's; it is not built again.
@@ -246,16 +258,14 @@ def keep(root: Root, stage: Stage, run: Runner) -> Stage:
     except (OSError, Failed, KeyboardInterrupt) as error:
         _without_lasting(root, keeping, run)
         raise Failed(f"{_why(error)}; it is still on trial") from error
-    lasting = replace(lasting, images=stage.trial.images)
-    kept = replace(keeping, lasting=lasting, trial=replace(stage.trial, images=()))
-    record.save(root, kept)
-    work = _Undoing(root, run, kept)
-    work.take_back("trial")
-    work.settle()
-    # What of the trial could not be removed is still in the record, for undo.
-    done = replace(work.stage, phase="confirmed", planned=Part())
-    record.save(root, done)
-    return done
+    given = replace(
+        keeping,
+        planned=Part(),
+        lasting=replace(lasting, images=stage.trial.images),
+        trial=replace(stage.trial, images=()),
+    )
+    record.save(root, given)
+    return given
 
 
 def _without_lasting(root: Root, stage: Stage, run: Runner) -> Stage:
