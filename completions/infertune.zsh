@@ -41,9 +41,9 @@ _shtab_infertune_commands() {
 _shtab_infertune_boot_commands() {
   local _commands=(
     confirm:'Ends the trial by hand. Exit code 1 when nothing waits for it.'
-    plan:'Prints every file with its difference and every command, and what brings the machine back if it does not boot with them. Needs no privilege.'
-    stage:'Notes what is there, writes the files and rebuilds what is read at boot. If anything fails, everything is put back. The next boot tries it: when the default target is reached it is kept; if not, the boot after that puts the old settings back. Exit code 1 where a part is left to do by hand.'
-    status:'Compares what was staged with what the running kernel says; reports parameters that are deprecated, misspelt or overruled. Exit code 1 unless all is well.'
+    plan:'Prints the diff of every file, every command, and what to do if the machine does not boot with them. Needs no privilege.'
+    stage:'Records what is there, writes the files and rebuilds what is read at boot. If anything fails, everything is put back. The next boot is the trial: if it reaches the default target, the settings are kept; if not, the boot after it puts the old ones back. Exit code 1 if something is left to do by hand.'
+    status:'Compares what was staged with what the running kernel says; reports parameters that are deprecated, misspelt or overridden. Exit code 1 unless all is well.'
     undo:'Restores content, mode and owner of every file, removes what was not there, and rebuilds what is read at boot. Finishes what was cut short, too.'
   )
   _describe 'infertune boot commands' _commands
@@ -116,8 +116,8 @@ _shtab_infertune_boot_stage_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
   "--debug[show a traceback when something fails]"
-  "--confirm-by-hand[keep it only after \'infertune boot confirm\', and not because the machine has booted]"
-  "--force[also where a disk is unlocked by what the TPM measures at boot]"
+  "--confirm-by-hand[keep it only after \'infertune boot confirm\', not as soon as the machine has booted]"
+  "--force[even if a disk is unlocked by what the TPM measures at boot]"
   "--json[print one JSON document (docs\/json.md)]"
   ":name of a profile (\'infertune profiles\'):"
 )

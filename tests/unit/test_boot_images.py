@@ -720,9 +720,9 @@ def test_the_tool_that_has_built_the_initramfs(tmp_path: Path, name: str) -> Non
 
 
 BY_HAND: dict[str, tuple[dict[str, str | bytes], str]] = {
-    "nothing": ({}, "no tool is known"),
+    "nothing": ({}, "no known tool"),
     "booster": ({"/usr/bin/booster": ""}, "booster build"),
-    "another kernel": ({"/usr/bin/dracut": "", "/boot/initramfs-7.0.img": ""}, "no tool is known"),
+    "another kernel": ({"/usr/bin/dracut": "", "/boot/initramfs-7.0.img": ""}, "no known tool"),
     "updated since": ({**ARCH, "/boot/vmlinuz-linux": bzimage("7.2")}, "reboot first"),
     "a UKI only": ({**ARCH, "/etc/mkinitcpio.d/linux.preset": PRESET_UKI}, "no initramfs"),
     "copied on": (
@@ -796,7 +796,7 @@ UKI_BY_HAND: dict[str, tuple[dict[str, str | bytes], str, str]] = {
     "counting": ({**INSTALL, "/etc/kernel/tries": "3\n"}, INSTALLED, "counts boots"),
     "other name": (INSTALL, "/efi/EFI/Linux/x.efi", "does not write to"),
     "uki.conf": ({**INSTALL, "/etc/kernel/uki.conf": "[UKI]\nCmdline=x\n"}, INSTALLED, "its own"),
-    "nothing": ({}, EFI, "no tool is known"),
+    "nothing": ({}, EFI, "no known tool"),
 }
 
 

@@ -87,7 +87,7 @@ def test_one_image_is_built_and_started_once(arch: Path) -> None:
     assert [each.path for each in found.lasting.files] == [DROP_IN]
     assert not found.lasting.files[0].briefly
     assert (found.lasting.images, found.lasting.commands) == ((), ())
-    assert "a panic, or an initramfs that gives up, reboots by itself" in found.rescue
+    assert "when the initramfs gives up, the machine reboots by itself" in found.rescue
 
 
 def test_the_old_image_is_the_default_while_the_tool_writes(arch: Path) -> None:
@@ -194,7 +194,7 @@ def test_the_image_that_booted_is_found(how: str, arch: Path) -> None:
 
 def test_an_image_that_is_not_found_is_a_persons(arch: Path) -> None:
     gone(arch, IMAGE)
-    assert way(arch).manual == (f"build an image whose command line has also: {GIVEN}",)
+    assert way(arch).manual == (f"build an image whose command line also has: {GIVEN}",)
 
 
 # -- started by the firmware ---------------------------------------------------------

@@ -87,7 +87,7 @@ def initramfs_image(root: Root, kernel: str) -> Image | ByHand:
         return Image(path, "initramfs", (program, *arguments), (HELD,), look)
     if root.exists("/usr/bin/booster"):
         return ByHand("booster builds the initramfs: run 'booster build' for the running kernel")
-    return ByHand(f"no tool is known here that has built an initramfs of {kernel}: rebuild it")
+    return ByHand(f"no known tool builds the initramfs of {kernel} here: rebuild it")
 
 
 def uki_image(root: Root, words: Words, path: str) -> Image | ByHand:
@@ -107,7 +107,7 @@ def uki_image(root: Root, words: Words, path: str) -> Image | ByHand:
     if dracut and _dracut_builds_ukis(root):
         build = (dracut, "--uefi", "--force", "--kver", kernel, path)
         return Image(path, "uki", build, words)
-    return ByHand(f"no tool is known here that has built {path}: build it anew with the words")
+    return ByHand(f"no known tool builds {path} here: rebuild it with the words")
 
 
 # -- Debian ------------------------------------------------------------------------

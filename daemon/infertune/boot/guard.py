@@ -49,7 +49,7 @@ def at_start(root: Root, run: Runner) -> Verdict:
         return Verdict("nothing")
     if stage.phase == "undoing" and stage.reason is None:
         undone = staging.undo(root, run)
-        said = [f"the undo of '{stage.profile}' was cut short, and is done now"]
+        said = [f"the undo of '{stage.profile}' was cut short, and is finished now"]
         return Verdict("put-back", "; ".join([*said, *(undone.left if undone else ())]))
     if stage.phase == "undoing":
         return _put_back(root, stage, run, stage.reason or "")

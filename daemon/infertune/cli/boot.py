@@ -70,7 +70,9 @@ def _prepared(ctx: Context) -> _Prepared:
     notes = [*left, *change.notes, *sources.problems, *_rivals(change.options, sources)]
     notes += remarks(facts, machine, asked)
     if ctx.root.live and change.options and not ctx.root.exists(GUARD):
-        notes.append("the guard is not enabled ('infertune setup'): nothing goes back by itself")
+        notes.append(
+            "the guard is not enabled ('infertune setup'): nothing is put back automatically"
+        )
     unlocked = measured(ctx.root) if change.now else ()
     return _Prepared(wanted, change, memory, tuple(notes), findings(sources), unlocked)
 
@@ -262,10 +264,10 @@ def _part_document(ctx: Context, part: Part) -> dict[str, Any]:
 
 MEASURED = (
     "a disk is unlocked by the TPM, which measures the command line and the initramfs: the next "
-    "boot may ask for a passphrase before anything could put this back"
+    "boot may ask for a passphrase before anything can put this back"
 )
 ONE_TRY = {
-    "loader": "the boot loader or the firmware: what boots after the trial is without the options",
+    "loader": "the boot loader or the firmware: the boot after the trial is without the options",
     "guard": "infertune's guard, early in the boot: the kernel must get that far",
     "nobody": "nobody: what is done by hand comes back by hand",
 }
@@ -357,8 +359,8 @@ COMMANDS: tuple[Command, ...] = (
                 "show what a profile's [boot] would write and run; change nothing",
                 _plan,
                 (PROFILE, JSON),
-                "Prints every file with its difference and every command, and what brings the "
-                "machine back if it does not boot with them. Needs no privilege.",
+                "Prints the diff of every file, every command, and what to do if the machine does "
+                "not boot with them. Needs no privilege.",
             ),
             Command(
                 "stage",
@@ -369,20 +371,20 @@ COMMANDS: tuple[Command, ...] = (
                     argument(
                         "--confirm-by-hand",
                         action="store_true",
-                        help="keep it only after 'infertune boot confirm', and not because the "
+                        help="keep it only after 'infertune boot confirm', not as soon as the "
                         "machine has booted",
                     ),
                     argument(
                         "--force",
                         action="store_true",
-                        help="also where a disk is unlocked by what the TPM measures at boot",
+                        help="even if a disk is unlocked by what the TPM measures at boot",
                     ),
                     JSON,
                 ),
-                "Notes what is there, writes the files and rebuilds what is read at boot. If "
-                "anything fails, everything is put back. The next boot tries it: when the default "
-                "target is reached it is kept; if not, the boot after that puts the old settings "
-                "back. Exit code 1 where a part is left to do by hand.",
+                "Records what is there, writes the files and rebuilds what is read at boot. If "
+                "anything fails, everything is put back. The next boot is the trial: if it "
+                "reaches the default target, the settings are kept; if not, the boot after it "
+                "puts the old ones back. Exit code 1 if something is left to do by hand.",
             ),
             Command(
                 "status",
@@ -390,11 +392,11 @@ COMMANDS: tuple[Command, ...] = (
                 _status,
                 (JSON,),
                 "Compares what was staged with what the running kernel says; reports parameters "
-                "that are deprecated, misspelt or overruled. Exit code 1 unless all is well.",
+                "that are deprecated, misspelt or overridden. Exit code 1 unless all is well.",
             ),
             Command(
                 "confirm",
-                "keep what this boot tries",
+                "keep the settings that this boot tries",
                 _confirm,
                 (JSON,),
                 "Ends the trial by hand. Exit code 1 when nothing waits for it.",

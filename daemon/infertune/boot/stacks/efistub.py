@@ -23,7 +23,7 @@ def efistub(root: Root, machine: Machine, words: Words) -> Way:
     option = efi.boot_current(root)
     if option is None or not option.file:
         given = " ".join(words)
-        return by_hand(f"make a boot option with efibootmgr that has also: {given}")
+        return by_hand(f"make a boot option with efibootmgr that also has: {given}")
     line = option.arguments or (command_line(root) or "").strip()
     kernel = Program(option.file, option.partition, line)
     trial, lasting = firmware.once(root, kernel, words), firmware.first(root, kernel, words)

@@ -29,8 +29,8 @@ COUNTING_FILE_SYSTEMS = ("ext2", "ext3", "ext4", "vfat", "xfs")
 """Where GRUB can write its environment block: not on btrfs or zfs, nor on LVM or RAID."""
 
 COUNTS = (
-    "a panic, or an initramfs that gives up, reboots by itself, and GRUB drops the options at the "
-    "second boot; a machine that hangs needs one reset or power cycle for that"
+    "after a panic, or when the initramfs gives up, the machine reboots by itself and GRUB drops "
+    "the options; if it hangs, reset or power-cycle it once"
 )
 
 

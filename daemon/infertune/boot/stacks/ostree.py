@@ -109,8 +109,8 @@ def _by_source(words: Words, otherwise: str) -> Way:
     line = f"bootc loader-entries set-options-for-source --source infertune --options '{given}'"
     return Way(
         one_try="nobody",
-        manual=(line, f"where bootc has no such verb: {otherwise}"),
-        notes=("the same verb without --options takes them back",),
+        manual=(line, f"if bootc has no such command: {otherwise}"),
+        notes=("the same command without --options removes them",),
     )
 
 

@@ -34,5 +34,5 @@ def proxmox(root: Root, machine: Machine, words: Words) -> Way:
             commands=(Command(refresh, "writes the entries of every ESP", undo=refresh),),
         ),
         rescue=MENU.format(what=AT_BOOT),
-        notes=("the tool copies the kernels, too: no power cut in the seconds it takes",),
+        notes=("the tool copies the kernels, too: do not cut the power while it runs",),
     )

@@ -107,7 +107,9 @@ def _way(
         directory = os.path.dirname(booted.path)
         trial = one_shot(root, directory, read(root, booted.path), words)
     kept = ", ".join(each.id for each in entries if each not in ours)
-    notes = (f"entries of other systems and ways out stay as they are: {kept}",) if kept else ()
+    notes = (
+        (f"entries of other systems and rescue entries stay as they are: {kept}",) if kept else ()
+    )
     return Way(
         Part(edits=edits, commands=after),
         trial and trial + Part(commands=after),

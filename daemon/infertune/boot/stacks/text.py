@@ -15,11 +15,11 @@ KERNEL_CMDLINE = "/etc/kernel/cmdline"
 
 MAX_FILE = 1024 * 1024
 ONCE = (
-    "a panic, or an initramfs that gives up, reboots by itself, and {who} boots what it booted "
-    "before; a machine that hangs needs one reset or power cycle for that"
+    "after a panic, or when the initramfs gives up, the machine reboots by itself and {who} boots "
+    "what it booted before; if it hangs, reset or power-cycle it once"
 )
 """Where the loader itself starts a trial once."""
-MENU = "nothing comes back by itself: {what}, and run 'infertune boot undo'"
+MENU = "nothing is put back automatically: {what}, then run 'infertune boot undo'"
 
 
 def read(root: Root, path: str) -> str:

@@ -54,7 +54,7 @@ def nixos(root: Root, machine: Machine, words: Words) -> Way:
 
 def container(root: Root, machine: Machine, words: Words) -> Way:
     del root, machine
-    return by_hand(f"a container has its host's command line; there: {' '.join(words)}")
+    return by_hand(f"a container has its host's command line; add there: {' '.join(words)}")
 
 
 def unknown(root: Root, machine: Machine, words: Words) -> Way:
@@ -62,7 +62,7 @@ def unknown(root: Root, machine: Machine, words: Words) -> Way:
     given = " ".join(words)
     line = (command_line(root) or "").strip()
     return by_hand(
-        f"no boot loader is known here: where yours has the command line '{line}', add {given}"
+        f"unknown boot loader: where it keeps the command line '{line}', add {given}"
         if line
-        else f"no boot loader is known here: add to its command line {given}"
+        else f"unknown boot loader: add to its command line {given}"
     )

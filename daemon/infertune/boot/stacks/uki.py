@@ -55,7 +55,7 @@ SIGNING = {
 """Tools that sign it themselves, and where they are told to (ukify(1), dracut.conf(5))."""
 
 HELD = (
-    "a machine that panics or hangs needs one reset or power cycle, and {who} boots what it booted "
+    "if the machine panics or hangs, reset or power-cycle it once, and {who} boots what it booted "
     "before"
 )
 
@@ -69,7 +69,7 @@ def uki(root: Root, machine: Machine, words: Words) -> Way:
         return systemd_boot(root, machine, words)  # it has a command line of its own, which counts
     booted = _booted(root)
     if booted is None:
-        return by_hand(f"build an image whose command line has also: {given}")
+        return by_hand(f"build an image whose command line also has: {given}")
     place, path = booted
     image = uki_image(root, words, path)
     if isinstance(image, ByHand):
@@ -83,8 +83,8 @@ def uki(root: Root, machine: Machine, words: Words) -> Way:
         )
     if efi.secure_boot(root) is True and not _signs(root, image):
         return by_hand(
-            f"Secure Boot is on, and nothing that signs is found here: build {path} with also "
-            f"{given}, and sign it"
+            f"Secure Boot is on, and nothing that signs is found here: build {path} with "
+            f"{given}, too, and sign it"
         )
     who, start = _starts_once(root, machine, (place, path + TRIAL), line, words)
     if not start:
