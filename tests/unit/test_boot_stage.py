@@ -312,6 +312,20 @@ def test_a_tool_that_always_fails_is_not_run_at_every_boot(
     stage(Root(tmp_path), Tools(tmp_path), "size")
 
 
+def test_an_undo_that_always_fails_is_not_run_at_every_boot(tmp_path: Path) -> None:
+    build(tmp_path, "debian-grub-btrfs")
+    stage(Root(tmp_path), Tools(tmp_path), "size")
+    broken = Tools(tmp_path, lambda _: True)
+    with pytest.raises(Failed):
+        undo(Root(tmp_path), broken)
+    for boot in range(1, 5):
+        (tmp_path / BOOT_ID.lstrip("/")).write_text(f"{boot}\n")
+        with contextlib.suppress(Failed):
+            guard.at_start(Root(tmp_path), broken)
+    assert len(broken.ran) == staging.TRIES
+    undo(Root(tmp_path), Tools(tmp_path))  # a person's try is always one
+
+
 def test_one_file_that_cannot_be_put_back_does_not_keep_the_others(tmp_path: Path) -> None:
     """Somebody's ``chattr +i``, or a bad block."""
     build(tmp_path, "debian-grub")
