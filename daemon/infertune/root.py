@@ -422,9 +422,13 @@ class Root:
             return
         self._step("mkdir", path)
         target = self._inside(path)
-        target.mkdir(parents=True, exist_ok=True)
-        # Whatever the caller's umask: reading verbs need no privilege.
-        target.chmod(mode)
+        missing = [each for each in (target, *target.parents) if not each.is_dir()]
+        for each in reversed(missing):
+            # Whatever the caller's umask: reading verbs need no privilege, and nobody else may
+            # write, not even for a moment.
+            its_mode = mode if each == target else 0o755
+            each.mkdir(its_mode, exist_ok=True)
+            each.chmod(its_mode)
 
     def rmdir(self, path: str) -> None:
         """Remove an empty directory; one that is already gone is fine.  Raises OSError."""

@@ -233,6 +233,17 @@ def test_setup_writes_exactly_its_files_and_takes_them_away(tmp_path: Path) -> N
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
+def test_setup_makes_no_directory_that_others_may_write(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        install(Root(tmp_path))
+    finally:
+        os.umask(before)
+    made = [path for path in tmp_path.rglob("*") if path.is_dir()]
+    assert made
+    assert {path.stat().st_mode & 0o7777 for path in made} == {0o755}
+
+
 @pytest.mark.parametrize("directory", ["my tools", "100%i", "a;b #c", "é  %"])
 def test_a_python_in_an_odd_place(
     directory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
