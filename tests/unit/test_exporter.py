@@ -10,9 +10,11 @@ import shutil
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -39,7 +41,7 @@ from infertune.exporter.probing import PROBE_METRICS
 from infertune.exporter.runner import Runner, collect
 from infertune.exporter.servers import MAX_SERVERS, ports
 from infertune.host import gpu_metrics
-from infertune.host.gpu import DpmClock, dpm_levels
+from infertune.host.gpu import DpmClock, amdgpu_cards, dpm_levels
 from infertune.root import Root
 from infertune.snapshot import open_snapshot
 
@@ -311,6 +313,20 @@ def test_gpu_metrics_that_is_not_known_is_absent(serving: Root, data: bytes, why
     assert why in result.why
 
 
+def test_a_gpu_that_cannot_be_read_costs_only_its_own_values(
+    serving: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector = sys.modules["infertune.exporter.collectors.gpu_metrics"]
+    [card] = amdgpu_cards(serving)
+    broken = replace(card, name="card0", device="/sys/broken")
+    serving.at("/sys/broken/gpu_metrics").mkdir(parents=True)
+    monkeypatch.setattr(collector, "amdgpu_cards", lambda _: [card, broken])
+    result = collect(COLLECTORS["gpu_metrics"], serving)
+    assert (result.state, {sample.labels[0] for sample in result.samples}) == ("ok", {"card1"})
+    monkeypatch.setattr(collector, "amdgpu_cards", lambda _: [broken])
+    assert collect(COLLECTORS["gpu_metrics"], serving).state == "failed"
+
+
 def test_unset_fields_of_gpu_metrics_are_left_out(serving: Root) -> None:
     found = values(serving, "gpu_metrics")
     assert found["infertune_gpu_metrics_power_watts", "card1", "socket"] == 81.007
@@ -493,6 +509,42 @@ def listening(talk: Callable[[socket.socket], None]) -> Iterator[int]:
         listener.shutdown(socket.SHUT_RDWR)  # where nobody came
         listener.close()
         thread.join(30)
+
+
+def test_a_broken_server_costs_only_its_own_values(tmp_path: Path) -> None:
+    page = b"# TYPE llamacpp:requests_processing gauge\nllamacpp:requests_processing 1"
+    with (
+        listening(page_of(page + b" " + b"9" * 400 + b"\n")) as broken,
+        listening(page_of(page + b"\n")) as good,
+    ):
+        write(tmp_path, "/etc/infertune/servers.d/broken.toml", f"port = {broken}\n")
+        write(tmp_path, "/etc/infertune/servers.d/good.toml", f"port = {good}\n")
+        root = Root(tmp_path)
+        root.live = True
+        result = Runner(root).run([llama.LLAMA])["llama"]
+    assert (result.state, result.why) == ("ok", "")
+    found = {s[:2]: s.value for s in result.samples}
+    assert found["infertune_llama_requests_processing", ("good",)] == 1
+    assert found["infertune_server_state", ("broken", "not-understood")] == 1
+
+
+@pytest.mark.parametrize("error", [OverflowError, RecursionError, KeyError, OSError])
+def test_whatever_the_libraries_raise_is_one_server_s_own(
+    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(port: int) -> tuple[str, str]:
+        if port == 1024:
+            raise error
+        return "up", "# TYPE llamacpp:n_tokens_max gauge\nllamacpp:n_tokens_max 7\n"
+
+    monkeypatch.setattr(llama, "fetch", fetch)
+    write(tmp_path, "/etc/infertune/servers.d/broken.toml", "port = 1024\n")
+    write(tmp_path, "/etc/infertune/servers.d/good.toml", "port = 1025\n")
+    root = Root(tmp_path)
+    root.live = True
+    result = Runner(root).run([llama.LLAMA])["llama"]
+    assert (result.state, result.why) == ("ok", "")
+    assert Sample("infertune_llama_n_tokens_max", ("good",), 7) in result.samples
 
 
 def test_a_slow_server_costs_only_its_own_values(

@@ -127,16 +127,22 @@ METRICS = (
 
 
 def read(root: Root) -> Iterable[Sample]:
-    """The table of every card.  Raises Absent with the reason where none can be read."""
+    """The table of every card.  Raises Absent with the reason where none has one, OSError
+    where none could be read."""
     reasons = ["no GPU that amdgpu drives"]
     samples: list[Sample] = []
+    failed: OSError | None = None
     for card in bounded(amdgpu_cards(root), MAX_GPUS):
         try:
             samples += _samples(card.name, gpu_metrics(root, card.device))
         except FileNotFoundError:
             reasons.append(f"{card.name} has no gpu_metrics")
+        except OSError as error:
+            failed = error
         except ValueError as error:
             reasons.append(f"{card.name}: {error}")
+    if failed and not samples:
+        raise failed
     if not samples:
         raise Absent(reasons[-1])
     return samples

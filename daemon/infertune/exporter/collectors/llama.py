@@ -79,16 +79,20 @@ def read(root: Root) -> Iterable[Sample]:
     if not root.live:
         raise Absent("a recorded machine does not answer")
     with ThreadPoolExecutor(len(declared), "llama") as threads:
-        answers = list(threads.map(fetch, declared.values()))
-    for server, (state, text) in zip(declared, answers, strict=True):
-        samples: list[Sample] = []
+        for samples in list(threads.map(_of_one, declared, declared.values())):
+            yield from samples
+
+
+def _of_one(server: str, port: int) -> list[Sample]:
+    """One server's samples.  Never raises: whatever it sends, the others keep theirs."""
+    samples: list[Sample] = []
+    try:
+        state, text = fetch(port)
         if state == "up":
-            try:
-                samples = list(parse(server, text))
-            except (ValueError, LookupError):  # the library's parser raises both
-                state = "not-understood"
-        yield from one_of("infertune_server_state", (server,), STATES, state)
-        yield from samples
+            samples = list(parse(server, text))
+    except Exception:  # the libraries do not say what they raise: OverflowError is among it
+        state = "not-understood"
+    return [*one_of("infertune_server_state", (server,), STATES, state), *samples]
 
 
 def fetch(port: int) -> tuple[str, str]:
