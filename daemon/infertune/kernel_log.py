@@ -28,7 +28,7 @@ SIGNS: Mapping[str, re.Pattern[str]] = {
         # mm/oom_kill.c
         "oom": r"(?:Memory cgroup out|Out) of memory: Killed process \d+ \((?P<name>[^)]*)\)",
         # arch/x86/kernel/traps.c
-        "invalid-opcode": r"(?P<name>\S+)\[\d+\] trap invalid opcode .* in "
+        "invalid-opcode": r"(?<!\S)(?P<name>\S{1,64})\[\d+\] trap invalid opcode .* in "
         r"(?P<file>lib(?:ggml|llama)[\w.-]*)",
         # amdgpu_ttm.c
         "gttsize-deprecated": r"Configuring gttsize via module parameter is deprecated",
@@ -50,11 +50,15 @@ SIGNS: Mapping[str, re.Pattern[str]] = {
 }
 
 
+_LONGEST = 1024
+"""PRINTKRB_RECORD_MAX of printk: what is longer in a recorded log is no message of a kernel."""
+
+
 def messages(log: bytes) -> list[str]:
     """The messages of /dev/kmsg's records (Documentation/ABI/testing/dev-kmsg)."""
     lines = log.decode("utf-8", "replace").split("\n")
     # A line that starts with a space is a property of the record above it.
-    return [line.partition(";")[2] for line in lines if line[:1] not in ("", " ")]
+    return [line.partition(";")[2][:_LONGEST] for line in lines if line[:1] not in ("", " ")]
 
 
 def records(lines: Iterable[str]) -> bytes:
