@@ -38,6 +38,7 @@ from infertune.service.servers import (
     needs,
     parse_declaration,
     program,
+    promised,
     slice_drop_in,
     systemd_run_line,
 )
@@ -168,6 +169,32 @@ def test_a_partition_that_the_kernel_refuses_is_taken_back(tmp_path: Path) -> No
 
 def test_every_launch_setting_reaches_a_unit() -> None:
     assert {*_DIRECTIVES, *NOT_DIRECTIVES} == set(LAUNCH_SETTINGS)
+
+
+@pytest.mark.parametrize("unit", ["infertune-server@.service", "infertune-exporter.service"])
+def test_units_of_one_user_cannot_ask_for_each_other_s_memory(unit: str) -> None:
+    text = (Path(__file__).parents[2] / "systemd" / unit).read_text()
+    filters = [line.partition("=")[2] for line in text.splitlines() if "SystemCallFilter=" in line]
+    assert filters[0].startswith("@system-service")
+    taken = {call for each in filters if each[0] == "~" for call in each[1:].split()}
+    given = {call for each in filters[1:] if each[0] != "~" for call in each.split()}
+    calls = {"process_vm_readv", "process_vm_writev", "process_madvise", "kcmp", "pidfd_getfd"}
+    assert calls <= taken - given
+
+
+@pytest.mark.parametrize(
+    ("text", "memory_min", "cpus"),
+    [
+        ("MemoryMin=4G\nAllowedCPUs=0-1,4", 4 * 2**30, {0, 1, 4}),
+        ("MemoryMin=4096\nAllowedCPUs=all of them", 4096, set()),
+        ("MemoryMin=infinity", 0, set()),
+        (f"MemoryMin={'9' * 5000}", 0, set()),
+        ("MemoryMin", 0, set()),
+    ],
+)
+def test_a_drop_in_that_was_edited_by_hand(text: str, memory_min: int, cpus: set[int]) -> None:
+    found = promised(f"{text}\nExecStartPre=+/py -I -m infertune.service.partition root\n")
+    assert (found.memory_min, found.cpus) == (memory_min, cpus)
 
 
 def test_the_equivalent_command_can_be_pasted() -> None:

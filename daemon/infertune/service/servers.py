@@ -8,7 +8,9 @@ it, so ``systemctl cat`` shows all of it.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import shlex
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -290,9 +292,17 @@ def needs(servers: Iterable[Desired]) -> Needs:
 def promised(text: str) -> Needs:
     """What a server's drop-in promises it, whatever its declaration says by now."""
     found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-    alone = "infertune.service.partition" in found.get("ExecStartPre", "")
-    cpus = parse_cpulist(found.get("AllowedCPUs", "")) if alone else frozenset()
-    return Needs(int(found.get("MemoryMin", "0")), cpus)
+    cpus: frozenset[int] = frozenset()
+    if "infertune.service.partition" in found.get("ExecStartPre", ""):
+        with contextlib.suppress(ValueError):  # edited by hand
+            cpus = parse_cpulist(found.get("AllowedCPUs", ""))
+    return Needs(_bytes(found.get("MemoryMin", "0")), cpus)
+
+
+def _bytes(text: str) -> int:
+    """A size as we and people write it for systemd (``4G``); 0 for anything else."""
+    match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)", text.strip())
+    return int(match[1]) * 1024 ** " KMGT".index(match[2] or " ") if match else 0
 
 
 def together(needed: Iterable[Needs]) -> Needs:
