@@ -346,6 +346,11 @@ class Session:
             except ApplyFailed as failed:
                 self.recovered = failed.report
                 self.unrecovered = failed
+        else:
+            # What cannot be set aside now stops whoever must write there, and says so.
+            with contextlib.suppress(OSError):
+                if notes := self._set_damage_aside(loaded):
+                    self.recovered = Report(None, None, (), notes)
 
     def release(self) -> None:
         """Let go of what is held open (PM-QoS)."""

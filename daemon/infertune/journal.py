@@ -18,8 +18,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -30,8 +31,9 @@ RUNTIME = "/run/infertune/journal"
 PERSISTENT = "/var/lib/infertune/journal"
 FORMAT = 1
 
-MAX_BYTES = 16 * 1024 * 1024
-"""A journal of 192 CPUs with every knob set is about 150 KiB."""
+MAX_BYTES = 2 * 1024 * 1024
+"""Of writing and of reading, and less than Root.read_bytes gives.  A journal of 192 CPUs with
+every knob set is about 150 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +138,10 @@ def parse(data: bytes) -> Loaded:
             if fields != {"end": number - 2, "crc": f"{zlib.crc32(body):08x}"}:
                 damage.append("the closing line does not fit the rest")
         elif "format" in fields:
-            header = fields
+            header = {"format": fields.pop("format"), **_about(fields)}
             boots.add(str(fields.get("boot")))
+            wrong = [name for name in _HEADER if name in fields and name not in header]
+            damage += [f"line {number}: {name} is not what it must be" for name in wrong]
         else:
             boots.add(str(fields.pop("boot", None)))
             record = _record(fields)
@@ -159,14 +163,14 @@ def parse(data: bytes) -> Loaded:
     about = header or {}
     journal = Journal(
         boot_id=boots.pop(),
-        profile=str(about.get("profile", "unknown")),
-        backend=str(about.get("backend", "unknown")),
-        owner=str(about.get("owner", "unknown")),
-        since=str(about.get("since", "unknown")),
-        held=bool(about.get("held", False)),
-        without=tuple(map(str, about.get("without") or ())),
-        earlier=str(about["earlier"]) if about.get("earlier") else None,
-        confirm_by=_number(about.get("confirm_by")),
+        profile=about.get("profile", "unknown"),
+        backend=about.get("backend", "unknown"),
+        owner=about.get("owner", "unknown"),
+        since=about.get("since", "unknown"),
+        held=about.get("held", False),
+        without=tuple(about.get("without", ())),
+        earlier=about.get("earlier"),
+        confirm_by=about.get("confirm_by"),
         records=tuple(records),
     )
     return Loaded(journal, tuple(damage))
@@ -185,6 +189,8 @@ class Store:
             data = self._root.read_bytes(self.path)
         except (FileNotFoundError, NotADirectoryError):
             return Loaded(None)
+        except IsADirectoryError:
+            return Loaded(None, ("a directory is in its place",))
         if len(data) > MAX_BYTES:
             return Loaded(None, ("the file is far larger than any journal",))
         return parse(data)
@@ -201,7 +207,7 @@ class Store:
         self._root.unlink(self.path)
 
     def quarantine(self, usable: Journal | None) -> str:
-        """Keep a copy of a damaged file for a person to look at; returns its path.
+        """Keep a damaged file, or what is in its place, for a person to look at; returns its path.
 
         The journal itself then holds what is usable of it, or is gone.
         """
@@ -209,7 +215,12 @@ class Store:
         aside = next(
             path for n in range(1, 10_000) if (path := f"{self.path}.damaged-{n}") not in taken
         )
-        self._root.replace(aside, self._root.read_bytes(self.path)[:MAX_BYTES])
+        try:
+            data = self._root.read_bytes(self.path)
+        except IsADirectoryError:
+            self._root.rename(self.path, aside)
+            return aside
+        self._root.replace(aside, data[:MAX_BYTES])
         if usable is None:
             self.remove()
         else:
@@ -253,17 +264,43 @@ def _record(fields: dict[str, Any]) -> Record | None:
     texts = (record.knob, record.path, record.original)
     unsure = (record.ours, record.want)
     sound = (
-        all(isinstance(text, str) for text in texts)
-        and all(text is None or isinstance(text, str) for text in unsure)
+        all(map(_is_text, texts))
+        and all(text is None or _is_text(text) for text in unsure)
         and isinstance(record.settled, bool)
         and record.path.startswith("/")
+        and "\0" not in record.path
         and ".." not in record.path.split("/")
     )
     return record if sound else None
 
 
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+def _is_text(value: object) -> bool:
+    """Whether it is text; JSON can also name halves of characters, which no file has."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
+def _is_time(value: object) -> bool:
+    """Whether it is a number of seconds that a clock can show."""
+    return isinstance(value, int | float) and 0 <= value < 2**40
+
+
+_HEADER: Mapping[str, Callable[[Any], bool]] = {
+    "profile": _is_text,
+    "backend": _is_text,
+    "owner": _is_text,
+    "since": _is_text,
+    "held": lambda value: isinstance(value, bool),
+    "without": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    "earlier": lambda value: value is None or _is_text(value),
+    "confirm_by": lambda value: value is None or _is_time(value),
+}
+
+
+def _about(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What the header says, without what is not of its kind: a checksum is not a check."""
+    return {
+        name: value for name, value in fields.items() if name in _HEADER and _HEADER[name](value)
+    }
 
 
 def _line(fields: dict[str, Any]) -> bytes:
@@ -278,6 +315,6 @@ def _fields(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         fields = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return fields if isinstance(fields, dict) else None

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infertune.engine import ApplyFailed, session, status
-from infertune.journal import Journal, Record, Store, dump, parse
+from infertune.journal import MAX_BYTES, Journal, Loaded, Record, Store, dump, parse
 from infertune.machine import read_machine
-from infertune.root import Root
+from infertune.root import MAX_READ, Root
 from support import LONG, apply, build, reset, revert, values
 
 BOOT = "11111111-2222-3333-4444-555555555555"
@@ -38,7 +40,8 @@ def test_round_trip() -> None:
 
 
 text = st.text(max_size=40)
-paths = st.text(max_size=40).filter(lambda text: ".." not in text).map(lambda text: f"/{text}")
+names = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
+paths = names.filter(lambda text: ".." not in text).map(lambda text: f"/{text}")
 
 
 @given(
@@ -52,7 +55,7 @@ paths = st.text(max_size=40).filter(lambda text: ".." not in text).map(lambda te
         held=st.booleans(),
         without=st.lists(text, max_size=3).map(tuple),
         earlier=st.none() | st.text(min_size=1, max_size=40),
-        confirm_by=st.none() | st.floats(allow_nan=False),
+        confirm_by=st.none() | st.floats(0, 1e9),
         records=st.lists(
             st.builds(Record, text, paths, text, st.none() | text, st.none() | text, st.booleans()),
             max_size=5,
@@ -182,3 +185,73 @@ def test_a_giant_journal_is_refused(tmp_path: Path) -> None:
     (tmp_path / "journal").write_bytes(b"x" * (2 * 1024 * 1024))
     assert store.load().journal is None
     assert store.load().damage
+
+
+@pytest.mark.parametrize("size", [MAX_BYTES - 1000, MAX_BYTES + 1000, MAX_READ + 1000])
+def test_what_can_be_written_can_be_read(size: int, tmp_path: Path) -> None:
+    store = Store(Root(tmp_path), "/run/journal")
+    large = JOURNAL.with_records([THP, replace(SWAP, original="6" * (size - 1000))])
+    if size > MAX_BYTES:
+        with pytest.raises(OSError, match="too large"):
+            store.save(large)
+        assert store.load() == Loaded(None)
+    else:
+        store.save(large)
+        assert store.load() == Loaded(large)
+
+
+def _with(line: int, **fields: object) -> bytes:
+    """JOURNAL with other fields in one of its lines, and checksums that are right."""
+    lines = [json.loads(text.partition(b" ")[2]) for text in dump(JOURNAL).splitlines()[:-1]]
+    lines[line].update(fields)
+
+    def sealed(fields: object) -> bytes:
+        text = json.dumps(fields).encode()
+        return b"%08x %s\n" % (zlib.crc32(text), text)
+
+    body = b"".join(map(sealed, lines))
+    return body + sealed({"end": len(lines) - 1, "crc": f"{zlib.crc32(body):08x}"})
+
+
+WRONG = [
+    *((0, name, value) for name in ("profile", "backend", "owner", "since", "earlier")
+      for value in (5, ["x"], "\ud800")),
+    *((0, "held", value) for value in (1, "yes", None)),
+    *((0, "without", value) for value in (5, "ksm.run", [5], {"ksm.run": 1}, None)),
+    *((0, "confirm_by", value) for value in (10**400, -1, "5", [], float("nan"), float("inf"))),
+    *((2, name, value) for name in ("knob", "path", "original", "ours", "want")
+      for value in (5, [], "\udfff")),
+    (2, "path", "/sys/\0"),
+    (2, "settled", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "name", "value"), WRONG)
+def test_a_right_checksum_is_no_check(line: int, name: str, value: object, tmp_path: Path) -> None:
+    """Damaged is what is not of its kind, too: said, set aside, and the rest of it restored."""
+    root = build(tmp_path)
+    original = values(tmp_path)
+    apply(root, "long", {"transparent_hugepage.enabled": "always", "vm.swappiness": 10})
+    assert parse(_with(0)) == Loaded(JOURNAL)
+    _damage(root, _with(line, **{name: value}))
+    assert status(root, read_machine(root)).state == "degraded"
+    with session(root, "start") as held:
+        assert held.recovered is not None
+        assert "damaged" in held.recovered.notes[0]
+    left = {"/proc/sys/vm/swappiness"} if line else set()
+    assert {path for path, now in values(tmp_path).items() if now != original[path]} == left
+    assert status(root, read_machine(root)).damaged == ("/run/infertune/journal.damaged-1",)
+
+
+@pytest.mark.parametrize("path", ["run/infertune/journal", "var/lib/infertune/journal"])
+def test_a_directory_in_its_place_is_set_aside(path: str, tmp_path: Path) -> None:
+    root = build(tmp_path)
+    original = values(tmp_path)
+    (tmp_path / path / "within").mkdir(parents=True)
+    assert status(root, read_machine(root)).state == "degraded"
+    apply(root, "long", LONG)
+    assert (tmp_path / f"{path}.damaged-1" / "within").is_dir()
+    assert (tmp_path / path).is_file()
+    assert status(root, read_machine(root)).damaged == (f"/{path}.damaged-1",)
+    revert(root)
+    assert values(tmp_path) == original
