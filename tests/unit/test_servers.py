@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import shutil
@@ -19,6 +20,7 @@ from infertune.machine import read_machine
 from infertune.profile import load_profile
 from infertune.resolve import Desired, resolve
 from infertune.root import Root
+from infertune.service.config import Config, read_config
 from infertune.service.declared import (
     declared_names,
     find_declaration,
@@ -223,6 +225,45 @@ def test_without_a_profile_it_has_the_daemon_s(tmp_path: Path) -> None:
     found = find_declaration(Root(tmp_path), "chat")
     assert found is not None
     assert found.profile == "quiet"
+
+
+def test_a_configuration_that_cannot_be_read_is_not_a_missing_one(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    assert read_config(root) == Config()
+    file = tmp_path / "etc/infertune/infertuned.toml"
+    file.parent.mkdir(parents=True)
+    assert read_config(root) == Config()
+    (tmp_path / "elsewhere.toml").write_text('profile = "quiet"\n')
+    file.symlink_to("../../elsewhere.toml")
+    assert read_config(root) == Config("quiet")
+    (tmp_path / "elsewhere.toml").unlink()
+    with pytest.raises(UsageError, match="cannot be read: No such file"):
+        read_config(root)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(UsageError, match="cannot be read: Is a directory"):
+        read_config(root)
+    file.rmdir()
+    file.write_text(f"# {'x' * 70_000}\nprofile = 'quiet'\n")
+    with pytest.raises(UsageError, match="cannot be read: Larger than 64 KiB"):
+        read_config(root)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(UsageError, match="cannot be read: not a regular file"):
+        read_config(root)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_a_configuration_that_the_disk_or_a_right_denies(number: int, tmp_path: Path) -> None:
+    class Denied(Root):
+        def read_small(self, path: str, limit: int) -> str:
+            raise OSError(number, os.strerror(number), path)
+
+        def get(self, path: str) -> str | None:
+            return None
+
+    with pytest.raises(UsageError, match=os.strerror(number)):
+        read_config(Denied(tmp_path))
 
 
 def test_etc_counts_before_run(tmp_path: Path) -> None:

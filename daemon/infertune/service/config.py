@@ -12,6 +12,7 @@ from infertune.root import Root
 from infertune.service.names import NAME
 
 CONFIG = "/etc/infertune/infertuned.toml"
+_MAX_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +27,18 @@ class Config:
 
 
 def read_config(root: Root) -> Config:
-    """The daemon's settings; a missing file is all defaults.  Raises UsageError."""
-    text = root.get(CONFIG)
-    if text is None:
-        return Config()
+    """The daemon's settings; a missing file is all defaults.  Raises UsageError.
+
+    One that is there and cannot be read is not missing: what the admin wants is not known then.
+    """
+    try:
+        text = root.read_small(CONFIG, _MAX_BYTES)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and root.readlink(CONFIG) is None:
+            return Config()
+        raise UsageError(
+            f"{CONFIG}: cannot be read: {error.strerror}", hint="mend it, or remove it"
+        ) from None
     try:
         found = tomllib.loads(text)
     except (ValueError, RecursionError) as error:

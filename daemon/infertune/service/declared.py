@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 
 from infertune.errors import Failed, InfertuneError, ProfileError
 from infertune.root import Root, read_plain_file
@@ -37,9 +38,13 @@ def find_declaration(root: Root, name: str) -> Declaration | None:
             raise ProfileError(f"cannot be read: {error.strerror}", file=path) from error
         if root.live and (status.st_uid != 0 or status.st_mode & 0o022):
             raise ProfileError("others than root may change this file", file=path)
-        default = read_config(root).profile
+        default = partial(_default_profile, root)
         return parse_declaration(name, data.decode("utf-8", "replace"), path, default)
     return None
+
+
+def _default_profile(root: Root) -> str | None:
+    return read_config(root).profile
 
 
 def declared_names(root: Root, directory: str) -> list[str]:

@@ -13,7 +13,7 @@ import json
 import re
 import shlex
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from infertune.errors import ProfileError, UsageError
@@ -69,7 +69,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 def parse_declaration(
-    name: str, text: str, file: str, default_profile: str | None = None
+    name: str, text: str, file: str, default_profile: Callable[[], str | None] = lambda: None
 ) -> Declaration:
     """Read a declaration; without a profile it has the daemon's.  Raises ProfileError."""
 
@@ -87,8 +87,8 @@ def parse_declaration(
             raise wrong(f"unknown key '{key}'; known: {', '.join(_KINDS)}")
         if not isinstance(value, _KINDS[key]) or (isinstance(value, bool) and key != "force"):
             raise wrong(f"{key} is not a {_KINDS[key]}")
-    if default_profile is not None:
-        found.setdefault("profile", default_profile)
+    if "profile" not in found and (default := default_profile()) is not None:
+        found["profile"] = default
     if "profile" not in found:
         raise wrong("profile is missing, and infertuned.toml names none")
     if "port" not in found:
