@@ -39,7 +39,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import stat
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -51,7 +50,7 @@ from infertune.errors import ProfileError, UsageError, did_you_mean
 from infertune.knobs import KNOBS
 from infertune.launch_settings import ENVIRONMENT_ALLOWED, LAUNCH_SETTINGS, check_environment
 from infertune.machine import Machine
-from infertune.root import Root, read_plain_file
+from infertune.root import Root, changeable_by_others, read_plain_file
 from infertune.server_settings import SERVER_SETTINGS
 from infertune.values import Value
 
@@ -260,7 +259,8 @@ def _read(root: Root, place: Place) -> str:
         # What a package manager installed beside our own code is as trustworthy as that code,
         # and may be a link into its store.
         data, status = read_plain_file(place.path, MAX_BYTES + 1, follow=not place.on_machine)
-        directory = place.path.parent.stat()
+        checked = place.on_machine and root.live and os.geteuid() == 0
+        open_to = changeable_by_others(place.path, status, root.base) if checked else None
     except ValueError as error:  # a NUL in the path
         raise refuse(f"cannot be read: {error}") from error
     except OSError as error:
@@ -270,13 +270,11 @@ def _read(root: Root, place: Place) -> str:
                 hint="Copy it, or write a file that says: extends = ...",
             ) from error
         raise refuse(f"cannot be read: {error.strerror}") from error
-    if place.on_machine and root.live and os.geteuid() == 0:
-        for what, found in (("file", status), ("directory", directory)):
-            if found.st_uid != 0 or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                raise refuse(
-                    f"others than root may change this {what}",
-                    hint="chown root and chmod go-w it, after a look at what it says.",
-                )
+    if open_to:
+        raise refuse(
+            f"others than root may change {open_to}",
+            hint="chown root and chmod go-w it, after a look at what it says.",
+        )
     if len(data) > MAX_BYTES:
         raise refuse(f"is larger than {MAX_BYTES // 1024} KiB")
     try:

@@ -627,6 +627,26 @@ def read_plain_file(path: Path, size: int, *, follow: bool) -> tuple[bytes, os.s
     return _read_plain(path, str(path), size, follow=follow)
 
 
+def changeable_by_others(path: Path, status: os.stat_result, base: Path) -> str | None:
+    """What others than root may change of a file and its way from ``base``; None where nothing.
+
+    ``status`` is the file's own, of the descriptor that was read.  Raises OSError.
+    """
+    if status.st_uid != 0 or status.st_mode & 0o022:
+        return "this file"
+    base = base.resolve()
+    directory = path.parent.resolve()
+    for each in (directory, *directory.parents):
+        found = each.stat()
+        # Above its own directory, what is root's cannot be put aside where only owners may.
+        free = found.st_mode & 0o022 and (each == directory or not found.st_mode & stat.S_ISVTX)
+        if found.st_uid != 0 or free:
+            return "this directory" if each == directory else f"the way to it, {each}"
+        if each == base:
+            break
+    return None
+
+
 def _read_plain(path: Path, name: str, size: int, *, follow: bool) -> tuple[bytes, os.stat_result]:
     with (
         _plain(path, name, follow=follow) as (fd, status),

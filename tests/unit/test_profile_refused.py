@@ -190,6 +190,16 @@ def test_who_may_change_it(
     assert check_profile(Root(admin.parents[2]), "some")[0], "a recorded machine has no owners"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: files of other owners")
+def test_who_may_change_the_way_to_it(admin: Path) -> None:
+    (admin / "some.toml").write_text("")
+    admin.parent.chmod(0o777)
+    _, [problem] = check_profile(Live(admin.parents[2]), "some")
+    assert re.search("may change the way to it, .*/etc/infertune$", problem.message)
+    admin.parent.chmod(0o755)
+    assert check_profile(Live(admin.parents[2]), "some")[0]
+
+
 # -- anything else -------------------------------------------------------------------
 
 TEXTS = [path.read_text() for path in sorted(package_directory().glob("*.toml"))]

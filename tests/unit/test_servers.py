@@ -129,6 +129,71 @@ def test_a_whole_home_is_never_shown(directory: str, home: bool) -> None:
     assert is_a_home(directory) == home
 
 
+@pytest.mark.parametrize("path", ["/home/m.gguf", "/home/me/m.gguf", "/root/m.gguf"])
+def test_a_declaration_cannot_have_a_home_shown_either(path: str, tmp_path: Path) -> None:
+    etc = tmp_path / DECLARED.lstrip("/")
+    etc.mkdir(parents=True)
+    (etc / "chat.toml").write_text(f'profile = "quiet"\nport = 9000\nmodel = "{path}"\n')
+    found = find_declaration(Root(tmp_path), "chat")
+    assert found is not None
+    with pytest.raises(UsageError, match=f"'chat': model {path}: the server would be shown all"):
+        text_of(found, "quiet")
+    drafting = replace(CHAT, settings={"spec_type": "draft-simple", "model_draft": path})
+    with pytest.raises(UsageError, match=f"model_draft {path}"):
+        text_of(drafting, "quiet")
+
+
+def test_a_declaration_is_read_whole_or_refused(tmp_path: Path) -> None:
+    etc = tmp_path / DECLARED.lstrip("/")
+    etc.mkdir(parents=True)
+    file = etc / "chat.toml"
+    text = 'profile = "quiet"\nport = 9000\n'
+    file.write_text(text + "#" * (65536 - len(text)))
+    assert find_declaration(Root(tmp_path), "chat")
+    file.write_text(text + "#" * (65536 - len(text)) + "\n[settings]\nnonsense = 1\n")
+    with pytest.raises(ProfileError, match="larger than 64 KiB"):
+        find_declaration(Root(tmp_path), "chat")
+    file.write_bytes(text.encode() + b"# \xff\n")
+    with pytest.raises(ProfileError, match="not UTF-8"):
+        find_declaration(Root(tmp_path), "chat")
+    file.unlink()
+    file.symlink_to("nowhere")
+    with pytest.raises(ProfileError, match="cannot be read"):
+        find_declaration(Root(tmp_path), "chat")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: files of other owners")
+@pytest.mark.parametrize(
+    ("what", "mode", "owner", "says"),
+    [
+        ("servers.d/chat.toml", 0o644, 0, None),
+        ("servers.d/chat.toml", 0o646, 0, "this file"),
+        ("servers.d/chat.toml", 0o644, 1000, "this file"),
+        ("servers.d", 0o1777, 0, "this directory"),
+        ("servers.d", 0o755, 1000, "this directory"),
+        (".", 0o775, 0, "the way to it, .*/etc/infertune$"),
+        ("..", 0o755, 1000, "the way to it, .*/etc$"),
+        ("..", 0o1777, 0, None),
+    ],
+)
+def test_who_may_change_a_declaration(
+    what: str, mode: int, owner: int, says: str | None, tmp_path: Path
+) -> None:
+    etc = tmp_path / "etc/infertune"
+    (etc / "servers.d").mkdir(parents=True)
+    (etc / "servers.d/chat.toml").write_text('profile = "quiet"\nport = 9000\n')
+    (etc / what).chmod(mode)
+    os.chown(etc / what, owner, 0)
+    root = Root(tmp_path)
+    assert find_declaration(root, "chat"), "a recorded machine has no owners"
+    root.live = True
+    if says is None:
+        assert find_declaration(root, "chat")
+    else:
+        with pytest.raises(ProfileError, match=f"others than root may change {says}"):
+            find_declaration(root, "chat")
+
+
 def test_cpus_for_the_server_alone() -> None:
     wanted = desired("low-latency")
     setting = wanted.launch["nice"]

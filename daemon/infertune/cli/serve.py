@@ -41,9 +41,9 @@ from infertune.service.servers import (
     declaration_text,
     files,
     in_a_home,
-    is_a_home,
     own_settings,
     parse_declaration,
+    refuse_a_home,
     server_settings,
     systemd_run_line,
 )
@@ -201,12 +201,7 @@ def _refuse_unreadable(what: str, path: str) -> None:
             f"{what} {path}: the server runs as a user of its own, who may not read it",
             hint=f"chmod o+r {shlex.quote(path)}",
         )
-    directory = os.path.dirname(path)
-    if is_a_home(directory):
-        raise UsageError(
-            f"{what} {path}: the server would be shown all of {directory}",
-            hint="put the file in a directory of its own",
-        )
+    refuse_a_home(what, path)
     # Of a home only the file's own directory is on the server's way (servers.access).
     way = [os.path.dirname(path)] if in_a_home(path) else map(str, Path(path).parents)
     for directory in way:

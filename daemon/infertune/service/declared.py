@@ -7,7 +7,7 @@ import contextlib
 from functools import partial
 
 from infertune.errors import Failed, InfertuneError, ProfileError
-from infertune.root import Root, read_plain_file
+from infertune.root import Root, changeable_by_others
 from infertune.service.config import read_config
 from infertune.service.names import NAME
 from infertune.service.servers import (
@@ -30,17 +30,28 @@ def find_declaration(root: Root, name: str) -> Declaration | None:
         return None
     for directory in (DECLARED, TRANSIENT):
         path = f"{directory}/{name}.toml"
-        if not root.exists(path):
-            continue
-        try:
-            data, status = read_plain_file(root.at(path), _MAX_BYTES, follow=False)
-        except OSError as error:
-            raise ProfileError(f"cannot be read: {error.strerror}", file=path) from error
-        if root.live and (status.st_uid != 0 or status.st_mode & 0o022):
-            raise ProfileError("others than root may change this file", file=path)
-        default = partial(_default_profile, root)
-        return parse_declaration(name, data.decode("utf-8", "replace"), path, default)
+        if (text := _read(root, path)) is not None:
+            return parse_declaration(name, text, path, partial(_default_profile, root))
     return None
+
+
+def _read(root: Root, path: str) -> str | None:
+    """The text of a declaration, all of it, or None where there is none.  Raises ProfileError."""
+    try:
+        data, status = root.read_file(path, _MAX_BYTES + 1)
+        open_to = changeable_by_others(root.at(path), status, root.base) if root.live else None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ProfileError(f"cannot be read: {error.strerror}", file=path) from error
+    if open_to:
+        raise ProfileError(f"others than root may change {open_to}", file=path)
+    if len(data) > _MAX_BYTES:
+        raise ProfileError(f"is larger than {_MAX_BYTES // 1024} KiB", file=path)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise ProfileError("is not UTF-8; save it as UTF-8", file=path) from None
 
 
 def _default_profile(root: Root) -> str | None:

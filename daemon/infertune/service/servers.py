@@ -210,8 +210,13 @@ _HOMES = ("/home/", "/root/", "/run/user/", "/var/home/", "/var/roothome/")
 
 
 def access(declaration: Declaration, desired: Desired, groups: Iterable[str]) -> dict[str, str]:
-    """[Service] directives that let the server reach its files and the GPU's render nodes."""
+    """[Service] directives that let the server reach its files and the GPU's render nodes.
+
+    Raises UsageError where it would see all of a home.
+    """
     found = {}
+    for what, path in files(declaration, desired).items():
+        refuse_a_home(f"server '{declaration.name}': {what}", path)
     if names := " ".join(groups):
         found["SupplementaryGroups"] = names
     hidden = filter(in_a_home, files(declaration, desired).values())
@@ -224,6 +229,16 @@ def access(declaration: Declaration, desired: Desired, groups: Iterable[str]) ->
 def in_a_home(path: str) -> bool:
     """Whether ProtectHome= hides a path."""
     return path.startswith(_HOMES)
+
+
+def refuse_a_home(what: str, path: str) -> None:
+    """Raise UsageError for a file that lies in somebody's home itself: a unit sees directories."""
+    directory = path.rpartition("/")[0]
+    if is_a_home(directory):
+        raise UsageError(
+            f"{what} {path}: the server would be shown all of {directory}",
+            hint="put the file in a directory of its own",
+        )
 
 
 def is_a_home(directory: str) -> bool:
