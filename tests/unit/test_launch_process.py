@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from infertune.errors import Failed, UsageError
+from infertune.launch.binary import ask_help
 from infertune.launch.process import (
     Child,
     Signals,
@@ -120,6 +122,59 @@ def test_last_lines_and_status() -> None:
     assert child.wait() == 9
     assert child.last_lines()[-1] == "line 100"
     assert len(child.last_lines()) == 40
+
+
+def test_a_line_without_an_end_is_not_kept() -> None:
+    """In a process of its own, whose memory is then known."""
+    script = """
+import resource
+from infertune.launch.process import start
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+command = ("/bin/sh", "-c", "head -c 268435456 /dev/zero; echo; echo last")
+child = start(command, {"PATH": "/usr/bin:/bin"}, lambda _: None, capture=True)
+assert child.wait() == 0
+child.tail.join()
+first, last = child.tail.lines
+assert (len(first), last) == (65536, "last")
+print((peak() - before) // 1024)
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert int(found.stdout) < 32, "MiB"
+
+
+def stand_in(directory: Path, script: str) -> str:
+    server = directory / "llama-server"
+    server.write_text(f"#!/bin/sh\n{script}\n")
+    server.chmod(0o755)
+    return str(server)
+
+
+@pytest.mark.parametrize("script", ["yes -- --port", "head -c 268435456 /dev/zero"])
+def test_an_answer_without_an_end_is_none(script: str, tmp_path: Path) -> None:
+    with pytest.raises(Failed, match="llama-server --help prints more than 1024 KiB"):
+        ask_help(stand_in(tmp_path, script), os.environ, 60)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "while sleep 0.05; do echo --port; done",
+        "exec >&- 2>&-; exec sleep 300",
+        "sleep 3 & exit 0",
+    ],
+)
+def test_an_answer_that_does_not_end_in_time(script: str, tmp_path: Path) -> None:
+    begin = time.monotonic()
+    with pytest.raises(Failed, match=r"--help gave no answer in 0\.5 s"):
+        ask_help(stand_in(tmp_path, script), os.environ, 0.5)
+    assert time.monotonic() - begin < 3
+
+
+def test_an_answer_is_had_whole(tmp_path: Path) -> None:
+    answer = ask_help(stand_in(tmp_path, "head -c 1048570 /dev/zero"), os.environ, 60)
+    assert answer == "\0" * 1048570
+    assert ask_help(stand_in(tmp_path, "echo no; exit 1"), os.environ, 60) is None
 
 
 def test_what_a_server_started_itself_goes_with_it(tmp_path: Path) -> None:

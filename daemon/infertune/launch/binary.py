@@ -7,11 +7,13 @@ import glob
 import importlib.util
 import os
 import re
+import select
 import shutil
 import site
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -24,6 +26,9 @@ BACKENDS: tuple[Backend, ...] = ("rocm", "vulkan", "cpu")
 
 _ANSWER_S = 30.0
 """Patience with --version, --help and --list-devices; ROCm takes seconds to start."""
+
+_LONGEST_ANSWER = 1024 * 1024
+"""Bytes.  The help of llama-server has 60 KiB."""
 
 _NO_DEVICE = {"HIP_VISIBLE_DEVICES": "-1", "GGML_VK_VISIBLE_DEVICES": ""}
 """ROCm takes seconds to open a device, and neither version nor help depends on one."""
@@ -186,26 +191,50 @@ def _listed(directory: str) -> list[str]:
 def _ask(
     program: tuple[str, ...], flag: str, env: Mapping[str, str], patience_s: float = _ANSWER_S
 ) -> str | None:
-    """What ``program flag`` prints; None where it says no.  Raises Failed if it dies or hangs."""
+    """What ``program flag`` prints; None where it says no.
+
+    Raises Failed if it dies, hangs, or prints without end.
+    """
     name = os.path.basename(program[-1])
+    give_up = time.monotonic() + patience_s
     try:
-        answer = subprocess.run(
+        with subprocess.Popen(
             [*program, flag],
             env=dict(env),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=patience_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+        ) as asked:
+            assert asked.stdout is not None
+            try:
+                printed = _read(asked.stdout.fileno(), give_up)
+                code = asked.wait(max(0, give_up - time.monotonic()))
+            finally:
+                asked.kill()
+    except (TimeoutError, subprocess.TimeoutExpired):
         raise Failed(f"{name} {flag} gave no answer in {patience_s:g} s") from None
+    except BufferError:
+        most = _LONGEST_ANSWER // 1024
+        raise Failed(f"{name} {flag} prints more than {most} KiB") from None
     except OSError as error:
         raise Failed(f"cannot start {program[0]}: {error.strerror}") from None
-    text = answer.stdout.decode("utf-8", "replace")
-    if answer.returncode < 0 or answer.returncode == 127:
-        raise Failed(f"{name} {flag}: {cause(answer.returncode, text.splitlines())}")
-    return text if answer.returncode == 0 else None
+    text = printed.decode("utf-8", "replace")
+    if code < 0 or code == 127:
+        raise Failed(f"{name} {flag}: {cause(code, text.splitlines())}")
+    return text if code == 0 else None
+
+
+def _read(fd: int, give_up: float) -> bytes:
+    """What comes until the end.  Raises TimeoutError; BufferError for more than an answer."""
+    printed = bytearray()
+    while (left := give_up - time.monotonic()) > 0 and select.select([fd], [], [], left)[0]:
+        part = os.read(fd, 65536)
+        if not part:
+            return bytes(printed)
+        printed += part
+        if len(printed) > _LONGEST_ANSWER:
+            raise BufferError
+    raise TimeoutError
 
 
 def _version(text: str | None) -> str | None:

@@ -43,6 +43,8 @@ GRACE_S = 10.0
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _TAIL_LINES = 40
+_LONGEST = 64 * 1024
+"""Characters of a line that are kept; what a server prints has no bound of its own."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -73,11 +75,14 @@ class Tail(threading.Thread):
 
     def run(self) -> None:
         with self._file:
-            for line in self._file:
-                self.lines.append(line.rstrip("\n"))
+            begins = True
+            while part := self._file.readline(_LONGEST):
+                if begins:
+                    self.lines.append(part.rstrip("\n"))
+                begins = part.endswith("\n")
                 if self.echo:
                     with contextlib.suppress(OSError):
-                        self.echo.write(line)
+                        self.echo.write(part)
                         self.echo.flush()
 
 
