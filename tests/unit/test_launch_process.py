@@ -184,6 +184,22 @@ def test_what_a_server_started_itself_goes_with_it(tmp_path: Path) -> None:
     assert gone(grandchild)
 
 
+def test_what_left_its_session_goes_too(tmp_path: Path) -> None:
+    """As a daemon does it: its parent is gone, and it is in no group of ours."""
+    mine = subprocess.Popen(["/bin/sleep", "300"])
+    try:
+        daemon = (
+            f"setsid sh -c 'echo $$ >{tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; sleep 300'"
+        )
+        child = shell(f"({daemon} &) ; while [ ! -e {tmp_path}/pid ]; do sleep 0.02; done")
+        assert child.wait() == 0
+        assert gone(int((tmp_path / "pid").read_text()))
+        assert mine.poll() is None, "what was there before is nobody's to end"
+    finally:
+        mine.kill()
+        mine.wait()
+
+
 def gone(pid: int, seconds: float = 2.0) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -5,6 +5,9 @@ The child gets an empty environment plus what it is given, the default signal
 mask, a process group of its own, and SIGKILL when infertune dies, however it
 dies.  It waits before its exec until the caller has placed it (cgroup, CPUs,
 limits), so that its first page is already charged to the right group.
+
+While it runs, infertune adopts what it leaves without a parent (PR_SET_CHILD_SUBREAPER), so
+that a process that put itself into another session ends with it, too.
 """
 
 from __future__ import annotations
@@ -17,11 +20,13 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 from infertune.errors import Failed, UsageError
+from infertune.host.processes import children
+from infertune.root import Root
 
 PASSED_THROUGH = (
     "PATH",
@@ -42,6 +47,7 @@ GRACE_S = 10.0
 """Time to stop after SIGINT or SIGTERM before SIGKILL."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PR_SET_CHILD_SUBREAPER = 36
 _TAIL_LINES = 40
 _LONGEST = 64 * 1024
 """Characters of a line that are kept; what a server prints has no bound of its own."""
@@ -89,8 +95,12 @@ class Tail(threading.Thread):
 class Child:
     """A started process.  Signals go to its whole process group."""
 
-    def __init__(self, pid: int, tail: Tail | None, owns_terminal: bool) -> None:
+    def __init__(
+        self, pid: int, tail: Tail | None, owns_terminal: bool, others: Iterable[int] = ()
+    ) -> None:
+        """``others``: children that we had before."""
         self.pid = pid
+        self._others = frozenset(others)
         self.tail = tail
         self.status: int | None = None
         """None while it runs, then its exit code, or minus the signal that ended it."""
@@ -152,6 +162,11 @@ class Child:
         self.signal(signal.SIGKILL)
         _, status = os.waitpid(self.pid, 0)
         self.status = os.waitstatus_to_exitcode(status)
+        while adopted := frozenset(_children()) - self._others:
+            for each in adopted:
+                os.kill(each, signal.SIGKILL)  # not reaped yet, so the number is still its own
+                os.waitpid(each, 0)
+        _adopt(False)
         if self._owns_terminal:
             _give_terminal(os.getpgrp())
 
@@ -181,6 +196,8 @@ def start(
     Raises Failed where it cannot be executed.
     """
     parent = os.getpid()
+    others = _children()
+    _adopt(True)
     gate_read, gate = os.pipe()
     error_read, error = os.pipe()
     output_read, output = os.pipe() if capture else (-1, -1)
@@ -207,11 +224,12 @@ def start(
     except BaseException:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+        _adopt(False)
         raise
     finally:
         os.close(gate)
         os.close(error_read)
-    child = Child(pid, tail, owns_terminal)
+    child = Child(pid, tail, owns_terminal, others)
     if failure:
         child.wait()
         raise Failed(f"cannot start {program or argv[0]}: {os.strerror(int(failure))}")
@@ -251,6 +269,15 @@ def _become(
         os.write(error, str(failure.errno).encode())
     finally:
         os._exit(127)
+
+
+def _adopt(on: bool) -> None:
+    """Whether we become the parent of what our children leave behind, instead of init."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0)
+
+
+def _children() -> tuple[int, ...]:
+    return children(Root("/"), os.getpid())
 
 
 def _has_terminal() -> bool:
