@@ -512,6 +512,12 @@ def test_who_may(polkit: str, tmp_path: Path, bus_address: str) -> None:
     scenario(work, tmp_path, bus_address)
 
 
+def test_the_unit_has_an_end() -> None:
+    unit = (REPOSITORY / "systemd/infertune.service").read_text().splitlines()
+    assert "MemoryMax=256M" in unit
+    assert "TasksMax=16" in unit
+
+
 def test_not_applied_again_after_an_unclean_shutdown(tmp_path: Path, bus_address: str) -> None:
     async def work(world: World, bus: MessageBus) -> None:
         original = values(world.base)
