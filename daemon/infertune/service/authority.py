@@ -8,16 +8,31 @@ else's (CVE-2025-67859 in TLP, CVE-2013-4288 in polkit's own API).
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
+from collections import Counter
+from collections.abc import Iterator
 
 from dbus_fast import Message, MessageType, Variant
 from dbus_fast.aio import MessageBus
 
-from infertune.errors import NotPermitted
+from infertune.errors import Busy, NotPermitted
 
 _ALLOW_INTERACTION = 1
 _TIMEOUT_S = 5.0
 _INTERACTION_TIMEOUT_S = 120.0
 """A person may have to type a password."""
+
+MAX_PROMPTS_OF_ONE = 4
+MAX_PROMPTS = 16
+"""Prompts that wait for a person, of one user and of all; the bus lets a connection wait for 128
+answers, and whoever filled them would keep the daemon from asking anybody anything."""
+
+_POLKIT = (
+    "org.freedesktop.PolicyKit1",
+    "/org/freedesktop/PolicyKit1/Authority",
+    "org.freedesktop.PolicyKit1.Authority",
+)
 
 
 class Authority:
@@ -25,21 +40,42 @@ class Authority:
 
     def __init__(self, bus: MessageBus) -> None:
         self._bus = bus
+        self._prompts: Counter[int] = Counter()
+        """By user, not by connection: anybody can have many of those."""
+        self._numbers = itertools.count(1)
 
     async def check(self, sender: str, action: str, *, interactive: bool = False) -> None:
-        """Return if ``sender`` may do ``action``; raises NotPermitted otherwise.
+        """Return if ``sender`` may do ``action``; raises NotPermitted, Busy for too many prompts.
 
         Root is allowed by its uid, as the bus vouches for it, so that a machine
         without polkit stays usable; everybody else needs polkit's yes.
         """
         try:
-            if await self._uid(sender) == 0:
+            uid = await self._uid(sender)
+            if uid == 0:
                 return
-            allowed = await self._ask_polkit(sender, action, interactive)
+            # Most answers need no person, and must not wait for a free prompt.
+            allowed, challenge = await self._ask_polkit(sender, action)
+            if interactive and challenge and not allowed:
+                with self._prompt(uid):
+                    allowed = await self._ask_a_person(sender, action)
+        except Busy:
+            raise
         except Exception as doubt:
             raise NotPermitted(f"{action}: not authorized (polkit gave no answer)") from doubt
         if not allowed:
             raise NotPermitted(f"{action}: not authorized")
+
+    @contextlib.contextmanager
+    def _prompt(self, uid: int) -> Iterator[None]:
+        if self._prompts[uid] >= MAX_PROMPTS_OF_ONE or self._prompts.total() >= MAX_PROMPTS:
+            raise Busy("too many questions wait for a password already; answer those first")
+        self._prompts[uid] += 1
+        try:
+            yield
+        finally:
+            self._prompts[uid] -= 1
+            self._prompts += Counter()  # forgets whoever has none left
 
     async def _uid(self, sender: str) -> int:
         reply = await self._call(
@@ -56,26 +92,39 @@ class Authority:
             raise ValueError("the bus gave no uid")
         return uid
 
-    async def _ask_polkit(self, sender: str, action: str, interactive: bool) -> bool:
+    async def _ask_a_person(self, sender: str, action: str) -> bool:
+        name = f"infertune-{next(self._numbers)}"
+        try:
+            return (await self._ask_polkit(sender, action, name))[0]
+        except TimeoutError:
+            # polkit would go on waiting, and the bus for its answer.
+            with contextlib.suppress(Exception):
+                await self._call(*_POLKIT, "CancelCheckAuthorization", "s", [name], _TIMEOUT_S)
+            raise
+
+    async def _ask_polkit(self, sender: str, action: str, prompt: str = "") -> tuple[bool, bool]:
+        """Whether ``sender`` may, and whether a person could change a no.
+
+        ``prompt`` is a name for a question that a person may be asked.
+        """
         reply = await self._call(
-            "org.freedesktop.PolicyKit1",
-            "/org/freedesktop/PolicyKit1/Authority",
-            "org.freedesktop.PolicyKit1.Authority",
+            *_POLKIT,
             "CheckAuthorization",
             "(sa{sv})sa{ss}us",
             [
                 ("system-bus-name", {"name": Variant("s", sender)}),
                 action,
                 {},
-                _ALLOW_INTERACTION if interactive else 0,
-                "",
+                _ALLOW_INTERACTION if prompt else 0,
+                prompt,
             ],
-            _INTERACTION_TIMEOUT_S if interactive else _TIMEOUT_S,
+            _INTERACTION_TIMEOUT_S if prompt else _TIMEOUT_S,
         )
         if reply.signature != "(bba{ss})":
             raise ValueError("polkit gave an answer of another shape")
+        allowed, challenge, _ = reply.body[0]
         # Exactly True: nothing that is merely true-like opens the door.
-        return reply.body[0][0] is True
+        return allowed is True, challenge is True
 
     async def _call(
         self,
