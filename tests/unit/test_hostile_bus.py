@@ -4,20 +4,154 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 dbus_fast = pytest.importorskip("dbus_fast", reason="extra 'daemon' is not installed")
 
-from dbus_fast import Message, MessageType  # noqa: E402
+from dbus_fast import Message, MessageFlag, MessageType  # noqa: E402
 from dbus_fast.aio import MessageBus  # noqa: E402
 
 from infertune.errors import Busy, InfertuneError, NotPermitted  # noqa: E402
 from infertune.service import authority  # noqa: E402
 from infertune.service.authority import Authority  # noqa: E402
-from infertune.service.names import ACTION_APPLY, ACTION_READ  # noqa: E402
-from unit.test_service import bus_address, close  # noqa: E402, F401
+from infertune.service.log import MAX_LINE, MAX_LINES  # noqa: E402
+from infertune.service.names import (  # noqa: E402
+    ACTION_APPLY,
+    ACTION_READ,
+    BUS_NAME,
+    INTERFACE,
+    OBJECT_PATH,
+)
+from support import build  # noqa: E402
+from unit.test_service import REPOSITORY, ask, bus_address, close  # noqa: E402, F401
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY / "daemon")}
+
+HOSTILE = "Version\n<1>kernel: Out of memory: root login by a user\n\x1b[2J\x1b]0;pwned\x07\r\u2028"
+
+
+@contextlib.asynccontextmanager
+async def daemon(base: Path, address: str) -> AsyncIterator[tuple[int, MessageBus]]:
+    """A daemon of its own process, whose standard error is ``base/err``, and a caller."""
+    (base / "machine").mkdir()
+    build(base / "machine")
+    program = (
+        "from infertune.root import Root; from infertune.service.daemon import main; "
+        f"raise SystemExit(main(Root({str(base / 'machine')!r})))"
+    )
+    environment = {**ENVIRONMENT, "DBUS_SYSTEM_BUS_ADDRESS": address}
+    with (base / "err").open("wb") as err:
+        process = subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=err)
+    bus = await MessageBus(bus_address=address).connect()
+    try:
+        while not await _has_owner(bus, BUS_NAME):
+            assert process.poll() is None, (base / "err").read_text()
+            await asyncio.sleep(0.05)
+        yield process.pid, bus
+    finally:
+        await close(bus)
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    assert process.returncode == 0
+
+
+async def _has_owner(bus: MessageBus, name: str) -> bool:
+    reply = await bus.call(
+        Message(
+            destination="org.freedesktop.DBus",
+            path="/org/freedesktop/DBus",
+            interface="org.freedesktop.DBus",
+            member="NameHasOwner",
+            signature="s",
+            body=[name],
+        )
+    )
+    assert reply is not None
+    return reply.body == [True]
+
+
+def assert_lines(text: bytes) -> list[str]:
+    """Every line begins with a priority, is of a bounded length, and can move no cursor."""
+    assert text.endswith(b"\n")
+    lines = text.decode().split("\n")[:-1]
+    for line in lines:
+        assert re.match("<[2-7]>[A-Za-z]", line), line
+        assert line.isprintable(), line
+        assert len(line) <= MAX_LINE + 3
+    return lines
+
+
+def test_nobody_writes_lines_of_root(tmp_path: Path, bus_address: str) -> None:  # noqa: F811
+    async def scene() -> None:
+        async with daemon(tmp_path, bus_address) as (_, bus):
+            for member, body in (
+                ("Get", [INTERFACE, HOSTILE]),
+                ("Get", [HOSTILE, "Version"]),
+                *[("GetAll", [HOSTILE + "x" * 60_000])] * 200,
+            ):
+                await bus.send(
+                    Message(
+                        destination=BUS_NAME,
+                        path=OBJECT_PATH,
+                        interface="org.freedesktop.DBus.Properties",
+                        member=member,
+                        signature="s" * len(body),
+                        body=body,
+                        flags=MessageFlag.NO_REPLY_EXPECTED,
+                    )
+                )
+            await ask(bus, "Status")
+
+    asyncio.run(asyncio.wait_for(scene(), 120))
+    lines = assert_lines((tmp_path / "err").read_bytes())
+    assert any("pwned" in line for line in lines), "it would be seen who tries"
+    assert len(lines) <= MAX_LINES + 5
+
+
+OF_LIBRARIES = f"""
+import asyncio, logging, warnings
+from infertune.service.log import listen_to_libraries
+
+listen_to_libraries()
+hostile = {HOSTILE!r}
+
+class Lost:
+    def __del__(self):
+        raise ValueError(hostile)
+
+async def broken():
+    raise ValueError(hostile)
+
+async def work():
+    task = asyncio.create_task(broken())
+    await asyncio.sleep(0.01)
+    del task
+
+asyncio.run(work())
+asyncio.new_event_loop().call_exception_handler(dict(message=hostile))
+warnings.warn(hostile)
+logging.error("%d", hostile)
+logging.getLogger(hostile).critical("x")
+del (lost := [Lost()])[0]
+raise ValueError(hostile)
+"""
+
+
+def test_what_libraries_log_is_one_line_each() -> None:
+    command = [sys.executable, "-c", OF_LIBRARIES]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, check=False)
+    lines = assert_lines(done.stderr)
+    assert len(lines) >= 6
+    assert lines[-1].startswith("<2>a bug: ValueError (<string>:")
 
 
 class SilentPolkit:

@@ -28,6 +28,7 @@ from infertune.service.authority import Authority
 from infertune.service.config import read_config
 from infertune.service.declared import declared_names
 from infertune.service.keeper import Choice, Keeper, boottime
+from infertune.service.log import listen_to_libraries, log
 from infertune.service.names import BUS_NAME, OBJECT_PATH
 from infertune.service.peers import LOGIND, NAMES, TUNED, Peers
 from infertune.service.power import PROVIDERS, Power
@@ -310,21 +311,17 @@ class Daemon:
         self.stop()
 
 
-def log(priority: int, text: str) -> None:
-    """One line for the journal, with its priority (sd-daemon(3))."""
-    print(f"<{priority}>{text}", file=sys.stderr, flush=True)
-
-
-def main() -> int:
-    """Entry point of ``infertuned``."""
+def main(root: Root | None = None) -> int:
+    """Entry point of ``infertuned``; ``root`` is for tests."""
     if sys.argv[1:] == ["--version"]:
         print(f"infertuned {__version__}")
         return int(Exit.DONE)
     if sys.argv[1:]:
         print("infertuned: takes no arguments; see infertuned.service", file=sys.stderr)
         return int(Exit.USAGE)
+    listen_to_libraries()
     try:
-        again = asyncio.run(Daemon(Root("/"), os.environ).run())
+        again = asyncio.run(Daemon(root or Root("/"), os.environ).run())
     except InfertuneError as error:
         log(3, error.message)
         return int(error.exit_code)
