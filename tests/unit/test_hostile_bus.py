@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import pytest
@@ -20,9 +23,10 @@ dbus_fast = pytest.importorskip("dbus_fast", reason="extra 'daemon' is not insta
 from dbus_fast import Message, MessageFlag, MessageType  # noqa: E402
 from dbus_fast.aio import MessageBus  # noqa: E402
 
-from infertune.errors import Busy, InfertuneError, NotPermitted  # noqa: E402
+from infertune.errors import Busy, Failed, InfertuneError, NotPermitted  # noqa: E402
 from infertune.service import authority  # noqa: E402
 from infertune.service.authority import Authority  # noqa: E402
+from infertune.service.guarded import MAX_MESSAGE, MAX_REPLY, Guard, GuardedBus  # noqa: E402
 from infertune.service.log import MAX_LINE, MAX_LINES  # noqa: E402
 from infertune.service.names import (  # noqa: E402
     ACTION_APPLY,
@@ -119,6 +123,7 @@ def test_nobody_writes_lines_of_root(tmp_path: Path, bus_address: str) -> None: 
 
 OF_LIBRARIES = f"""
 import asyncio, logging, warnings
+from infertune.service.guarded import MAX_MESSAGE, MAX_REPLY, Guard, GuardedBus  # noqa: E402
 from infertune.service.log import listen_to_libraries
 
 listen_to_libraries()
@@ -152,6 +157,125 @@ def test_what_libraries_log_is_one_line_each() -> None:
     lines = assert_lines(done.stderr)
     assert len(lines) >= 6
     assert lines[-1].startswith("<2>a bug: ValueError (<string>:")
+
+
+MIB = 2**20
+
+
+def variants(size: int, serial: int) -> bytes:
+    """A call with ``size`` bytes of variants, each of them an object when unpacked."""
+    message = Message(
+        destination=BUS_NAME,
+        path=OBJECT_PATH,
+        interface=INTERFACE,
+        member="Status",
+        signature="ay",
+        body=[b"\x01y\0\7" * (size // 4)],
+        serial=serial,
+    )
+    # An array of bytes lies as one of variants does, and is made in no time.
+    return bytes(message._marshall(False)).replace(b"\x02ay\0", b"\x02av\0", 1)
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def peak_mib(pid: int) -> int:
+    found = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.M)
+    assert found
+    return int(found[1]) // 1024
+
+
+def test_what_is_too_long_is_not_unpacked(tmp_path: Path, bus_address: str) -> None:  # noqa: F811
+    async def scene() -> None:
+        async with daemon(tmp_path, bus_address) as (pid, bus):
+            await ask(bus, "Status")
+            flooder = await MessageBus(bus_address=bus_address).connect()
+            cpu, peak = cpu_s(pid), peak_mib(pid)
+            for serial in (1000, 1001):
+                flooder._writer.messages.append((variants(8 * MIB, serial), None, None))
+            flooder._writer.schedule_write()
+            # Another is answered meanwhile; the flooder itself after all that it sent before.
+            await asyncio.wait_for(ask(bus, "Status"), 30)
+            await ask(flooder, "Status")
+            assert cpu_s(pid) - cpu < 0.6
+            assert peak_mib(pid) - peak < 32
+            await close(flooder)
+
+    asyncio.run(asyncio.wait_for(scene(), 150))
+    lines = assert_lines((tmp_path / "err").read_bytes())
+    assert sum("bytes was dropped" in line for line in lines) == 2
+
+
+def frame(length: int, kind: int = 1, order: str = "<") -> bytes:
+    """A message of ``length`` bytes, as far as the guard reads it."""
+    fields = 41  # padded to 48
+    fixed = struct.pack(
+        order + "BBBBIII", ord("lB"[order == ">"]), kind, 0, 1, length - 64, 1, fields
+    )
+    return fixed + bytes([length % 251]) * (length - 16)
+
+
+def through(pieces: Iterable[bytes]) -> bytes:
+    """What a guard lets through of what arrives in pieces."""
+    ours, theirs = socket.socketpair()
+    passed = b""
+    with ours, theirs:
+        ours.setblocking(False)
+        guard = Guard(ours)
+        for piece in pieces:
+            theirs.sendall(piece)
+            while True:
+                try:
+                    passed += guard.recv(8192)
+                except BlockingIOError as error:
+                    if "turn" not in str(error):
+                        break
+    return passed
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 1000, 60_000])
+def test_what_passes_is_whole(size: int) -> None:
+    few, most, over = frame(64), frame(MAX_MESSAGE), frame(MAX_MESSAGE + 1, order=">")
+    answer, too_much = frame(MAX_MESSAGE + 1, kind=2), frame(MAX_REPLY + 1, kind=3, order=">")
+    sent = few + over + most + answer + few + (too_much if size > 16 else b"") + most
+    pieces = (sent[at : at + size] for at in range(0, len(sent), size))
+    assert through(pieces) == few + most + answer + few + most
+
+
+def test_nobody_keeps_the_loop_by_sending_on() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        guard = Guard(ours)
+        read = 0
+        for turn in itertools.count():
+            with contextlib.suppress(BlockingIOError):
+                theirs.send(frame(100) * 300)
+            try:
+                read += len(guard.recv(8192))
+            except BlockingIOError:
+                break
+            assert turn < 100
+        assert MAX_MESSAGE <= read <= 2 * MAX_MESSAGE
+        assert guard.recv(8192), "the next turn is ours again"
+
+
+def test_a_library_that_reads_past_the_guard_is_refused(
+    bus_address: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scene() -> None:
+        bus = GuardedBus(bus_address=bus_address)
+        with pytest.raises(Failed, match="past the guard"):
+            await bus.connect()
+        await bus.wait_for_disconnect()
+
+    monkeypatch.setattr(GuardedBus, "_authenticate", MessageBus._authenticate)
+    asyncio.run(scene())
 
 
 class SilentPolkit:

@@ -27,6 +27,7 @@ from infertune.service.api import Manager, remember_caller
 from infertune.service.authority import Authority
 from infertune.service.config import read_config
 from infertune.service.declared import declared_names
+from infertune.service.guarded import GuardedBus
 from infertune.service.keeper import Choice, Keeper, boottime
 from infertune.service.log import listen_to_libraries, log
 from infertune.service.names import BUS_NAME, OBJECT_PATH
@@ -178,7 +179,7 @@ class Daemon:
 
     async def _join_the_bus(self) -> None:
         address = self._environment.get("DBUS_SYSTEM_BUS_ADDRESS")
-        self._bus = await MessageBus(bus_address=address, bus_type=BusType.SYSTEM).connect()
+        self._bus = await GuardedBus(bus_address=address, bus_type=BusType.SYSTEM).connect()
         gone = self._bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
         self._off_the_bus = asyncio.get_running_loop().create_task(gone)
         self._peers = Peers(self._bus)
