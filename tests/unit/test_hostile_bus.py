@@ -26,7 +26,14 @@ from dbus_fast.aio import MessageBus  # noqa: E402
 from infertune.errors import Busy, Failed, InfertuneError, NotPermitted  # noqa: E402
 from infertune.service import authority  # noqa: E402
 from infertune.service.authority import Authority  # noqa: E402
-from infertune.service.guarded import MAX_MESSAGE, MAX_REPLY, Guard, GuardedBus  # noqa: E402
+from infertune.service.guarded import (  # noqa: E402
+    MAX_MESSAGE,
+    MAX_OTHER,
+    MAX_REPLY,
+    SIGNATURES,
+    Guard,
+    GuardedBus,
+)
 from infertune.service.log import MAX_LINE, MAX_LINES  # noqa: E402
 from infertune.service.names import (  # noqa: E402
     ACTION_APPLY,
@@ -36,7 +43,7 @@ from infertune.service.names import (  # noqa: E402
     OBJECT_PATH,
 )
 from support import build  # noqa: E402
-from unit.test_service import REPOSITORY, ask, bus_address, close  # noqa: E402, F401
+from unit.test_service import CALLS, REPOSITORY, ask, bus_address, close  # noqa: E402, F401
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY / "daemon")}
 
@@ -123,7 +130,6 @@ def test_nobody_writes_lines_of_root(tmp_path: Path, bus_address: str) -> None: 
 
 OF_LIBRARIES = f"""
 import asyncio, logging, warnings
-from infertune.service.guarded import MAX_MESSAGE, MAX_REPLY, Guard, GuardedBus  # noqa: E402
 from infertune.service.log import listen_to_libraries
 
 listen_to_libraries()
@@ -194,8 +200,9 @@ def test_what_is_too_long_is_not_unpacked(tmp_path: Path, bus_address: str) -> N
             await ask(bus, "Status")
             flooder = await MessageBus(bus_address=bus_address).connect()
             cpu, peak = cpu_s(pid), peak_mib(pid)
-            for serial in (1000, 1001):
-                flooder._writer.messages.append((variants(8 * MIB, serial), None, None))
+            sizes = (8 * MIB, 8 * MIB, *[60_000] * 100)
+            for serial, size in enumerate(sizes, 1000):
+                flooder._writer.messages.append((variants(size, serial), None, None))
             flooder._writer.schedule_write()
             # Another is answered meanwhile; the flooder itself after all that it sent before.
             await asyncio.wait_for(ask(bus, "Status"), 30)
@@ -206,16 +213,17 @@ def test_what_is_too_long_is_not_unpacked(tmp_path: Path, bus_address: str) -> N
 
     asyncio.run(asyncio.wait_for(scene(), 150))
     lines = assert_lines((tmp_path / "err").read_bytes())
-    assert sum("bytes was dropped" in line for line in lines) == 2
+    assert sum("bytes was dropped" in line for line in lines) == MAX_LINES
 
 
-def frame(length: int, kind: int = 1, order: str = "<") -> bytes:
+def frame(length: int, kind: int = 1, order: str = "<", signature: bytes = b"ssas") -> bytes:
     """A message of ``length`` bytes, as far as the guard reads it."""
-    fields = 41  # padded to 48
-    fixed = struct.pack(
-        order + "BBBBIII", ord("lB"[order == ">"]), kind, 0, 1, length - 64, 1, fields
-    )
-    return fixed + bytes([length % 251]) * (length - 16)
+    fields = b"\1\1o\0" + struct.pack(order + "I", 1) + b"/\0\0\0\0\0\0\0"
+    fields += b"\x08\1g\0" + bytes([len(signature)]) + signature + b"\0"
+    end = 16 + len(fields) + -len(fields) % 8
+    order_byte = ord("B" if order == ">" else "l")
+    head = struct.pack(order + "BBBBIII", order_byte, kind, 0, 1, length - end, 1, len(fields))
+    return (head + fields).ljust(end, b"\0") + bytes([length % 251]) * (length - end)
 
 
 def through(pieces: Iterable[bytes]) -> bytes:
@@ -238,11 +246,19 @@ def through(pieces: Iterable[bytes]) -> bytes:
 
 @pytest.mark.parametrize("size", [1, 7, 16, 1000, 60_000])
 def test_what_passes_is_whole(size: int) -> None:
-    few, most, over = frame(64), frame(MAX_MESSAGE), frame(MAX_MESSAGE + 1, order=">")
+    few, most = frame(64, signature=b"av"), frame(MAX_MESSAGE)
+    over = frame(MAX_MESSAGE + 1, order=">")
     answer, too_much = frame(MAX_MESSAGE + 1, kind=2), frame(MAX_REPLY + 1, kind=3, order=">")
-    sent = few + over + most + answer + few + (too_much if size > 16 else b"") + most
+    other = frame(MAX_OTHER + 41, signature=b"av") + frame(MAX_MESSAGE, 4, ">", b"a{sv}")
+    sent = few + over + other + most + answer + few + (too_much if size > 16 else b"") + most
     pieces = (sent[at : at + size] for at in range(0, len(sent), size))
     assert through(pieces) == few + most + answer + few + most
+
+
+def test_types_of_the_interface_pass() -> None:
+    assert {signature.encode() for _, signature, _ in CALLS} <= {b"", *SIGNATURES}
+    twice = frame(MAX_OTHER + 49).replace(b"\x01\x01o\0", b"\x08\x01g\0")
+    assert through([twice + frame(64)]) == frame(64), "which of two it would be is not guessed"
 
 
 def test_nobody_keeps_the_loop_by_sending_on() -> None:

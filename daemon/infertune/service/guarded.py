@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A connection to the bus that looks at the size of a message before anything of it is unpacked.
+"""A connection to the bus that looks at a message's size and types before it is unpacked.
 
 dbus-fast unpacks whatever it is sent, of any type and up to the bus's 32 MiB, before a method or
 polkit is asked: one call kept it busy for ten seconds and took 600 MiB.  Nobody who calls us has
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import socket
 import struct
 from typing import Any
@@ -24,8 +25,16 @@ MAX_MESSAGE = 64 * 1024
 MAX_REPLY = 1024 * 1024
 """Bytes of an answer.  The bus lets through only those to a question of ours."""
 
+MAX_OTHER = 512
+"""Bytes in the body of a call or a signal of types that nobody here takes; it gets its error."""
+SIGNATURES = (b"s", b"ss", b"sss", b"ssas", b"ssasu", b"sbs")
+"""Types of our methods, of Properties, and of the signals that are heard.  A variant, of which four
+bytes make an object, is not among them: small messages without an end would do as a long one."""
+
 _FIXED = 16
 """Bytes at the beginning of a message, from which its length can be told."""
+_SIGNATURE = re.compile(rb"\x08\x01g\0.([!-~]*)\0", re.DOTALL)
+"""In the header: field 8.  No other field that the bus lets through can hold its first byte."""
 _REPLIES = (MessageType.METHOD_RETURN.value, MessageType.ERROR.value)
 
 _log = logging.getLogger(__name__)
@@ -53,14 +62,16 @@ class GuardedBus(MessageBus):
 
 
 class Guard:
-    """A socket that leaves out messages that are too long."""
+    """A socket that leaves out messages that are too long, or long and of other types."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._real = sock
-        self._fixed = bytearray()
-        """What came of the next message's fixed bytes, as long as they are not all there."""
+        self._head = bytearray()
+        """What came of the next message's header, as long as it is not judged."""
+        self._wanted = _FIXED
+        """Bytes of it that are needed for the next look."""
         self._rest = 0
-        """Bytes to come of the message that is being read."""
+        """Bytes to come of the message that was judged."""
         self._passes = True
         self._turn = MAX_MESSAGE
         self.messages = 0
@@ -81,38 +92,44 @@ class Guard:
         if not data:
             return data
         self._turn -= len(data)
-        passed = self._filter(data)
+        passed = self._filter(memoryview(data))
         if not passed:
             raise BlockingIOError(errno.EAGAIN, "nothing that may pass")
         return passed
 
-    def _filter(self, data: bytes) -> bytes:
+    def _filter(self, data: memoryview) -> bytes:
         passed = bytearray()
-        at = 0
-        while at < len(data):
-            if not self._rest:
-                part = data[at : at + _FIXED - len(self._fixed)]
-                self._fixed += part
-                at += len(part)
-                if len(self._fixed) < _FIXED:
-                    break
-                self._begin(bytes(self._fixed))
+        while data:
+            if self._rest:
+                part = data[: self._rest]
+                self._rest -= len(part)
                 if self._passes:
-                    passed += self._fixed
-                self._fixed.clear()
-            part = data[at : at + self._rest]
-            self._rest -= len(part)
-            at += len(part)
-            if self._passes:
-                passed += part
+                    passed += part
+            else:
+                part = data[: self._wanted - len(self._head)]
+                self._head += part
+                if len(self._head) == self._wanted:
+                    passed += self._judge(bytes(self._head))
+            data = data[len(part) :]
         return bytes(passed)
 
-    def _begin(self, fixed: bytes) -> None:
-        """Judge the next message by its fixed bytes."""
-        body, fields = struct.unpack_from(">I4xI" if fixed[:1] == b"B" else "<I4xI", fixed, 4)
-        self._rest = fields + -fields % 8 + body
-        length = _FIXED + self._rest
-        self._passes = length <= (MAX_REPLY if fixed[1] in _REPLIES else MAX_MESSAGE)
+    def _judge(self, head: bytes) -> bytes:
+        """Look at what is there of a header; returns it where its message may pass."""
+        body, fields = struct.unpack_from(">I4xI" if head[:1] == b"B" else "<I4xI", head, 4)
+        end = _FIXED + fields + -fields % 8
+        reply = head[1] in _REPLIES
+        self._passes = end + body <= (MAX_REPLY if reply else MAX_MESSAGE)
+        if self._passes and len(head) < end:
+            self._wanted = end
+            return b""
+        if self._passes and not reply and body > MAX_OTHER:
+            found = _SIGNATURE.findall(head, _FIXED)
+            self._passes = len(found) == 1 and found[0] in SIGNATURES
+        self._rest = end + body - len(head)
+        self._head.clear()
+        self._wanted = _FIXED
         self.messages += 1
-        if not self._passes:
-            _log.warning("a message of %d bytes was dropped", length)
+        if self._passes:
+            return head
+        _log.warning("a message of %d bytes was dropped", end + body)
+        return b""
