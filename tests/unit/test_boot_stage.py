@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import json
@@ -642,6 +643,67 @@ def test_what_a_record_cannot_hold_is_refused_before_anything_is_touched(tmp_pat
     with pytest.raises(Failed, match=r"EFBIG.*nothing was touched"):
         staging.stage(Root(tmp_path), "large", Change("bls", lasting=large), Tools(tmp_path))
     assert facts(tmp_path) == before
+    assert record.load(Root(tmp_path)) is None
+
+
+def _format_1(phase: str, text: str) -> bytes:
+    """What 0.1.0 has written for an entry with ``amd_iommu=off``."""
+
+    def content(line: str) -> dict[str, object]:
+        data = base64.b64encode(line.encode()).decode()
+        return {"data": data, "mode": 0o644, "uid": os.geteuid(), "gid": os.getegid()}
+
+    parameter = {"module": "", "name": "amd_iommu"}
+    option = {
+        "id": "amd_iommu",
+        "value": "off",
+        "parameters": [parameter],
+        "file": None,
+        "on_command_line": True,
+        "source": "/etc/infertune/profiles/kernel.toml:2",
+        "note": None,
+    }
+    new = text.replace("root=", "amd_iommu=off root=")
+    edited = {"before": content(text), "after": content(new), "edited": False}
+    found = {
+        "format": 1,
+        "phase": phase,
+        "profile": "kernel",
+        "since": "2026-11-28T19:42:03+00:00",
+        "boot_id": "11111111-2222-3333-4444-555555555555",
+        "tried": None if phase == "staging" else "00000001-0000-0000-0000-000000000000",
+        "by_hand": False,
+        "counted": phase == "trying",
+        "options": [option],
+        "files": [{"path": "/boot/loader/entries/arch.conf", **edited}],
+        "directories": ["/etc/kernel"],
+        "settings": [],
+        "steps": [{"argv": ["/bin/a"], "undo": ["/usr/bin/bootctl", "b", ""], "confirm": []}],
+        "reason": None,
+        "rebooted": False,
+    }
+    line = json.dumps(found).encode()
+    return b"%08x %s\n" % (zlib.crc32(line), line)
+
+
+@pytest.mark.parametrize("by", ["undo", "guard"])
+@pytest.mark.parametrize("phase", ["staging", "trying", "confirmed"])
+def test_what_0_1_0_has_staged_is_put_back(phase: str, by: str, tmp_path: Path) -> None:
+    build(tmp_path, "arch-systemd-boot")
+    before = facts(tmp_path)
+    entry = tmp_path / "boot/loader/entries/arch.conf"
+    text = entry.read_text()
+    entry.write_text(text.replace("root=", "amd_iommu=off root="))
+    (tmp_path / "etc/kernel").mkdir()
+    file = tmp_path / "var/lib/infertune/boot"
+    file.parent.mkdir()
+    file.write_bytes(_format_1(phase, text))
+    assert read_status(Root(tmp_path), read_machine(Root(tmp_path))).stage is not None
+    if by == "guard":
+        assert start(tmp_path, 2) == ("nothing" if phase == "confirmed" else "put-back")
+    undo(Root(tmp_path), Tools(tmp_path))
+    assert facts(tmp_path) == before
+    start(tmp_path, 3)
     assert record.load(Root(tmp_path)) is None
 
 

@@ -256,11 +256,15 @@ def test_every_word_is_named(tree: str, tmp_path: Path) -> None:
     assert read(tmp_path, "/proc/cmdline").startswith("root=")
 
 
-def test_limine_room_is_asked_for_before_its_tool_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("tree", ["limine-uki", "arch-uki"])
+def test_room_is_asked_for_before_a_tool_runs(
+    tree: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The tool builds every kernel's image by itself, at the confirmation: asked at stage."""
-    build(tmp_path, "limine-uki")
+    """Limine's builds every kernel's image by itself, at the confirmation: asked at stage."""
+    build(tmp_path, tree)
     before = facts(tmp_path)
     full = Space(device=1, free=1 << 20, read_only=False)
     monkeypatch.setattr(Root, "space", lambda _self, _path: full)

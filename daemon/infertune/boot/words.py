@@ -34,7 +34,8 @@ def add(place: str, text: str, words: Words) -> str:
     lines = text.split("\n")
     numbers = _lines(kind, lines)
     if not numbers:
-        return _whole(text) + ("options " if kind == "options" else "") + " ".join(words) + "\n"
+        before = _whole(text) if text.strip() else ""
+        return before + ("options " if kind == "options" else "") + " ".join(words) + "\n"
     last = numbers[-1]
     lines[last] = " ".join((lines[last].rstrip(), *words)).lstrip()
     return "\n".join(lines)
@@ -48,8 +49,10 @@ def remove(place: str, text: str, words: Words, *, singly: bool = True) -> str:
     if kind == "list":
         return _in_list(name, text, lambda items: _unlisted(items, words))
     lines = text.split("\n")
-    for number in _lines(kind, lines):
+    for number in reversed(_lines(kind, lines)):
         lines[number] = _without(lines[number], words, singly)
+        if kind == "cmdline" and not lines[number].strip():
+            del lines[number]  # it was ours alone
     return "\n".join(lines)
 
 
@@ -74,9 +77,9 @@ def _whole(text: str) -> str:
 def _lines(kind: str, lines: list[str]) -> list[int]:
     """Which lines hold the command line."""
     if kind == "options":
-        return [at for at, line in enumerate(lines) if re.match(r"options[ \t]", line)]
+        return [at for at, line in enumerate(lines) if re.match(r"options(?=\s|$)", line)]
     if kind == "line":
-        return [0] if lines[0].strip() else []
+        return [0] if any(line.strip() for line in lines) else []
     # Lines are joined with spaces; a comment (mkinitcpio allows them) must not swallow the words.
     return [at for at, line in enumerate(lines) if line.strip() and not line.startswith("#")]
 
