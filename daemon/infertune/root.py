@@ -460,12 +460,16 @@ class Root:
         Only its owner may open the file: a shared lock takes no more than reading, and whoever
         has one keeps everybody else from the exclusive one.
         """
-        self._step("lock", path)
-        fd = _open(self._inside(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        fd, writable = self._open_lock(path)
         try:
-            os.fchmod(fd, 0o600)
             try:
-                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_WRLCK))
+                if writable:
+                    os.fchmod(fd, 0o600)
+                    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_WRLCK))
+                else:
+                    # The first keeps out who could write, the second who could not either.
+                    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_RDLCK))
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
                 yield _owner(fd)
                 return
@@ -478,10 +482,29 @@ class Root:
             try:
                 yield None
             finally:
-                os.ftruncate(fd, 0)
+                if writable:
+                    os.ftruncate(fd, 0)
                 fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_UNLCK))
         finally:
             os.close(fd)
+
+    def _open_lock(self, path: str) -> tuple[int, bool]:
+        """The file of a lock, and whether it may be written.
+
+        A lock that is there is had on a read-only file system, too: what was changed must be
+        able to go back.
+        """
+        try:
+            self._step("lock", path)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+            return _open(self._inside(path), flags, 0o600), True
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            try:
+                return _open(self._inside(path), os.O_RDONLY | os.O_NOFOLLOW), False
+            except FileNotFoundError:
+                raise error from None
 
     @contextlib.contextmanager
     def turn(

@@ -284,3 +284,27 @@ def test_records_end_where_there_are_none(tmp_path: Path) -> None:
     finally:
         os.close(writer)
         os.close(reader)
+
+
+def read_only(step: Step) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), step.path)
+
+
+def test_a_lock_on_a_read_only_file_system(tmp_path: Path) -> None:
+    """Whoever holds it keeps all others out, whether they may write or not."""
+    writer, reader = Root(tmp_path), Root(tmp_path, hook=read_only)
+    with pytest.raises(OSError, match="Read-only"), reader.lock("/lock", "a"):
+        pass
+    with writer.lock("/lock", "a") as holder:
+        assert holder is None
+        with reader.lock("/lock", "b") as other:
+            assert other == "a"
+    for again in range(2):
+        with reader.lock("/lock", f"c {again}") as holder:
+            assert holder is None
+            assert writer.lock_owner("/lock") is not None
+            with writer.lock("/lock", "d") as other:
+                assert other is not None
+            with reader.lock("/lock", "e") as other:
+                assert other is not None
+        assert writer.lock_owner("/lock") is None
