@@ -270,8 +270,12 @@ class Session:
             confirm_by=confirm_by,
             records=(),
         )
+        try:
+            aside = self._set_lasting_aside()
+        except OSError as error:
+            raise Failed(f"journal: {describe(error)}; nothing was touched") from error
         done = apply(self.root, self._journals, old, new, items, touched)
-        notes = _notes(self.root, self.machine, desired, done.items)
+        notes = (*_notes(self.root, self.machine, desired, done.items), *aside)
         report = Report(desired.profile, desired.backend, done.items, notes)
         if done.failure:
             raise _apply_failed(done, report)
@@ -346,11 +350,6 @@ class Session:
             except ApplyFailed as failed:
                 self.recovered = failed.report
                 self.unrecovered = failed
-        else:
-            # What cannot be set aside now stops whoever must write there, and says so.
-            with contextlib.suppress(OSError):
-                if notes := self._set_damage_aside(loaded):
-                    self.recovered = Report(None, None, (), notes)
 
     def release(self) -> None:
         """Let go of what is held open (PM-QoS)."""
@@ -389,11 +388,13 @@ class Session:
             notes.append(f"the journal was damaged ({loaded.damage[0]}); a copy is in {aside}")
             if loaded.journal is None:
                 notes.append("nothing in it could be trusted, so nothing was put back")
-        lasting = self._journals.persistent.load()
-        if lasting.damage:
-            aside = self._journals.persistent.quarantine(None)
-            notes.append(f"the lasting journal was damaged; a copy is in {aside}")
-        return tuple(notes)
+        return (*notes, *self._set_lasting_aside())
+
+    def _set_lasting_aside(self) -> tuple[str, ...]:
+        if not self._journals.persistent.load().damage:
+            return ()
+        aside = self._journals.persistent.quarantine(None)
+        return (f"the lasting journal was damaged; a copy is in {aside}",)
 
 
 def _plan(

@@ -13,11 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infertune.cli.main import main
 from infertune.engine import ApplyFailed, session, status
-from infertune.journal import MAX_BYTES, Journal, Loaded, Record, Store, dump, parse
+from infertune.errors import Exit
+from infertune.journal import MAX_BYTES, PERSISTENT, Journal, Loaded, Record, Store, dump, parse
 from infertune.machine import read_machine
 from infertune.root import MAX_READ, Root
-from support import LONG, apply, build, reset, revert, values
+from support import LONG, apply, build, desired, reset, revert, values
 
 BOOT = "11111111-2222-3333-4444-555555555555"
 THP = Record(
@@ -180,6 +182,14 @@ def test_a_journal_of_an_earlier_boot_is_not_restored(tmp_path: Path) -> None:
     assert (tmp_path / "proc/sys/vm/swappiness").read_text() == "33\n"
 
 
+def test_a_switch_to_what_is_safe_ends_the_lasting_journal(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    apply(root, "long", LONG)
+    assert Store(root, PERSISTENT).load().journal
+    apply(root, "low", {"vm.swappiness": 1})
+    assert Store(root, PERSISTENT).load() == Loaded(None)
+
+
 def test_a_giant_journal_is_refused(tmp_path: Path) -> None:
     store = Store(Root(tmp_path), "/journal")
     (tmp_path / "journal").write_bytes(b"x" * (2 * 1024 * 1024))
@@ -249,9 +259,22 @@ def test_a_directory_in_its_place_is_set_aside(path: str, tmp_path: Path) -> Non
     original = values(tmp_path)
     (tmp_path / path / "within").mkdir(parents=True)
     assert status(root, read_machine(root)).state == "degraded"
-    apply(root, "long", LONG)
+    with session(root, "apply") as held:
+        report = held.apply(desired("long", LONG))
+    said = (report, *filter(None, [held.recovered]))
+    assert any("damaged" in note for each in said for note in each.notes)
     assert (tmp_path / f"{path}.damaged-1" / "within").is_dir()
     assert (tmp_path / path).is_file()
     assert status(root, read_machine(root)).damaged == (f"/{path}.damaged-1",)
     revert(root)
     assert values(tmp_path) == original
+
+
+def test_a_damaged_lasting_journal_does_not_stop_a_revert(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    original = values(tmp_path)
+    apply(root, "long", LONG)
+    (tmp_path / "var/lib/infertune/journal").write_text("nonsense\n")
+    assert main(["--root", str(tmp_path), "revert"]) == Exit.DIFFERS
+    assert values(tmp_path) == original
+    assert status(root, read_machine(root)).damaged == ("/var/lib/infertune/journal.damaged-1",)
