@@ -14,10 +14,10 @@ import pytest
 import gguf_files
 from infertune.boot.sizes import outlooks
 from infertune.budget.architectures import ARCHITECTURES, CHECKED
-from infertune.budget.budget import budget, largest_context
+from infertune.budget.budget import budget, largest, largest_context
 from infertune.budget.compute import compute
 from infertune.budget.gguf_file import read_model
-from infertune.budget.kv import cells, kv_bytes, state_bytes, token_bytes
+from infertune.budget.kv import TYPE_BYTES, cells, kv_bytes, state_bytes, token_bytes
 from infertune.budget.parts import parts
 from infertune.budget.settings import ServerMemory, server_memory
 from infertune.budget.shape import Shape, read_shape
@@ -312,6 +312,19 @@ def test_the_largest_context_fits_and_the_next_does_not(shapes: Mapping[str, Sha
     assert ctx
     assert budget(shape, replace(memory, ctx=ctx), on, "cpu").verdict != "does not fit"
     assert budget(shape, replace(memory, ctx=ctx + 1024), on, "cpu").verdict == "does not fit"
+
+
+def test_where_nothing_fits_nothing_is_the_largest() -> None:
+    assert [largest(lambda number, most=most: number <= most, 100) for most in (-1, 0, 1, 100)] == [
+        0, 0, 1, 100,
+    ]  # fmt: skip
+
+
+def test_bytes_of_a_block_of_the_cache() -> None:
+    """ggml-common.h: a scale of two bytes for each block, and in q*_1 a minimum of two more."""
+    scaled = {"q8_0": 2 + 32, "q5_1": 4 + 4 + 16, "q5_0": 2 + 4 + 16, "q4_1": 4 + 16}
+    scaled |= {"q4_0": 2 + 16, "iq4_nl": 2 + 16}
+    assert {"f32": 4 * 32, "f16": 2 * 32, "bf16": 2 * 32, **scaled} == TYPE_BYTES
 
 
 def test_unknown_is_not_zero(shapes: Mapping[str, Shape], tmp_path: Path) -> None:

@@ -137,6 +137,20 @@ def test_a_failed_step_does_not_stop_a_revert(fault: str, tmp_path: Path) -> Non
         assert values(tmp_path) == original
 
 
+def test_a_file_that_was_rolled_back_is_called_that(tmp_path: Path) -> None:
+    build(tmp_path)
+
+    def broken(step: Step) -> int | None:
+        return fail(errno.EIO)(step) if step.path.endswith("/platform_profile") else None
+
+    failed = pytest.raises(ApplyFailed)
+    with session(with_hook(tmp_path, broken), "apply") as held, failed as caught:
+        held.apply(desired("long", LONG))
+    outcomes = {(item.knob, item.outcome) for item in caught.value.report.items}
+    assert {("vm.swappiness", "rolled-back"), ("platform_profile", "rejected")} <= outcomes
+    assert "applied" not in {outcome for _, outcome in outcomes}
+
+
 def test_a_revert_with_a_read_only_run(tmp_path: Path) -> None:
     build(tmp_path)
     original = values(tmp_path)

@@ -18,6 +18,7 @@ from support import (
     QUIET,
     At,
     Counter,
+    FakeKernel,
     apply,
     build,
     in_child,
@@ -125,3 +126,31 @@ def test_killed_again_while_recovering(tmp_path: Path, capsys: pytest.CaptureFix
 def build_root(base: Path) -> Root:
     """The machine as it is, without the fault."""
     return with_hook(base, Counter())
+
+
+class ThirdValue(FakeKernel):
+    """The way back of the governor moves the hint to a value that was nobody's."""
+
+    def write_value(self, path: str, text: str) -> None:
+        super().write_value(path, text)
+        if path.endswith("scaling_governor") and text != "performance":
+            (self.at(path).parent / "energy_performance_preference").write_text("default\n")
+
+
+def test_killed_between_a_knob_and_what_it_moves(tmp_path: Path) -> None:
+    """Nothing but the journal knows then that the third value is nobody's."""
+    original = values(build(tmp_path).base)
+
+    def performance() -> None:
+        reset(tmp_path)
+        apply(ThirdValue(tmp_path), "a", {"cpufreq.scaling_governor": "performance"})
+
+    performance()
+    counter = Counter()
+    revert(ThirdValue(tmp_path, hook=counter))
+    for number, step in enumerate(counter.steps, start=1):
+        performance()
+        hook = At(number, kill)
+        assert in_child(lambda hook=hook: revert(ThirdValue(tmp_path, hook=hook))) == 9  # type: ignore[misc]
+        revert(ThirdValue(tmp_path))
+        assert values(tmp_path) == original, f"killed at {step}"

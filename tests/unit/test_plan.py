@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from infertune.cli.main import main
-from infertune.engine import make_plan, session, status
+from infertune.engine import ApplyFailed, make_plan, session, status
 from infertune.journal import RUNTIME, Store
 from infertune.knobs import KNOBS
 from infertune.knobs.guards import GUARDS, STRIX_HALO
@@ -30,6 +30,7 @@ from support import (
     apply,
     build,
     desired,
+    recover,
     revert,
     values,
 )
@@ -175,6 +176,36 @@ def test_file_that_cannot_be_understood_is_left_alone(tmp_path: Path) -> None:
     assert item.outcome == "rejected"
     assert item.reason is not None
     assert "could not be put back" in item.reason
+
+
+def test_a_required_file_that_cannot_be_understood_stops_the_apply(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    (tmp_path / "proc/sys/vm/swappiness").write_text("many\n")
+    before = values(tmp_path)
+    wanted = {"transparent_hugepage.enabled": "always", "vm.swappiness": 1}
+    with session(root, "apply") as held, pytest.raises(ApplyFailed, match="rejected, but"):
+        held.apply(desired("x", wanted, required=True))
+    assert values(tmp_path) == before
+
+
+class Clamping(FakeKernel):
+    """Takes any swappiness and makes 20 of what is not 10: no error, another value."""
+
+    def write_value(self, path: str, text: str) -> None:
+        super().write_value(path, "20" if path.endswith("swappiness") and text != "10" else text)
+
+
+def test_an_original_that_the_kernel_alters_is_not_back(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    apply(root, "a", {"vm.swappiness": 10})
+    failed = pytest.raises(ApplyFailed, match="the kernel made 20 of 60")
+    with session(Clamping(tmp_path), "revert") as held, failed:
+        held.revert()
+    journal = Store(root, RUNTIME).load().journal
+    assert journal is not None
+    assert [record.original for record in journal.records] == ["60"]
+    recover(root)
+    assert values(tmp_path)["/proc/sys/vm/swappiness"] == "60\n"
 
 
 class OfflineCpu(FakeKernel):

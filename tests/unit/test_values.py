@@ -25,6 +25,13 @@ COLUMNS = b"""             0 BOOTUP_DEFAULT* 1 3D_FULL_SCREEN  5        COMPUTE 
 """
 
 
+def test_switches() -> None:
+    assert KNOBS["cpufreq.boost"].value.decode(b"1\n") == "1"
+    assert KNOBS["zswap.enabled"].value.decode(b"N\n") == "N"
+    with pytest.raises(ValueError, match="1"):
+        KNOBS["zswap.enabled"].value.decode(b"1\n")
+
+
 def test_bracketed_choice() -> None:
     raw = b"always [madvise] never\n"
     assert THP.decode(raw) == "madvise"
