@@ -257,7 +257,9 @@ def test_what_passes_is_whole(size: int) -> None:
 
 def test_types_of_the_interface_pass() -> None:
     assert {signature.encode() for _, signature, _ in CALLS} <= {b"", *SIGNATURES}
-    twice = frame(MAX_OTHER + 49).replace(b"\x01\x01o\0", b"\x08\x01g\0")
+    twice = frame(MAX_OTHER + 41, signature=b"av").replace(
+        b"\x01\x01o\0\x01\0\0\0", b"\x08\x01g\0\x01s\0\0"
+    )
     assert through([twice + frame(64)]) == frame(64), "which of two it would be is not guessed"
 
 
