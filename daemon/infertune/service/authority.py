@@ -7,16 +7,16 @@ else's (CVE-2025-67859 in TLP, CVE-2013-4288 in polkit's own API).
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Iterator
 
-from dbus_fast import Message, MessageType, Variant
+from dbus_fast import Variant
 from dbus_fast.aio import MessageBus
 
 from infertune.errors import Busy, NotPermitted
+from infertune.service.calls import BUS, Remote, call
 
 _ALLOW_INTERACTION = 1
 _TIMEOUT_S = 5.0
@@ -28,7 +28,7 @@ MAX_PROMPTS = 16
 """Prompts that wait for a person, of one user and of all; the bus lets a connection wait for 128
 answers, and whoever filled them would keep the daemon from asking anybody anything."""
 
-_POLKIT = (
+_POLKIT = Remote(
     "org.freedesktop.PolicyKit1",
     "/org/freedesktop/PolicyKit1/Authority",
     "org.freedesktop.PolicyKit1.Authority",
@@ -78,14 +78,8 @@ class Authority:
             self._prompts += Counter()  # forgets whoever has none left
 
     async def _uid(self, sender: str) -> int:
-        reply = await self._call(
-            "org.freedesktop.DBus",
-            "/org/freedesktop/DBus",
-            "org.freedesktop.DBus",
-            "GetConnectionUnixUser",
-            "s",
-            [sender],
-            _TIMEOUT_S,
+        reply = await call(
+            self._bus, BUS, "GetConnectionUnixUser", "s", sender, timeout_s=_TIMEOUT_S
         )
         uid = reply.body[0]
         if reply.signature != "u" or not isinstance(uid, int):
@@ -99,7 +93,8 @@ class Authority:
         except TimeoutError:
             # polkit would go on waiting, and the bus for its answer.
             with contextlib.suppress(Exception):
-                await self._call(*_POLKIT, "CancelCheckAuthorization", "s", [name], _TIMEOUT_S)
+                cancel = "CancelCheckAuthorization"
+                await call(self._bus, _POLKIT, cancel, "s", name, timeout_s=_TIMEOUT_S)
             raise
 
     async def _ask_polkit(self, sender: str, action: str, prompt: str = "") -> tuple[bool, bool]:
@@ -107,44 +102,20 @@ class Authority:
 
         ``prompt`` is a name for a question that a person may be asked.
         """
-        reply = await self._call(
-            *_POLKIT,
+        reply = await call(
+            self._bus,
+            _POLKIT,
             "CheckAuthorization",
             "(sa{sv})sa{ss}us",
-            [
-                ("system-bus-name", {"name": Variant("s", sender)}),
-                action,
-                {},
-                _ALLOW_INTERACTION if prompt else 0,
-                prompt,
-            ],
-            _INTERACTION_TIMEOUT_S if prompt else _TIMEOUT_S,
+            ("system-bus-name", {"name": Variant("s", sender)}),
+            action,
+            {},
+            _ALLOW_INTERACTION if prompt else 0,
+            prompt,
+            timeout_s=_INTERACTION_TIMEOUT_S if prompt else _TIMEOUT_S,
         )
         if reply.signature != "(bba{ss})":
             raise ValueError("polkit gave an answer of another shape")
         allowed, challenge, _ = reply.body[0]
         # Exactly True: nothing that is merely true-like opens the door.
         return allowed is True, challenge is True
-
-    async def _call(
-        self,
-        destination: str,
-        path: str,
-        interface: str,
-        member: str,
-        signature: str,
-        body: list[object],
-        timeout_s: float,
-    ) -> Message:
-        message = Message(
-            destination=destination,
-            path=path,
-            interface=interface,
-            member=member,
-            signature=signature,
-            body=body,
-        )
-        reply = await asyncio.wait_for(self._bus.call(message), timeout_s)
-        if reply is None or reply.message_type is not MessageType.METHOD_RETURN:
-            raise ConnectionError(f"{member} failed")
-        return reply

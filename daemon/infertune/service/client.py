@@ -7,13 +7,17 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from dbus_fast import BusType, Message, MessageFlag, MessageType
+from dbus_fast import BusType, MessageFlag
 from dbus_fast.aio import MessageBus
 
 from infertune.errors import InfertuneError, Unreachable
+from infertune.service import calls
+from infertune.service.calls import Refused, Remote
 from infertune.service.names import BUS_NAME, ERROR, ERRORS, INTERFACE, OBJECT_PATH
 from infertune.service.wire import from_bus
 
+_DAEMON = Remote(BUS_NAME, OBJECT_PATH, INTERFACE)
+_FLAGS = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION | MessageFlag.NO_AUTOSTART
 _TIMEOUT_S = 150.0
 """A person may have to type a password for polkit first."""
 
@@ -29,30 +33,20 @@ async def _call(member: str, signature: str, arguments: list[Any]) -> Any:
     except (OSError, ValueError) as error:
         raise Unreachable("there is no system bus") from error
     try:
-        message = Message(
-            destination=BUS_NAME,
-            path=OBJECT_PATH,
-            interface=INTERFACE,
-            member=member,
-            signature=signature,
-            body=arguments,
-            flags=MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION | MessageFlag.NO_AUTOSTART,
+        reply = await calls.call(
+            bus, _DAEMON, member, signature, *arguments, timeout_s=_TIMEOUT_S, flags=_FLAGS
         )
-        reply = await asyncio.wait_for(bus.call(message), _TIMEOUT_S)
+    except Refused as refused:
+        raise _error(refused) from None
     except (OSError, EOFError, TimeoutError) as error:
         raise Unreachable("the daemon does not answer") from error
     finally:
         bus.disconnect()
-    if reply is None:
-        raise Unreachable("the daemon does not answer")
-    if reply.message_type is MessageType.ERROR:
-        raise _error(reply)
     return from_bus(reply.body[0]) if reply.body else None
 
 
-def _error(reply: Message) -> InfertuneError:
-    name = reply.error_name or ""
-    text = str(reply.body[0]) if reply.body else name
+def _error(refused: Refused) -> InfertuneError:
+    name, text = str(refused), refused.text
     if not name.startswith(f"{ERROR}."):
         return Unreachable(f"the daemon does not answer: {text}")
     message, _, hint = text.partition("\n")

@@ -7,6 +7,7 @@ from dbus_fast import Message, MessageType
 from dbus_fast.aio import MessageBus
 
 from infertune.host.tuners import TUNERS
+from infertune.service.calls import BUS, Refused, call
 
 LOGIND = "org.freedesktop.login1"
 TUNED = "com.redhat.tuned"
@@ -24,7 +25,6 @@ SIGNALS: tuple[tuple[str, str], ...] = (
     ("org.freedesktop.UPower.PowerProfiles", "ProfileReleased"),
     ("net.hadess.PowerProfiles", "ProfileReleased"),
 )
-_BUS = "org.freedesktop.DBus"
 
 
 class Peers:
@@ -36,7 +36,7 @@ class Peers:
 
     async def start(self) -> None:
         """Ask for the signals, then who is there now; nobody is started by it."""
-        await self._call("AddMatch", f"type='signal',sender='{_BUS}',member='NameOwnerChanged'")
+        await self._call("AddMatch", f"type='signal',sender='{BUS.name}',member='NameOwnerChanged'")
         for interface, member in SIGNALS:
             await self._call("AddMatch", f"type='signal',interface='{interface}',member='{member}'")
         for name in NAMES:
@@ -60,7 +60,7 @@ class Peers:
         """Name and new owner of a NameOwnerChanged of the bus itself, noted; None for others."""
         if message.message_type is not MessageType.SIGNAL or message.member != "NameOwnerChanged":
             return None
-        if message.sender != _BUS or message.signature != "sss":
+        if message.sender != BUS.name or message.signature != "sss":
             return None
         name, _, owner = message.body
         if name in NAMES:
@@ -71,16 +71,7 @@ class Peers:
         return name, owner
 
     async def _call(self, member: str, argument: str) -> Message | None:
-        reply = await self._bus.call(
-            Message(
-                destination=_BUS,
-                path="/org/freedesktop/DBus",
-                interface=_BUS,
-                member=member,
-                signature="s",
-                body=[argument],
-            )
-        )
-        if reply is None or reply.message_type is not MessageType.METHOD_RETURN:
+        try:
+            return await call(self._bus, BUS, member, "s", argument, timeout_s=None)
+        except Refused:
             return None
-        return reply

@@ -13,12 +13,12 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from dbus_fast import Message, MessageType
 from dbus_fast.aio import MessageBus
 
 from infertune.errors import Failed
 from infertune.host.tuners import tuner_by_id
 from infertune.machine import read_machine
+from infertune.service.calls import Remote, call
 from infertune.service.keeper import Choice, Keeper
 from infertune.service.names import BUS_NAME
 from infertune.service.peers import Peers
@@ -100,8 +100,15 @@ class Power:
             provider = self.provider()
             reason = "a server of a language model"
             try:
-                reply = await self._call(
-                    name, path, "HoldProfile", "sss", ["performance", reason, BUS_NAME]
+                reply = await call(
+                    self._bus,
+                    Remote(name, path, name),
+                    "HoldProfile",
+                    "sss",
+                    "performance",
+                    reason,
+                    BUS_NAME,
+                    timeout_s=_TIMEOUT_S,
                 )
                 cookie = reply.body[0]
                 if reply.signature != "u" or not isinstance(cookie, int):
@@ -118,7 +125,8 @@ class Power:
         self._keeper.note_holder(None)
         assert hold is not None
         with contextlib.suppress(OSError, EOFError, TimeoutError):
-            await self._call(hold.name, hold.path, "ReleaseProfile", "u", [hold.cookie])
+            service = Remote(hold.name, hold.path, hold.name)
+            await call(self._bus, service, "ReleaseProfile", "u", hold.cookie, timeout_s=_TIMEOUT_S)
 
     def provider_gone(self, name: str) -> None:
         """A service left the bus, and our hold with it."""
@@ -143,19 +151,3 @@ class Power:
             (tuner.name for tuner in running if names & set(tuner_by_id(tuner.id).bus_names)),
             "the power profiles service",
         )
-
-    async def _call(
-        self, name: str, path: str, member: str, signature: str, body: list[object]
-    ) -> Message:
-        message = Message(
-            destination=name,
-            path=path,
-            interface=name,
-            member=member,
-            signature=signature,
-            body=body,
-        )
-        reply = await asyncio.wait_for(self._bus.call(message), _TIMEOUT_S)
-        if reply is None or reply.message_type is not MessageType.METHOD_RETURN:
-            raise ConnectionError(reply.error_name if reply else "no answer")
-        return reply

@@ -7,10 +7,11 @@ import asyncio
 from collections.abc import Collection
 from typing import Any
 
-from dbus_fast import Message, MessageType, Variant
+from dbus_fast import Variant
 from dbus_fast.aio import MessageBus
 
 from infertune.errors import Failed
+from infertune.service.calls import Refused, Remote, call
 from infertune.service.wire import from_bus
 from infertune.units import printable_line
 
@@ -118,23 +119,15 @@ class Systemd:
         interface: str = "org.freedesktop.systemd1.Manager",
         may_fail: bool = False,
     ) -> Any:
-        message = Message(
-            destination="org.freedesktop.systemd1",
-            path=path,
-            interface=interface,
-            member=member,
-            signature=signature,
-            body=list(body),
-        )
+        remote = Remote("org.freedesktop.systemd1", path, interface)
         try:
-            reply = await asyncio.wait_for(self._bus.call(message), _TIMEOUT_S)
+            reply = await call(self._bus, remote, member, signature, *body, timeout_s=_TIMEOUT_S)
         except TimeoutError:
             raise Failed(f"systemd did not answer {member}") from None
-        if reply is None or reply.message_type is not MessageType.METHOD_RETURN:
+        except Refused as refused:
             if may_fail:
                 return None
-            why = reply.body[0] if reply and reply.body else "no answer"
-            raise Failed(f"systemd: {member}: {why}")
+            raise Failed(f"systemd: {member}: {refused.text}") from None
         return from_bus(reply.body[0]) if reply.body else None
 
 
