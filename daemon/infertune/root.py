@@ -313,24 +313,15 @@ class Root:
         # Not written over: what is there may be another name of a file that counts.
         temporary.unlink(missing_ok=True)
         fd = _open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-        try:
-            try:
-                if owner is not None and owner != (os.fstat(fd).st_uid, os.fstat(fd).st_gid):
-                    os.fchown(fd, *owner)
-                os.fchmod(fd, mode)  # after the owner: a change of that clears set-user-id
-                taken = self._step("write", path, len(data))
-                self._write(fd, path, data, taken)
-                self._step("fsync", path)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            self._step("rename", path)
-            os.rename(temporary, target)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-        self._sync_directory(os.path.dirname(path))
+        with _closing(fd), _removed_if_it_fails(temporary, path):
+            if owner is not None and owner != (os.fstat(fd).st_uid, os.fstat(fd).st_gid):
+                os.fchown(fd, *owner)
+            os.fchmod(fd, mode)  # after the owner: a change of that clears set-user-id
+            taken = self._step("write", path, len(data))
+            self._write(fd, path, data, taken)
+            self._step("fsync", path)
+            os.fsync(fd)
+            self._rename(temporary, target, path, fd)
 
     def copy(self, path: str, to: str) -> None:
         """Make ``to`` a copy of a regular file with its mode and owner, whole or not there.
@@ -344,31 +335,21 @@ class Root:
             temporary.unlink(missing_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             fd = _open(temporary, flags, 0o600)
-            try:
-                try:
-                    now = os.fstat(fd)
-                    if (status.st_uid, status.st_gid) != (now.st_uid, now.st_gid):
-                        os.fchown(fd, status.st_uid, status.st_gid)
-                    if stat.S_IMODE(status.st_mode) != stat.S_IMODE(now.st_mode):
-                        os.fchmod(fd, stat.S_IMODE(status.st_mode))  # FAT has one mode for all
-                    taken = self._step("write", to, status.st_size)
-                    while part := os.read(source, 1024 * 1024):
-                        if taken is not None and taken < len(part):
-                            self._write(fd, to, part, taken)
-                        while part:  # what a full disk does not take at once it refuses next
-                            part = part[os.write(fd, part) :]
-                    self._step("fsync", to)
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
-                self._step("rename", to)
-                os.rename(temporary, target)
-            except OSError as error:
-                error.filename = error.filename or to
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
-                raise
-        self._sync_directory(os.path.dirname(to))
+            with _closing(fd), _removed_if_it_fails(temporary, to):
+                now = os.fstat(fd)
+                if (status.st_uid, status.st_gid) != (now.st_uid, now.st_gid):
+                    os.fchown(fd, status.st_uid, status.st_gid)
+                if stat.S_IMODE(status.st_mode) != stat.S_IMODE(now.st_mode):
+                    os.fchmod(fd, stat.S_IMODE(status.st_mode))  # FAT has one mode for all
+                taken = self._step("write", to, status.st_size)
+                while part := os.read(source, 1024 * 1024):
+                    if taken is not None and taken < len(part):
+                        self._write(fd, to, part, taken)
+                    while part:  # what a full disk does not take at once it refuses next
+                        part = part[os.write(fd, part) :]
+                self._step("fsync", to)
+                os.fsync(fd)
+                self._rename(temporary, target, to, fd)
 
     def rename(self, path: str, to: str) -> None:
         """Give a regular file another name on its file system, and make that durable.
@@ -376,16 +357,26 @@ class Root:
         ``to`` is always what it was or what it becomes, also across a power cut.  Raises OSError.
         """
         source, target = self._inside(path), self._inside(to)
-        # What was there must not give its blocks away before the disk knows the new name: FAT
-        # has no journal, and the old name would lead to what is written there next.
-        held = _open(target, os.O_RDONLY | os.O_NOFOLLOW) if target.is_file() else None
-        try:
-            self._step("rename", to)
+        with _closing(_open(source, os.O_RDONLY | os.O_NOFOLLOW)) as fd:
+            self._rename(source, target, to, fd)
+
+    def _rename(self, source: Path, target: Path, path: str, fd: int) -> None:
+        """Rename a file that is open as ``fd``; its new name always leads to a whole file.
+
+        FAT has no journal.  A name is written with its file and not with its directory
+        (vfat_rename in fs/fat/namei_vfat.c only marks the inode), and the file that was there
+        gives its clusters away when nobody holds it any more.  In another order a power cut
+        leaves a name that leads to free clusters; seen with systemd-boot's only entry.
+        """
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(FileNotFoundError):
+                held = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+                stack.enter_context(_closing(held))
+            self._step("rename", path)
             os.rename(source, target)
-            self._sync_directory(os.path.dirname(to))
-        finally:
-            if held is not None:
-                os.close(held)
+            self._step("fsync", path)
+            os.fsync(fd)
+            self._sync_directory(os.path.dirname(path))
 
     def sync(self, path: str) -> None:
         """What another program wrote to a regular file is on disk.  Raises OSError."""
@@ -589,6 +580,26 @@ class Root:
 def _open(path: Path, flags: int, mode: int = 0o644) -> int:
     # O_NONBLOCK: a FIFO, or a driver that waits, must not hang a root process.
     return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, mode)
+
+
+@contextlib.contextmanager
+def _closing(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _removed_if_it_fails(temporary: Path, path: str) -> Iterator[None]:
+    """``path`` is what an error is about, where it does not say."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or path
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def _flock(fd: int, patience_s: float) -> bool:

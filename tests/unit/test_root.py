@@ -43,6 +43,7 @@ def test_replace_is_durable_before_and_after_it_is_visible(
         "write .journal.infertune",
         "fsync .journal.infertune",
         "rename .journal.infertune",
+        "fsync journal",  # FAT writes a name with its file
         "fsync run",
     ]
     assert (directory / "journal").read_bytes() == b"x"
@@ -56,17 +57,19 @@ def test_copy_and_rename_are_durable(tmp_path: Path, calls: list[str]) -> None:
     root = Root(tmp_path)
     root.copy("/boot/image", "/boot/old")
     whole = ["write .old.infertune"] * 3
-    assert calls == [*whole, "fsync .old.infertune", "rename .old.infertune", "fsync boot"]
+    renamed = ["rename .old.infertune", "fsync old", "fsync boot"]
+    assert calls == [*whole, "fsync .old.infertune", *renamed]
     assert (directory / "old").read_bytes() == b"x" * 3_000_000
     assert (directory / "old").stat().st_mode & 0o777 == 0o640
     calls.clear()
     root.sync("/boot/image")
     root.rename("/boot/old", "/boot/image")
-    assert calls == ["fsync image", "fsync boot", "rename old", "fsync boot"]
+    assert calls == ["fsync image", "fsync boot", "rename old", "fsync image", "fsync boot"]
     assert os.listdir(directory) == ["image"]
 
 
-def test_what_is_replaced_by_a_rename_is_held_until_that_is_on_disk(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["rename", "replace", "copy"])
+def test_what_is_replaced_is_held_until_that_is_on_disk(by: str, tmp_path: Path) -> None:
     """FAT would give its blocks away while the old name still leads to them."""
     (tmp_path / "new").write_text("new")
     (tmp_path / "image").write_text("old")
@@ -81,8 +84,15 @@ def test_what_is_replaced_by_a_rename_is_held_until_that_is_on_disk(tmp_path: Pa
             held.append(is_open())
         return None
 
-    Root(tmp_path, hook=look).rename("/new", "/image")
+    root = Root(tmp_path, hook=look)
+    work = {
+        "rename": lambda: root.rename("/new", "/image"),
+        "replace": lambda: root.replace("/image", b"new"),
+        "copy": lambda: root.copy("/new", "/image"),
+    }
+    work[by]()
     assert held == [True]
+    assert (tmp_path / "image").read_text() == "new"
     assert not is_open()
 
 
