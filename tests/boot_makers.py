@@ -17,20 +17,25 @@ ONE_SHOT = (
     "sys/firmware/efi/efivars/LoaderEntryOneShot-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f",
     "sys/firmware/efi/efivars/LoaderEntryDefault-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f",
 )
-_PE = 0x80
+PE_AT = 0x80
 
 
-def image(line: str, kernel: str) -> bytes:
+def image(line: str, kernel: str, filler: str = "") -> bytes:
     """A unified kernel image, as far as anybody looks into it."""
-    sections = {".uname": kernel.encode(), ".cmdline": line.encode() + b"\0"}
+    sections = {
+        ".linux": b"kernel" + filler.encode(),
+        ".cmdline": line.encode() + b"\0",
+        ".uname": kernel.encode(),
+    }
     table, data = b"", b""
     for name, content in sections.items():
-        at = _PE + 24 + 40 * len(sections) + len(data)
-        table += struct.pack("<8sIIII16x", name.encode(), len(content), 0, len(content), at)
-        data += content
-    head = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", _PE)
+        at = PE_AT + 24 + 40 * len(sections) + len(data)
+        stored = content.ljust(-(-len(content) // 512) * 512, b"\0")
+        table += struct.pack("<8sIIII16x", name.encode(), len(content), 0, len(stored), at)
+        data += stored
+    head = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", PE_AT)
     coff = struct.pack("<4sHH12xHH", b"PE\0\0", 0x8664, len(sections), 0, 0)
-    return head.ljust(_PE, b"\0") + coff + table + data
+    return head.ljust(PE_AT, b"\0") + coff + table + data
 
 
 def line_in(path: Path) -> str:

@@ -147,6 +147,13 @@ def describe(error: OSError) -> str:
     return f"{errno_name(error)} ({text}){where}"
 
 
+def cause(error: BaseException) -> str:
+    """What to say of an error that ended some work, in one phrase."""
+    if isinstance(error, Failed):
+        return error.message
+    return describe(error) if isinstance(error, OSError) else "interrupted"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: the known one that is nearest, if any is."""
     close = difflib.get_close_matches(name, list(known), n=1)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import boot_makers
 from infertune.boot import images
 from infertune.boot.builders import ByHand, initramfs_image, read_preset, uki_image
 from infertune.boot.change import Image, Shelter
@@ -26,7 +27,6 @@ from support import At, Counter, fail, in_child, kill, shorten
 KERNEL = "7.1.3-test"
 OPTIONS = "etc/modprobe.d/zz-infertune.conf"
 WORDS = ("amd_iommu=off", "ttm.pages_limit=1")
-PE_AT = 0x80
 
 INITRAMFS = Image(
     f"/boot/initrd.img-{KERNEL}",
@@ -59,21 +59,7 @@ KINDS = {
 
 
 def uki(line: str, kernel: str = KERNEL, filler: str = "") -> bytes:
-    """A PE file with what a unified kernel image has for us."""
-    sections = {".linux": b"kernel" + filler.encode(), ".cmdline": line.encode() + b"\0"}
-    sections[".uname"] = kernel.encode()
-    table, data = b"", b""
-    start = PE_AT + 24 + 40 * len(sections)
-    for name, content in sections.items():
-        at = start + len(data)
-        stored = content.ljust(-(-len(content) // 512) * 512, b"\0")
-        table += struct.pack(
-            "<8sIIIIIIHHI", name.encode(), len(content), 0, len(stored), at, 0, 0, 0, 0, 0
-        )
-        data += stored
-    head = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", PE_AT)
-    coff = struct.pack("<4sHHIIIHH", b"PE\0\0", 0x8664, len(sections), 0, 0, 0, 0, 0)
-    return head.ljust(PE_AT, b"\0") + coff + table + data
+    return boot_makers.image(line, kernel, filler)
 
 
 def content(image: Image, *, ours: bool, by: str = "") -> bytes:
@@ -611,21 +597,15 @@ def test_an_image_that_is_cut_off_anywhere() -> None:
 
 def test_no_image_is_read_without_bound() -> None:
     for count, size, what in [(200, 16, "no PE file"), (1, 70000, "has 70000 bytes")]:
-        head = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", PE_AT)
+        head = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", boot_makers.PE_AT)
         coff = struct.pack("<4sHHIIIHH", b"PE\0\0", 0, count, 0, 0, 0, 0, 0)
         table = struct.pack("<8sIIIIIIHHI", b".cmdline", size, 0, size, 0, 0, 0, 0, 0, 0)
-        data = (head.ljust(PE_AT, b"\0") + coff + table).ljust(80000, b"\0")
+        data = (head.ljust(boot_makers.PE_AT, b"\0") + coff + table).ljust(80000, b"\0")
         with pytest.raises(ValueError, match=what):
             pe.section(lambda at, size, data=data: data[at : at + size], ".cmdline")
 
 
 # -- which tool, and how -------------------------------------------------------------------
-
-
-def bzimage(kernel: str) -> bytes:
-    """A kernel as its header names it."""
-    head = b"\0" * 0x20E + struct.pack("<H", 0x400)
-    return head.ljust(0x600, b"\0") + f"{kernel} (builder@host) #1 SMP\0".encode()
 
 
 def tree(base: Path, files: dict[str, str | bytes]) -> Root:
@@ -655,7 +635,7 @@ ARCH = {
     "/usr/bin/mkinitcpio": "",
     "/usr/bin/lsinitcpio": "",
     "/etc/mkinitcpio.d/linux.preset": PRESET,
-    "/boot/vmlinuz-linux": bzimage(KERNEL),
+    "/boot/vmlinuz-linux": boot_makers.kernel(KERNEL),
     "/proc/sys/kernel/osrelease": f"{KERNEL}\n",
 }
 EFI = "/efi/EFI/Linux/arch-linux.efi"
@@ -723,7 +703,7 @@ BY_HAND: dict[str, tuple[dict[str, str | bytes], str]] = {
     "nothing": ({}, "no known tool"),
     "booster": ({"/usr/bin/booster": ""}, "booster build"),
     "another kernel": ({"/usr/bin/dracut": "", "/boot/initramfs-7.0.img": ""}, "no known tool"),
-    "updated since": ({**ARCH, "/boot/vmlinuz-linux": bzimage("7.2")}, "reboot first"),
+    "updated since": ({**ARCH, "/boot/vmlinuz-linux": boot_makers.kernel("7.2")}, "reboot first"),
     "a UKI only": ({**ARCH, "/etc/mkinitcpio.d/linux.preset": PRESET_UKI}, "no initramfs"),
     "copied on": (
         {

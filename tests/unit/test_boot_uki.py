@@ -155,7 +155,7 @@ def test_with_secure_boot_the_image_has_to_be_signed(arch: Path) -> None:
     found = way(arch)
     assert found.one_try == "loader"
     # The stub takes no options from the entry then, so nothing reboots by itself.
-    assert "a machine that panics or hangs needs one reset or power cycle" in found.rescue
+    assert "if the machine panics or hangs, reset or power-cycle it once" in found.rescue
 
 
 def test_an_entry_with_options_of_its_own_is_what_counts(arch: Path) -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from infertune.errors import Failed
 from infertune.root import Root
 from infertune.units import printable_line
 
@@ -89,6 +90,17 @@ def runner(root: Root, say: Say) -> Runner:
         return _run(argv, say)
 
     return run
+
+
+def run_step(run: Runner, argv: Sequence[str]) -> str:
+    """Everything a program printed.  Raises Failed unless it ends well."""
+    try:
+        ran = run(argv)
+    except OSError as error:
+        raise Failed(f"{argv[0]}: {error.strerror}") from error
+    if ran.code:
+        raise Failed(f"{' '.join(argv)}: exit code {ran.code}: {ran.said}")
+    return ran.output
 
 
 def _run(argv: Sequence[str], say: Say) -> Ran:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from infertune.boot.change import Command, Image
-from infertune.boot.commands import Runner
-from infertune.errors import Failed, describe
+from infertune.boot.commands import Runner, run_step
+from infertune.errors import Failed, cause, describe
 from infertune.host import pe
 from infertune.host.mounts import mounted
 from infertune.root import Root
@@ -139,7 +139,7 @@ def build(root: Root, image: Image, run: Runner) -> Built:
             root.rename(image.path, image.trial)
             root.rename(kept(image), image.path)
         if image.shelter:
-            _run(run, image.shelter.off)
+            run_step(run, image.shelter.off)
     except (OSError, Failed, KeyboardInterrupt) as error:
         raise _after(root, image, run, error) from error
     return built
@@ -196,7 +196,7 @@ def _rebuild(root: Root, built: Built, run: Runner) -> None:
     try:
         _run_tool(root, image, run, lambda _: _check_clean(root, built, run))
         if image.shelter:
-            _run(run, image.shelter.off)
+            run_step(run, image.shelter.off)
         root.unlink(kept(image))
     except (OSError, Failed, KeyboardInterrupt) as error:
         raise _after(root, image, run, error) from error
@@ -210,19 +210,19 @@ def _put_back(root: Root, image: Image, run: Runner, *, sheltered: bool = True) 
     if image.trial:
         root.unlink(image.trial)
     if image.shelter and sheltered:
-        _run(run, image.shelter.off)
+        run_step(run, image.shelter.off)
 
 
 def _after(root: Root, image: Image, run: Runner, error: BaseException) -> Failed:
     """What to tell after ``error``, once the old image is back."""
-    why = _why(error)
+    why = cause(error)
     hint = error.hint if isinstance(error, Failed) else None
     try:
         _put_back(root, image, run)
     except (OSError, Failed) as second:
         if root.exists(kept(image)):
             hint = f"the old image is whole: mv {kept(image)} {image.path}"
-        return Failed(f"{why}; {image.path} could not be put back: {_why(second)}", hint=hint)
+        return Failed(f"{why}; {image.path} could not be put back: {cause(second)}", hint=hint)
     return Failed(f"{why}; {image.path} is as it was", hint=hint)
 
 
@@ -238,8 +238,8 @@ def _run_tool(root: Root, image: Image, run: Runner, check: Callable[[str], None
         root.copy(image.path, kept(image))
     before = root.digest(kept(image))
     if image.shelter:
-        _run(run, image.shelter.on)
-    _run(run, image.build)
+        run_step(run, image.shelter.on)
+    run_step(run, image.build)
     check(before)
     # The kept copy may go only when this one is on the disk, and not in memory.
     root.sync(image.path)
@@ -297,7 +297,7 @@ def _missing(root: Root, image: Image, run: Runner) -> tuple[str, ...] | None:
     elif not image.look:
         return None
     else:
-        listing = _run(run, (*image.look, image.path))
+        listing = run_step(run, (*image.look, image.path))
         # lsinitrd lists as ls does, the others names alone.
         there = [line.split()[-1].lstrip("./") for line in listing.splitlines() if line.strip()]
     found = set(there)
@@ -321,20 +321,3 @@ def _digest(root: Root, path: str) -> str | None:
         return root.digest(path)
     except FileNotFoundError:
         return None
-
-
-def _run(run: Runner, argv: Sequence[str]) -> str:
-    """Everything a program printed.  Raises Failed unless it ends well."""
-    try:
-        ran = run(argv)
-    except OSError as error:
-        raise Failed(f"{argv[0]}: {error.strerror}") from error
-    if ran.code:
-        raise Failed(f"{' '.join(argv)}: exit code {ran.code}: {ran.said}")
-    return ran.output
-
-
-def _why(error: BaseException) -> str:
-    if isinstance(error, Failed):
-        return error.message
-    return describe(error) if isinstance(error, OSError) else "interrupted"

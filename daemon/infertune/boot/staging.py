@@ -19,10 +19,10 @@ from functools import partial
 
 from infertune.boot import images, record, words
 from infertune.boot.change import AT_THE_TRY, Change, Edit, NewFile, Part, Sweep, Words
-from infertune.boot.commands import Runner
+from infertune.boot.commands import Runner, run_step
 from infertune.boot.record import Content, Kept, Setting, Stage, Step, Written
 from infertune.boot.state import live
-from infertune.errors import Busy, Failed, NotPermitted, UsageError, describe
+from infertune.errors import Busy, Failed, NotPermitted, UsageError, cause, describe
 from infertune.host.mounts import mounted
 from infertune.host.system import boot_id
 from infertune.root import Root
@@ -81,7 +81,7 @@ def stage(
             images.ask_room_for_tool(root, command)
         record.save(root, new)
     except (OSError, Failed) as error:
-        raise _nothing(root, old, _why(error)) from error
+        raise _nothing(root, old, cause(error)) from error
     try:
         written = new.trial if change.trial else new.lasting
         written = _write(root, change.now, written, run)
@@ -90,7 +90,7 @@ def stage(
         done = _holding(replace(new, phase="staged"), change, written)
         record.save(root, done)
     except (OSError, Failed, KeyboardInterrupt) as error:
-        raise _roll_back(root, new, run, _why(error)) from error
+        raise _roll_back(root, new, run, cause(error)) from error
     return done
 
 
@@ -257,7 +257,7 @@ def _give_default(root: Root, stage: Stage, run: Runner) -> Stage:
             images.confirm(root, image)
     except (OSError, Failed, KeyboardInterrupt) as error:
         _without_lasting(root, keeping, run)
-        raise Failed(f"{_why(error)}; it is still on trial") from error
+        raise Failed(f"{cause(error)}; it is still on trial") from error
     given = replace(
         keeping,
         planned=Part(),
@@ -600,21 +600,6 @@ def _changed_by_others(root: Root, old: Stage) -> dict[str, str]:
     return found
 
 
-def run_step(run: Runner, argv: Sequence[str]) -> None:
-    try:
-        ran = run(argv)
-    except OSError as error:
-        raise Failed(f"{argv[0]}: {error.strerror}") from error
-    if ran.code:
-        raise Failed(f"{' '.join(argv)}: exit code {ran.code}: {ran.said}")
-
-
-def _why(error: BaseException) -> str:
-    if isinstance(error, Failed):
-        return error.message
-    return describe(error) if isinstance(error, OSError) else "interrupted"
-
-
 def _nothing(root: Root, old: Stage | None, why: str) -> Failed:
     """An error before the first change; the record is as it was."""
     with contextlib.suppress(OSError):
@@ -633,7 +618,7 @@ def _roll_back(root: Root, new: Stage, run: Runner, why: str) -> Failed:
             return Failed(f"{why}; everything is as it was")
         why_not = "; ".join(wrong)
     except (Failed, OSError) as error:
-        why_not = _why(error)
+        why_not = cause(error)
     return Failed(
         f"{why}; not everything could be put back: {why_not}",
         hint="'infertune boot undo' tries again; so does the guard at the next boot",
