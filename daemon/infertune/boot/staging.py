@@ -300,6 +300,8 @@ def undo(root: Root, run: Runner, *, force: bool = False) -> Undone | None:
     """
     old = record.load(root)
     if old is None:
+        with contextlib.suppress(OSError):
+            root.discard(record.PATH)  # of a stage that was killed before it began
         return None
     if old.over:
         with failing("the record is still there"):
