@@ -534,6 +534,15 @@ def test_a_tool_is_waited_for_and_not_what_it_leaves_running(
     )
 
 
+def test_what_a_tool_wrote_is_on_the_disk_before_anything_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flushed: list[bool] = []
+    monkeypatch.setattr(os, "sync", lambda: flushed.append(True))
+    assert commands._run(["/bin/true"], lambda _: None).code == 0
+    assert flushed == [True]
+
+
 @pytest.mark.timeout(30)
 def test_a_rebuild_that_outlives_us_keeps_others_out(tmp_path: Path) -> None:
     """Two rebuilds at once would write the same initramfs."""
