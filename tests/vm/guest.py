@@ -87,6 +87,11 @@ class Done(NamedTuple):
 class Guest:
     """One virtual machine.  Start it with :meth:`start`, and :meth:`stop` it whatever happens."""
 
+    base, format = "disk.ext4", "raw"
+    """The file in the image that the guest's own disk is an overlay of."""
+    extras = lab.EXTRAS
+    """Of infertune, whose dependencies are in the image."""
+
     def __init__(self, image: Path, kernel: str) -> None:
         self.kernel = kernel
         self.image = image
@@ -104,9 +109,8 @@ class Guest:
     def start(self) -> None:
         """Start from a fresh copy of the image and wait for the login.  Raises TimeoutError."""
         self._disk.unlink(missing_ok=True)
-        base = self.image / "disk.ext4"
-        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw"]
-        command += ["-b", str(base), str(self._disk)]
+        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", self.format]
+        command += ["-b", str(self.image / self.base), str(self._disk)]
         subprocess.run(command, check=True)
         self._power_on()
 
@@ -167,19 +171,25 @@ class Guest:
             shutil.copy(self.log, self.image.parent / f"console-{self.kernel}")
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _power_on(self) -> None:
+    def _started(self) -> tuple[str, ...]:
+        """QEMU's options for memory and what it starts."""
         kernel = self.image / self.kernel
+        return (
+            *MEMORY[self.kernel],
+            f"kernel {kernel}/vmlinuz",
+            f"initrd {self._initrd or kernel / 'initrd'}",
+            # Ours finds the disk by itself; one of initramfs-tools is told.
+            f"append {COMMAND_LINE}{' root=/dev/vda rw' if self._initrd else ''}",
+        )
+
+    def _power_on(self, *, wait: bool = True) -> None:
         options = (
             _accelerator(),
             "machine q35",
             "cpu max",
             "smp 2",
-            *MEMORY[self.kernel],
+            *self._started(),
             "display none",
-            f"kernel {kernel}/vmlinuz",
-            f"initrd {self._initrd or kernel / 'initrd'}",
-            # Ours finds the disk by itself; one of initramfs-tools is told.
-            f"append {COMMAND_LINE}{' root=/dev/vda rw' if self._initrd else ''}",
             f"drive file={self._disk},if=virtio,format=qcow2,cache=writeback",
             "netdev user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:22",
             "device virtio-net-pci,netdev=net,romfile=",
@@ -201,7 +211,8 @@ class Guest:
         found = re.search(r"HOST_FORWARD\]\s+\S+\s+127\.0\.0\.1\s+(\d+)", forwards)
         assert found, forwards
         self._port = int(found[1])
-        self._wait_for_login()
+        if wait:
+            self._wait_for_login()
 
     def _power_off(self) -> None:
         self._hang_up()
@@ -236,9 +247,13 @@ class Guest:
             assert self._qemu is not None
             if self._qemu.poll() is not None:
                 raise AssertionError(f"QEMU ended: {(self.directory / 'qemu.err').read_text()}")
-            if "Kernel panic" in log or time.monotonic() > end:
+            if self._is_lost(log) or time.monotonic() > end:
                 raise TimeoutError(f"{self.kernel}: no {what} within {seconds} s\n{log}")
             time.sleep(0.2)
+
+    def _is_lost(self, log: str) -> bool:
+        """Whether the machine will not come up any more, by the end of its console."""
+        return "Kernel panic" in log
 
     def _console(self) -> str:
         return self.log.read_text(errors="replace")[-3000:] if self.log.exists() else ""
@@ -292,7 +307,7 @@ class Guest:
         venv = "/usr/lib/infertune"
         self.sh(
             f"mv /opt/dependencies {venv} && pip -q --python {venv}/bin/python install"
-            f" --root-user-action=ignore --no-index '/root/{wheel.name}[{lab.EXTRAS}]'"
+            f" --root-user-action=ignore --no-index '/root/{wheel.name}[{self.extras}]'"
             f" && ln -s {venv}/bin/infertune {venv}/bin/infertuned /usr/local/bin/"
             f" && rm /root/{wheel.name} && sync",
             timeout=BOOT_S,

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image the guests start from, built once and kept, and what it takes on this host.
+"""The images the guests start from, built once and kept, and what it takes on this host.
 
-The image is a Debian system with two kernels (tests/vm/image).  It is kept in
-``$XDG_CACHE_HOME/infertune-lab`` under a hash of everything it is made from, so an edit
-there builds a new one; ``rm -r`` of that directory is always fine.
+The image is a Debian system with two kernels (tests/vm/image); those of STACKS are disks that a
+boot loader starts (tests/vm/image_efi).  Each is kept in ``$XDG_CACHE_HOME/infertune-lab`` under
+a hash of everything it is made from, so an edit there builds a new one; ``rm -r`` of that
+directory is always fine.
 """
 
 from __future__ import annotations
@@ -34,6 +35,13 @@ EXTRAS = "daemon,exporter,embedded"
 """Of infertune in a guest.  With the embedded one there is a real server and a model, without a
 network."""
 
+STACKS = ("grub-efi", "systemd-boot", "uki")
+"""Boot loaders of the guests that start themselves (efi.py)."""
+EFI_EXTRAS = "daemon"
+EFI_RECIPE = (HERE / "image_efi", HERE / "image" / "settings", HERE / "image" / "dependencies")
+EFI_PYTHON = {"uki": "3.14"}
+"""Version of the guest's Python, where it is another: Debian sid has the newest."""
+
 OPTIONS = ("--extras", EXTRAS, "--python", PYTHON)
 """Of scripts/package, for a wheelhouse that fits a guest."""
 
@@ -41,22 +49,28 @@ UNUSED_DAYS = 14
 
 TO_RUN = ("qemu-system-x86_64", "qemu-img", "ssh", "setpriv")
 TO_BUILD = ("mmdebstrap", "apt-get", "apt-config", "dpkg-deb", "mke2fs", "ssh-keygen", "xz")
+TO_BUILD_EFI = (*TO_BUILD, "mkfs.vfat", "mcopy", "sfdisk", "dd")
 
 
 class Unavailable(Exception):
     """The lab cannot be had on this machine, and why."""
 
 
-def check() -> None:
-    """Raise Unavailable unless guests can be started here."""
+def check(stack: str | None = None) -> None:
+    """Raise Unavailable unless guests (those of a boot loader) can be started here."""
     if platform.machine() != "x86_64":
         raise Unavailable(f"the guests are x86_64, this machine is {platform.machine()}")
-    tools = TO_RUN if image_path().exists() else TO_RUN + TO_BUILD
+    is_built = image_path(stack).exists()
+    to_build = TO_BUILD_EFI if stack else TO_BUILD
     path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-    missing = [tool for tool in tools if shutil.which(tool, path=path) is None]
+    missing = [
+        tool
+        for tool in (TO_RUN if is_built else TO_RUN + to_build)
+        if shutil.which(tool, path=path) is None
+    ]
     if missing:
         raise Unavailable(f"not installed: {', '.join(missing)}")
-    if not image_path().exists() and os.geteuid() != 0:
+    if not is_built and os.geteuid() != 0:
         raise Unavailable("the image of the guests is not built yet, which needs root once")
 
 
@@ -65,40 +79,54 @@ def cache() -> Path:
     return Path(base).expanduser() / "infertune-lab"
 
 
-def image_path() -> Path:
+def image_path(stack: str | None = None) -> Path:
     """Where the image of this recipe is, or will be."""
-    digest = hashlib.sha256(f"{PYTHON} {EXTRAS}".encode())
-    for path in [*sorted(file for directory in RECIPE for file in directory.iterdir()), LOCK]:
+    options = f"{stack} {_options(stack)}" if stack else f"{PYTHON} {EXTRAS}"
+    digest = hashlib.sha256(options.encode())
+    for path in [*_files(EFI_RECIPE if stack else RECIPE), LOCK]:
         digest.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
-    return cache() / f"image-{digest.hexdigest()[:16]}"
+    name = f"image-{stack}" if stack else "image"
+    return cache() / f"{name}-{digest.hexdigest()[:16]}"
 
 
-def image() -> Path:
+def _files(recipe: tuple[Path, ...]) -> list[Path]:
+    return sorted(file for path in recipe for file in (path.iterdir() if path.is_dir() else [path]))
+
+
+def _options(stack: str | None) -> tuple[str, ...]:
+    """Of scripts/package, for the wheelhouse of a guest."""
+    if stack is None:
+        return OPTIONS
+    return ("--extras", EFI_EXTRAS, "--python", EFI_PYTHON.get(stack, PYTHON))
+
+
+def image(stack: str | None = None) -> Path:
     """Directory of the image, built now if it is not there yet.  Raises Unavailable."""
-    check()
-    path = image_path()
+    check(stack)
+    path = image_path(stack)
     with _locked(cache() / "lock"):
         if not path.exists():
             _remove_unused()
-            _build(path)
+            _build(path, stack)
         os.utime(path)
     return path
 
 
-def _build(path: Path) -> None:
+def _build(path: Path, stack: str | None) -> None:
     """Build in a directory beside it, so that half an image is never taken for one."""
     began = time.monotonic()
+    recipe = [HERE / "image_efi" / "build", stack] if stack else [HERE / "image" / "build"]
     with tempfile.TemporaryDirectory(dir=cache(), prefix="build-") as scratch:
         target = Path(scratch) / "image"
         target.mkdir()
-        _python("scripts/package", "wheelhouse", *OPTIONS, "--output", scratch)
+        _python("scripts/package", "wheelhouse", *_options(stack), "--output", scratch)
         house = Path(scratch) / "wheelhouse"
         for name in ("infertune", "pip"):
             next(house.glob(f"{name}-*.whl")).unlink()
         log = cache() / "build.log"
         with log.open("wb") as output:
             done = subprocess.run(
-                [HERE / "image" / "build", target, house],
+                [*recipe, target, house],
                 env={**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
