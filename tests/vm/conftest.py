@@ -5,6 +5,10 @@
 ``guest_612``   Linux 6.12, two NUMA nodes, 2 GiB
 ``service``     ``guest`` with the service set up and running
 
+``ready``       a function: the image of a machine that a boot loader starts (efi.py), with
+                infertune set up on it and a profile of kernel words
+``efi``         a function: such a machine, started afresh for each test
+
 A test puts back what it changes: the next one is given the same guest.
 """
 
@@ -19,6 +23,8 @@ from pathlib import Path
 import pytest
 
 from vm import lab
+from vm.circle import PROFILE, Stack
+from vm.efi import EfiGuest
 from vm.guest import STATE, Guest
 
 HERE = Path(__file__).parent
@@ -156,3 +162,50 @@ def service(set_up: Guest) -> Iterator[Guest]:
         f"if [ -e {CONFIGURED} ]; then rm {CONFIGURED}; systemctl restart infertune.service; fi"
     )
     assert set_up.settings() == settings
+
+
+# -- machines that a boot loader starts (efi.py) ------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def ready(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Callable[[Stack], Path]:
+    images: dict[str, Path] = {}
+
+    def get(stack: Stack) -> Path:
+        if stack.name not in images:
+            path = tmp_path_factory.mktemp(stack.name) / "image"
+            try:
+                machine = EfiGuest(lab.image(stack.name), stack.name)
+            except lab.Unavailable as reason:
+                pytest.skip(f"no guests here: {reason}")
+            try:
+                machine.start()
+                machine.sh(stack.prepare, timeout=300)
+                machine.install(wheel)
+                machine.infertune("setup")
+                machine.sh("mkdir -p /etc/infertune/profiles")
+                words = '[boot]\ntransparent_hugepage = "madvise"\n'
+                machine.write(f"/etc/infertune/profiles/{PROFILE}.toml", words)
+                machine.keep(path)
+            finally:
+                machine.stop()
+            images[stack.name] = path
+        return images[stack.name]
+
+    return get
+
+
+@pytest.fixture
+def efi(ready: Callable[[Stack], Path]) -> Iterator[Callable[[Stack], EfiGuest]]:
+    machines: list[EfiGuest] = []
+
+    def get(stack: Stack) -> EfiGuest:
+        machine = EfiGuest(ready(stack), stack.name)
+        machines.append(machine)
+        with machine.timed("power on to login"):
+            machine.start()
+        return machine
+
+    yield get
+    for machine in machines:
+        machine.stop()

@@ -25,7 +25,7 @@ PANIC = "Kernel panic - not syncing"
 class EfiGuest(Guest):
     """One virtual machine with firmware and boot loader."""
 
-    base, format = "disk", "raw"
+    base = "disk"
     extras = lab.EFI_EXTRAS
 
     def __init__(self, image: Path, stack: str) -> None:
@@ -47,7 +47,7 @@ class EfiGuest(Guest):
         """Shut it down, and make its disk and variables the image of other guests."""
         self.shut_down()
         directory.mkdir(parents=True)
-        convert = ["qemu-img", "convert", "-O", "qcow2", str(self._disk), str(directory / "disk")]
+        convert = ["qemu-img", "convert", "-O", "raw", str(self._disk), str(directory / "disk")]
         subprocess.run(convert, check=True)
         shutil.copy(self._variables, directory / "vars.fd")
         for name in ("code.fd", "key", "release"):

@@ -87,7 +87,7 @@ class Done(NamedTuple):
 class Guest:
     """One virtual machine.  Start it with :meth:`start`, and :meth:`stop` it whatever happens."""
 
-    base, format = "disk.ext4", "raw"
+    base = "disk.ext4"
     """The file in the image that the guest's own disk is an overlay of."""
     extras = lab.EXTRAS
     """Of infertune, whose dependencies are in the image."""
@@ -109,7 +109,7 @@ class Guest:
     def start(self) -> None:
         """Start from a fresh copy of the image and wait for the login.  Raises TimeoutError."""
         self._disk.unlink(missing_ok=True)
-        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", self.format]
+        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw"]
         command += ["-b", str(self.image / self.base), str(self._disk)]
         subprocess.run(command, check=True)
         self._power_on()
