@@ -176,8 +176,10 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    # For scripts/test: nothing if guests can be started here, else the reason.
+    # For scripts/test: nothing if guests (``loaders``: of every boot loader) can be started here,
+    # else the reason.
     try:
-        check()
+        for each in STACKS if sys.argv[1:] == ["loaders"] else (None,):
+            check(each)
     except Unavailable as unavailable:
         sys.exit(str(unavailable))
