@@ -168,29 +168,27 @@ def service(set_up: Guest) -> Iterator[Guest]:
 
 
 @pytest.fixture(scope="session")
-def ready(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Callable[[Stack], Path]:
-    images: dict[str, Path] = {}
-
+def ready(wheel: Path) -> Callable[[Stack], Path]:
     def get(stack: Stack) -> Path:
-        if stack.name not in images:
-            path = tmp_path_factory.mktemp(stack.name) / "image"
-            try:
-                machine = EfiGuest(lab.image(stack.name), stack.name)
-            except lab.Unavailable as reason:
-                pytest.skip(f"no guests here: {reason}")
-            try:
-                machine.start()
-                machine.sh(stack.prepare, timeout=300)
-                machine.install(wheel)
-                machine.infertune("setup")
-                machine.sh("mkdir -p /etc/infertune/profiles")
-                words = '[boot]\ntransparent_hugepage = "madvise"\n'
-                machine.write(f"/etc/infertune/profiles/{PROFILE}.toml", words)
-                machine.keep(path)
-            finally:
-                machine.stop()
-            images[stack.name] = path
-        return images[stack.name]
+        try:
+            image = lab.image(stack.name)
+        except lab.Unavailable as reason:
+            pytest.skip(f"no guests here: {reason}")
+        return lab.ready_image(image, wheel, stack.prepare, lambda path: _prepare(stack, path))
+
+    def _prepare(stack: Stack, path: Path) -> None:
+        machine = EfiGuest(lab.image_path(stack.name), stack.name)
+        try:
+            machine.start()
+            machine.sh(stack.prepare, timeout=300)
+            machine.install(wheel)
+            machine.infertune("setup")
+            machine.sh("mkdir -p /etc/infertune/profiles")
+            words = '[boot]\ntransparent_hugepage = "madvise"\n'
+            machine.write(f"/etc/infertune/profiles/{PROFILE}.toml", words)
+            machine.keep(path)
+        finally:
+            machine.stop()
 
     return get
 

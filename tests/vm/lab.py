@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -46,6 +46,8 @@ OPTIONS = ("--extras", EXTRAS, "--python", PYTHON)
 """Of scripts/package, for a wheelhouse that fits a guest."""
 
 UNUSED_DAYS = 14
+READY_S = 3 * 3600
+"""How long an image with another wheel is kept: each is as large as what a guest has written."""
 
 TO_RUN = ("qemu-system-x86_64", "qemu-img", "ssh", "setpriv")
 TO_BUILD = ("mmdebstrap", "apt-get", "apt-config", "dpkg-deb", "mke2fs", "ssh-keygen", "xz")
@@ -108,6 +110,23 @@ def image(stack: str | None = None) -> Path:
         if not path.exists():
             _remove_unused()
             _build(path, stack)
+        os.utime(path)
+    return path
+
+
+def ready_image(image: Path, wheel: Path, commands: str, prepare: Callable[[Path], None]) -> Path:
+    """What ``prepare`` makes of an image, kept until image, wheel or commands are others."""
+    digest = hashlib.sha256(f"{image.name}\n{commands}\n".encode() + wheel.read_bytes())
+    name = f"{image.name.rpartition('-')[0]}-ready"
+    path = cache() / f"{name}-{digest.hexdigest()[:16]}"
+    with _locked(cache() / f"{name}.lock"):
+        if not path.exists():
+            for old in cache().glob(f"{name}-*"):
+                if old.stat().st_mtime < time.time() - READY_S:
+                    shutil.rmtree(old)
+            with tempfile.TemporaryDirectory(dir=cache(), prefix="build-") as scratch:
+                prepare(Path(scratch) / "image")
+                (Path(scratch) / "image").rename(path)
         os.utime(path)
     return path
 
