@@ -91,6 +91,8 @@ class Guest:
     """The file in the image that the guest's own disk is an overlay of."""
     extras = lab.EXTRAS
     """Of infertune, whose dependencies are in the image."""
+    card = "virtio-net-pci"
+    """The network card, as QEMU calls it."""
 
     def __init__(self, image: Path, kernel: str) -> None:
         self.kernel = kernel
@@ -192,7 +194,7 @@ class Guest:
             "display none",
             f"drive file={self._disk},if=virtio,format=qcow2,cache=writeback",
             "netdev user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:22",
-            "device virtio-net-pci,netdev=net,romfile=",
+            f"device {self.card},netdev=net,romfile=",
             "device virtio-rng-pci",
             f"serial file:{self.log}",
             f"qmp unix:{self.directory}/qmp,server=on,wait=off",
