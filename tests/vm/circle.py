@@ -25,11 +25,10 @@ HANG = "/usr/local/sbin/hang"
 # What changes at every start, whoever does what: GRUB's block, random seeds, and the like.
 _LEFT_OUT = "grubenv|random-seed|boot-secret-mixin"
 _TREES = f"""
-find /boot /etc -type f -o -type l | grep -vE '/({_LEFT_OUT})$' | sort | while read -r file; do
-    if [ -L "$file" ]; then echo "$(readlink "$file") $file"; else sha256sum "$file"; fi
-done
-find /etc/default /etc/kernel /etc/grub.d /boot | grep -vE '/({_LEFT_OUT})$' | sort |
-    xargs stat -c '%a %u %g %F %n'
+( find /boot /etc -type f -print0 | xargs -0 sha256sum
+  find /boot /etc -type l -printf '%l %p\\n'
+  find /etc/default /etc/kernel /etc/grub.d /boot -printf '%m %U %G %y %p\\n' 2>/dev/null
+) | grep -vE '/({_LEFT_OUT})$' | sort
 """
 
 
