@@ -238,16 +238,21 @@ def power_cuts(guest: EfiGuest, stack: Stack, seed: int, *, rounds: int = 10) ->
     chance = random.Random(seed)
     before = trees(guest)
     began = time.monotonic()
+    stage(guest)
+    stage_s = time.monotonic() - began
+    undo(guest)
+    same(guest, before)
+    began = time.monotonic()
     for number in range(rounds):
         what = ("stage", "keep", "put back")[number % 3]
         if what == "stage":
-            run_and_cut(guest, f"infertune boot stage {PROFILE}", chance.uniform(0.5, 14))
+            run_and_cut(guest, f"infertune boot stage {PROFILE}", chance.uniform(0, stage_s))
         else:
             stage(guest, "--confirm-by-hand")
             guest.reboot()
             assert has_it(guest.command_line())
             if what == "keep":
-                run_and_cut(guest, "infertune boot confirm", chance.uniform(0.5, 14))
+                run_and_cut(guest, "infertune boot confirm", chance.uniform(0, 8))
             else:
                 started = len(guest.kernels())
                 guest.go_down()
