@@ -192,6 +192,37 @@ def kept_and_undone(guest: EfiGuest, stack: Stack) -> None:
     same_but_images(guest, before)
 
 
+def kept_with_boot_counting(guest: EfiGuest) -> None:
+    """systemd-boot renames the entries of the system at each boot meanwhile, and systemd back."""
+    entries = "/boot/efi/loader/entries"
+    release = guest.read("/proc/sys/kernel/osrelease")
+    [name] = guest.sh(f"cd {entries} && ls").split()
+    guest.sh(
+        f"rm {entries}/{name} && echo 3 >/etc/kernel/tries && "
+        + SYSTEMD_BOOT.rebuild.replace("$1", release),
+        timeout=300,
+    )
+    counted = name.replace(".conf", "+3.conf")
+    assert guest.sh(f"ls {entries}").split() == [counted]
+    content = guest.read(f"{entries}/{counted}")
+    guest.reboot()  # counted, and blessed
+    guest.sh(f"mv {entries}/{name} {entries}/{counted} && sync")
+    before = trees(guest)
+    stage(guest)
+    guest.reboot()
+    assert has_it(guest.command_line())
+    assert settled(guest)["phase"] == "confirmed"
+    guest.reboot()
+    assert has_it(guest.command_line())
+    assert guest.sh(f"ls {entries}").split() == [name]  # blessed, with the words in it
+    undo(guest)
+    assert guest.read(f"{entries}/{name}") == content
+    guest.sh(f"mv {entries}/{name} {entries}/{counted} && sync")
+    same(guest, before)
+    guest.reboot()
+    assert not has_it(guest.command_line())
+
+
 def new_kernel(guest: EfiGuest, release: str) -> str:
     """The running kernel once more as a newer release.
 
