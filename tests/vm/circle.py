@@ -22,8 +22,9 @@ UNBOOTABLE = "rdinit=/nowhere panic=5"
 """No first process: the kernel panics, as one does whose driver takes the machine down."""
 HANG = "/usr/local/sbin/hang"
 
-# What changes at every start, whoever does what: GRUB's block, random seeds, and the like.
-_LEFT_OUT = "grubenv|random-seed|boot-secret-mixin"
+# What changes at every start, whoever does what: GRUB's block, random seeds, and what fsck.fat
+# finds on the ESP after a power cut.
+_LEFT_OUT = "grubenv|random-seed|boot-secret-mixin|FSCK[0-9]+.REC"
 _TREES = f"""
 ( find /boot /etc -type f -print0 | xargs -0 sha256sum
   find /boot /etc -type l -printf '%l %p\\n'
@@ -67,7 +68,7 @@ UKI = Stack(
     "true",
     "sed -i '/^options/s|$| {words}|' /boot/efi/loader/entries/*infertune*",
     "kernel-install add $1 /boot/vmlinuz-$1",
-    'objcopy -O binary --dump-section .cmdline=/dev/stdout /boot/efi/EFI/Linux/*-"$1"*.efi',
+    "bootctl list --json=short | tr '{' '\\n' | grep -F -- -$1",
 )
 
 
