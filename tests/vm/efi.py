@@ -56,6 +56,13 @@ class EfiGuest(Guest):
         for name in ("code.fd", "key", "release"):
             shutil.copy(self.image / name, directory / name)
 
+    def stop(self) -> None:
+        """End it; the console that is left is that of its whole life, not of the last power on."""
+        self._power_off()
+        if self.log.exists():
+            self.log.write_text(self.console(all_of_it=True))
+        super().stop()
+
     def shut_down(self) -> None:
         self.run("systemctl poweroff")
         assert self._qemu is not None
