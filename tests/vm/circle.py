@@ -235,7 +235,7 @@ def new_kernel(guest: EfiGuest, release: str) -> str:
     guest.sh(
         f"cd /usr/lib/modules && cp -al {release} {newer} && depmod {newer} && "
         f"cp /boot/vmlinuz-{release} /boot/vmlinuz-{newer} && "
-        f"run-parts --arg={newer} --arg=/boot/vmlinuz-{newer} /etc/kernel/postinst.d",
+        f"linux-run-hooks image postinst {newer} /boot/vmlinuz-{newer} -- configure",
         timeout=900,
     )
     return newer
@@ -244,7 +244,7 @@ def new_kernel(guest: EfiGuest, release: str) -> str:
 def remove_kernel(guest: EfiGuest, release: str) -> None:
     guest.sh(
         f"rm -r /usr/lib/modules/{release} /boot/vmlinuz-{release} && "
-        f"run-parts --arg={release} --arg=/boot/vmlinuz-{release} /etc/kernel/postrm.d",
+        f"linux-run-hooks image postrm {release} /boot/vmlinuz-{release} -- remove",
         timeout=900,
     )
 
