@@ -41,8 +41,9 @@ class UsageError(InfertuneError):
     exit_code = Exit.USAGE
 
 
-class ProfileError(InfertuneError):
-    """A profile is not valid.  The message starts with ``file:line:`` where a line is known."""
+class FileError(InfertuneError):
+    """A file that people write is not valid.  The message starts with ``file:line:``, or ``file:``
+    where no line is known."""
 
     exit_code = Exit.USAGE
 
@@ -53,6 +54,14 @@ class ProfileError(InfertuneError):
         super().__init__(f"{where}: {message}", hint=hint)
         self.file = file
         self.line = line
+
+
+class ProfileError(FileError):
+    """A profile is not valid."""
+
+
+class DeclarationError(FileError):
+    """The declaration of a server or a probe, or the daemon's settings, are not valid."""
 
 
 class SnapshotError(InfertuneError):
@@ -83,18 +92,6 @@ class Unreachable(InfertuneError):
     """infertuned is not running, or not on this bus."""
 
     exit_code = Exit.UNREACHABLE
-
-
-class DeclarationError(InfertuneError):
-    """A file that declares something is not valid.  The message starts with ``file:line:``."""
-
-    exit_code = Exit.USAGE
-
-    def __init__(self, message: str, *, file: str, line: int | None = None) -> None:
-        where = f"{file}:{line}" if line is not None else file
-        super().__init__(f"{where}: {message}")
-        self.file = file
-        self.line = line
 
 
 class BpfError(InfertuneError):

@@ -73,6 +73,8 @@ class LaunchSetting:
         None
     )
     """How the process itself is given it, where the group cannot be (or there is no file)."""
+    directive: str | None = None
+    """Directive of systemd for a unit; None: it has none (service/partition.py)."""
 
     @property
     def controller(self) -> str | None:
@@ -93,6 +95,7 @@ _SETTINGS = (
         ),
         cgroup_file="cpuset.cpus",
         process="affinity",
+        directive="AllowedCPUs",
     ),
     LaunchSetting(
         id="cpus_partition",
@@ -116,6 +119,7 @@ _SETTINGS = (
             _CGROUP_DOC,
         ),
         cgroup_file="memory.min",
+        directive="MemoryMin",
     ),
     LaunchSetting(
         id="memory_swap_max",
@@ -127,6 +131,7 @@ _SETTINGS = (
             _CGROUP_DOC,
         ),
         cgroup_file="memory.swap.max",
+        directive="MemorySwapMax",
     ),
     LaunchSetting(
         id="memlock",
@@ -138,6 +143,7 @@ _SETTINGS = (
             "setrlimit(2)",
         ),
         process="memlock",
+        directive="LimitMEMLOCK",
     ),
     LaunchSetting(
         id="oom_score_adj",
@@ -149,6 +155,7 @@ _SETTINGS = (
             "Documentation/filesystems/proc.rst 3.1; ROCm issue 6370",
         ),
         process="oom_score_adj",
+        directive="OOMScoreAdjust",
     ),
     LaunchSetting(
         id="nice",
@@ -161,6 +168,7 @@ _SETTINGS = (
             "Gemma 3 270M, llama.cpp b11669, two Zen 4 cores, 3 to 12 runs each",
         ),
         process="nice",
+        directive="Nice",
     ),
     LaunchSetting(
         id="scheduling_policy",
@@ -172,6 +180,7 @@ _SETTINGS = (
             "sched(7)",
         ),
         process="scheduling_policy",
+        directive="CPUSchedulingPolicy",
     ),
     LaunchSetting(
         id="cpu_weight",
@@ -183,6 +192,7 @@ _SETTINGS = (
             _CGROUP_DOC,
         ),
         cgroup_file="cpu.weight",
+        directive="CPUWeight",
     ),
 )
 

@@ -21,8 +21,8 @@ from infertune.notify import Notifier
 from infertune.pools.promised import LOCK, OF_UNITS
 from infertune.root import Root
 from infertune.run import Request, Result, Run, prepare
-from infertune.service.declared import find_declaration
-from infertune.service.servers import Declaration, own_settings
+from infertune.servers.declaration import Declaration, own_settings
+from infertune.servers.store import find_declaration
 from infertune.units import printable_line
 
 _LINE = 8192

@@ -38,8 +38,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
-import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,8 +48,10 @@ from infertune.errors import ProfileError, UsageError, did_you_mean
 from infertune.knobs import KNOBS
 from infertune.launch_settings import ENVIRONMENT_ALLOWED, LAUNCH_SETTINGS, check_environment
 from infertune.machine import Machine
+from infertune.names import NAME, NAME_RULE
 from infertune.root import Root, changeable_by_others, read_plain_file
 from infertune.server_settings import SERVER_SETTINGS
+from infertune.tables import clipped, parse_toml, shown
 from infertune.values import Value
 
 SEARCH_PATH = (
@@ -63,8 +63,6 @@ SEARCH_PATH = (
 """Directories of the machine, the first one wins; the package's own profiles come last."""
 
 MAX_BYTES = 256 * 1024
-MAX_LINE = 1000
-"""Characters of a line: a key of very many parts takes a TOML parser minutes."""
 MAX_DEPTH = 8
 """Levels of ``extends``, the profile itself included."""
 
@@ -72,8 +70,7 @@ BACKENDS = ("rocm", "vulkan", "cpu")
 
 Section = Literal["now", "boot", "launch", "env", "server"]
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_NAME_RULE = "lower-case letters, digits, '-' and '_', at most 64, starting with a letter or digit"
+_MAX_MESSAGE = 400
 _MAX_SUGGESTIONS = 100
 """Problems of one file that get a "did you mean": finding one takes time."""
 
@@ -196,15 +193,15 @@ def places(root: Root) -> dict[str, list[Place]]:
     found: dict[str, list[Place]] = {}
     directories = [(directory, root.at(directory)) for directory in SEARCH_PATH]
     package = package_directory()
-    for level, (shown, directory) in enumerate([*directories, (str(package), package)]):
+    for level, (listed, directory) in enumerate([*directories, (str(package), package)]):
         try:
             entries = sorted(os.listdir(directory))
         except OSError:
             continue
         for entry in entries:
             name = entry.removesuffix(".toml")
-            if entry.endswith(".toml") and _NAME.fullmatch(name):
-                place = Place(name, f"{shown}/{entry}", directory / entry, level)
+            if entry.endswith(".toml") and NAME.fullmatch(name):
+                place = Place(name, f"{listed}/{entry}", directory / entry, level)
                 found.setdefault(name, []).append(place)
     return dict(sorted(found.items()))
 
@@ -230,8 +227,8 @@ def check_profile(root: Root, name: str) -> tuple[Profile | None, list[ProfileEr
     Raises UsageError if there is none of that name.
     """
     loader = _Loader(root)
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"{_shown(name)} is not a profile name", hint=f"A name is {_NAME_RULE}.")
+    if not NAME.fullmatch(name):
+        raise UsageError(f"{shown(name)} is not a profile name", hint=f"A name is {NAME_RULE}.")
     if name not in loader.places:
         raise UsageError(
             f"there is no profile '{name}'{did_you_mean(name, loader.places)}",
@@ -284,25 +281,6 @@ def _read(root: Root, place: Place) -> str:
         raise refuse("is not UTF-8 here; save it as UTF-8", line) from error
 
 
-def _parse(text: str, file: str) -> tuple[dict[str, Any], dict[toml_lines.Path, int]]:
-    for number, row in enumerate(text.split("\n"), 1):
-        if len(row) > MAX_LINE:
-            raise ProfileError(f"is longer than {MAX_LINE} characters", file=file, line=number)
-    try:
-        return tomllib.loads(text), toml_lines.key_lines(text)
-    except RecursionError as error:
-        raise ProfileError("is nested too deeply", file=file) from error
-    except tomllib.TOMLDecodeError as error:
-        what, _, where = str(error).partition(" (at ")
-        if found := re.match(r"line (\d+), column (\d+)", where):
-            line, column = int(found[1]), f" (column {found[2]})"
-        else:
-            line, column = text.rstrip().count("\n") + 1, ""
-        if what == "Cannot overwrite a value":
-            what = "this key is given twice"
-        raise ProfileError(f"not valid TOML: {what}{column}", file=file, line=line) from error
-
-
 @dataclass(frozen=True, slots=True)
 class _Contents:
     """One file, without its parents."""
@@ -326,7 +304,9 @@ class _FileReader:
         self.problems: list[ProfileError] = []
 
     def problem(self, message: str, line: int) -> None:
-        self.problems.append(ProfileError(_clip(message), file=self.place.file, line=line))
+        self.problems.append(
+            ProfileError(clipped(message, _MAX_MESSAGE), file=self.place.file, line=line)
+        )
 
     def suggest(self, name: str, known: Collection[str]) -> str:
         return did_you_mean(name, known) if len(self.problems) < _MAX_SUGGESTIONS else ""
@@ -349,9 +329,9 @@ class _FileReader:
         line = self.lines[(key,)]
         ids = [name for table in CATALOGUE.values() for name in table]
         if any(name == key or name.startswith(f"{key}.") for name in ids):
-            self.problem(f"{_shown(key)} stands outside a table; put it under [now]", line)
+            self.problem(f"{shown(key)} stands outside a table; put it under [now]", line)
         else:
-            self.problem(f"unknown key {_shown(key)}{self.suggest(key, keys)}", line)
+            self.problem(f"unknown key {shown(key)}{self.suggest(key, keys)}", line)
 
     def description(self) -> str:
         value = self.document.get("description", "")
@@ -372,8 +352,8 @@ class _FileReader:
             return ()
         good: dict[str, int] = {}
         for name, at in named:
-            if not isinstance(name, str) or not _NAME.fullmatch(name):
-                self.problem(f"{_shown(name)} is not a profile name; a name is {_NAME_RULE}", at)
+            if not isinstance(name, str) or not NAME.fullmatch(name):
+                self.problem(f"{shown(name)} is not a profile name; a name is {NAME_RULE}", at)
             elif name in good:
                 self.problem(f"'{name}' is extended twice", at)
             else:
@@ -387,7 +367,7 @@ class _FileReader:
             return
         for backend, tables in value.items():
             if backend not in BACKENDS:
-                what = f"unknown backend {_shown(backend)}; one of {', '.join(BACKENDS)}"
+                what = f"unknown backend {shown(backend)}; one of {', '.join(BACKENDS)}"
                 self.problem(what + self.suggest(backend, BACKENDS), self.lines[*path, backend])
             elif not isinstance(tables, dict):
                 what = f"[backend.{backend}] holds the tables now, launch and server"
@@ -422,7 +402,7 @@ class _FileReader:
             if key == "boot":
                 self.problem("[boot] is for the whole machine, not for one backend", line)
             else:
-                what = f"unknown table {_shown(key)}{self.suggest(key, sections)}"
+                what = f"unknown table {shown(key)}{self.suggest(key, sections)}"
                 self.problem(what, line)
 
     def environment(self, table: object, path: toml_lines.Path, layer: Layer) -> None:
@@ -451,7 +431,7 @@ class _FileReader:
             fields = ("value", "required", "because")
             for key in value:
                 if key not in fields:
-                    what = f"'{name}': unknown key {_shown(key)}{self.suggest(key, fields)}"
+                    what = f"'{name}': unknown key {shown(key)}{self.suggest(key, fields)}"
                     self.problem(what, self.lines[*path, key])
             if "value" not in value:
                 self.problem(f"'{name}' has no value; write {{ value = ... }}", line)
@@ -472,7 +452,7 @@ class _FileReader:
         except ValueError as error:
             known = [rule.pattern for rule in ENVIRONMENT_ALLOWED if "*" not in rule.pattern]
             hint = self.suggest(name, known) if section == "env" and name not in known else ""
-            self.problem(f"{_shown(name)}: {error}{hint}", line)
+            self.problem(f"{shown(name)}: {error}{hint}", line)
             return
         layer[section, name] = Given(
             section=section,
@@ -491,7 +471,7 @@ class _FileReader:
                     "boot": " (it takes effect at the next boot)",
                 }.get(other, "")
                 return f"'{name}' belongs in [{other}]{why}"
-        what = f"unknown {_TITLES[section]} {_shown(name)}"
+        what = f"unknown {_TITLES[section]} {shown(name)}"
         return what + self.suggest(name, CATALOGUE[section])
 
 
@@ -536,7 +516,7 @@ class _Loader:
 
     def load_anew(self, place: Place, chain: tuple[Place, ...]) -> Profile | None:
         try:
-            document, lines = _parse(_read(self.root, place), place.file)
+            document, lines = parse_toml(_read(self.root, place), place.file, ProfileError)
         except ProfileError as error:
             self.problems.append(error)
             return None
@@ -646,16 +626,3 @@ def _agree(first: Given, second: Given) -> Given | None:
 
 def _dotted(path: toml_lines.Path) -> str:
     return ".".join(str(part) for part in path)
-
-
-def _shown(name: object) -> str:
-    """A name from a file, quoted, with control characters escaped and of bearable length."""
-    return _clip(repr(name), 80)
-
-
-def _clip(text: str, length: int = 400) -> str:
-    """``text`` without its middle where it is too long."""
-    if len(text) <= length:
-        return text
-    tail = length // 3
-    return f"{text[: length - tail - 3]}...{text[-tail:]}"

@@ -451,10 +451,15 @@ def test_only_known_metrics_of_a_server_pass() -> None:
         list(llama.parse("gemma", "<html>not metrics</html>"))
 
 
+def declare(base: Path, name: str, port: int) -> None:
+    write(base, f"/etc/infertune/servers.d/{name}.toml", f'profile = "quiet"\nport = {port}\n')
+
+
 def test_ports_of_declared_servers(serving: Root, tmp_path: Path) -> None:
     assert ports(serving) == {"gemma": 8101, "coder": 8102}
     for name, text in (
-        ("a", "port = 1"),
+        ("a", 'profile = "quiet"\nport = 8099'),
+        ("misspelt", 'profle = "quiet"\nport = 8098'),
         ("b", 'port = "x"'),
         ("c", "port ="),
         ("D", "port=2"),
@@ -462,7 +467,7 @@ def test_ports_of_declared_servers(serving: Root, tmp_path: Path) -> None:
         ("f", f"port = {5000 * '1'}"),
     ):
         write(tmp_path, f"/etc/infertune/servers.d/{name}.toml", text)
-    assert ports(Root(tmp_path)) == {"a": 1}
+    assert ports(Root(tmp_path)) == {"a": 8099}
 
 
 def unending(chunk: bytes, pause_s: float = 0.0) -> Callable[[socket.socket], None]:
@@ -517,8 +522,8 @@ def test_a_broken_server_costs_only_its_own_values(tmp_path: Path) -> None:
         listening(page_of(page + b" " + b"9" * 400 + b"\n")) as broken,
         listening(page_of(page + b"\n")) as good,
     ):
-        write(tmp_path, "/etc/infertune/servers.d/broken.toml", f"port = {broken}\n")
-        write(tmp_path, "/etc/infertune/servers.d/good.toml", f"port = {good}\n")
+        declare(tmp_path, "broken", broken)
+        declare(tmp_path, "good", good)
         root = Root(tmp_path)
         root.live = True
         result = Runner(root).run([llama.LLAMA])["llama"]
@@ -538,8 +543,8 @@ def test_whatever_the_libraries_raise_is_one_server_s_own(
         return "up", "# TYPE llamacpp:n_tokens_max gauge\nllamacpp:n_tokens_max 7\n"
 
     monkeypatch.setattr(llama, "fetch", fetch)
-    write(tmp_path, "/etc/infertune/servers.d/broken.toml", "port = 1024\n")
-    write(tmp_path, "/etc/infertune/servers.d/good.toml", "port = 1025\n")
+    declare(tmp_path, "broken", 1024)
+    declare(tmp_path, "good", 1025)
     root = Root(tmp_path)
     root.live = True
     result = Runner(root).run([llama.LLAMA])["llama"]
@@ -564,7 +569,11 @@ def test_a_slow_server_costs_only_its_own_values(
     with contextlib.ExitStack() as stack:
         for name, (talk, _) in servers.items():
             port = stack.enter_context(listening(talk))  # type: ignore[arg-type]
-            write(tmp_path, f"/etc/infertune/servers.d/{name}.toml", f"port = {port}\n")
+            write(
+                tmp_path,
+                f"/etc/infertune/servers.d/{name}.toml",
+                f'profile = "quiet"\nport = {port}\n',
+            )
         root = Root(tmp_path)
         root.live = True
         result = Runner(root).run([llama.LLAMA])["llama"]
@@ -654,7 +663,7 @@ def test_what_a_bound_leaves_out_is_told(serving: Root) -> None:
     for number in range(MAX_SERVERS + 3):
         unit = f"/sys/fs/cgroup/infertune.slice/infertune-server@z{number}.service"
         write(serving.base, f"{unit}/memory.current", "1")
-        write(serving.base, f"/etc/infertune/servers.d/z{number}.toml", "port = 1")
+        declare(serving.base, f"z{number}", 1)
     runner = Runner(serving)
     results = runner.run(COLLECTORS[name] for name in ("memory", "pressure", "cpufreq", "llama"))
     runner.close()

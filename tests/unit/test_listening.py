@@ -19,8 +19,8 @@ from infertune.errors import Busy, Failed, UsageError
 from infertune.host.sockets import Listener, listeners
 from infertune.launch.ready import DEFAULT_PORT
 from infertune.root import Root
-from infertune.service.declared import write_declaration
-from infertune.service.servers import Declaration
+from infertune.servers.declaration import Declaration
+from infertune.servers.store import write_declaration
 
 HERE = Root("/")
 

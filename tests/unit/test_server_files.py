@@ -19,16 +19,15 @@ from infertune.profile import load_profile
 from infertune.resolve import Desired, resolve
 from infertune.root import Root
 from infertune.run import Request, Result, Run, _serving
-from infertune.service.servers import (
+from infertune.servers.declaration import (
     Declaration,
     declaration_text,
-    drop_in,
     files,
     own_settings,
     parse_declaration,
     server_settings,
-    systemd_run_line,
 )
+from infertune.servers.unit import drop_in, systemd_run_line
 from infertune.service.setup import template
 from infertune.snapshot import open_root
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import pytest
 
-from infertune.service.declared import write_declaration
-from infertune.service.servers import Declaration
+from infertune.servers.declaration import Declaration
+from infertune.servers.store import write_declaration
 from support import build
 
 dbus_fast = pytest.importorskip("dbus_fast", reason="extra 'daemon' is not installed")

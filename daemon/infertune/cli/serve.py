@@ -28,25 +28,23 @@ from infertune.launch.client import healthy, how_to_talk
 from infertune.launch.ready import Progress, choose_port
 from infertune.launch.system import show_log
 from infertune.machine import Machine, read_machine
+from infertune.names import NAME, server_unit
 from infertune.profile import load_profile
 from infertune.resolve import Desired, resolve
 from infertune.root import Root, read_plain_file
 from infertune.run import Request, Result, Run, prepare
-from infertune.service.declared import declared_ports, gpu_groups, write_declaration
-from infertune.service.names import NAME
-from infertune.service.servers import (
+from infertune.servers.declaration import (
     DECLARED,
     TRANSIENT,
     Declaration,
     declaration_text,
     files,
-    in_a_home,
     own_settings,
     parse_declaration,
-    refuse_a_home,
     server_settings,
-    systemd_run_line,
 )
+from infertune.servers.store import declared_ports, gpu_groups, write_declaration
+from infertune.servers.unit import in_a_home, refuse_a_home, systemd_run_line
 from infertune.service.setup import template
 
 _ASK_S = 3.0
@@ -350,7 +348,7 @@ def _stop(ctx: Context) -> Exit:
 def _logs(ctx: Context) -> Exit:
     if not NAME.fullmatch(ctx.args.name):
         raise UsageError("not a server name", hint=f"a name matches {NAME.pattern}")
-    unit = f"infertune-server@{ctx.args.name}.service"
+    unit = server_unit(ctx.args.name)
     code = show_log(unit, as_json=ctx.args.json, follow=ctx.args.follow)
     return Exit.DONE if code == 0 else Exit.FAILED
 

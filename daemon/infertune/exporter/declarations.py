@@ -7,16 +7,14 @@ are named, and found in the compiled object.
 
 from __future__ import annotations
 
-import difflib
 import re
-import tomllib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from infertune import toml_lines
 from infertune.errors import DeclarationError
+from infertune.tables import Table, read_table
 
 TYPES = ("counter", "gauge", "histogram")
 DECODERS = ("cgroup", "text", "cpu")
@@ -148,174 +146,114 @@ def load(directory: Path) -> tuple[Declaration, ...]:
 
 def parse(text: str, file: str) -> Declaration:
     """The declaration in a file's text.  Raises DeclarationError with file and line."""
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        line = re.search(r"line (\d+)", str(error))
-        raise DeclarationError(str(error), file=file, line=int(line[1]) if line else None) from None
-    return _Reader(file, toml_lines.key_lines(text)).declaration(table)
+    table = read_table(text, file, DeclarationError)
+    table.only(("title", "help", "absent", "not_applicable", "programs", "metrics"), ("module",))
+    programs, metrics = table.table("programs", filled=True), table.table("metrics", filled=True)
+    return Declaration(
+        name=file.removesuffix(".toml"),
+        title=table.text("title"),
+        help=table.text("help"),
+        absent=table.text("absent"),
+        not_applicable=table.text("not_applicable"),
+        module=table.text("module") if "module" in table else None,
+        programs=tuple(_program(name, programs.table(name)) for name in programs),
+        metrics=tuple(_metric(name, metrics.table(name)) for name in metrics),
+    )
 
 
-class _Reader:
-    """Turns tables into dataclasses; knows where each key stands."""
+def _program(name: str, table: Table) -> Program:
+    if "visits" in table:
+        table.only(("visits", "when"))
+        table.one_of("visits", ("threads",))
+        when = table.one_of("when", ("attach", "collect"))
+        return Program(name, None, "attach" if when == "attach" else "collect", None)
+    table.only(("tracepoint",), ("generation",))
+    generation = table.text("generation") if "generation" in table else None
+    return Program(name, table.text("tracepoint"), None, generation)
 
-    def __init__(self, file: str, lines: Mapping[toml_lines.Path, int]) -> None:
-        self._file = file
-        self._lines = lines
 
-    def declaration(self, table: dict[str, Any]) -> Declaration:
-        required = ("title", "help", "absent", "not_applicable", "programs", "metrics")
-        self._keys(table, (), required, ("module",))
-        programs = self._table(table, ("programs",))
-        metrics = self._table(table, ("metrics",))
-        return Declaration(
-            name=self._file.removesuffix(".toml"),
-            title=self._text(table, ("title",)),
-            help=self._text(table, ("help",)),
-            absent=self._text(table, ("absent",)),
-            not_applicable=self._text(table, ("not_applicable",)),
-            module=self._text(table, ("module",)) if "module" in table else None,
-            programs=tuple(self._program(programs, name) for name in programs),
-            metrics=tuple(self._metric(metrics, name) for name in metrics),
-        )
+def _metric(name: str, table: Table) -> Metric:
+    kind = table.one_of("type", TYPES)
+    required = ("type", "help", "map", "labels", "cardinality")
+    if kind == "histogram":
+        # A map whose value is the histogram and nothing else needs no `value`.
+        table.only((*required, "buckets"), ("multiplier", "value"))
+    else:
+        table.only((*required, "value"), ("multiplier",))
+    _check_name(name, kind, table)
+    fields, told_apart_by = _value(table, kind)
+    labels = _labels(table.table("labels"))
+    if told_apart_by in labels:
+        raise table.wrong("value", f"there are two labels '{told_apart_by}'")
+    return Metric(
+        name=name,
+        type=kind,
+        help=table.text("help"),
+        map=table.text("map"),
+        labels=labels,
+        fields=fields,
+        told_apart_by=told_apart_by,
+        buckets=_buckets(table.table("buckets")) if kind == "histogram" else None,
+        multiplier=_multiplier(table),
+        cardinality=table.text("cardinality"),
+    )
 
-    def _program(self, programs: dict[str, Any], name: str) -> Program:
-        at = ("programs", name)
-        table = self._table(programs, at)
-        if "visits" in table:
-            self._keys(table, at, ("visits", "when"))
-            self._one_of(table, (*at, "visits"), ("threads",))
-            when = self._one_of(table, (*at, "when"), ("attach", "collect"))
-            return Program(name, None, "attach" if when == "attach" else "collect", None)
-        self._keys(table, at, ("tracepoint",), ("generation",))
-        generation = self._text(table, (*at, "generation")) if "generation" in table else None
-        return Program(name, self._text(table, (*at, "tracepoint")), None, generation)
 
-    def _metric(self, metrics: dict[str, Any], name: str) -> Metric:
-        at = ("metrics", name)
-        table = self._table(metrics, at)
-        kind = self._one_of(table, (*at, "type"), TYPES)
-        required = ["type", "help", "map", "labels", "cardinality"]
-        if kind == "histogram":
-            # A map whose value is the histogram and nothing else needs no `value`.
-            self._keys(table, at, (*required, "buckets"), ("multiplier", "value"))
+def _check_name(name: str, kind: str, table: Table) -> None:
+    if not re.fullmatch(PREFIX + r"[a-z][a-z0-9_]*", name):
+        raise table.wrong(None, f"'{name}' is not a valid metric name; one starts with {PREFIX}")
+    if name.endswith("_total") != (kind == "counter"):
+        raise table.wrong(None, f"'{name}': a counter ends with _total, and nothing else does")
+    if kind == "histogram" and not name.endswith(tuple(f"_{unit}" for unit in UNITS)):
+        raise table.wrong(None, f"'{name}': a histogram ends with its unit: {', '.join(UNITS)}")
+
+
+def _value(table: Table, kind: str) -> tuple[tuple[str, ...], str | None]:
+    value = table.values.get("value", "")
+    if isinstance(value, str):
+        return (value,), None
+    if kind != "histogram" and isinstance(value, dict) and len(value) == 1:
+        [(label, fields)] = value.items()
+        if _is_words(fields):
+            _check_label(label, table.table("value"))
+            return tuple(fields), label
+    raise table.wrong("value", "'value' is a field, or one label with a list of fields")
+
+
+def _labels(table: Table) -> dict[str, Decoder]:
+    found: dict[str, Decoder] = {}
+    for label, decoder in table.values.items():
+        _check_label(label, table)
+        if _is_words(decoder):
+            found[label] = tuple(decoder)
+        elif decoder in DECODERS:
+            found[label] = decoder
         else:
-            self._keys(table, at, (*required, "value"), ("multiplier",))
-        self._name(name, kind, at)
-        fields, told_apart_by = self._value(table, (*at, "value"), kind)
-        labels = self._labels(table, (*at, "labels"))
-        if told_apart_by in labels:
-            raise self._error(f"there are two labels '{told_apart_by}'", (*at, "value"))
-        return Metric(
-            name=name,
-            type=kind,
-            help=self._text(table, (*at, "help")),
-            map=self._text(table, (*at, "map")),
-            labels=labels,
-            fields=fields,
-            told_apart_by=told_apart_by,
-            buckets=self._buckets(table, (*at, "buckets")) if kind == "histogram" else None,
-            multiplier=self._multiplier(table, (*at, "multiplier")),
-            cardinality=self._text(table, (*at, "cardinality")),
-        )
+            known = ", ".join(DECODERS)
+            raise table.wrong(label, f"a label is decoded as one of {known}, or as a list of words")
+    return found
 
-    def _name(self, name: str, kind: str, at: toml_lines.Path) -> None:
-        if not re.fullmatch(PREFIX + r"[a-z][a-z0-9_]*", name):
-            raise self._error(f"'{name}' is no name of a metric; it starts with {PREFIX}", at)
-        if name.endswith("_total") != (kind == "counter"):
-            raise self._error(f"'{name}': a counter ends with _total, and nothing else does", at)
-        if kind == "histogram" and not name.endswith(tuple(f"_{unit}" for unit in UNITS)):
-            raise self._error(f"'{name}': a histogram ends with its unit: {', '.join(UNITS)}", at)
 
-    def _value(
-        self, table: dict[str, Any], at: toml_lines.Path, kind: str
-    ) -> tuple[tuple[str, ...], str | None]:
-        value = table.get("value", "")
-        if isinstance(value, str):
-            return (value,), None
-        if kind != "histogram" and isinstance(value, dict) and len(value) == 1:
-            [(label, fields)] = value.items()
-            if _is_words(fields):
-                self._label(label, (*at, label))
-                return tuple(fields), label
-        raise self._error("'value' is a field, or one label with a list of fields", at)
+def _check_label(name: str, table: Table) -> None:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in ("le", "quantile"):
+        raise table.wrong(name, f"'{name}' is not a valid label name")
 
-    def _labels(self, table: dict[str, Any], at: toml_lines.Path) -> dict[str, Decoder]:
-        found: dict[str, Decoder] = {}
-        for label, decoder in self._table(table, at).items():
-            self._label(label, (*at, label))
-            if _is_words(decoder):
-                found[label] = tuple(decoder)
-            elif decoder in DECODERS:
-                found[label] = decoder
-            else:
-                raise self._error(
-                    f"a label is decoded as one of {', '.join(DECODERS)}, or as a list of words",
-                    (*at, label),
-                )
-        return found
 
-    def _label(self, name: str, at: toml_lines.Path) -> None:
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in ("le", "quantile"):
-            raise self._error(f"'{name}' is no name of a label", at)
+def _buckets(limits: Table) -> Buckets:
+    limits.only(("min", "max"))
+    low, high = limits.values["min"], limits.values["max"]
+    if not (type(low) is type(high) is int and 0 <= low < high < 64):
+        raise limits.wrong(None, "buckets are powers of two: 0 <= min < max < 64")
+    return Buckets(low, high)
 
-    def _buckets(self, table: dict[str, Any], at: toml_lines.Path) -> Buckets:
-        limits = self._table(table, at)
-        self._keys(limits, at, ("min", "max"))
-        low, high = limits["min"], limits["max"]
-        if not (type(low) is type(high) is int and 0 <= low < high < 64):
-            raise self._error("buckets are powers of two: 0 <= min < max < 64", at)
-        return Buckets(low, high)
 
-    def _multiplier(self, table: dict[str, Any], at: toml_lines.Path) -> float | Literal["page"]:
-        value = table.get("multiplier", 1)
-        if value == "page":
-            return "page"
-        if type(value) not in (int, float) or not value > 0:
-            raise self._error("'multiplier' is a number above 0, or \"page\"", at)
-        return float(value)
-
-    # -- the parts of a table ----------------------------------------------------
-
-    def _keys(
-        self,
-        table: dict[str, Any],
-        at: toml_lines.Path,
-        required: Iterable[str],
-        optional: Iterable[str] = (),
-    ) -> None:
-        allowed = [*required, *optional]
-        for key in table:
-            if key not in allowed:
-                near = difflib.get_close_matches(key, allowed, 1)
-                hint = f"; did you mean '{near[0]}'?" if near else ""
-                raise self._error(f"'{key}' is not known here{hint}", (*at, key))
-        for key in required:
-            if key not in table:
-                raise self._error(f"'{key}' is missing", at)
-
-    def _table(self, parent: dict[str, Any], at: toml_lines.Path) -> dict[str, Any]:
-        value = parent.get(str(at[-1]))
-        if not isinstance(value, dict) or not value:
-            raise self._error(f"'{at[-1]}' is a table with something in it", at)
-        return value
-
-    def _text(self, table: dict[str, Any], at: toml_lines.Path) -> str:
-        value = table[str(at[-1])]
-        if not isinstance(value, str) or not value.strip():
-            raise self._error(f"'{at[-1]}' is a text", at)
-        return value.strip()
-
-    def _one_of(self, table: dict[str, Any], at: toml_lines.Path, words: Collection[str]) -> str:
-        value: object = table.get(str(at[-1]))
-        if value not in words:
-            raise self._error(f"'{at[-1]}' is one of: {', '.join(words)}", at)
-        return str(value)
-
-    def _error(self, message: str, at: toml_lines.Path) -> DeclarationError:
-        while at and at not in self._lines:
-            at = at[:-1]
-        return DeclarationError(message, file=self._file, line=self._lines.get(at))
+def _multiplier(table: Table) -> float | Literal["page"]:
+    value = table.values.get("multiplier", 1)
+    if value == "page":
+        return "page"
+    if type(value) not in (int, float) or not value > 0:
+        raise table.wrong("multiplier", "'multiplier' is a number above 0, or \"page\"")
+    return float(value)
 
 
 def _is_words(value: object) -> bool:

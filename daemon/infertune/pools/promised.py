@@ -18,6 +18,7 @@ from infertune.host.cgroup import group_of, owner_of
 from infertune.host.memory import meminfo
 from infertune.host.processes import children, resident_bytes, started_ticks, uptime, user_of
 from infertune.host.unknown import Unknown
+from infertune.names import server_of_unit
 from infertune.pools.facts import Holder, PoolFacts
 from infertune.pools.judge import gpu_pool
 from infertune.root import Root
@@ -34,7 +35,6 @@ _MAX_BYTES = 4096
 _MOST = 1 << 62
 """Of each number in a file: far more than any machine has, and still a number to reckon with."""
 _NOBODY = 65534
-_UNIT = "infertune-server@"
 _LASTS_S = 900.0
 """120 GiB at 200 MB/s are loaded in ten minutes."""
 
@@ -94,7 +94,7 @@ def _is_its_owner(root: Root, pid: int, uid: int) -> bool:
     are nobody's (seen with systemd 257).
     """
     owner = owner_of(group_of(root, pid)) or ""
-    return uid == user_of(root, pid) or (uid == _NOBODY and owner.startswith(_UNIT))
+    return uid == user_of(root, pid) or (uid == _NOBODY and server_of_unit(owner) is not None)
 
 
 def _reservation(known: Any) -> Reservation:

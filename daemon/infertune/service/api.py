@@ -21,6 +21,7 @@ from infertune.documents import report_document
 from infertune.engine import ApplyFailed
 from infertune.errors import Failed, InfertuneError, NotPermitted, UsageError
 from infertune.knobs import KNOBS
+from infertune.names import NAME
 from infertune.profile import BACKENDS
 from infertune.service.authority import Authority
 from infertune.service.keeper import Choice, Keeper
@@ -31,7 +32,6 @@ from infertune.service.names import (
     ERROR,
     ERRORS,
     INTERFACE,
-    NAME,
 )
 from infertune.service.peers import Peers
 from infertune.service.power import Power

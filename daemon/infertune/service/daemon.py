@@ -19,21 +19,21 @@ from dbus_fast import BusType, Message, MessageType, NameFlag, RequestNameReply
 from dbus_fast.aio import MessageBus
 
 from infertune import __version__
+from infertune.config import read_config
 from infertune.engine import DAEMON_LOCK
 from infertune.errors import Exit, Failed, InfertuneError, UsageError
 from infertune.notify import Notifier
 from infertune.root import Root
+from infertune.servers.declaration import DECLARED
+from infertune.servers.store import declared_names
 from infertune.service.api import Manager, remember_caller
 from infertune.service.authority import Authority
-from infertune.service.config import read_config
-from infertune.service.declared import declared_names
 from infertune.service.guarded import GuardedBus
 from infertune.service.keeper import Choice, Keeper, boottime
 from infertune.service.log import listen_to_libraries, log
 from infertune.service.names import BUS_NAME, OBJECT_PATH
 from infertune.service.peers import LOGIND, NAMES, TUNED, Peers
 from infertune.service.power import PROVIDERS, Power
-from infertune.service.servers import DECLARED
 from infertune.service.serving import Serving
 from infertune.service.systemd import Systemd
 from infertune.service.timer import Deadline

@@ -13,8 +13,8 @@ import sys
 from infertune.errors import Exit
 from infertune.launch_settings import LAUNCH_SETTINGS
 from infertune.machine import read_machine
+from infertune.names import SLICE
 from infertune.root import Root
-from infertune.service.servers import SLICE
 
 _FILE = LAUNCH_SETTINGS["cpus_partition"].cgroup_file
 

@@ -10,29 +10,27 @@ from typing import Any
 from infertune.errors import Failed, InfertuneError, UsageError
 from infertune.host.sockets import listeners
 from infertune.machine import read_machine
+from infertune.names import SLICE, server_of_unit, server_unit
 from infertune.pools.promised import LOCK, OF_ROOT, sweep
 from infertune.profile import load_profile
 from infertune.resolve import Desired, resolve
 from infertune.root import Root
-from infertune.service.declared import (
-    declared_names,
-    declared_ports,
-    find_declaration,
-    gpu_groups,
-    remove_declaration,
-)
-from infertune.service.dropins import (
+from infertune.servers.declaration import DECLARED, TRANSIENT, Declaration
+from infertune.servers.dropins import (
     drop_in_path,
     remove_drop_in,
     remove_notes,
     units_with_drop_in,
     write_drop_ins,
 )
-from infertune.service.servers import (
-    DECLARED,
-    SLICE,
-    TRANSIENT,
-    Declaration,
+from infertune.servers.store import (
+    declared_names,
+    declared_ports,
+    find_declaration,
+    gpu_groups,
+    remove_declaration,
+)
+from infertune.servers.unit import (
     Needs,
     drop_in,
     needs,
@@ -42,7 +40,6 @@ from infertune.service.servers import (
 )
 from infertune.service.systemd import Systemd
 
-_PREFIX, _SUFFIX = "infertune-server@", ".service"
 _RUNNING = ("active", "activating", "reloading", "deactivating", "restarting")
 
 
@@ -94,7 +91,7 @@ class Serving:
 
     async def stop(self, name: str) -> None:
         """Stop a server and take away what was written for it.  UsageError where there is none."""
-        unit = f"{_PREFIX}{name}{_SUFFIX}"
+        unit = server_unit(name)
         async with self._one:
             state = (await self._systemd.states(unit)).get(unit, "inactive")
             known = state != "inactive" or unit in units_with_drop_in(self._root)
@@ -119,17 +116,17 @@ class Serving:
 
     async def servers(self) -> list[dict[str, Any]]:
         """Every declared or running server."""
-        states = await self._systemd.states(f"{_PREFIX}*{_SUFFIX}")
-        running = {_name(unit): state for unit, state in states.items()}
+        states = await self._systemd.states(server_unit("*"))
+        running = {name: state for unit, state in states.items() if (name := server_of_unit(unit))}
         names = sorted(self._declared() | running.keys())
         return [await self._about(name, running.get(name, "inactive")) for name in names]
 
     async def start_declared(self) -> list[str]:
         """Start what /etc declares and does not run; returns what went wrong, in sentences."""
         problems = []
-        states = await self._systemd.states(f"{_PREFIX}*{_SUFFIX}")
+        states = await self._systemd.states(server_unit("*"))
         for name in declared_names(self._root, DECLARED):
-            if states.get(f"{_PREFIX}{name}{_SUFFIX}") in _RUNNING:
+            if states.get(server_unit(name)) in _RUNNING:
                 continue
             try:
                 await self.serve(name)
@@ -143,7 +140,7 @@ class Serving:
 
     async def _about(self, name: str, state: str) -> dict[str, Any]:
         about: dict[str, Any] = {"name": name, "state": state}
-        unit = f"{_PREFIX}{name}{_SUFFIX}"
+        unit = server_unit(name)
         if state in _RUNNING:
             about["uid"] = await self._systemd.uid(unit)
         if state == "failed" and (why := await self._systemd.status_text(unit)):
@@ -159,8 +156,8 @@ class Serving:
     def _refuse_a_taken_port(self, declaration: Declaration) -> None:
         """Whoever listens there would be taken for the server.  Raises UsageError."""
         ports = declared_ports(self._root)
-        for other in map(_name, units_with_drop_in(self._root)):
-            if other != declaration.name and ports.get(other) == declaration.port:
+        for other in map(server_of_unit, units_with_drop_in(self._root)):
+            if other not in (None, declaration.name) and ports.get(other) == declaration.port:
                 raise UsageError(
                     f"port {declaration.port} is that of server '{other}', which was started",
                     hint=f"infertune stop {other}, or another port",
@@ -190,7 +187,3 @@ class Serving:
         """What the other servers that have been started were promised."""
         others = (other for other in units_with_drop_in(self._root) if other != unit)
         return [promised(self._root.get(drop_in_path(other)) or "") for other in others]
-
-
-def _name(unit: str) -> str:
-    return unit.removeprefix(_PREFIX).removesuffix(_SUFFIX)

@@ -12,10 +12,12 @@ from pathlib import Path
 
 from infertune.boot import record
 from infertune.errors import Failed, NotPermitted, UsageError
+from infertune.names import SLICE
 from infertune.root import Root
-from infertune.service.declared import declared_names, remove_declaration
-from infertune.service.dropins import remove_drop_in, remove_notes, units_with_drop_in
-from infertune.service.servers import SLICE, TRANSIENT, program
+from infertune.servers.declaration import TRANSIENT
+from infertune.servers.dropins import remove_drop_in, remove_notes, units_with_drop_in
+from infertune.servers.store import declared_names, remove_declaration
+from infertune.servers.unit import program
 
 FILES: tuple[tuple[str, str], ...] = (
     ("infertune.service", "/etc/systemd/system/infertune.service"),

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from infertune.exporter.base import Absent, Collector, Metric, Sample, present
-from infertune.exporter.servers import Unit, units
+from infertune.exporter.servers import units
 from infertune.host.cgroup import (
     entries,
     hands_down_protection,
@@ -23,6 +23,7 @@ from infertune.host.cgroup import (
 )
 from infertune.host.memory import meminfo
 from infertune.root import Root
+from infertune.servers.running import Unit
 
 _DOC = "Documentation/admin-guide/cgroup-v2.rst"
 _PER_UNIT = "one for infertune.slice, one per server"

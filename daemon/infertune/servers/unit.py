@@ -1,184 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Declared servers, and the systemd directives that hold one under its profile.  Pure.
+"""The systemd directives that hold a server under its profile.  Pure.
 
-A declaration is a small file that only root can write.  The unit is a template
-(systemd/infertune-server@.service); what the profile asks for is a drop-in of
-it, so ``systemctl cat`` shows all of it.
+The unit is a template (systemd/infertune-server@.service); what the profile asks for is a drop-in
+of it, so ``systemctl cat`` shows all of it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shlex
-import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from infertune.errors import ProfileError, UsageError
-from infertune.machine import Machine
+from infertune.errors import UsageError
+from infertune.launch_settings import LAUNCH_SETTINGS
 from infertune.pools.promised import LOCK
-from infertune.profile import BACKENDS
 from infertune.resolve import Desired
-from infertune.server_settings import (
-    FilePath,
-    check_together,
-    files_of,
-    parse_server_setting,
-)
-from infertune.service.names import NAME
+from infertune.servers.declaration import Declaration, files
 from infertune.units import format_cpulist, parse_cpulist
-
-DECLARED = "/etc/infertune/servers.d"
-"""Servers that start with the daemon."""
-TRANSIENT = "/run/infertune/servers.d"
-"""Servers of this boot: ``infertune serve``."""
-
-SLICE = "infertune.slice"
-
-
-@dataclass(frozen=True, slots=True)
-class Declaration:
-    """One server: what it serves, under which profile, where."""
-
-    name: str
-    profile: str
-    model: str | None
-    """Path of a GGUF file; None for the small model of the extra ``embedded``."""
-    port: int
-    backend: str = "auto"
-    settings: Mapping[str, str | int | bool] | None = None
-    """Server settings of its own, over the profile's: canonical names of server_settings.py."""
-    force: bool = False
-    """Start it even where it does not fit."""
-
-    @property
-    def unit(self) -> str:
-        return f"infertune-server@{self.name}.service"
-
-
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    "profile": str,
-    "model": str,
-    "port": int,
-    "backend": str,
-    "settings": dict,
-    "force": bool,
-}
-
-
-def parse_declaration(
-    name: str, text: str, file: str, default_profile: Callable[[], str | None] = lambda: None
-) -> Declaration:
-    """Read a declaration; without a profile it has the daemon's.  Raises ProfileError."""
-
-    def wrong(what: str) -> ProfileError:
-        return ProfileError(what, file=file)
-
-    if not NAME.fullmatch(name):
-        raise wrong(f"'{name}' is not a server name")
-    try:
-        found = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # also a number of 5000 digits, 5000 brackets
-        raise wrong(f"not valid TOML: {error}") from None
-    for key, value in found.items():
-        if key not in _KINDS:
-            raise wrong(f"unknown key '{key}'; known: {', '.join(_KINDS)}")
-        if not isinstance(value, _KINDS[key]) or (isinstance(value, bool) and key != "force"):
-            raise wrong(f"{key} is not a {_KINDS[key]}")
-    if "profile" not in found and (default := default_profile()) is not None:
-        found["profile"] = default
-    if "profile" not in found:
-        raise wrong("profile is missing, and infertuned.toml names none")
-    if "port" not in found:
-        raise wrong("port is missing")
-    if not NAME.fullmatch(found["profile"]):
-        raise wrong("profile is not a profile name")
-    if not 1024 <= found["port"] <= 65535:
-        raise wrong("port must be 1024 to 65535")
-    model = found.get("model")
-    if found.get("backend", "auto") not in ("auto", *BACKENDS):
-        raise wrong(f"backend is one of auto, {', '.join(BACKENDS)}")
-    settings = found.get("settings", {})
-    try:
-        if model is not None:
-            FilePath().parse(model)
-    except ValueError as error:
-        raise wrong(f"model: {error}") from None
-    try:
-        for key, value in settings.items():
-            parse_server_setting(key, value)
-    except ValueError as error:
-        raise wrong(str(error)) from None
-    return Declaration(
-        name,
-        found["profile"],
-        model,
-        found["port"],
-        found.get("backend", "auto"),
-        settings,
-        found.get("force", False),
-    )
-
-
-def own_settings(declaration: Declaration, machine: Machine | None = None) -> dict[str, str]:
-    """Canonical settings of the declaration; without a machine its shares stay as they are.
-
-    Raises UsageError where one is not possible on the machine.
-    """
-    given = (declaration.settings or {}).items()
-    try:
-        return {name: parse_server_setting(name, value, machine) for name, value in given}
-    except ValueError as error:
-        raise UsageError(f"server '{declaration.name}': {error}") from None
-
-
-def server_settings(
-    declaration: Declaration, desired: Desired, machine: Machine | None = None
-) -> dict[str, str]:
-    """Canonical settings of a server: the profile's, over them its own.
-
-    Raises UsageError where one of them needs another that is not there.
-    """
-    found = {name: setting.canonical for name, setting in desired.server.items()}
-    found |= own_settings(declaration, machine)
-    try:
-        check_together(found)
-    except ValueError as error:
-        raise UsageError(f"server '{declaration.name}': {error}") from None
-    return found
-
-
-def files(declaration: Declaration, desired: Desired) -> dict[str, str]:
-    """The files that a server reads, by what names them."""
-    model = {"model": declaration.model} if declaration.model is not None else {}
-    return {**model, **files_of(server_settings(declaration, desired))}
-
-
-def declaration_text(declaration: Declaration) -> str:
-    """The file that ``parse_declaration`` reads back."""
-    lines = [f"profile = {json.dumps(declaration.profile)}", f"port = {declaration.port}"]
-    if declaration.model is not None:
-        lines.append(f"model = {json.dumps(declaration.model, ensure_ascii=False)}")
-    lines.append(f"backend = {json.dumps(declaration.backend)}")
-    if declaration.force:
-        lines.append("force = true")
-    if declaration.settings:
-        lines.append("[settings]")
-        own = declaration.settings.items()
-        lines += [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in own]
-    return "\n".join(lines) + "\n"
 
 
 def directives(desired: Desired) -> dict[str, str]:
     """[Service] directives for the profile's launch settings (systemd.resource-control(5))."""
-    wanted = {name: setting.canonical for name, setting in desired.launch.items()}
     found: dict[str, str] = {}
-    for name, directive in _DIRECTIVES.items():
-        if name in wanted:
-            value = wanted[name]
-            found[directive] = _WORDS.get((directive, value), value)
+    for name, setting in LAUNCH_SETTINGS.items():
+        if setting.directive and name in desired.launch:
+            value = desired.launch[name].canonical
+            found[setting.directive] = _WORDS.get((setting.directive, value), value)
     if "OOMScoreAdjust" in found and int(found["OOMScoreAdjust"]) < 0:
         # systemd-oomd has its own idea of whom to end, and does not read oom_score_adj.
         found["ManagedOOMPreference"] = "avoid"
@@ -186,19 +35,6 @@ def directives(desired: Desired) -> dict[str, str]:
         found["CPUSchedulingPriority"] = "1"
     return found
 
-
-_DIRECTIVES = {
-    "memory_min": "MemoryMin",
-    "memory_swap_max": "MemorySwapMax",
-    "cpus": "AllowedCPUs",
-    "cpu_weight": "CPUWeight",
-    "memlock": "LimitMEMLOCK",
-    "oom_score_adj": "OOMScoreAdjust",
-    "nice": "Nice",
-    "scheduling_policy": "CPUSchedulingPolicy",
-}
-NOT_DIRECTIVES = ("cpus_partition",)
-"""Launch settings that systemd has no directive for; service/partition.py carries them out."""
 
 _WORDS = {
     ("LimitMEMLOCK", "unlimited"): "infinity",

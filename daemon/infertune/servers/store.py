@@ -6,11 +6,11 @@ from __future__ import annotations
 import contextlib
 from functools import partial
 
-from infertune.errors import Failed, InfertuneError, ProfileError
+from infertune.config import read_config
+from infertune.errors import DeclarationError, Failed, InfertuneError
+from infertune.names import NAME
 from infertune.root import Root, changeable_by_others
-from infertune.service.config import read_config
-from infertune.service.names import NAME
-from infertune.service.servers import (
+from infertune.servers.declaration import (
     DECLARED,
     TRANSIENT,
     Declaration,
@@ -24,7 +24,7 @@ _MAX_BYTES = 64 * 1024
 def find_declaration(root: Root, name: str) -> Declaration | None:
     """The declaration of a server; /etc is what the admin says, and counts first.
 
-    Raises ProfileError where there is one that is not valid.
+    Raises DeclarationError where there is one that is not valid.
     """
     if not NAME.fullmatch(name):
         return None
@@ -36,22 +36,22 @@ def find_declaration(root: Root, name: str) -> Declaration | None:
 
 
 def _read(root: Root, path: str) -> str | None:
-    """The text of a declaration, all of it, or None where there is none.  Raises ProfileError."""
+    """All of a declaration, or None where there is none.  Raises DeclarationError."""
     try:
         data, status = root.read_file(path, _MAX_BYTES + 1)
         open_to = changeable_by_others(root.at(path), status, root.base) if root.live else None
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise ProfileError(f"cannot be read: {error.strerror}", file=path) from error
+        raise DeclarationError(f"cannot be read: {error.strerror}", file=path) from error
     if open_to:
-        raise ProfileError(f"others than root may change {open_to}", file=path)
+        raise DeclarationError(f"others than root may change {open_to}", file=path)
     if len(data) > _MAX_BYTES:
-        raise ProfileError(f"is larger than {_MAX_BYTES // 1024} KiB", file=path)
+        raise DeclarationError(f"is larger than {_MAX_BYTES // 1024} KiB", file=path)
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise ProfileError("is not UTF-8; save it as UTF-8", file=path) from None
+        raise DeclarationError("is not UTF-8; save it as UTF-8", file=path) from None
 
 
 def _default_profile(root: Root) -> str | None:
@@ -67,7 +67,7 @@ def declared_names(root: Root, directory: str) -> list[str]:
 def declared_ports(root: Root) -> dict[str, int]:
     """Port by name of every declared server; a declaration that is not valid has none."""
     found = {}
-    for name in {*declared_names(root, DECLARED), *declared_names(root, TRANSIENT)}:
+    for name in sorted({*declared_names(root, DECLARED), *declared_names(root, TRANSIENT)}):
         with contextlib.suppress(InfertuneError):
             if declaration := find_declaration(root, name):
                 found[name] = declaration.port

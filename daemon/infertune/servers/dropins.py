@@ -7,6 +7,7 @@ import errno
 from collections.abc import Mapping
 
 from infertune.errors import Failed
+from infertune.names import server_unit
 from infertune.root import Root
 
 _UNITS = "/run/systemd/system"
@@ -50,7 +51,7 @@ def _remove_empty(root: Root, directory: str) -> None:
 
 def units_with_drop_in(root: Root) -> list[str]:
     """Server units that have a drop-in of ours."""
-    paths = root.glob(f"{_UNITS}/infertune-server@*.service.d/{_DROP_IN}")
+    paths = root.glob(f"{_UNITS}/{server_unit('*')}.d/{_DROP_IN}")
     return [path.split("/")[-2].removesuffix(".d") for path in paths]
 
 

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/etc/infertune/infertuned.toml, what the daemon is told by the admin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from infertune.errors import DeclarationError
+from infertune.profile import BACKENDS
+from infertune.root import Root
+from infertune.tables import read_table
+
+CONFIG = "/etc/infertune/infertuned.toml"
+_MAX_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The daemon's settings."""
+
+    profile: str | None = None
+    """Applied at start, and the profile of servers that name none; None to start idle."""
+    backend: str = "auto"
+    enforce: bool = False
+    """Whether a value that somebody else changed is set again, a few times (ownership.py)."""
+
+
+def read_config(root: Root) -> Config:
+    """The daemon's settings; a missing file is all defaults.  Raises DeclarationError.
+
+    One that is there and cannot be read is not missing: what the admin wants is not known then.
+    """
+    try:
+        text = root.read_small(CONFIG, _MAX_BYTES)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and root.readlink(CONFIG) is None:
+            return Config()
+        raise DeclarationError(
+            f"cannot be read: {error.strerror}", file=CONFIG, hint="mend it, or remove it"
+        ) from None
+    return _parse(text)
+
+
+def _parse(text: str) -> Config:
+    table = read_table(text, CONFIG, DeclarationError)
+    table.only((), ("profile", "backend", "enforce"))
+    return Config(
+        profile=table.name("profile", "profile") if "profile" in table else None,
+        backend=table.one_of("backend", ("auto", *BACKENDS), "auto"),
+        enforce=table.flag("enforce", False),
+    )

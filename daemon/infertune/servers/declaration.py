@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an admin, or ``infertune serve``, says of a server.  Pure.
+
+A declaration is a small TOML file that only root can write.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from infertune.errors import DeclarationError, UsageError
+from infertune.machine import Machine
+from infertune.names import NAME, NAME_RULE, server_unit
+from infertune.profile import BACKENDS
+from infertune.resolve import Desired
+from infertune.server_settings import (
+    FilePath,
+    check_together,
+    files_of,
+    parse_server_setting,
+)
+from infertune.tables import Table, read_table
+
+DECLARED = "/etc/infertune/servers.d"
+"""Servers that start with the daemon."""
+TRANSIENT = "/run/infertune/servers.d"
+"""Servers of this boot: ``infertune serve``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """One server: what it serves, under which profile, where."""
+
+    name: str
+    profile: str
+    model: str | None
+    """Path of a GGUF file; None for the small model of the extra ``embedded``."""
+    port: int
+    backend: str = "auto"
+    settings: Mapping[str, str | int | bool] | None = None
+    """Server settings of its own, over the profile's: canonical names of server_settings.py."""
+    force: bool = False
+    """Start it even where it does not fit."""
+
+    @property
+    def unit(self) -> str:
+        return server_unit(self.name)
+
+
+def parse_declaration(
+    name: str, text: str, file: str, default_profile: Callable[[], str | None] = lambda: None
+) -> Declaration:
+    """Read a declaration; without a profile it has the daemon's.  Raises DeclarationError."""
+    if not NAME.fullmatch(name):
+        raise DeclarationError(f"'{name}' is not a valid server name: {NAME_RULE}", file=file)
+    table = read_table(text, file, DeclarationError)
+    table.only(("port",), ("profile", "model", "backend", "settings", "force"))
+    return Declaration(
+        name,
+        _profile(table, default_profile),
+        _path(table, "model") if "model" in table else None,
+        table.whole("port", 1024, 65535),
+        table.one_of("backend", ("auto", *BACKENDS), "auto"),
+        _settings(table.table("settings")) if "settings" in table else {},
+        table.flag("force", False),
+    )
+
+
+def _profile(table: Table, default_profile: Callable[[], str | None]) -> str:
+    if "profile" in table:
+        return table.name("profile", "profile")
+    profile = default_profile()
+    if profile is None:
+        raise table.wrong(None, "'profile' is missing, and infertuned.toml names none")
+    return profile
+
+
+def _path(table: Table, key: str) -> str:
+    try:
+        return FilePath().parse(table.values[key])
+    except ValueError as error:
+        raise table.wrong(key, f"'{key}': {error}") from None
+
+
+def _settings(table: Table) -> Mapping[str, str | int | bool]:
+    for name, value in table.values.items():
+        try:
+            parse_server_setting(name, value)
+        except ValueError as error:
+            raise table.wrong(name, str(error)) from None
+    return table.values
+
+
+def own_settings(declaration: Declaration, machine: Machine | None = None) -> dict[str, str]:
+    """Canonical settings of the declaration; without a machine its shares stay as they are.
+
+    Raises UsageError where one is not possible on the machine.
+    """
+    given = (declaration.settings or {}).items()
+    try:
+        return {name: parse_server_setting(name, value, machine) for name, value in given}
+    except ValueError as error:
+        raise UsageError(f"server '{declaration.name}': {error}") from None
+
+
+def server_settings(
+    declaration: Declaration, desired: Desired, machine: Machine | None = None
+) -> dict[str, str]:
+    """Canonical settings of a server: the profile's, over them its own.
+
+    Raises UsageError where one of them needs another that is not there.
+    """
+    found = {name: setting.canonical for name, setting in desired.server.items()}
+    found |= own_settings(declaration, machine)
+    try:
+        check_together(found)
+    except ValueError as error:
+        raise UsageError(f"server '{declaration.name}': {error}") from None
+    return found
+
+
+def files(declaration: Declaration, desired: Desired) -> dict[str, str]:
+    """The files that a server reads, by what names them."""
+    model = {"model": declaration.model} if declaration.model is not None else {}
+    return {**model, **files_of(server_settings(declaration, desired))}
+
+
+def declaration_text(declaration: Declaration) -> str:
+    """The file that ``parse_declaration`` reads back."""
+    lines = [f"profile = {json.dumps(declaration.profile)}", f"port = {declaration.port}"]
+    if declaration.model is not None:
+        lines.append(f"model = {json.dumps(declaration.model, ensure_ascii=False)}")
+    lines.append(f"backend = {json.dumps(declaration.backend)}")
+    if declaration.force:
+        lines.append("force = true")
+    if declaration.settings:
+        lines.append("[settings]")
+        own = declaration.settings.items()
+        lines += [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in own]
+    return "\n".join(lines) + "\n"
