@@ -7,7 +7,7 @@
 
 _shtab_infertune_profile_subparsers=(show check explain)
 _shtab_infertune_boot_subparsers=(plan stage status confirm undo)
-_shtab_infertune_subparsers=(machine snapshot knobs doctor profiles profile plan apply confirm verify status revert recover boot fit expect run serve start servers stop logs setup probes)
+_shtab_infertune_subparsers=(machine snapshot knobs doctor profiles profile plan apply confirm verify status revert recover boot fit expect run serve start servers stop logs adopt release setup probes)
 
 _shtab_infertune_machine_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_snapshot_option_strings=(-h --help --root --debug --force --json)
@@ -39,6 +39,8 @@ _shtab_infertune_start_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_servers_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_stop_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_logs_option_strings=(-h --help --root --debug --follow --json)
+_shtab_infertune_adopt_option_strings=(-h --help --root --debug --profile --name --backend --plan --json)
+_shtab_infertune_release_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_setup_option_strings=(-h --help --root --debug --remove --check --json)
 _shtab_infertune_probes_option_strings=(-h --help --root --debug --attach --exporter --json)
 _shtab_infertune_option_strings=(-h --help --version --root --debug)
@@ -54,7 +56,8 @@ _shtab_infertune_boot_pos_0_choices=(plan stage status confirm undo)
 _shtab_infertune_fit___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_run___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_serve___backend_choices=(auto rocm vulkan cpu)
-_shtab_infertune_pos_0_choices=(machine snapshot knobs doctor profiles profile plan apply confirm verify status revert recover boot fit expect run serve start servers stop logs setup probes)
+_shtab_infertune_adopt___backend_choices=(auto rocm vulkan cpu)
+_shtab_infertune_pos_0_choices=(machine snapshot knobs doctor profiles profile plan apply confirm verify status revert recover boot fit expect run serve start servers stop logs adopt release setup probes)
 
 _shtab_infertune_machine__h_nargs=0
 _shtab_infertune_machine___help_nargs=0
@@ -188,6 +191,15 @@ _shtab_infertune_logs___help_nargs=0
 _shtab_infertune_logs___debug_nargs=0
 _shtab_infertune_logs___follow_nargs=0
 _shtab_infertune_logs___json_nargs=0
+_shtab_infertune_adopt__h_nargs=0
+_shtab_infertune_adopt___help_nargs=0
+_shtab_infertune_adopt___debug_nargs=0
+_shtab_infertune_adopt___plan_nargs=0
+_shtab_infertune_adopt___json_nargs=0
+_shtab_infertune_release__h_nargs=0
+_shtab_infertune_release___help_nargs=0
+_shtab_infertune_release___debug_nargs=0
+_shtab_infertune_release___json_nargs=0
 _shtab_infertune_setup__h_nargs=0
 _shtab_infertune_setup___help_nargs=0
 _shtab_infertune_setup___debug_nargs=0

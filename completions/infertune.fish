@@ -50,7 +50,7 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands machine snapshot knobs doctor profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' fit expect run serve start servers stop logs setup probes
+set -g _shtab_infertune_commands machine snapshot knobs doctor profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' fit expect run serve start servers stop logs adopt release setup probes
 set -g _shtab_infertune_opts_with_value --ask --backend --confirm-within --ctx --draft --exporter --mmproj --model --name --parallel --port --profile --root --rule --server --smoke --tokens --without
 
 complete -c infertune -e
@@ -247,6 +247,20 @@ complete -c infertune -n '_shtab_infertune_using logs' -l root -x -d 'work on a 
 complete -c infertune -n '_shtab_infertune_using logs' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using logs' -l follow -d 'go on until Ctrl-C'
 complete -c infertune -n '_shtab_infertune_using logs' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a adopt -d 'Gives a unit that infertune did not make the memory protection (through every slice it is in), CPUs, weight and swap limit of the profile at once, and the rest (locked memory, priority, environment) from its next start on. What it runs is not touched. Lasts until '"'"'release'"'"' or the next boot; for good, declare it in /etc/infertune/servers.d: unit = "ollama.service".'
+complete -c infertune -n '_shtab_infertune_using adopt' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using adopt' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using adopt' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using adopt' -l profile -x -d 'profile (default: the one that is applied)'
+complete -c infertune -n '_shtab_infertune_using adopt' -l name -x -d 'name of the server (default: the unit'"'"'s)'
+complete -c infertune -n '_shtab_infertune_using adopt' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
+complete -c infertune -n '_shtab_infertune_using adopt' -l plan -d 'show what would change; change nothing'
+complete -c infertune -n '_shtab_infertune_using adopt' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a release -d 'Puts back every property of the unit and of its slices. One that another program has changed since is left and reported (exit code 1).'
+complete -c infertune -n '_shtab_infertune_using release' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using release' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using release' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using release' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a setup -d 'Writes the units, the bus policy and the polkit actions; a second run changes nothing. '"'"'--remove'"'"' stops servers and exporter and takes away exactly these files.'
 complete -c infertune -n '_shtab_infertune_using setup' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using setup' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'

@@ -10,6 +10,7 @@
 
 _shtab_infertune_commands() {
   local _commands=(
+    adopt:'Gives a unit that infertune did not make the memory protection (through every slice it is in), CPUs, weight and swap limit of the profile at once, and the rest (locked memory, priority, environment) from its next start on. What it runs is not touched. Lasts until '"'"'release'"'"' or the next boot; for good, declare it in /etc/infertune/servers.d: unit = "ollama.service".'
     apply:'Writes the original values to a journal, then changes what differs. If any write fails, everything goes back and the exit code is 3. Another profile may be applied over it: only what differs is touched, and the originals stay those of the untuned machine.'
     boot:'settings that take effect at the next boot'
     confirm:'Ends the time limit of '"'"'apply --confirm-within'"'"'. Exit code 1 when nothing waits for it.'
@@ -24,6 +25,7 @@ _shtab_infertune_commands() {
     profile:'show, check or explain one profile'
     profiles:'Lists every profile of the search path: /etc/infertune/profiles, /run/infertune/profiles, /usr/local/lib/infertune/profiles, /usr/lib/infertune/profiles, and those that come with infertune. The first directory that has a profile wins; a profile may extend the one of its own name in a later directory.'
     recover:'Like '"'"'revert'"'"', for a machine on which infertune was killed or whose journal is damaged: a damaged journal is kept for inspection, and only lines with a correct checksum are restored.'
+    release:'Puts back every property of the unit and of its slices. One that another program has changed since is left and reported (exit code 1).'
     revert:'Restores the journal'"'"'s originals. A value that someone else has set since is left and reported (exit code 1).'
     run:'Applies the profile, starts llama-server with the profile'"'"'s settings as flags of that very binary, shows the model getting into memory, and serves in the foreground. When it ends, for whatever reason, every value goes back; after '"'"'kill -9'"'"' the next call of infertune does that. Without a llama-server on PATH the embedded one is used (extra '"'"'embedded'"'"'), without --model Gemma 3 270M, a base model that completes text and does not chat. A model that does not fit ('"'"'infertune fit'"'"') is refused unless --force is given. Any other command can stand after the options: '"'"'infertune run PROFILE -- COMMAND...'"'"'; it gets the profile'"'"'s placement and environment. A command starts with an empty environment plus PATH, HOME, LANG, TERM, TMPDIR, HIP_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES, GGML_VK_VISIBLE_DEVICES and what the profile sets; more can be given as '"'"'-- env NAME=VALUE COMMAND'"'"'. Signals go to the command; ten seconds after SIGINT or SIGTERM, or at the second one, it is killed, and so is what it left'
     serve:'Declares the server for this boot and asks infertuned to start it: an unprivileged unit in infertune.slice with the profile'"'"'s memory protection, CPUs and limits. It outlives the daemon. With nothing applied, the profile is applied first. A model that does not fit ('"'"'infertune fit'"'"') is refused unless --force is given. Server settings over the profile'"'"'s may follow after --, as SETTING=VALUE (ctx_size=8192).'
@@ -67,6 +69,21 @@ _shtab_infertune_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_defaults_added=0
+
+_shtab_infertune_adopt_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--profile[profile (default\: the one that is applied)]:PROFILE:"
+  "--name[name of the server (default\: the unit\'s)]:NAME:"
+  "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
+  "--plan[show what would change\; change nothing]"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":its service or scope, such as ollama.service:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_adopt_defaults_added=0
 
 _shtab_infertune_apply_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -320,6 +337,17 @@ _shtab_infertune_recover_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_recover_defaults_added=0
 
+_shtab_infertune_release_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":name or unit of the adopted server:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_release_defaults_added=0
+
 _shtab_infertune_revert_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
@@ -465,6 +493,7 @@ _shtab_infertune() {
       (( CURRENT += 1 ))
       curcontext="${curcontext%:*:*}:_shtab_infertune-$line[1]:"
       case $line[1] in
+        adopt) _arguments -C -s $_shtab_infertune_adopt_options ;;
         apply) _arguments -C -s $_shtab_infertune_apply_options ;;
         boot) _shtab_infertune_boot ;;
         confirm) _arguments -C -s $_shtab_infertune_confirm_options ;;
@@ -479,6 +508,7 @@ _shtab_infertune() {
         profile) _shtab_infertune_profile ;;
         profiles) _arguments -C -s $_shtab_infertune_profiles_options ;;
         recover) _arguments -C -s $_shtab_infertune_recover_options ;;
+        release) _arguments -C -s $_shtab_infertune_release_options ;;
         revert) _arguments -C -s $_shtab_infertune_revert_options ;;
         run) _arguments -C -s $_shtab_infertune_run_options ;;
         serve) _arguments -C -s $_shtab_infertune_serve_options ;;

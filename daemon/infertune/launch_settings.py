@@ -73,6 +73,8 @@ class LaunchSetting:
         None
     )
     """How the process itself is given it, where the group cannot be (or there is no file)."""
+    live: Literal["t", "ay"] | None = None
+    """D-Bus type of the directive where systemd changes it in a unit that runs; None: it cannot."""
     directive: str | None = None
     """Directive of systemd for a unit; None: it has none (service/partition.py)."""
 
@@ -96,6 +98,7 @@ _SETTINGS = (
         cgroup_file="cpuset.cpus",
         process="affinity",
         directive="AllowedCPUs",
+        live="ay",
     ),
     LaunchSetting(
         id="cpus_partition",
@@ -120,6 +123,7 @@ _SETTINGS = (
         ),
         cgroup_file="memory.min",
         directive="MemoryMin",
+        live="t",
     ),
     LaunchSetting(
         id="memory_swap_max",
@@ -132,6 +136,7 @@ _SETTINGS = (
         ),
         cgroup_file="memory.swap.max",
         directive="MemorySwapMax",
+        live="t",
     ),
     LaunchSetting(
         id="memlock",
@@ -193,6 +198,7 @@ _SETTINGS = (
         ),
         cgroup_file="cpu.weight",
         directive="CPUWeight",
+        live="t",
     ),
 )
 

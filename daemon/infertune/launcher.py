@@ -99,7 +99,7 @@ def main() -> int:
     root = Root("/")
     try:
         declared = find_declaration(root, sys.argv[1])
-        if declared is None:
+        if not isinstance(declared, Declaration):
             raise UsageError(f"no server '{sys.argv[1]}' is declared")
         machine = read_machine(root)
         request = Request(

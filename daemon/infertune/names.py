@@ -22,3 +22,19 @@ def server_of_unit(unit: str) -> str | None:
     """The server of a unit; None for a unit that is not a server of ours."""
     match = _UNIT.fullmatch(unit)
     return match[1] if match else None
+
+
+_FOREIGN = re.compile(r"[A-Za-z0-9:_.\\-]+(?:@[A-Za-z0-9:_.\\-]+)?\.(?:service|scope)")
+_LONGEST_UNIT = 255
+
+
+def is_foreign_unit(unit: str) -> bool:
+    """Whether this can be a service or scope that is not one of infertune's own (systemd.unit(5)).
+
+    Nor one without which there is no system, or no way to say so.
+    """
+    return (
+        len(unit) <= _LONGEST_UNIT
+        and _FOREIGN.fullmatch(unit) is not None
+        and not unit.startswith(("infertune", "systemd-", "dbus", "user@", "init."))
+    )

@@ -39,10 +39,11 @@ from infertune.exporter.page import (
 )
 from infertune.exporter.probing import PROBE_METRICS
 from infertune.exporter.runner import Runner, collect
-from infertune.exporter.servers import MAX_SERVERS, ports
+from infertune.exporter.servers import MAX_SERVERS, cgroup_ids, ports, processes
 from infertune.host import gpu_metrics
 from infertune.host.gpu import DpmClock, amdgpu_cards, dpm_levels
 from infertune.root import Root
+from infertune.servers.adopted import ADOPTED, Adopted, Book, Changed, write_book
 from infertune.snapshot import open_snapshot
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -685,6 +686,26 @@ def test_engines_that_a_bound_leaves_out_are_told(serving: Root) -> None:
     left_out = collect(COLLECTORS["fdinfo"], serving).left_out
     assert left_out is not None
     assert left_out >= 4
+
+
+def test_an_adopted_unit_has_series_by_its_name(serving: Root) -> None:
+    group = "/sys/fs/cgroup/system.slice/ollama.service"
+    write(serving.base, f"{group}/memory.current", "4096\n")
+    write(serving.base, f"{group}/cgroup.procs", "77\n")
+    unit = Changed("ollama.service", {}, {})
+    slices = ("system.slice",)
+    one = Adopted("ollama", "quiet", "cpu", "/system.slice/ollama.service", slices, 0, unit)
+    write_book(serving, Book({"ollama": one}))
+    found = values(serving, "memory")
+    assert found["infertune_unit_memory_bytes", "ollama.service", "ollama"] == 4096
+    assert ("infertune_unit_memory_bytes", "infertune.slice", "") in found
+    assert processes(serving)[77] == "ollama"
+    assert "ollama" in cgroup_ids(serving).values()
+    # Nobody but the daemon says what is adopted; one that it cannot read names nothing.
+    write(serving.base, ADOPTED, "{")
+    assert ("infertune_unit_memory_bytes", "ollama.service", "ollama") not in values(
+        serving, "memory"
+    )
 
 
 def test_a_page_is_read_once_for_all_who_ask_at_the_same_time(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from infertune.root import Root
 from infertune.servers.declaration import (
     DECLARED,
     Declaration,
+    Foreign,
     declaration_text,
     parse_declaration,
 )
@@ -60,6 +61,18 @@ def test_round_trip() -> None:
     assert parse_declaration("chat", declaration_text(CHAT), "x") == CHAT
     plain = Declaration("x", "quiet", None, 8080, "auto", {})
     assert parse_declaration("x", declaration_text(plain), "x") == plain
+
+
+def test_a_unit_of_others_is_declared_with_what_it_gets() -> None:
+    text = 'unit = "ollama.service"\nprofile = "quiet"\nport = 11434\n'
+    found = parse_declaration("ollama", text, "x")
+    assert found == Foreign("ollama", "quiet", "ollama.service", "auto", 11434)
+    assert parse_declaration("ollama", declaration_text(found), "x") == found
+    with pytest.raises(DeclarationError, match=r"x:3: unknown key 'model'"):
+        parse_declaration("ollama", text.replace("port", "model"), "x")
+    for unit in ("dbus.service", "infertune.service", "/etc/passwd", "user@0.service"):
+        with pytest.raises(DeclarationError, match=r"x:1: 'unit': .* cannot|can be adopted"):
+            parse_declaration("ollama", text.replace("ollama.service", unit), "x")
 
 
 @pytest.mark.parametrize(

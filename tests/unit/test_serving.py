@@ -13,6 +13,7 @@ import pytest
 
 from infertune.servers.declaration import Declaration
 from infertune.servers.store import write_declaration
+from infertune.servers.unit import cpu_mask
 from support import build
 
 dbus_fast = pytest.importorskip("dbus_fast", reason="extra 'daemon' is not installed")
@@ -304,8 +305,9 @@ def test_resources_are_typed_as_systemd_wants_them(
             seen.append((member, signature, body))
 
         systemd._call = call  # type: ignore[method-assign]
-        await systemd.set_resources("infertune.slice", 5, {0, 9})
-        await systemd.set_resources("infertune.slice", 0, set())
+        for memory, cpus in ((5, {0, 9}), (0, set())):
+            values = {"MemoryMin": memory, "AllowedCPUs": cpu_mask(cpus)}
+            await systemd.set_properties("infertune.slice", values)
         await close(client)
         await close(service)
 

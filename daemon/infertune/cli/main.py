@@ -26,6 +26,7 @@ VERBS: Mapping[str, tuple[str, ...]] = {
     "fit": ("fit", "expect"),
     "run": ("run",),
     "serve": ("serve", "start", "servers", "stop", "logs"),
+    "adopt": ("adopt", "release"),
     "setup": ("setup",),
     "probes": ("probes",),
 }
@@ -34,9 +35,11 @@ them take longer than most verbs do."""
 
 ACTING = frozenset(
     [
+        "adopt",
         "apply",
         "confirm",
         "recover",
+        "release",
         "revert",
         "run",
         "serve",

@@ -14,9 +14,10 @@ MAX_SERVERS = 64
 
 
 def units(root: Root) -> tuple[Unit, ...]:
-    """The slice and the units in it; empty where no server runs as a unit."""
+    """The slice and the servers' units; empty where no server runs as a unit."""
     found = running.units(root)
-    return (*found[:1], *bounded(found[1:], MAX_SERVERS))
+    slices = [each for each in found if not each.server]
+    return (*slices, *bounded([each for each in found if each.server], MAX_SERVERS))
 
 
 def processes(root: Root) -> dict[int, str]:

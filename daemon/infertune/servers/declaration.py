@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from infertune.errors import DeclarationError, UsageError
 from infertune.machine import Machine
-from infertune.names import NAME, NAME_RULE, server_unit
+from infertune.names import NAME, NAME_RULE, is_foreign_unit, server_unit
 from infertune.profile import BACKENDS
 from infertune.resolve import Desired
 from infertune.server_settings import (
@@ -21,7 +21,7 @@ from infertune.server_settings import (
     files_of,
     parse_server_setting,
 )
-from infertune.tables import Table, read_table
+from infertune.tables import Table, read_table, shown
 
 DECLARED = "/etc/infertune/servers.d"
 """Servers that start with the daemon."""
@@ -49,14 +49,28 @@ class Declaration:
         return server_unit(self.name)
 
 
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A server in a unit that infertune did not make: put under a profile, never started by us."""
+
+    name: str
+    profile: str
+    unit: str
+    backend: str = "auto"
+    port: int | None = None
+    """Where it answers; None: not said."""
+
+
 def parse_declaration(
     name: str, text: str, file: str, default_profile: Callable[[], str | None] = lambda: None
-) -> Declaration:
+) -> Declaration | Foreign:
     """Read a declaration; without a profile it has the daemon's.  Raises DeclarationError."""
     if not NAME.fullmatch(name):
         raise DeclarationError(f"'{name}' is not a valid server name: {NAME_RULE}", file=file)
     table = read_table(text, file, DeclarationError)
-    table.only(("port",), ("profile", "model", "backend", "settings", "force"))
+    if "unit" in table:
+        return _foreign(name, table, default_profile)
+    table.only(("port",), ("profile", "model", "backend", "settings", "force", "unit"))
     return Declaration(
         name,
         _profile(table, default_profile),
@@ -65,6 +79,21 @@ def parse_declaration(
         table.one_of("backend", ("auto", *BACKENDS), "auto"),
         _settings(table.table("settings")) if "settings" in table else {},
         table.flag("force", False),
+    )
+
+
+def _foreign(name: str, table: Table, default_profile: Callable[[], str | None]) -> Foreign:
+    """What the unit runs is its own business: no model, no settings."""
+    table.only(("unit",), ("profile", "backend", "port"))
+    unit = table.text("unit")
+    if not is_foreign_unit(unit):
+        raise table.wrong("unit", f"'unit': {shown(unit)} is not a service that can be adopted")
+    return Foreign(
+        name,
+        _profile(table, default_profile),
+        unit,
+        table.one_of("backend", ("auto", *BACKENDS), "auto"),
+        table.whole("port", 1, 65535) if "port" in table else None,
     )
 
 
@@ -127,9 +156,14 @@ def files(declaration: Declaration, desired: Desired) -> dict[str, str]:
     return {**model, **files_of(server_settings(declaration, desired))}
 
 
-def declaration_text(declaration: Declaration) -> str:
+def declaration_text(declaration: Declaration | Foreign) -> str:
     """The file that ``parse_declaration`` reads back."""
-    lines = [f"profile = {json.dumps(declaration.profile)}", f"port = {declaration.port}"]
+    lines = [f"profile = {json.dumps(declaration.profile)}"]
+    if declaration.port is not None:
+        lines.append(f"port = {declaration.port}")
+    if isinstance(declaration, Foreign):
+        lines.append(f"unit = {json.dumps(declaration.unit)}")
+        return "\n".join([*lines, f"backend = {json.dumps(declaration.backend)}"]) + "\n"
     if declaration.model is not None:
         lines.append(f"model = {json.dumps(declaration.model, ensure_ascii=False)}")
     lines.append(f"backend = {json.dumps(declaration.backend)}")

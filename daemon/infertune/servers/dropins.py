@@ -4,19 +4,26 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from infertune.errors import Failed
-from infertune.names import server_unit
+from infertune.names import SLICE, server_of_unit, server_unit
 from infertune.root import Root
 
 _UNITS = "/run/systemd/system"
 _DROP_IN = "50-infertune.conf"
+_LAST = "zz-infertune.conf"
+_NOTES = "/run/systemd/system.control"
+_MAX_FILE = 64 * 1024
 
 
 def drop_in_path(unit: str) -> str:
-    """Where the drop-in of a unit is; below /run, so it goes with the boot."""
-    return f"{_UNITS}/{unit}.d/{_DROP_IN}"
+    """Where the drop-in of a unit is; below /run, so it goes with the boot.
+
+    Units of others have theirs after all of their own (``override.conf`` of ``systemctl edit``).
+    """
+    ours = unit == SLICE or server_of_unit(unit) is not None
+    return f"{_UNITS}/{unit}.d/{_DROP_IN if ours else _LAST}"
 
 
 def write_drop_ins(root: Root, texts: Mapping[str, str]) -> None:
@@ -28,6 +35,17 @@ def write_drop_ins(root: Root, texts: Mapping[str, str]) -> None:
             root.replace(path, text.encode())
         except OSError as error:
             raise Failed(f"{path}: {error.strerror}") from error
+
+
+def read_drop_in(root: Root, unit: str) -> str:
+    """The drop-in of a unit, to be written again; empty where there is none.  Raises Failed."""
+    path = drop_in_path(unit)
+    try:
+        return root.read_small(path, _MAX_FILE)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise Failed(f"{path}: {error.strerror}") from error
 
 
 def remove_drop_in(root: Root, unit: str) -> None:
@@ -60,10 +78,41 @@ def remove_notes(root: Root, unit: str) -> None:
 
     They say what our drop-in says, and would outlive it.
     """
-    directory = f"/run/systemd/system.control/{unit}.d"
-    try:
-        for name in ("50-MemoryMin.conf", "50-AllowedCPUs.conf"):
-            root.unlink(f"{directory}/{name}")
-        _remove_empty(root, directory)
-    except OSError as error:
-        raise Failed(f"{directory}: {error.strerror}") from error
+    put_notes_back(root, dict.fromkeys(_notes(unit, ("MemoryMin", "AllowedCPUs"))))
+
+
+def read_notes(root: Root, unit: str, properties: Iterable[str]) -> dict[str, str | None]:
+    """The files that systemd writes when properties are set at run time, as they are now.
+
+    None where there is none.  Raises Failed for one that is there and cannot be read.
+    """
+    found: dict[str, str | None] = {}
+    for path in _notes(unit, properties):
+        try:
+            found[path] = root.read_small(path, _MAX_FILE)
+        except FileNotFoundError:
+            found[path] = None
+        except OSError as error:
+            raise Failed(f"{path}: {error.strerror}") from error
+    return found
+
+
+def put_notes_back(root: Root, notes: Mapping[str, str | None]) -> None:
+    """Make such files what they were.  Raises Failed."""
+    for path, text in notes.items():
+        try:
+            if text is None:
+                root.unlink(path)
+            else:
+                root.replace(path, text.encode())
+        except OSError as error:
+            raise Failed(f"{path}: {error.strerror}") from error
+    for directory in dict.fromkeys(path.rpartition("/")[0] for path in notes):
+        try:
+            _remove_empty(root, directory)
+        except OSError as error:
+            raise Failed(f"{directory}: {error.strerror}") from error
+
+
+def _notes(unit: str, properties: Iterable[str]) -> list[str]:
+    return [f"{_NOTES}/{unit}.d/50-{name}.conf" for name in properties]

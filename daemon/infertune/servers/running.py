@@ -7,12 +7,15 @@ a process id: those would make a new series per restart.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from infertune.errors import Failed
 from infertune.host.cgroup import cgroup, entries, group_id, processes_of
 from infertune.names import SLICE, server_of_unit
 from infertune.root import Root
+from infertune.servers.adopted import read_book
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +30,27 @@ class Unit:
 
 
 def units(root: Root) -> tuple[Unit, ...]:
-    """The slice and the units in it; empty where no server runs as a unit."""
+    """The slice and the units in it, then what is adopted; empty where no server is a unit."""
     mount = cgroup(root).mount
-    path = f"{mount}/{SLICE}"
-    names = entries(root, path) if mount else []
-    if not names:
+    if not mount:
         return ()
-    servers = [(name, server) for name in names if (server := server_of_unit(name))]
-    return (
-        Unit(SLICE, "", path),
-        *(Unit(name, server, f"{path}/{name}") for name, server in servers),
-    )
+    return (*_own(root, f"{mount}/{SLICE}"), *_adopted(root, mount))
+
+
+def _own(root: Root, path: str) -> Iterator[Unit]:
+    if names := entries(root, path):
+        yield Unit(SLICE, "", path)
+    for name in names:
+        if server := server_of_unit(name):
+            yield Unit(name, server, f"{path}/{name}")
+
+
+def _adopted(root: Root, mount: str) -> Iterator[Unit]:
+    with contextlib.suppress(Failed):  # the daemon says what is wrong with it
+        for name, each in read_book(root).units.items():
+            path = f"{mount}{each.group}"
+            if each.group and ".." not in each.group and entries(root, path):
+                yield Unit(each.unit.unit, name, path)
 
 
 def processes(root: Root, units: Iterable[Unit]) -> dict[int, str]:

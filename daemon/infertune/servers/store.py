@@ -14,6 +14,7 @@ from infertune.servers.declaration import (
     DECLARED,
     TRANSIENT,
     Declaration,
+    Foreign,
     declaration_text,
     parse_declaration,
 )
@@ -21,7 +22,7 @@ from infertune.servers.declaration import (
 _MAX_BYTES = 64 * 1024
 
 
-def find_declaration(root: Root, name: str) -> Declaration | None:
+def find_declaration(root: Root, name: str) -> Declaration | Foreign | None:
     """The declaration of a server; /etc is what the admin says, and counts first.
 
     Raises DeclarationError where there is one that is not valid.
@@ -69,12 +70,13 @@ def declared_ports(root: Root) -> dict[str, int]:
     found = {}
     for name in sorted({*declared_names(root, DECLARED), *declared_names(root, TRANSIENT)}):
         with contextlib.suppress(InfertuneError):
-            if declaration := find_declaration(root, name):
+            declaration = find_declaration(root, name)
+            if declaration and declaration.port is not None:
                 found[name] = declaration.port
     return found
 
 
-def write_declaration(root: Root, declaration: Declaration) -> None:
+def write_declaration(root: Root, declaration: Declaration | Foreign) -> None:
     """Declare a server for this boot.  Raises Failed."""
     path = f"{TRANSIENT}/{declaration.name}.toml"
     try:

@@ -36,6 +36,39 @@ def directives(desired: Desired) -> dict[str, str]:
     return found
 
 
+def live_values(desired: Desired) -> dict[str, int | tuple[int, ...]]:
+    """What systemd can change in a unit that runs, as its properties have it."""
+    found: dict[str, int | tuple[int, ...]] = {}
+    for name, setting in LAUNCH_SETTINGS.items():
+        if not setting.live or not setting.directive or name not in desired.launch:
+            continue
+        value = desired.launch[name].canonical
+        if setting.live == "ay":
+            found[setting.directive] = cpu_mask(parse_cpulist(value))
+        else:
+            found[setting.directive] = NO_LIMIT if value == "max" else int(value)
+    return found
+
+
+NO_LIMIT = 2**64 - 1
+"""Of a number among systemd's properties: no limit, or not set."""
+
+
+def cpu_mask(cpus: Iterable[int]) -> tuple[int, ...]:
+    """CPUs as the bytes of a mask, the lowest first; none is an empty one."""
+    mask = sum(1 << cpu for cpu in set(cpus))
+    return tuple(mask.to_bytes((mask.bit_length() + 7) // 8, "little"))
+
+
+def foreign_drop_in(desired: Desired) -> str:
+    """The drop-in of a unit that infertune did not make: how it runs, never what it runs."""
+    lines = [f"# Written by infertuned: profile {desired.profile}, backend {desired.backend}."]
+    lines += ["[Service]", *(f"{name}={value}" for name, value in directives(desired).items())]
+    for name, setting in sorted(desired.env.items()):
+        lines.append(f"Environment={_quoted(f'{name}={setting.canonical}')}")
+    return "\n".join(lines) + "\n"
+
+
 _WORDS = {
     ("LimitMEMLOCK", "unlimited"): "infinity",
     ("MemorySwapMax", "max"): "infinity",
@@ -58,7 +91,7 @@ def access(declaration: Declaration, desired: Desired, groups: Iterable[str]) ->
     hidden = filter(in_a_home, files(declaration, desired).values())
     # The directory, for the other files of a split model.
     if directories := dict.fromkeys(path.rpartition("/")[0] for path in hidden):
-        found["BindReadOnlyPaths"] = " ".join(map(_escaped, directories))
+        found["BindReadOnlyPaths"] = " ".join(_quoted(each, '\\":') for each in directories)
     return found
 
 
@@ -83,10 +116,11 @@ def is_a_home(directory: str) -> bool:
     return f"{directory}/" in _HOMES or f"{parent}/" in ("/home/", "/run/user/", "/var/home/")
 
 
-def _escaped(path: str) -> str:
-    for special in ("\\", '"', ":"):
-        path = path.replace(special, f"\\{special}")
-    return '"' + path.replace("%", "%%") + '"'
+def _quoted(text: str, special: str = '\\"') -> str:
+    """One word of a directive, for systemd (systemd.syntax(7))."""
+    for each in special:
+        text = text.replace(each, f"\\{each}")
+    return '"' + text.replace("%", "%%") + '"'
 
 
 def program(path: str) -> str:

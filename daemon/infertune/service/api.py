@@ -17,6 +17,7 @@ from dbus_fast.annotations import DBusSignature
 from dbus_fast.service import ServiceInterface, dbus_method, dbus_property
 
 from infertune import __version__
+from infertune.config import read_config
 from infertune.documents import report_document
 from infertune.engine import ApplyFailed
 from infertune.errors import Failed, InfertuneError, NotPermitted, UsageError
@@ -197,6 +198,33 @@ class Manager(ServiceInterface):
             await self._serving.stop(name)
 
     @dbus_method()
+    async def PlanAdoption(self, unit: S, name: S, profile: S, backend: S) -> Document:
+        """What adopting a unit would change."""
+        with _errors():
+            await self._may(ACTION_READ)
+            choice = self._adoption(name, profile, backend)
+            return to_bus(await self._serving.plan_adoption(name, unit, choice))
+
+    @dbus_method()
+    async def Adopt(self, unit: S, name: S, profile: S, backend: S) -> Document:
+        """Put a unit that infertune did not make under a profile.
+
+        An empty profile is the one that is applied, or else the daemon's default.
+        """
+        with _errors():
+            await self._may(ACTION_SERVE)
+            choice = self._adoption(name, profile, backend)
+            return to_bus(await self._serving.adopt(name, unit, choice))
+
+    @dbus_method()
+    async def GiveBack(self, name: S) -> Document:
+        """Make an adopted unit what it was."""
+        with _errors():
+            await self._may(ACTION_SERVE)
+            _server_name(name)
+            return to_bus(await self._serving.release(name))
+
+    @dbus_method()
     async def Servers(self) -> Documents:
         """Every declared or running server."""
         with _errors():
@@ -244,6 +272,17 @@ class Manager(ServiceInterface):
                 "Drift": self._keeper.ownership.knobs,
             }
         )
+
+    def _adoption(self, name: str, profile: str, backend: str) -> Choice:
+        """What a unit is put under.  Raises UsageError, also where no profile is known."""
+        _server_name(name)
+        if profile:
+            return _choice(profile, backend, [])
+        applied = self._keeper.choice
+        default = applied.profile if applied else read_config(self._keeper.root).profile
+        if default is None:
+            raise UsageError("no profile is applied", hint="--profile says which one to use")
+        return _choice(default, backend, [])
 
     async def _may(self, action: str) -> None:
         message = _caller.get()

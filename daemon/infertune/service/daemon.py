@@ -24,8 +24,6 @@ from infertune.engine import DAEMON_LOCK
 from infertune.errors import Exit, Failed, InfertuneError, UsageError
 from infertune.notify import Notifier
 from infertune.root import Root
-from infertune.servers.declaration import DECLARED
-from infertune.servers.store import declared_names
 from infertune.service.api import Manager, remember_caller
 from infertune.service.authority import Authority
 from infertune.service.guarded import GuardedBus
@@ -133,7 +131,7 @@ class Daemon:
         watchdog = loop.create_task(self._feed_watchdog()) if self._notify.watchdog_s else None
         self._notify.send(READY=1)
         self._say_state()
-        if declared_names(self._root, DECLARED):
+        if self._serving.has_work():
             # Not waited for: a stop must not have to wait for a model that loads.
             starting = loop.create_task(self._start_declared())
             self._life.callback(starting.cancel)
@@ -150,6 +148,8 @@ class Daemon:
             # Whoever waits for a turn by now must not change what this one leaves behind.
             self._power.close()
             self._end()
+        if not self._again:
+            await self._release_all()
         await self.leave()
         return self._again
 
@@ -172,6 +172,12 @@ class Daemon:
             self._keeper.end_holds()
         except InfertuneError as error:
             log(3, error.message)
+
+    async def _release_all(self) -> None:
+        try:
+            await self._serving.release_all()
+        except (InfertuneError, OSError, EOFError) as error:
+            log(3, f"adopted units: {error}")
 
     async def _start_declared(self) -> None:
         for problem in await self._serving.start_declared():

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
+from dataclasses import replace
 from typing import Any
 
 from infertune.errors import Failed, InfertuneError, UsageError
@@ -15,7 +17,8 @@ from infertune.pools.promised import LOCK, OF_ROOT, sweep
 from infertune.profile import load_profile
 from infertune.resolve import Desired, resolve
 from infertune.root import Root
-from infertune.servers.declaration import DECLARED, TRANSIENT, Declaration
+from infertune.servers.adopted import ADOPTED, Adopted
+from infertune.servers.declaration import DECLARED, TRANSIENT, Declaration, Foreign
 from infertune.servers.dropins import (
     drop_in_path,
     remove_drop_in,
@@ -29,15 +32,19 @@ from infertune.servers.store import (
     find_declaration,
     gpu_groups,
     remove_declaration,
+    write_declaration,
 )
 from infertune.servers.unit import (
     Needs,
+    cpu_mask,
     drop_in,
     needs,
     promised,
     slice_drop_in,
     together,
 )
+from infertune.service.adopting import Adopting
+from infertune.service.keeper import Choice
 from infertune.service.systemd import Systemd
 
 _RUNNING = ("active", "activating", "reloading", "deactivating", "restarting")
@@ -49,6 +56,7 @@ class Serving:
     def __init__(self, root: Root, systemd: Systemd) -> None:
         self._root = root
         self._systemd = systemd
+        self._adopting = Adopting(root, systemd)
         # The slice's drop-in is the sum over all servers: one change at a time.
         self._one = asyncio.Lock()
 
@@ -57,6 +65,11 @@ class Serving:
         found = find_declaration(self._root, name)
         if found is None:
             raise UsageError(f"no server '{name}' is declared", hint=f"{DECLARED}/{name}.toml")
+        if isinstance(found, Foreign):
+            raise UsageError(
+                f"'{name}' is {found.unit}, which infertune does not start",
+                hint=f"systemctl start {found.unit}",
+            )
         return found
 
     async def serve(self, name: str) -> str:
@@ -111,32 +124,114 @@ class Serving:
             write_drop_ins(self._root, {SLICE: slice_drop_in(wanted)})
             await self._systemd.reload()
             # A reload leaves the group of a running slice as it is (systemd 257).
-            await self._systemd.set_resources(SLICE, wanted.memory_min, wanted.cpus)
+            await self._systemd.set_properties(
+                SLICE, {"MemoryMin": wanted.memory_min, "AllowedCPUs": cpu_mask(wanted.cpus)}
+            )
             remove_notes(self._root, SLICE)
+
+    async def plan_adoption(self, name: str, unit: str, choice: Choice) -> dict[str, Any]:
+        """What putting a unit of others under a profile would change.  Raises UsageError."""
+        foreign = self._foreign(name, unit, choice)
+        return await self._adopting.plan(name, unit, self._desired(foreign))
+
+    async def adopt(self, name: str, unit: str, choice: Choice) -> dict[str, Any]:
+        """Put a unit of others under a profile until the next boot.
+
+        Raises UsageError or Failed with everything as it was.
+        """
+        foreign = self._foreign(name, unit, choice)
+        done = await self._adopting.adopt(name, unit, self._desired(foreign))
+        if not self._lasting(name):
+            write_declaration(self._root, replace(foreign, unit=done["unit"]))
+        return done
+
+    def _foreign(self, name: str, unit: str, choice: Choice) -> Foreign:
+        found = self._found(name)
+        if isinstance(found, Declaration) or (found and found.unit != unit and self._lasting(name)):
+            raise UsageError(f"'{name}' is another server, {found.unit}", hint="another --name")
+        port = found.port if found else None
+        return Foreign(name, choice.profile, unit, choice.backend, port)
+
+    def _lasting(self, name: str) -> bool:
+        return self._root.exists(f"{DECLARED}/{name}.toml")
+
+    async def release(self, name: str) -> dict[str, Any]:
+        """Make an adopted unit what it was."""
+        unit = self._adopting.adopted().get(name)
+        left = await self._adopting.give_back(name)
+        remove_declaration(self._root, name)
+        if self._lasting(name):
+            left.append(f"{DECLARED}/{name}.toml adopts it again when infertuned starts")
+        return {"name": name, "unit": unit.unit.unit if unit else None, "notes": left}
+
+    async def release_all(self) -> None:
+        """Make every adopted unit what it was: the daemon ends.  What is declared stays so."""
+        await self._adopting.give_all_back()
+
+    def _found(self, name: str) -> Declaration | Foreign | None:
+        with contextlib.suppress(InfertuneError):  # one that is not valid names nothing
+            return find_declaration(self._root, name)
+        return None
 
     async def servers(self) -> list[dict[str, Any]]:
         """Every declared or running server."""
         states = await self._systemd.states(server_unit("*"))
         running = {name: state for unit, state in states.items() if (name := server_of_unit(unit))}
         names = sorted(self._declared() | running.keys())
-        return [await self._about(name, running.get(name, "inactive")) for name in names]
+        adopted = self._adopting.adopted()
+        return [
+            await self._about_adopted(adopted[name])
+            if name in adopted
+            else await self._about(name, running.get(name, "inactive"))
+            for name in sorted({*names, *adopted})
+        ]
 
     async def start_declared(self) -> list[str]:
-        """Start what /etc declares and does not run; returns what went wrong, in sentences."""
-        problems = []
+        """Start what /etc declares and does not run, and adopt what is declared so.
+
+        Returns what went wrong, in sentences.
+        """
+        problems = await self._release_forgotten()
         states = await self._systemd.states(server_unit("*"))
-        for name in declared_names(self._root, DECLARED):
-            if states.get(server_unit(name)) in _RUNNING:
-                continue
+        lasting = declared_names(self._root, DECLARED)
+        for name in sorted({*lasting, *declared_names(self._root, TRANSIENT)}):
             try:
-                await self.serve(name)
+                found = find_declaration(self._root, name)
+                if isinstance(found, Foreign):
+                    await self.adopt(name, found.unit, Choice(found.profile, found.backend))
+                elif name in lasting and states.get(server_unit(name)) not in _RUNNING:
+                    await self.serve(name)
             except InfertuneError as error:
                 problems.append(f"server {name}: {error.message}")
         return problems
 
+    async def _release_forgotten(self) -> list[str]:
+        """What an earlier run was adopting when it was killed, and nobody declares."""
+        problems = []
+        try:
+            forgotten = self._adopting.adopted().keys() - self._declared()
+            for name in sorted(forgotten):
+                await self._adopting.give_back(name)
+        except InfertuneError as error:
+            problems.append(f"adopted units: {error.message}")
+        return problems
+
+    def has_work(self) -> bool:
+        """Whether anything is declared, or was adopted by a run that was killed."""
+        return bool(self._declared()) or self._root.exists(ADOPTED)
+
     def _declared(self) -> set[str]:
         places = (DECLARED, TRANSIENT)
         return {name for place in places for name in declared_names(self._root, place)}
+
+    async def _about_adopted(self, adopted: Adopted) -> dict[str, Any]:
+        unit = adopted.unit.unit
+        return {
+            "name": adopted.name,
+            "unit": unit,
+            "state": (await self._systemd.states(unit)).get(unit, "inactive"),
+            "profile": adopted.profile,
+        }
 
     async def _about(self, name: str, state: str) -> dict[str, Any]:
         about: dict[str, Any] = {"name": name, "state": state}
@@ -149,7 +244,9 @@ class Serving:
             found = find_declaration(self._root, name)
         except InfertuneError as error:
             return {**about, "error": error.message}
-        if found:
+        if isinstance(found, Foreign):
+            about |= {"unit": found.unit, "profile": found.profile}
+        elif found:
             about |= {"profile": found.profile, "port": found.port, "model": found.model}
         return about
 
@@ -179,7 +276,7 @@ class Serving:
         except OSError as error:
             raise Failed(f"{LOCK}: {error.strerror}") from error
 
-    def _desired(self, declaration: Declaration) -> Desired:
+    def _desired(self, declaration: Declaration | Foreign) -> Desired:
         profile = load_profile(self._root, declaration.profile)
         return resolve(profile, read_machine(self._root), declaration.backend)
 

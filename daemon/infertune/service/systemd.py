@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any
 
 from dbus_fast import Variant
@@ -52,15 +52,27 @@ class Systemd:
         if state not in ("inactive", "failed"):
             raise Failed(f"{unit} did not stop, it is {state}")
 
-    async def set_resources(self, unit: str, memory_min: int, cpus: Collection[int]) -> None:
-        """Give the group of a unit this much now.  systemd also notes it (dropins.remove_notes)."""
-        mask = sum(1 << cpu for cpu in cpus)
-        cpu_bytes = mask.to_bytes((max(cpus, default=-1) + 8) // 8, "little")
-        properties = [
-            ("MemoryMin", Variant("t", memory_min)),
-            ("AllowedCPUs", Variant("ay", cpu_bytes)),
+    async def unit(self, unit: str) -> dict[str, Any] | None:
+        """Properties of a unit and of its kind; None where systemd does not know it."""
+        path = await self._call("LoadUnit", "s", unit)
+        about = await self._all(path, "Unit")
+        if about.get("LoadState") != "loaded":
+            return None
+        kind = str(about["Id"]).rpartition(".")[2]
+        return {**about, **await self._all(path, kind.capitalize())}
+
+    async def _all(self, path: str, interface: str) -> dict[str, Any]:
+        asked = f"org.freedesktop.systemd1.{interface}"
+        found = await self._call("GetAll", "s", asked, path=path, interface=_PROPERTIES)
+        return dict(found)
+
+    async def set_properties(self, unit: str, values: Mapping[str, int | tuple[int, ...]]) -> None:
+        """Change resources of a unit now, until the next boot; systemd notes them in a file."""
+        typed = [
+            (name, Variant("t", value) if isinstance(value, int) else Variant("ay", bytes(value)))
+            for name, value in values.items()
         ]
-        await self._call("SetUnitProperties", "sba(sv)", unit, True, properties)
+        await self._call("SetUnitProperties", "sba(sv)", unit, True, typed)
 
     async def states(self, unit: str) -> dict[str, str]:
         """State by unit, for the units that match a pattern.

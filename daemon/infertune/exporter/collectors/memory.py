@@ -22,6 +22,7 @@ from infertune.host.cgroup import (
     swap_used,
 )
 from infertune.host.memory import meminfo
+from infertune.names import SLICE
 from infertune.root import Root
 from infertune.servers.running import Unit
 
@@ -186,10 +187,11 @@ def read(root: Root) -> Iterable[Sample]:
     charged = {unit.name: _charged(root, unit.cgroup, LIMITS) for unit in found}
     for unit in found:
         samples += _unit(root, unit, charged[unit.name])
-    if found:
-        samples += _protected(root, found, charged)
+    if found and found[0].name == SLICE:
+        inside = tuple(unit for unit in found if unit.cgroup.startswith(found[0].cgroup))
+        samples += _protected(root, inside, charged)
     if not samples:
-        raise Absent("no infertune.slice with the memory controller")
+        raise Absent("no server runs as a unit with the memory controller")
     return samples
 
 

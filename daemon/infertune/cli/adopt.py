@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Putting servers that people already run under a profile, and giving them back."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from infertune.cli.base import JSON, Command, Context, argument
+from infertune.cli.engine import BACKEND, daemon_runs
+from infertune.cli.render import counted
+from infertune.errors import Exit, Unreachable, UsageError
+from infertune.names import NAME, NAME_RULE, is_foreign_unit
+
+
+def _call(member: str, signature: str, *arguments: Any) -> Any:
+    from infertune.service.client import call
+
+    return call(member, signature, arguments)
+
+
+def _need_daemon(ctx: Context) -> None:
+    if not daemon_runs(ctx):
+        raise Unreachable(
+            "infertuned is not running; it adopts units and gives them back",
+            hint="systemctl start infertune",
+        )
+
+
+def name_for(unit: str) -> str:
+    """What a unit is called as a server, where nobody says.
+
+    ``ollama.service`` is ``ollama``, ``llm-server@qwen.service`` is ``llm-server-qwen``, and a
+    container has twelve digits of its id: ``libpod-0123456789ab``.
+    """
+    stem = re.sub(r"([0-9a-f]{12})[0-9a-f]{52}", r"\1", unit.rpartition(".")[0])
+    return re.sub(r"[^a-z0-9_-]+", "-", stem.lower()).strip("-")[:64]
+
+
+def _adopt(ctx: Context) -> Exit:
+    args = ctx.args
+    unit = args.unit if "." in args.unit else f"{args.unit}.service"
+    if not is_foreign_unit(unit):
+        raise UsageError(
+            f"'{args.unit}' cannot be adopted: a service or scope that runs a server can be",
+            hint="'systemctl list-units --type=service,scope' shows what there is",
+        )
+    name = args.name or name_for(unit)
+    if not NAME.fullmatch(name):
+        raise UsageError(f"'{name}' is not a valid server name: {NAME_RULE}", hint="give a --name")
+    _need_daemon(ctx)
+    member = "PlanAdoption" if args.plan else "Adopt"
+    done = _call(member, "ssss", unit, name, args.profile or "", args.backend)
+    if args.json:
+        ctx.print_json("infertune.adopt/1", {**done, "planned": args.plan})
+    else:
+        _say(ctx, done)
+    return Exit.DONE
+
+
+def _say(ctx: Context, done: dict[str, Any]) -> None:
+    ctx.print(f"{done['unit']}: profile {done['profile']}, backend {done['backend']}")
+    rows = [
+        (each["unit"], each["property"], each["before"] or "-", each["wanted"], each["when"])
+        for each in done["items"]
+    ]
+    if rows:
+        ctx.table(("UNIT", "PROPERTY", "NOW", "WANTED", "WHEN"), rows)
+    changed = [each for each in done["items"] if each["when"] == "now"]
+    changed = [each for each in changed if each["before"] != each["wanted"]]
+    later = [each for each in done["items"] if each["when"] == "next start"]
+    if ctx.args.plan:
+        ctx.print(f"{counted(len(changed), 'property', 'properties')} to change; nothing written")
+        return
+    ctx.print(f"{counted(len(changed), 'property', 'properties')} changed")
+    if later and done["active"]:
+        ctx.sentence(f"the rest takes effect at its next start: systemctl restart {done['unit']}")
+    ctx.print(f"infertune release {done['name']} puts everything back")
+
+
+def _release(ctx: Context) -> Exit:
+    name = ctx.args.name
+    if not NAME.fullmatch(name):
+        name = name_for(name if "." in name else f"{name}.service")
+    _need_daemon(ctx)
+    done = _call("GiveBack", "s", name)
+    if ctx.args.json:
+        ctx.print_json("infertune.release/1", done)
+    else:
+        ctx.print(f"{done['unit']}: given back")
+        for note in done["notes"]:
+            ctx.sentence(f"note: {note}")
+    return Exit.DIFFERS if done["notes"] else Exit.DONE
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        "adopt",
+        "put a server that you already run under a profile",
+        _adopt,
+        (
+            argument("unit", metavar="UNIT", help="its service or scope, such as ollama.service"),
+            argument(
+                "--profile", metavar="PROFILE", help="profile (default: the one that is applied)"
+            ),
+            argument("--name", metavar="NAME", help="name of the server (default: the unit's)"),
+            BACKEND,
+            argument("--plan", action="store_true", help="show what would change; change nothing"),
+            JSON,
+        ),
+        "Gives a unit that infertune did not make the memory protection (through every slice it is "
+        "in), CPUs, weight and swap limit of the profile at once, and the rest (locked memory, "
+        "priority, environment) from its next start on. What it runs is not touched. Lasts until "
+        "'release' or the next boot; for good, declare it in /etc/infertune/servers.d: "
+        'unit = "ollama.service".',
+    ),
+    Command(
+        "release",
+        "give an adopted unit back as it was",
+        _release,
+        (argument("name", metavar="NAME", help="name or unit of the adopted server"), JSON),
+        "Puts back every property of the unit and of its slices. One that another program has "
+        "changed since is left and reported (exit code 1).",
+    ),
+)

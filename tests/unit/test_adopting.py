@@ -1,0 +1,441 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Units of others: what they are given, and that all of it goes back, whatever happens between.
+
+The systemd is made up: after a reload its files decide what a unit is, as with the real one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infertune.errors import Failed, UsageError
+from infertune.resolve import Desired
+from infertune.root import Root, Step
+from infertune.servers.adopted import ADOPTED, read_book
+from infertune.units import format_cpulist, parse_cpulist
+from support import At, Counter
+from support import desired as desired_knobs
+
+pytest.importorskip("dbus_fast", reason="extra 'daemon' is not installed")
+
+from infertune.service.adopting import Adopting
+
+MIB = 2**20
+NOT_SET = 2**64 - 1
+DEFAULTS: dict[str, Any] = {
+    "MemoryMin": 0,
+    "MemorySwapMax": NOT_SET,
+    "CPUWeight": NOT_SET,
+    "AllowedCPUs": [],
+}
+UNITS = {
+    "ollama.service": ("system.slice", "[Service]\nMemoryMin=1048576\n"),
+    "llm@one.service": ("system-llm.slice", "[Service]\nCPUWeight=50\n"),
+    "libpod-77.scope": ("machine.slice", ""),
+    "system.slice": ("-.slice", ""),
+    "system-llm.slice": ("system.slice", ""),
+    "machine.slice": ("-.slice", "[Slice]\nMemoryMin=4194304\n"),
+}
+
+
+class Killed(Exception):
+    """The daemon is gone, with whatever it was about to do."""
+
+
+class Manager:
+    """systemd: loaded properties, files that say what they are after a reload, and a scope."""
+
+    def __init__(self, base: Path, before: Callable[[str], object] = lambda _: None) -> None:
+        self.base = base
+        self.before = before
+        for unit, (_, text) in UNITS.items():
+            if not unit.endswith(".scope"):
+                file = base / "usr/lib/systemd/system" / unit
+                file.parent.mkdir(parents=True, exist_ok=True)
+                if not file.exists():
+                    file.write_text(text)
+        self.now = {unit: self._from_files(unit) for unit in UNITS}
+        self.reloads = 0
+
+    def _from_files(self, unit: str) -> dict[str, Any]:
+        found = dict(DEFAULTS)
+        drop_ins = [
+            *self.base.glob(f"run/systemd/system.control/{unit}.d/*.conf"),
+            *self.base.glob(f"run/systemd/system/{unit}.d/*.conf"),
+            *self.base.glob(f"etc/systemd/system/{unit}.d/*.conf"),
+        ]
+        main = self.base / "usr/lib/systemd/system" / unit
+        for file in (main, *sorted(drop_ins, key=lambda path: path.name)):
+            for line in file.read_text().splitlines() if file.exists() else []:
+                name, _, value = line.partition("=")
+                if name in DEFAULTS:
+                    found[name] = _parsed(name, value)
+        return found
+
+    async def unit(self, unit: str) -> dict[str, Any] | None:
+        unit = {"alias.service": "ollama.service"}.get(unit, unit)
+        if unit not in self.now:
+            return None
+        about = {"Id": unit, "ActiveState": "active", "Slice": UNITS[unit][0]}
+        about |= {"Transient": unit.endswith(".scope"), "ControlGroup": f"/x/{unit}"}
+        return {**about, **self.now[unit]}
+
+    async def set_properties(self, unit: str, values: Mapping[str, Any]) -> None:
+        self.before(f"set {unit}")
+        self.now[unit] |= {n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}
+        where = "transient" if unit.endswith(".scope") else "system.control"
+        directory = self.base / f"run/systemd/{where}/{unit}.d"
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, value in values.items():
+            (directory / f"50-{name}.conf").write_text(f"[X]\n{name}={_written(value)}\n")
+
+    async def reload(self) -> None:
+        self.before("reload")
+        self.reloads += 1
+        for unit in self.now:
+            if not unit.endswith(".scope"):
+                self.now[unit] = self._from_files(unit)
+
+
+def _parsed(name: str, value: str) -> Any:
+    if name == "AllowedCPUs":
+        mask = sum(1 << cpu for cpu in parse_cpulist(value)) if value else 0
+        return list(mask.to_bytes((mask.bit_length() + 7) // 8, "little"))
+    return NOT_SET if value in ("infinity", "") else int(value)
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, int):
+        return "infinity" if value == NOT_SET else str(value)
+    mask = int.from_bytes(bytes(value), "little")
+    return format_cpulist(cpu for cpu in range(64) if mask >> cpu & 1)
+
+
+def wanted(megabytes: int = 64, **more: str) -> Desired:
+    """A profile's launch settings."""
+    launch = {"memory_min": str(megabytes * MIB), "memory_swap_max": "0", "cpus": "1-7", **more}
+    return _desired({**launch, "memlock": "unlimited", "oom_score_adj": "-500"})
+
+
+def _desired(launch: Mapping[str, str]) -> Desired:
+    from dataclasses import replace
+
+    from infertune.profile import Source
+    from infertune.resolve import Setting
+
+    def setting(name: str, value: str) -> Setting:
+        return Setting(
+            id=name,
+            configured=value,
+            canonical=value,
+            required=False,
+            because=None,
+            source=Source("x.toml", 1, "x"),
+            overridden=(),
+        )
+
+    env = {"GGML_TEST": setting("GGML_TEST", 'a "b" 100%')}
+    return replace(
+        desired_knobs("kept", {}),
+        launch={name: setting(name, value) for name, value in launch.items()},
+        env=env,
+    )
+
+
+def tree(base: Path) -> dict[str, str]:
+    """Every file that systemd or we keep, without what a scope has of its own."""
+    return {
+        str(path.relative_to(base)): path.read_text()
+        for path in sorted(base.rglob("*"))
+        if path.is_file() and "transient" not in path.parts
+    }
+
+
+def world(base: Path) -> tuple[Manager, Adopting]:
+    manager = Manager(base)
+    return manager, Adopting(Root(base), manager)  # type: ignore[arg-type]
+
+
+def state(manager: Manager) -> Any:
+    return json.loads(json.dumps(manager.now)), tree(manager.base)
+
+
+def test_adopted_and_given_back(tmp_path: Path) -> None:
+    manager, adopting = world(tmp_path)
+    before = state(manager)
+
+    async def scene() -> None:
+        done = await adopting.adopt("ollama", "alias.service", wanted())
+        assert done["unit"] == "ollama.service"
+        assert manager.now["ollama.service"] == {
+            "MemoryMin": 64 * MIB,
+            "MemorySwapMax": 0,
+            "CPUWeight": NOT_SET,
+            "AllowedCPUs": [0xFE],
+        }
+        assert manager.now["system.slice"]["MemoryMin"] == 64 * MIB
+        text = tree(tmp_path)["run/systemd/system/ollama.service.d/zz-infertune.conf"]
+        assert "LimitMEMLOCK=infinity\n" in text
+        assert 'Environment="GGML_TEST=a \\"b\\" 100%%"\n' in text
+        assert "ExecStart" not in text
+        assert not list(tmp_path.glob("run/systemd/system.control/*")), "notes say it twice"
+        # It stays so for whoever reloads systemd, or restarts the unit.
+        held = json.loads(json.dumps(manager.now))
+        await manager.reload()
+        assert manager.now == held
+        assert await adopting.give_back("ollama") == []
+
+    asyncio.run(scene())
+    assert state(manager) == before
+
+
+def test_a_slice_has_the_sum_and_its_own(tmp_path: Path) -> None:
+    manager, adopting = world(tmp_path)
+    before = state(manager)
+
+    async def scene() -> None:
+        for name, unit in (("a", "ollama.service"), ("b", "llm@one.service")):
+            await adopting.adopt(name, unit, wanted())
+        await adopting.adopt("c", "libpod-77.scope", wanted(32))
+        minimum = {unit: each["MemoryMin"] // MIB for unit, each in manager.now.items()}
+        assert minimum["system.slice"] == 128
+        assert minimum["system-llm.slice"] == 64
+        assert minimum["machine.slice"] == 4 + 32
+        await adopting.adopt("a", "ollama.service", wanted(16))
+        assert manager.now["system.slice"]["MemoryMin"] == 80 * MIB
+        for name in ("b", "a", "c"):
+            await adopting.give_back(name)
+
+    asyncio.run(scene())
+    assert state(manager) == before
+
+
+def test_a_plan_changes_nothing(tmp_path: Path) -> None:
+    manager, adopting = world(tmp_path)
+    before = state(manager)
+    done = asyncio.run(adopting.plan("ollama", "ollama.service", wanted()))
+    assert state(manager) == before
+    rows = {(each["unit"], each["property"]): each for each in done["items"]}
+    assert rows["system.slice", "MemoryMin"]["wanted"] == str(64 * MIB)
+    assert rows["ollama.service", "MemoryMin"]["before"] == str(MIB)
+    assert rows["ollama.service", "AllowedCPUs"] | {"unit": ""} == {
+        "unit": "",
+        "property": "AllowedCPUs",
+        "before": "not set",
+        "wanted": "1-7",
+        "when": "now",
+    }
+    assert rows["ollama.service", "LimitMEMLOCK"]["when"] == "next start"
+    assert rows["ollama.service", "Environment GGML_TEST"]["when"] == "next start"
+
+
+def test_what_a_person_had_set_at_run_time_comes_back(tmp_path: Path) -> None:
+    manager, adopting = world(tmp_path)
+
+    async def scene() -> None:
+        await manager.set_properties("ollama.service", {"MemoryMin": 7 * MIB})
+        await manager.set_properties("system.slice", {"MemoryMin": 9 * MIB})
+        before = state(manager)
+        await adopting.adopt("ollama", "ollama.service", wanted())
+        assert manager.now["system.slice"]["MemoryMin"] == 73 * MIB
+        await manager.reload()
+        assert manager.now["ollama.service"]["MemoryMin"] == 64 * MIB
+        await adopting.give_back("ollama")
+        assert state(manager) == before
+
+    asyncio.run(scene())
+
+
+def test_what_another_program_changed_since_is_left(tmp_path: Path) -> None:
+    manager, adopting = world(tmp_path)
+
+    async def scene() -> None:
+        await adopting.adopt("c", "libpod-77.scope", wanted())
+        await manager.set_properties("libpod-77.scope", {"MemorySwapMax": 5})
+        left = await adopting.give_back("c")
+        assert left == [
+            "libpod-77.scope: MemorySwapMax was changed by another program and is left as it is"
+        ]
+        assert manager.now["libpod-77.scope"]["MemorySwapMax"] == 5
+        assert manager.now["libpod-77.scope"]["MemoryMin"] == 0
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("unit", "says"),
+    [
+        ("dbus.service", "cannot be adopted"),
+        ("systemd-journald.service", "cannot be adopted"),
+        ("user@1000.service", "cannot be adopted"),
+        ("infertune.service", "cannot be adopted"),
+        ("infertune-server@x.service", "cannot be adopted"),
+        ("system.slice", "cannot be adopted"),
+        ("init.scope", "cannot be adopted"),
+        ("../etc/passwd.service", "cannot be adopted"),
+        ("a b.service", "cannot be adopted"),
+        ("a\n.service", "cannot be adopted"),
+        (f"{'a' * 250}.service", "cannot be adopted"),
+        ("nothing.service", "there is no unit 'nothing.service'"),
+    ],
+)
+def test_what_is_refused(unit: str, says: str, tmp_path: Path) -> None:
+    manager, adopting = world(tmp_path)
+    before = state(manager)
+    with pytest.raises(UsageError, match=says):
+        asyncio.run(adopting.adopt("x", unit, wanted()))
+    assert state(manager) == before
+
+
+def test_a_unit_is_adopted_under_one_name(tmp_path: Path) -> None:
+    _, adopting = world(tmp_path)
+
+    async def scene() -> None:
+        await adopting.adopt("a", "ollama.service", wanted())
+        with pytest.raises(UsageError, match="adopted already, as 'a'"):
+            await adopting.adopt("b", "alias.service", wanted())
+        with pytest.raises(UsageError, match=r"'a' is ollama\.service already"):
+            await adopting.adopt("a", "llm@one.service", wanted())
+        with pytest.raises(UsageError, match="no unit is adopted as 'b'"):
+            await adopting.give_back("b")
+
+    asyncio.run(scene())
+
+
+def test_a_damaged_book_is_said_and_nothing_is_touched(tmp_path: Path) -> None:
+    manager, adopting = world(tmp_path)
+    file = tmp_path / ADOPTED.lstrip("/")
+    for text in ("", "[]", "{", '{"units": {"a": {}}, "slices": {}}', '{"units": []}', "[" * 9999):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        before = state(manager)
+        for work in (
+            adopting.adopt("a", "ollama.service", wanted()),
+            adopting.give_back("a"),
+        ):
+            with pytest.raises(Failed, match="is damaged"):
+                asyncio.run(work)
+        assert state(manager) == before
+
+
+async def _both(adopting: Adopting) -> None:
+    """Everything that can be under way: new, another profile, a second unit, one given back."""
+    await adopting.adopt("a", "ollama.service", wanted())
+    await adopting.adopt("b", "llm@one.service", wanted(32))
+    await adopting.adopt("a", "ollama.service", wanted(16, cpu_weight="250"))
+    await adopting.give_back("b")
+
+
+def _steps(base: Path) -> int:
+    counter = Counter()
+    manager = Manager(base, lambda _: counter(Step("systemd", "", 0)))
+    adopting = Adopting(Root(base, hook=counter), manager)  # type: ignore[arg-type]
+    asyncio.run(_both(adopting))
+    asyncio.run(adopting.give_all_back())
+    return len(counter.steps)
+
+
+def test_killed_at_every_step(tmp_path: Path) -> None:
+    """A new daemon finds the book, and puts back everything."""
+    total = _steps(tmp_path / "count")
+    assert total > 40
+    for number in range(1, total + 1):
+        base = tmp_path / str(number)
+        at = At(number, _killed)
+        manager = Manager(base, lambda _, at=at: at(Step("systemd", "", 0)))  # type: ignore[misc]
+        before = state(manager)
+        adopting = Adopting(Root(base, hook=at), manager)  # type: ignore[arg-type]
+        with pytest.raises(Killed):
+            asyncio.run(_until_killed(adopting))
+        manager.before = lambda _: None
+        asyncio.run(Adopting(Root(base), manager).give_all_back())  # type: ignore[arg-type]
+        assert _cleaned(state(manager)) == before, number
+        assert read_book(Root(base)).units == {}
+
+
+async def _until_killed(adopting: Adopting) -> None:
+    await _both(adopting)
+    await adopting.give_all_back()
+
+
+def _killed(step: Step) -> None:
+    raise Killed(step)
+
+
+def _cleaned(found: Any) -> Any:
+    """Half-written successors of a file are not what it says."""
+    now, files = found
+    return now, {name: text for name, text in files.items() if not name.endswith(".infertune")}
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_systemd_refuses(number: int, tmp_path: Path) -> None:
+    """Whichever call it refuses, everything is as it was before that verb."""
+    calls = []
+
+    def refuse(what: str) -> None:
+        calls.append(what)
+        if len(calls) == number + 1:
+            raise Failed("systemd: refused")
+
+    manager, adopting = world(tmp_path)
+    asyncio.run(adopting.adopt("a", "ollama.service", wanted()))
+    before = state(manager)
+    manager.before = refuse
+    try:
+        asyncio.run(adopting.adopt("b", "llm@one.service", wanted(32)))
+    except Failed:
+        assert state(manager) == before
+        return
+    assert len(calls) <= number, "it was told of the refusal"
+    before = state(manager)
+    try:
+        asyncio.run(adopting.adopt("a", "ollama.service", wanted(8)))
+    except Failed:
+        assert state(manager) == before
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["adopt", "release", "reload", "restart"]),
+            st.sampled_from([("a", "ollama.service"), ("b", "llm@one.service"),
+                             ("c", "libpod-77.scope")]),
+            st.integers(0, 200),
+            st.integers(1, 60),
+        ),
+        max_size=8,
+    )
+)  # fmt: skip
+def test_any_sequence_with_kills_comes_back(
+    tmp_path_factory: pytest.TempPathFactory,
+    steps: list[tuple[str, tuple[str, str], int, int]],
+) -> None:
+    base = tmp_path_factory.mktemp("world")
+    manager = Manager(base)
+    before = state(manager)
+    for verb, (name, unit), megabytes, at in steps:
+        hook = At(at, _killed)
+        manager.before = lambda _, hook=hook: hook(Step("systemd", "", 0))  # type: ignore[misc]
+        adopting = Adopting(Root(base, hook=hook), manager)  # type: ignore[arg-type]
+        try:
+            if verb == "adopt":
+                asyncio.run(adopting.adopt(name, unit, wanted(megabytes)))
+            elif verb == "release":
+                asyncio.run(adopting.give_back(name))
+            elif verb == "reload":
+                asyncio.run(manager.reload())
+        except (Killed, UsageError):
+            pass
+    manager.before = lambda _: None
+    asyncio.run(Adopting(Root(base), manager).give_all_back())  # type: ignore[arg-type]
+    assert _cleaned(state(manager)) == before
