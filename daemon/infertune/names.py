@@ -18,6 +18,11 @@ def server_unit(name: str) -> str:
     return f"infertune-server@{name}.service"
 
 
+def placing_unit(name: str) -> str:
+    """The unit that gives processes of an adopted server what the profile says."""
+    return f"infertune-adopted@{name}.service"
+
+
 def server_of_unit(unit: str) -> str | None:
     """The server of a unit; None for a unit that is not a server of ours."""
     match = _UNIT.fullmatch(unit)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infertune.errors import Failed, UsageError
-from infertune.resolve import Desired
+from infertune.profile import Source
+from infertune.resolve import Desired, Setting
 from infertune.root import Root, Step
-from infertune.servers.adopted import ADOPTED, read_book
+from infertune.servers import placing
+from infertune.servers.adopted import ADOPTED, Adopted, Book, Changed, read_book, write_book
 from infertune.units import format_cpulist, parse_cpulist
 from support import At, Counter
 from support import desired as desired_knobs
@@ -64,6 +67,7 @@ class Manager:
                     file.write_text(text)
         self.now = {unit: self._from_files(unit) for unit in UNITS}
         self.reloads = 0
+        self.ran: list[str] = []
 
     def _from_files(self, unit: str) -> dict[str, Any]:
         found = dict(DEFAULTS)
@@ -97,6 +101,10 @@ class Manager:
         for name, value in values.items():
             (directory / f"50-{name}.conf").write_text(f"[X]\n{name}={_written(value)}\n")
 
+    async def run(self, unit: str) -> None:
+        self.before(f"run {unit}")
+        self.ran.append(unit)
+
     async def reload(self) -> None:
         self.before("reload")
         self.reloads += 1
@@ -126,11 +134,6 @@ def wanted(megabytes: int = 64, **more: str) -> Desired:
 
 
 def _desired(launch: Mapping[str, str]) -> Desired:
-    from dataclasses import replace
-
-    from infertune.profile import Source
-    from infertune.resolve import Setting
-
     def setting(name: str, value: str) -> Setting:
         return Setting(
             id=name,
@@ -376,6 +379,103 @@ def _cleaned(found: Any) -> Any:
     return now, {name: text for name, text in files.items() if not name.endswith(".infertune")}
 
 
+TREE = "sys/fs/cgroup/system.slice/ollama.service"
+
+
+@pytest.fixture
+def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An adopted unit with two processes, one of them in a group below, of three threads."""
+    write_book(
+        Root(tmp_path),
+        Book({"ollama": replace(ADOPTED_ONE, processes={"oom_score_adj": -300, "nice": -5})}),
+    )
+    mounts = "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n"
+    files = {"proc/self/mounts": mounts, "proc/mounts": mounts}
+    files |= {f"{TREE}/cgroup.procs": "10\n", f"{TREE}/inner/cgroup.procs": "20\n"}
+    files |= {f"proc/{pid}/oom_score_adj": "0\n" for pid in (10, 20)}
+    for tid, pid in ((10, 10), (20, 20), (21, 20)):
+        for path in (f"proc/{tid}/stat", f"proc/{pid}/task/{tid}/stat"):
+            files[path] = f"{tid} (x) S " + "0 " * 18 + f"{tid}00 0\n"
+        files[f"nice/{tid}"] = "0"
+    for path, text in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    monkeypatch.setitem(placing.READ, "nice", lambda root, tid: int(root.read(f"/nice/{tid}")))
+    monkeypatch.setitem(
+        placing.WRITE, "nice", lambda root, tid, value: root.write_value(f"/nice/{tid}", str(value))
+    )
+    return tmp_path
+
+
+ADOPTED_ONE = Adopted(
+    name="ollama",
+    profile="kept",
+    backend="cpu",
+    group="/system.slice/ollama.service",
+    slices=("system.slice",),
+    memory_min=0,
+    unit=Changed("ollama.service", {}, {}),
+    unit_values={"oom_score_adj": 0, "nice": 3},
+)
+
+
+def given_now(base: Path) -> list[int]:
+    paths = ("proc/10/oom_score_adj", "proc/20/oom_score_adj", "nice/10", "nice/20", "nice/21")
+    return [int((base / path).read_text()) for path in paths]
+
+
+def test_processes_that_run_are_given_it_and_get_their_own_back(running: Path) -> None:
+    root = Root(running)
+    assert placing.place(root, "ollama") == (5, 0)
+    assert given_now(running) == [-300, -300, -5, -5, -5]
+    assert placing.place(root, "ollama") == (0, 0)
+    # One thread was given something else by somebody, one process was started with ours since.
+    (running / "nice/21").write_text("7")
+    for path in ("proc/30/oom_score_adj", "nice/30"):
+        (running / path).parent.mkdir(exist_ok=True)
+        (running / path).write_text("-300" if "oom" in path else "-5")
+    for path in ("proc/30/stat", "proc/30/task/30/stat"):
+        (running / path).parent.mkdir(parents=True, exist_ok=True)
+        (running / path).write_text("30 (x) S " + "0 " * 18 + "3000 0\n")
+    (running / f"{TREE}/cgroup.procs").write_text("10\n30\n")
+    placing.place(root, "ollama")
+    write_book(root, Book())
+    placing.place(root, "ollama")
+    assert given_now(running) == [0, 0, 0, 0, 7]
+    assert (running / "proc/30/oom_score_adj").read_text() == "0"
+    assert (running / "nice/30").read_text() == "3", "as its unit says"
+    assert not list(running.glob("run/infertune-adopted/*"))
+
+
+def test_another_process_of_the_same_number_is_not_touched(running: Path) -> None:
+    root = Root(running)
+    placing.place(root, "ollama")
+    for path in ("proc/10/stat", "proc/10/task/10/stat"):
+        (running / path).write_text("10 (y) S " + "0 " * 18 + "999 0\n")
+    write_book(root, Book())
+    placing.place(root, "ollama")
+    assert given_now(running) == [-300, 0, -5, 0, 0]
+
+
+def test_a_placing_that_is_killed_can_be_taken_back(running: Path) -> None:
+    total = 0
+    for number in range(1, 40):
+        at = At(number, _killed)
+        try:
+            placing.place(Root(running, hook=at), "ollama")
+            break
+        except Killed:
+            total += 1
+        write_book(Root(running), Book())
+        placing.place(Root(running), "ollama")
+        assert given_now(running) == [0] * 5, number
+        write_book(
+            Root(running),
+            Book({"ollama": replace(ADOPTED_ONE, processes={"oom_score_adj": -300, "nice": -5})}),
+        )
+    assert total > 8
+
+
 @pytest.mark.parametrize("number", range(12))
 def test_systemd_refuses(number: int, tmp_path: Path) -> None:
     """Whichever call it refuses, everything is as it was before that verb."""
@@ -395,7 +495,8 @@ def test_systemd_refuses(number: int, tmp_path: Path) -> None:
     except Failed:
         assert state(manager) == before
         return
-    assert len(calls) <= number, "it was told of the refusal"
+    # Only that the processes of one that runs are as they were does not undo the rest.
+    assert len(calls) <= number or calls[number] == "run infertune-adopted@b.service"
     before = state(manager)
     try:
         asyncio.run(adopting.adopt("a", "ollama.service", wanted(8)))

@@ -55,7 +55,7 @@ def _adopt(ctx: Context) -> Exit:
         ctx.print_json("infertune.adopt/1", {**done, "planned": args.plan})
     else:
         _say(ctx, done)
-    return Exit.DONE
+    return Exit.DIFFERS if done["notes"] else Exit.DONE
 
 
 def _say(ctx: Context, done: dict[str, Any]) -> None:
@@ -75,6 +75,8 @@ def _say(ctx: Context, done: dict[str, Any]) -> None:
     ctx.print(f"{counted(len(changed), 'property', 'properties')} changed")
     if later and done["active"]:
         ctx.sentence(f"the rest takes effect at its next start: systemctl restart {done['unit']}")
+    for note in done["notes"]:
+        ctx.sentence(f"note: {note}")
     ctx.print(f"infertune release {done['name']} puts everything back")
 
 

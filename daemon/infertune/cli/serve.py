@@ -313,7 +313,7 @@ def _servers(ctx: Context) -> Exit:
     _need_daemon(ctx)
     found = _call("Servers")
     if ctx.args.json:
-        fields = ("name", "state", "profile", "port", "model", "error")
+        fields = ("name", "state", "profile", "port", "model", "unit", "error")
         ctx.print_json(
             "infertune.servers/1",
             {"servers": [{field: each.get(field) for field in fields} for each in found]},
@@ -325,11 +325,11 @@ def _servers(ctx: Context) -> Exit:
                 each["state"],
                 each.get("profile", "-"),
                 str(each.get("port", "-")),
-                each.get("error") or each.get("model") or "the embedded model",
+                each.get("error") or each.get("model") or each.get("unit") or "the embedded model",
             )
             for each in found
         ]
-        ctx.table(("SERVER", "STATE", "PROFILE", "PORT", "MODEL"), rows)
+        ctx.table(("SERVER", "STATE", "PROFILE", "PORT", "MODEL OR UNIT"), rows)
     else:
         ctx.print("no servers")
     return Exit.DONE

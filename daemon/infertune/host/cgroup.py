@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from infertune.host.mounts import mounts
@@ -112,6 +112,14 @@ def processes_of(root: Root, group: str) -> tuple[int, ...]:
     """Ids of the processes in a group, without those of its children."""
     listed = (root.get(f"{group}/cgroup.procs") or "").split()
     return tuple(pid for pid in map(integer, listed) if pid is not None)
+
+
+def processes_below(root: Root, group: str, levels: int = 8) -> Iterator[int]:
+    """Ids of the processes in a group and in those below it."""
+    yield from processes_of(root, group)
+    for name in entries(root, group) if levels else ():
+        if "." not in name or name.endswith((".service", ".scope", ".slice")):
+            yield from processes_below(root, f"{group}/{name}", levels - 1)
 
 
 def group_limit(root: Root) -> int | None:

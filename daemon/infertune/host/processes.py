@@ -98,6 +98,11 @@ def started_ticks(root: Root, pid: int | str) -> int | None:
     return integer(fields[19]) if len(fields) > 19 else None
 
 
+def threads(root: Root, pid: int | str) -> list[int]:
+    """Ids of the threads of a process; empty where it is gone."""
+    return [tid for tid in map(integer, root.names(f"/proc/{pid}/task")) if tid is not None]
+
+
 def user_of(root: Root, pid: int | str) -> int | None:
     """Real user id of a process (proc_pid_status(5)); None where it is gone or not shown."""
     # Not the owner of /proc/PID: that is root for a process that may not dump core.

@@ -267,15 +267,37 @@ def _memlock(_root: Root, pid: int, wanted: str) -> str:
     return "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
 
 
+def oom_score_adj(root: Root, pid: int) -> int:
+    """How willingly the kernel ends a process for memory (proc_pid_oom_score_adj(5)).
+
+    Raises OSError where it is gone.
+    """
+    return int(root.read(f"/proc/{pid}/oom_score_adj"))
+
+
+def set_oom_score_adj(root: Root, pid: int, value: int) -> None:
+    """Raises OSError: EACCES where it may only be raised."""
+    root.write_value(f"/proc/{pid}/oom_score_adj", str(value))
+
+
+def nice(_root: Root, tid: int) -> int:
+    """Nice value of a thread.  Raises OSError where it is gone."""
+    return os.getpriority(os.PRIO_PROCESS, tid)
+
+
+def set_nice(_root: Root, tid: int, value: int) -> None:
+    """Raises OSError: EACCES where it may only be raised."""
+    os.setpriority(os.PRIO_PROCESS, tid, value)
+
+
 def _oom_score_adj(root: Root, pid: int, wanted: str) -> str:
-    path = f"/proc/{pid}/oom_score_adj"
-    root.write_value(path, wanted)
-    return root.read(path)
+    set_oom_score_adj(root, pid, int(wanted))
+    return str(oom_score_adj(root, pid))
 
 
-def _nice(_root: Root, pid: int, wanted: str) -> str:
-    os.setpriority(os.PRIO_PROCESS, pid, int(wanted))
-    return str(os.getpriority(os.PRIO_PROCESS, pid))
+def _nice(root: Root, pid: int, wanted: str) -> str:
+    set_nice(root, pid, int(wanted))
+    return str(nice(root, pid))
 
 
 def _scheduling_policy(_root: Root, pid: int, wanted: str) -> str:

@@ -61,6 +61,10 @@ class Adopted:
     memory_min: int
     """Bytes of protection it takes from each of its slices."""
     unit: Changed
+    processes: Mapping[str, int] = field(default_factory=dict)
+    """What its processes are given while they run: ``oom_score_adj``, ``nice``."""
+    unit_values: Mapping[str, int] = field(default_factory=dict)
+    """The same as the unit says it, without us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,8 @@ def _adopted(found: dict[str, object]) -> Adopted:
         slices=tuple(map(_text, slices)),
         memory_min=_number(found["memory_min"]),
         unit=_changed(unit),
+        processes=_numbers(found["processes"]),
+        unit_values=_numbers(found["unit_values"]),
     )
 
 
@@ -160,6 +166,12 @@ def _number(value: object) -> int:
     if type(value) is not int or not 0 <= value < 2**64:
         raise ValueError
     return value
+
+
+def _numbers(found: object) -> dict[str, int]:
+    if not isinstance(found, dict) or not all(type(each) is int for each in found.values()):
+        raise TypeError
+    return {_text(name): each for name, each in found.items()}
 
 
 def _value(value: object) -> Value:

@@ -50,6 +50,15 @@ def live_values(desired: Desired) -> dict[str, int | tuple[int, ...]]:
     return found
 
 
+def process_values(desired: Desired) -> dict[str, int]:
+    """What processes that run can be given, by the name of the launch setting."""
+    names = [name for name in PLACED if name in desired.launch]
+    return {name: int(desired.launch[name].canonical) for name in names}
+
+
+PLACED: Mapping[str, str] = {"oom_score_adj": "OOMScoreAdjust", "nice": "Nice"}
+"""Launch settings that servers/placing.py gives to processes, and their directives."""
+
 NO_LIMIT = 2**64 - 1
 """Of a number among systemd's properties: no limit, or not set."""
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from infertune.errors import Failed, InfertuneError, UsageError
-from infertune.names import is_foreign_unit
+from infertune.names import is_foreign_unit, placing_unit
 from infertune.resolve import Desired
 from infertune.root import Root
 from infertune.servers.adopted import (
@@ -35,10 +35,12 @@ from infertune.servers.dropins import (
 )
 from infertune.servers.unit import (
     NO_LIMIT,
+    PLACED,
     directives,
     foreign_drop_in,
     live_values,
     memory_min,
+    process_values,
 )
 from infertune.service.systemd import Systemd
 from infertune.units import format_cpulist
@@ -73,6 +75,10 @@ class Adopting:
             adopted = new.units[name]
             text = {adopted.unit.unit: foreign_drop_in(desired)} if adopted.unit.lasts else {}
             await self._become(old, new, text)
+            try:
+                await self._systemd.run(placing_unit(name))
+            except Failed as failed:
+                document["notes"].append(f"its processes are as they were: {failed.message}")
             return document
 
     async def _planned(
@@ -88,6 +94,7 @@ class Adopting:
             "backend": desired.backend,
             "active": about["ActiveState"] == "active",
             "items": _items(new, adopted, desired),
+            "notes": [],
         }
 
     async def give_back(self, name: str) -> list[str]:
@@ -100,13 +107,32 @@ class Adopting:
             if name not in old.units:
                 raise UsageError(f"no unit is adopted as '{name}'", hint="infertune servers")
             units = {other: each for other, each in old.units.items() if other != name}
-            return await self._become(old, await self._with_slices(units, old), {})
+            return await self._without([name], old, await self._with_slices(units, old))
 
     async def give_all_back(self) -> list[str]:
         """Make every adopted unit what it was."""
         async with self._one:
             old = read_book(self._root)
-            return await self._become(old, Book(), {}) if old != Book() else []
+            return await self._without([*old.units], old, Book()) if old != Book() else []
+
+    async def _without(self, names: Iterable[str], old: Book, new: Book) -> list[str]:
+        """Give units back, with their processes; returns sentences on what was left."""
+        units = [placing_unit(name) for name in names if old.units[name].processes]
+        left = []
+        # Those that were started since are noted while the book still says what they were given.
+        for unit in units:
+            left += await self._placed(unit)
+        left += await self._become(old, new, {})
+        for unit in units:
+            left += await self._placed(unit)
+        return list(dict.fromkeys(left))
+
+    async def _placed(self, unit: str) -> list[str]:
+        try:
+            await self._systemd.run(unit)
+        except Failed as failed:
+            return [f"processes may have what they were given: {failed.message}"]
+        return []
 
     def adopted(self) -> Mapping[str, Adopted]:
         """What is adopted now, by name."""
@@ -149,6 +175,10 @@ class Adopting:
             slices=_slices(str(about.get("Slice") or "")),
             memory_min=memory_min(desired),
             unit=self._changed(about, live_values(desired), before.unit if before else None, lasts),
+            processes=process_values(desired),
+            unit_values=before.unit_values
+            if before
+            else {name: about[value] for name, value in PLACED.items() if value in about},
         )
 
     async def _with_slices(self, units: Mapping[str, Adopted], old: Book) -> Book:
@@ -323,37 +353,23 @@ def _value(raw: Any) -> Value:
 
 def _items(new: Book, adopted: Adopted, desired: Desired) -> list[dict[str, Any]]:
     """What changes, slices first, then the unit now, then at its next start."""
-    found: list[dict[str, Any]] = []
+    rows: list[tuple[str, str, str | None, str, str]] = []
+    own = adopted.unit.unit
     for unit, each in new.changed().items():
-        if unit != adopted.unit.unit and unit not in adopted.slices:
-            continue
-        for name, change in each.changes.items():
-            now = change.ours if change.before is None else change.before
-            found.append(_item(unit, name, now, change.ours))
-    later = {n: v for n, v in directives(desired).items() if n not in adopted.unit.changes}
+        if unit == own or unit in adopted.slices:
+            for name, change in each.changes.items():
+                now = change.ours if change.before is None else change.before
+                rows.append((unit, name, _shown(now), _shown(change.ours), "now"))
+    for name, value in adopted.processes.items():
+        before = adopted.unit_values.get(name)
+        rows.append((own, PLACED[name], None if before is None else str(before), str(value), "now"))
+    at_once = {*adopted.unit.changes, *(PLACED[name] for name in adopted.processes)}
+    later = {n: v for n, v in directives(desired).items() if n not in at_once}
     later |= {f"Environment {name}": each.canonical for name, each in sorted(desired.env.items())}
     when = "next start" if adopted.unit.lasts else "never"
-    found += [
-        {
-            "unit": adopted.unit.unit,
-            "property": name,
-            "before": None,
-            "wanted": value,
-            "when": when,
-        }
-        for name, value in later.items()
-    ]
-    return found
-
-
-def _item(unit: str, name: str, before: Value, wanted: Value) -> dict[str, Any]:
-    return {
-        "unit": unit,
-        "property": name,
-        "before": _shown(before),
-        "wanted": _shown(wanted),
-        "when": "now",
-    }
+    rows += [(own, name, None, value, when) for name, value in later.items()]
+    fields = ("unit", "property", "before", "wanted", "when")
+    return [dict(zip(fields, row, strict=True)) for row in rows]
 
 
 def _shown(value: Value) -> str:

@@ -44,6 +44,13 @@ class Systemd:
         if state != "active":
             raise Failed(f"{unit} did not start, it is {state}")
 
+    async def run(self, unit: str) -> None:
+        """Start a unit that does one thing and ends, and wait for that.  Raises Failed."""
+        await self._call("ResetFailedUnit", "s", unit, may_fail=True)
+        await self._call("StartUnit", "ss", unit, "replace")
+        if await self._settled(unit) == "failed":
+            raise Failed(f"{unit} failed", hint=f"journalctl -u {unit}")
+
     async def stop(self, unit: str) -> None:
         """Stop a unit and wait until it is gone.  Raises Failed where it does not go."""
         await self._call("StopUnit", "ss", unit, "replace")

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Servers that were there before infertune: what they get, and that all of it goes back."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from vm.guest import Guest
+from vm.test_daemon import wait_until
+
+pytestmark = pytest.mark.quick_on("6.12")
+
+CGROUP = "/sys/fs/cgroup"
+MIB = 2**20
+
+KEPT = """
+description = "what a server of others can be given"
+[launch]
+cpus = "1"
+memory_min = "192MiB"
+memory_swap_max = "0"
+cpu_weight = 250
+memlock = "unlimited"
+oom_score_adj = -300
+nice = -5
+[launch.env]
+GGML_TEST = "1"
+"""
+
+READER = """
+import mmap, sys, time
+size = 128 << 20
+path = sys.argv[1]
+with open(path, "wb") as file:
+    for _ in range(size >> 20):
+        file.write(b"x" * (1 << 20))
+with open(path, "rb") as file:
+    data = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+while True:
+    sum(data[at] for at in range(0, size, 4096))
+    time.sleep(0.5)
+"""
+"""A server whose model is mapped, and which reads all of it again and again."""
+
+UNITS = {
+    "plain.service": "[Service]\nExecStart=/usr/bin/sleep infinity\nMemoryMin=8M\n"
+    "[Install]\nWantedBy=multi-user.target\n",
+    "many@.service": "[Service]\nExecStart=/usr/bin/sleep infinity\nSlice=models-llm.slice\n",
+    "reader.service": "[Service]\nExecStart=/usr/bin/python3 /opt/reader.py /var/tmp/model\n"
+    "ExecStopPost=/usr/bin/rm -f /var/tmp/model\n",
+}
+OWN = "[Service]\nEnvironment=MINE=1 GGML_TEST=0\nMemoryMin=16M\nCPUWeight=77\n"
+
+
+@pytest.fixture
+def owners(service: Guest) -> Iterator[Guest]:
+    """The service, and servers of the machine's owner that run beside it."""
+    for unit, text in UNITS.items():
+        service.write(f"/etc/systemd/system/{unit}", text)
+    service.sh("mkdir -p /etc/systemd/system/plain.service.d /etc/infertune/profiles /opt")
+    service.write("/etc/systemd/system/plain.service.d/override.conf", OWN)
+    service.write("/opt/reader.py", READER)
+    service.write("/etc/infertune/profiles/kept.toml", KEPT)
+    service.sh("systemctl daemon-reload && systemctl start plain many@one many@two")
+    service.sh("systemctl set-property --runtime many@two.service MemoryMin=4M CPUWeight=33")
+    yield service
+    service.run("systemctl stop plain many@one many@two reader")
+    service.sh("rm -rf /etc/systemd/system/{plain,many@,reader}.service* /opt/reader.py "
+               "/etc/infertune/profiles /etc/infertune/servers.d /run/systemd/system.control "
+               "/run/infertune/servers.d; systemctl daemon-reload")  # fmt: skip
+
+
+SHOWN = "MemoryMin,MemorySwapMax,AllowedCPUs,CPUWeight,OOMScoreAdjust,Nice,LimitMEMLOCK,Environment"
+FILES = ("memory.min", "memory.swap.max", "cpuset.cpus", "cpu.weight")
+GROUPS = (
+    "system.slice", "system.slice/plain.service", "models.slice", "models.slice/models-llm.slice",
+    "models.slice/models-llm.slice/many@one.service",
+    "models.slice/models-llm.slice/many@two.service",
+)  # fmt: skip
+
+
+def state(guest: Guest) -> tuple[str, ...]:
+    """Everything that an adoption may touch: systemd's view, the kernel's, and the files."""
+    units = "plain many@one many@two system.slice models.slice models-llm.slice"
+    kernel = " ".join(f"{CGROUP}/{group}/{name}" for group in GROUPS for name in FILES)
+    return (
+        guest.sh(f"systemctl show -p {SHOWN},NeedDaemonReload,DropInPaths {units}"),
+        guest.sh(f"grep -H . {kernel} 2>/dev/null || :"),
+        guest.sh("find /run/systemd/system /run/systemd/system.control /etc/systemd "
+                 "/run/infertune-adopted -type f "
+                 "-exec sha256sum {} + 2>/dev/null | sort"),
+    )  # fmt: skip
+
+
+def group(guest: Guest, path: str, name: str) -> str:
+    return guest.read(f"{CGROUP}/{path}/{name}")
+
+
+def processes(guest: Guest, pid: str) -> tuple[str, str]:
+    """OOM score and nice value."""
+    priority = guest.sh(f"ps -o ni= -p {pid}").strip()
+    return guest.read(f"/proc/{pid}/oom_score_adj"), priority
+
+
+def test_adopted_at_once_and_at_the_next_start_and_given_back(owners: Guest) -> None:
+    guest = owners
+    before = state(guest)
+    pid = guest.sh("systemctl show -P MainPID plain").strip()
+
+    planned = json.loads(guest.infertune("adopt plain --profile kept --plan --json").out)
+    assert {"MemoryMin", "AllowedCPUs"} <= {each["property"] for each in planned["items"]}
+    assert state(guest) == before
+
+    print(guest.infertune("adopt plain --profile kept").out)
+    path = "system.slice/plain.service"
+    assert group(guest, path, "memory.min") == str(192 * MIB)
+    assert group(guest, "system.slice", "memory.min") == str(192 * MIB)
+    assert group(guest, path, "memory.swap.max") == "0"
+    assert group(guest, path, "cpuset.cpus") == "1"
+    assert group(guest, path, "cpu.weight") == "250"
+    assert guest.sh("systemctl show -P MainPID plain").strip() == pid, "it was not restarted"
+    assert processes(guest, pid) == ("-300", "-5")
+    guest.infertune("release plain")
+    assert state(guest) == before
+    assert processes(guest, pid) == ("0", "0")
+    guest.infertune("adopt plain --profile kept")
+
+    # Whoever reloads systemd, and whoever restarts the unit, finds it so.
+    guest.sh("systemctl daemon-reload && systemctl restart plain")
+    pid = guest.sh("systemctl show -P MainPID plain").strip()
+    assert group(guest, path, "memory.min") == str(192 * MIB)
+    assert group(guest, path, "cpuset.cpus") == "1"
+    assert processes(guest, pid) == ("-300", "-5")
+    assert "Max locked memory         unlimited" in guest.read(f"/proc/{pid}/limits")
+    environment = guest.sh(f"tr '\\0' '\\n' </proc/{pid}/environ").split()
+    assert {"MINE=1", "GGML_TEST=1"} <= set(environment)
+
+    servers = json.loads(guest.infertune("servers --json").out)["servers"]
+    assert [each["name"] for each in servers] == ["plain"]
+    assert guest.infertune("release plain").out.strip() == "plain.service: given back"
+    assert state(guest) == before
+    # It was started with ours, and goes back to what its unit says.
+    assert processes(guest, pid) == ("0", "0")
+
+
+def test_instances_in_slices_of_their_own(owners: Guest) -> None:
+    guest = owners
+    before = state(guest)
+    for name in ("one", "two"):
+        guest.infertune(f"adopt many@{name} --profile kept")
+    guest.infertune("adopt plain --profile kept")
+    for path, times in (("models.slice", 2), ("models.slice/models-llm.slice", 2),
+                        ("system.slice", 1)):  # fmt: skip
+        assert group(guest, path, "memory.min") == str(times * 192 * MIB)
+    guest.infertune("release many-one")
+    assert group(guest, "models.slice", "memory.min") == str(192 * MIB)
+    # The daemon that ends gives everything back; the next one adopts it again.
+    guest.sh("systemctl stop infertune")
+    assert state(guest) == before
+    guest.sh("systemctl start infertune")
+    wait_until(lambda: group(guest, "models.slice", "memory.min") == str(192 * MIB))
+    wait_until(lambda: group(guest, "system.slice", "memory.min") == str(192 * MIB))
+    guest.infertune("release many@two.service")
+    guest.infertune("release plain")
+    assert state(guest) == before
+
+
+def test_a_scope_is_adopted_for_as_long_as_it_lives(owners: Guest) -> None:
+    guest = owners
+    before = state(guest)
+    guest.sh("systemd-run -q --scope --unit=box sleep infinity >/dev/null 2>&1 </dev/null &")
+    wait_until(lambda: guest.run("systemctl is-active -q box.scope").code == 0)
+    guest.infertune("adopt box.scope --profile kept")
+    assert group(guest, "system.slice/box.scope", "memory.min") == str(192 * MIB)
+    assert group(guest, "system.slice/box.scope", "cpuset.cpus") == "1"
+    guest.infertune("release box")
+    assert group(guest, "system.slice/box.scope", "memory.min") == "0"
+    guest.infertune("adopt box.scope --profile kept")
+    guest.sh("systemctl stop box.scope")
+    guest.infertune("release box")
+    assert state(guest) == before
+
+
+def faults(guest: Guest) -> int:
+    text = group(guest, "system.slice/reader.service", "memory.stat")
+    return int(dict(line.split() for line in text.splitlines())["pgmajfault"])
+
+
+def squeeze(guest: Guest) -> int:
+    """Major faults of the reader while others want all memory there is."""
+    before = faults(guest)
+    available = int(guest.sh("awk '/^MemAvailable/ { print int($2 / 1024) }' /proc/meminfo"))
+    hog = (
+        "import time\\n"
+        f"held = [bytearray(b'x' * (1 << 20)) for _ in range({available - 60})]\\n"
+        "time.sleep(8)"
+    )
+    guest.run(f'printf "{hog}" | python3 -', timeout=300)
+    time.sleep(2)
+    return faults(guest) - before
+
+
+def test_protection_holds_under_pressure(owners: Guest) -> None:
+    guest = owners
+    guest.sh("systemctl start reader")
+    wait_until(lambda: guest.run("test $(stat -c %s /var/tmp/model) -ge 134217728").code == 0, 120)
+    time.sleep(3)
+    unprotected = squeeze(guest)
+    guest.infertune("adopt reader --profile kept")
+    time.sleep(3)
+    protected = squeeze(guest)
+    guest.infertune("release reader")
+    print(f"major faults: {unprotected} without protection, {protected} with it")
+    assert unprotected > 1000
+    assert protected == 0
+
+
+@pytest.mark.timeout(3600)
+def test_killed_at_any_moment(owners: Guest, thorough: bool) -> None:
+    guest = owners
+    before = state(guest)
+    rounds = 50 if thorough else 8
+    for number in range(rounds):
+        verb = ("adopt plain --profile kept", "release plain")[number % 2]
+        pid = guest.sh("systemctl show -P MainPID infertune").strip()
+        wait = random.uniform(0.0, 0.6)
+        guest.run(f"(sleep {wait:.2f}; kill -9 {pid}) & infertune {verb} >/dev/null 2>&1; wait")
+        wait_until(lambda: guest.run("infertune servers").code == 0)
+        wait_until(lambda: guest.run("systemctl is-active -q infertune").code == 0)
+    guest.sh("systemctl reset-failed infertune || :")
+    guest.run("infertune release plain")
+    wait_until(lambda: state(guest) == before)
+
+
+def test_a_declaration_adopts_at_every_boot(owners: Guest) -> None:
+    guest = owners
+    guest.sh("mkdir -p /etc/infertune/servers.d && systemctl enable -q plain")
+    guest.write("/etc/infertune/servers.d/mine.toml", 'unit = "plain.service"\nprofile = "kept"\n')
+    guest.infertune("adopt many@one --profile kept")
+    guest.power_cut()
+    wait_until(lambda: group(guest, "system.slice/plain.service", "memory.min") == str(192 * MIB))
+    servers = json.loads(guest.infertune("servers --json").out)["servers"]
+    assert [each["name"] for each in servers] == ["mine"], "what was for one boot ended with it"
+    left = guest.infertune("release mine", codes=(1,))
+    assert "adopts it again when infertuned starts" in left.out
+    assert group(guest, "system.slice/plain.service", "memory.min") == str(16 * MIB)
+    assert group(guest, "system.slice", "memory.min") == "0"
+    guest.sh("systemctl disable -q plain")
