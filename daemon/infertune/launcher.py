@@ -109,6 +109,7 @@ def main() -> int:
             model=declared.model,
             port=declared.port,
             settings=own_settings(declared, machine),
+            flags=declared.flags,
             check=partial(_admit, root, declared),
         )
         result = Result(profile=declared.profile)

@@ -52,6 +52,7 @@ from infertune.server_settings import (
     files_of,
     parse_help,
     server_arguments,
+    unknown_flag,
 )
 from infertune.units import parse_cpulist
 
@@ -74,6 +75,8 @@ class Request:
     launch_only: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
     """Server settings (canonical) over the profile's."""
+    flags: tuple[str, ...] = ()
+    """More words for llama-server, as an administrator declared them."""
     stdout: int = 1
     """Where a command's standard output goes."""
     chats: Callable[[str], bool | None] = lambda _: None
@@ -290,13 +293,17 @@ def _serving(one: Run, server: Server, model: str, desired: Desired) -> Job:
             )
         one.audience.say(f"{each.setting} = {each.value} left out: {each.reason}")
     one.result.refused = tuple(refused)
+    if unknown := unknown_flag(one.request.flags, server.help):
+        raise UsageError(
+            f"this llama-server has no {unknown}", hint="see 'flags' of its declaration"
+        )
     if one.request.check:
         left_out = {each.setting for each in refused}
         given = {name: value for name, value in settings.items() if name not in left_out}
         if remark := one.request.check(one.machine, model, desired.backend, given):
             one.audience.say(remark)
     one.result.url = f"http://127.0.0.1:{port}"
-    arguments += _device_arguments(one.request, server, desired.backend)
+    arguments += [*_device_arguments(one.request, server, desired.backend), *one.request.flags]
     env = environment({**_canonical(desired.env), **server.env}, one.request.caller)
     return Job(server.program[0], (*server.program, *arguments), env, model, one.result.url)
 

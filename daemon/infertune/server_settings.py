@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from infertune.errors import did_you_mean
@@ -74,6 +74,26 @@ class FilePath(Value):
 
     def accepts(self) -> str:
         return "an absolute path of a file, without '..', such as '/srv/models/draft.gguf'"
+
+
+@dataclass(frozen=True)
+class ClientName(Value):
+    """A name by which clients ask for the model; builds since 2026 read a list at commas."""
+
+    def parse(self, configured: object, machine: Machine | None = None) -> str:
+        del machine
+        if not isinstance(configured, str) or not re.fullmatch(
+            r"[\w][\w .:/@+-]{0,127}", configured
+        ):
+            shown = printable_line(str(configured), 80)
+            raise ValueError(f"'{shown}' is not {self.accepts()}")
+        return configured
+
+    def decode(self, raw: bytes) -> str:
+        return raw.decode("utf-8", "replace")
+
+    def accepts(self) -> str:
+        return "a name of letters, digits, blanks and . : / @ + - _, at most 128"
 
 
 _PATH_MAX = 4096
@@ -263,6 +283,18 @@ _SETTINGS = (
         ways=(_switch("--jinja", "--no-jinja"),),
     ),
     ServerSetting(
+        id="alias",
+        value=ClientName(),
+        summary="name by which clients ask for the model; without one that of its file",
+        ways=("--alias",),
+    ),
+    ServerSetting(
+        id="sleep_idle_seconds",
+        value=Integer(1, 10**7, "seconds"),
+        summary="unload the model when nobody has asked for so long; the next request loads it",
+        ways=("--sleep-idle-seconds",),
+    ),
+    ServerSetting(
         id="spec_type",
         value=Choices(("none", *DRAFTS, *NGRAMS)),
         summary="guess tokens ahead: from the text so far (ngram), or with a model that drafts",
@@ -411,7 +443,7 @@ def server_arguments(
     """
     options = parse_help(help_text)
     arguments = ["--model", model, "--host", "127.0.0.1", "--port", str(port)]
-    if "--alias" in options:
+    if "--alias" in options and "alias" not in settings:
         arguments += ["--alias", alias(model)]
     refused: list[Refused] = []
     for name, value in settings.items():
@@ -428,6 +460,52 @@ def server_arguments(
     return arguments, refused
 
 
+_WRITTEN_BY_US = ("--model", "--host", "--port", "--device", "--api-key", "--api-key-file")
+_NOT_FOR_A_UNIT = (
+    "--tools",  # reads, writes and runs what a model asks for
+    "--log-file",
+    "--slot-save-path",
+    "--path",
+    "--hf-repo",
+    "--hf-file",
+    "--hf-token",
+    "--model-url",
+    "--docker-repo",
+    "--rpc",
+)
+"""Flags that reach for files, programs or addresses which a server's unit is not to have."""
+
+
+def own_flags(words: Sequence[str]) -> str | None:
+    """What is wrong with flags that an administrator adds; None: nothing that can be told yet."""
+    if words and not words[0].startswith("-"):
+        return f"'{printable_line(words[0], 80)}' is not a flag"
+    settings = {way: one.id for one in _SETTINGS for way in _flags_of(one)}
+    for word in words:
+        flag = word.partition("=")[0]
+        if flag in settings:
+            return f"{flag} is '{settings[flag]}' under [settings]"
+        if flag in _WRITTEN_BY_US:
+            return f"infertune gives {flag} itself"
+        if flag in _NOT_FOR_A_UNIT:
+            return f"{flag} is not for a server's unit"
+        if flag.startswith("-") and not flag.startswith("--") and not _is_number(flag):
+            return f"write {printable_line(flag, 40)} in its long form"
+    return None
+
+
+def _flags_of(setting: ServerSetting) -> Iterable[str]:
+    for way in setting.ways:
+        yield from (way,) if isinstance(way, str) else (f for flags in way.values() for f in flags)
+
+
+def unknown_flag(words: Sequence[str], help_text: str) -> str | None:
+    """The first flag that the server which printed ``help_text`` does not have."""
+    options = parse_help(help_text)
+    flags = (word.partition("=")[0] for word in words if word.startswith("--"))
+    return next((flag for flag in flags if flag not in options), None)
+
+
 def alias(model: str) -> str:
     """The name that clients see: that of the file, without what says which part of it this is.
 
@@ -438,8 +516,8 @@ def alias(model: str) -> str:
 
 
 def _words(kind: Value, value: str) -> list[str]:
-    """Those of a value that the help has to know: not numbers, and not the name of a file."""
-    if isinstance(kind, FilePath) or _is_number(value):
+    """Those of a value that the help has to know: not numbers, and not a name."""
+    if isinstance(kind, FilePath | ClientName) or _is_number(value):
         return []
     return value.split(",") if isinstance(kind, Choices) else [value]
 

@@ -13,9 +13,11 @@ from infertune.launch.embedded import help_text
 from infertune.server_settings import (
     SERVER_SETTINGS,
     check_together,
+    own_flags,
     parse_help,
     parse_server_setting,
     server_arguments,
+    unknown_flag,
 )
 
 FAKE = Path(__file__).parents[1] / "fake_llama_server"
@@ -281,3 +283,39 @@ def test_the_embedded_server_offers_what_needs_no_second_file() -> None:
     ]
     assert "offers none, ngram-simple" in reason({"spec_type": "draft-mtp"}, text)
     assert "this build has no --mmproj" in reason({"mmproj": "/m"}, text)
+
+
+def test_a_name_for_clients_instead_of_the_file_s(new: str) -> None:
+    arguments, refused = server_arguments(
+        {"alias": "qwen3.6:35b/chat"}, new, model="/m.gguf", port=8080
+    )
+    assert arguments[-2:] == ["--alias", "qwen3.6:35b/chat"]
+    assert arguments.count("--alias") == 1
+    assert not refused
+    for wrong in ("a,b", "--x", "", "a\nb", "x" * 129, 7):
+        with pytest.raises(ValueError, match="is not a name of letters"):
+            parse_server_setting("alias", wrong)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--chat-template-kwargs", '{"enable_thinking": false}', "--no-webui"], None),
+        (["--seed", "-1"], None),
+        ([], None),
+        (["x", "--y"], "'x' is not a flag"),
+        (["--ctx-size", "1"], "--ctx-size is 'ctx_size' under [settings]"),
+        (["--no-mmap"], "--no-mmap is 'load_mode' under [settings]"),
+        (["--host=0.0.0.0"], "infertune gives --host itself"),
+        (["-m", "/etc/passwd"], "write -m in its long form"),
+        (["--tools", "all"], "--tools is not for a server's unit"),
+        (["--log-file", "/x"], "--log-file is not for a server's unit"),
+    ],
+)
+def test_flags_of_an_administrator(words: list[str], problem: str | None) -> None:
+    assert own_flags(words) == problem
+
+
+def test_a_flag_that_the_build_lacks_is_named(new: str) -> None:
+    assert unknown_flag(["--kv-unified", "--threads", "3"], new) is None
+    assert unknown_flag(["--threads", "3", "--nonsense=1"], new) == "--nonsense"

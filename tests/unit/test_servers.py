@@ -63,6 +63,22 @@ def test_round_trip() -> None:
     assert parse_declaration("x", declaration_text(plain), "x") == plain
 
 
+def test_flags_of_an_administrator_are_checked_where_they_stand() -> None:
+    text = 'profile = "quiet"\nport = 8080\nflags = ["--no-webui", "--seed", "7"]\n'
+    found = parse_declaration("x", text, "x")
+    assert isinstance(found, Declaration)
+    assert found.flags == ("--no-webui", "--seed", "7")
+    assert parse_declaration("x", declaration_text(found), "x") == found
+    for flags, says in (
+        ('"--no-webui"', "is a list of words"),
+        ("[1]", "is a list of words"),
+        ('["--tools", "all"]', "--tools is not for a server's unit"),
+        ('["--seed", "\\u001b[2J"]', "control characters"),
+    ):
+        with pytest.raises(DeclarationError, match=f"x:3: .*{says}"):
+            parse_declaration("x", f'profile = "quiet"\nport = 8080\nflags = {flags}\n', "x")
+
+
 def test_a_unit_of_others_is_declared_with_what_it_gets() -> None:
     text = 'unit = "ollama.service"\nprofile = "quiet"\nport = 11434\n'
     found = parse_declaration("ollama", text, "x")

@@ -19,6 +19,7 @@ from infertune.server_settings import (
     FilePath,
     check_together,
     files_of,
+    own_flags,
     parse_server_setting,
 )
 from infertune.tables import Table, read_table, shown
@@ -43,6 +44,8 @@ class Declaration:
     """Server settings of its own, over the profile's: canonical names of server_settings.py."""
     force: bool = False
     """Start it even where it does not fit."""
+    flags: tuple[str, ...] = ()
+    """More words for llama-server's command line, which only an administrator can write."""
 
     @property
     def unit(self) -> str:
@@ -70,7 +73,7 @@ def parse_declaration(
     table = read_table(text, file, DeclarationError)
     if "unit" in table:
         return _foreign(name, table, default_profile)
-    table.only(("port",), ("profile", "model", "backend", "settings", "force", "unit"))
+    table.only(("port",), ("profile", "model", "backend", "settings", "flags", "force", "unit"))
     return Declaration(
         name,
         _profile(table, default_profile),
@@ -79,6 +82,7 @@ def parse_declaration(
         table.one_of("backend", ("auto", *BACKENDS), "auto"),
         _settings(table.table("settings")) if "settings" in table else {},
         table.flag("force", False),
+        _flags(table) if "flags" in table else (),
     )
 
 
@@ -111,6 +115,17 @@ def _path(table: Table, key: str) -> str:
         return FilePath().parse(table.values[key])
     except ValueError as error:
         raise table.wrong(key, f"'{key}': {error}") from None
+
+
+def _flags(table: Table) -> tuple[str, ...]:
+    words = table.values["flags"]
+    if not isinstance(words, list) or not all(isinstance(each, str) for each in words):
+        raise table.wrong("flags", 'flags is a list of words: ["--reasoning-format", "none"]')
+    if not all(each.isprintable() for each in words):
+        raise table.wrong("flags", "'flags': a word has control characters")
+    if problem := own_flags(words):
+        raise table.wrong("flags", f"'flags': {problem}")
+    return tuple(words)
 
 
 def _settings(table: Table) -> Mapping[str, str | int | bool]:
@@ -169,6 +184,8 @@ def declaration_text(declaration: Declaration | Foreign) -> str:
     lines.append(f"backend = {json.dumps(declaration.backend)}")
     if declaration.force:
         lines.append("force = true")
+    if declaration.flags:
+        lines.append(f"flags = {json.dumps(declaration.flags, ensure_ascii=False)}")
     if declaration.settings:
         lines.append("[settings]")
         own = declaration.settings.items()
