@@ -90,7 +90,9 @@ class Manager:
             return None
         about = {"Id": unit, "ActiveState": "active", "Slice": UNITS[unit][0]}
         about |= {"Transient": unit.endswith(".scope"), "ControlGroup": f"/x/{unit}"}
-        return {**about, **self.now[unit]}
+        # A mask has as many bytes as systemd likes.
+        mask = self.now[unit]["AllowedCPUs"]
+        return {**about, **self.now[unit], "AllowedCPUs": mask and [*mask, 0, 0]}
 
     async def set_properties(self, unit: str, values: Mapping[str, Any]) -> None:
         self.before(f"set {unit}")

@@ -347,8 +347,8 @@ def _slices(nearest: str) -> tuple[str, ...]:
 
 
 def _value(raw: Any) -> Value:
-    """A property as it came over the bus."""
-    return raw if isinstance(raw, int) else tuple(raw)
+    """A property as it came over the bus; a mask of CPUs without the zeros at its end."""
+    return raw if isinstance(raw, int) else tuple(bytes(raw).rstrip(b"\0"))
 
 
 def _items(new: Book, adopted: Adopted, desired: Desired) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from infertune.boot import record
 from infertune.errors import Failed, NotPermitted, UsageError
 from infertune.names import SLICE
 from infertune.root import Root
+from infertune.servers.adopted import ADOPTED
 from infertune.servers.declaration import TRANSIENT
 from infertune.servers.dropins import remove_drop_in, remove_notes, units_with_drop_in
 from infertune.servers.store import declared_names, remove_declaration
@@ -107,6 +108,11 @@ def remove(root: Root) -> tuple[Placed, ...]:
                 "infertune.service is running; nothing was removed",
                 hint="systemctl disable --now infertune",
             )
+        if root.exists(RUNNING) and root.exists(ADOPTED):
+            raise UsageError(
+                "units are adopted, and nobody would give them back; nothing was removed",
+                hint="systemctl start infertune, and stop it: that gives them back",
+            )
         if root.exists(RUNNING):
             # The servers' unit goes away: they would run on under no rule.
             _run("systemctl", "stop", "infertune.slice", "infertune-server@*.service")
@@ -114,6 +120,7 @@ def remove(root: Root) -> tuple[Placed, ...]:
             _run("systemctl", "disable", "--now", *exporter)
             # /run/infertune-server: by systemd, because servers may have put links there.
             _run("systemctl", "clean", "--what=runtime", "infertune-server@any.service")
+            _run("systemctl", "clean", "--what=runtime", "infertune-adopted@any.service")
             _run("systemctl", "disable", "infertune.service", *BOOT_UNITS)
         _remove_servers(root)
     placed = []
