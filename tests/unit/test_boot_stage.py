@@ -646,6 +646,18 @@ def test_what_a_record_cannot_hold_is_refused_before_anything_is_touched(tmp_pat
     assert record.load(Root(tmp_path)) is None
 
 
+def test_a_file_that_is_too_large_to_keep_is_not_kept_in_part(tmp_path: Path) -> None:
+    """Its first MiB, put back, would be what is left of it."""
+    file = tmp_path / "entry.conf"
+    file.write_bytes(b"x" * record.MAX_FILE)
+    kept = record.read_content(Root(tmp_path), "/entry.conf")
+    assert kept is not None
+    assert kept.data == file.read_bytes()
+    file.write_bytes(b"x" * (record.MAX_FILE + 1))
+    with pytest.raises(OSError, match="File too large"):
+        record.read_content(Root(tmp_path), "/entry.conf")
+
+
 def _format_1(phase: str, text: str) -> bytes:
     """What 0.1.0 has written for an entry with ``amd_iommu=off``."""
 

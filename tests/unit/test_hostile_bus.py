@@ -39,11 +39,21 @@ from infertune.service.names import (  # noqa: E402
     ACTION_APPLY,
     ACTION_READ,
     BUS_NAME,
+    ERROR,
     INTERFACE,
     OBJECT_PATH,
 )
 from support import build  # noqa: E402
-from unit.test_service import CALLS, REPOSITORY, ask, bus_address, close  # noqa: E402, F401
+from unit.test_service import (  # noqa: E402
+    CALLS,
+    REPOSITORY,
+    World,
+    ask,
+    bus_address,  # noqa: F401
+    close,
+    properties,
+    scenario,
+)
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY / "daemon")}
 
@@ -382,3 +392,139 @@ def test_prompts_that_nobody_answers_are_few(
         await close(service)
 
     asyncio.run(asyncio.wait_for(scene(), 60))
+
+
+def test_only_who_says_so_is_asked_for_a_password(
+    tmp_path: Path,
+    bus_address: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A script in the background must not make a window appear that asks for a password."""
+
+    async def uid(self: Authority, sender: str) -> int:
+        return 1000
+
+    monkeypatch.setattr(Authority, "_uid", uid)
+
+    async def work(world: World, bus: MessageBus) -> None:
+        polkit = SilentPolkit()
+        service = await world.client()
+        await polkit.start(service)
+
+        def revert(flags: MessageFlag) -> Message:
+            return Message(
+                destination=BUS_NAME,
+                path=OBJECT_PATH,
+                interface=INTERFACE,
+                member="Revert",
+                flags=flags,
+            )
+
+        denied = await bus.call(revert(MessageFlag.NONE))
+        assert denied is not None
+        assert denied.error_name == f"{ERROR}.NotAuthorized"
+        assert not polkit.open
+        call = bus.call(revert(MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION))
+        waiting = asyncio.ensure_future(call)
+        while not polkit.open:
+            assert not waiting.done()
+            await asyncio.sleep(0.02)
+        polkit.answer_all(True)
+        answer = await waiting
+        assert answer is not None
+        assert answer.message_type is MessageType.METHOD_RETURN
+        await close(service)
+
+    scenario(work, tmp_path, bus_address)
+
+
+def test_how_long_polkit_may_take(
+    bus_address: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A person has minutes, a program seconds: nobody waits for a polkit that says nothing."""
+    asked: list[tuple[str, float | None]] = []
+    real = authority.call
+
+    async def call(bus: MessageBus, remote: object, member: str, *rest: object, **more: object) -> Message:
+        asked.append((member, more["timeout_s"]))  # type: ignore[arg-type]
+        return await real(bus, remote, member, *rest, **more)  # type: ignore[arg-type]
+
+    async def scene() -> None:
+        service = await MessageBus(bus_address=bus_address).connect()
+        client = await MessageBus(bus_address=bus_address).connect()
+        polkit = SilentPolkit()
+        await polkit.start(service)
+        asker = Authority(client)
+        assert client.unique_name is not None
+        await asker.check(client.unique_name, ACTION_APPLY)  # root, by the bus's word
+        assert asked == [("GetConnectionUnixUser", 5.0)]
+        asked.clear()
+
+        async def uid(sender: str) -> int:
+            return 1000
+
+        monkeypatch.setattr(asker, "_uid", uid)
+        waiting = asyncio.create_task(asker.check(":1.1", ACTION_APPLY, interactive=True))
+        while not polkit.open:
+            assert not waiting.done()
+            await asyncio.sleep(0.02)
+        polkit.answer_all(True)
+        await waiting
+        assert asked == [("CheckAuthorization", 5.0), ("CheckAuthorization", 120.0)]
+        await close(client)
+        await close(service)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(authority, "call", call)
+        asyncio.run(asyncio.wait_for(scene(), 60))
+
+
+FLOOD = f"""
+import asyncio, sys
+from dbus_fast import Message
+from dbus_fast.aio import MessageBus
+
+async def scene():
+    bus = await MessageBus(bus_address=sys.argv[1]).connect()
+    message = Message(destination={BUS_NAME!r}, path={OBJECT_PATH!r}, interface={INTERFACE!r},
+                      member="Status", signature="ay", body=[bytes(60_000)], serial=1000)
+    data = bytes(message._marshall(False))
+    bus._loop.remove_reader(bus._fd)
+    bus._sock.setblocking(True)
+    print("begun", flush=True)
+    while True:
+        bus._sock.sendall(data)
+
+asyncio.run(scene())
+"""
+
+
+def test_a_deadline_is_kept_while_somebody_sends_without_an_end(
+    tmp_path: Path,
+    bus_address: str,  # noqa: F811
+) -> None:
+    async def scene() -> None:
+        async with daemon(tmp_path, bus_address) as (_, bus):
+            profiles = tmp_path / "machine/etc/infertune/profiles"
+            profiles.mkdir(parents=True)
+            (profiles / "low.toml").write_text('description = "x"\n[now]\nvm.swappiness = 1\n')
+            swappiness = tmp_path / "machine/proc/sys/vm/swappiness"
+            command = [sys.executable, "-c", FLOOD, bus_address]
+            with subprocess.Popen(
+                command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+            ) as flooder:
+                try:
+                    assert flooder.stdout is not None
+                    assert flooder.stdout.readline() == "begun\n"
+                    await ask(bus, "Apply", "ssasu", "low", "cpu", [], 1)
+                    assert (await properties(bus))["State"] == "unconfirmed"
+                    while swappiness.read_text() != "60\n":
+                        await asyncio.sleep(0.05)
+                    assert flooder.poll() is None
+                finally:
+                    flooder.kill()
+            while (await properties(bus))["State"] != "idle":
+                await asyncio.sleep(0.05)
+
+    asyncio.run(asyncio.wait_for(scene(), 100))

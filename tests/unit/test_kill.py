@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from infertune.engine import session
 from infertune.root import Root
 from support import (
     LONG,
@@ -126,6 +127,18 @@ def test_killed_again_while_recovering(tmp_path: Path, capsys: pytest.CaptureFix
 def build_root(base: Path) -> Root:
     """The machine as it is, without the fault."""
     return with_hook(base, Counter())
+
+
+def test_whoever_comes_next_finds_it_put_right(tmp_path: Path) -> None:
+    """Before it does anything of its own, whatever that is; also where its own apply fails."""
+    original = values(build(tmp_path).base)
+    _interrupted_apply(build_root(tmp_path))
+    assert values(tmp_path) != original
+    with session(build_root(tmp_path), "confirm") as held:
+        assert values(tmp_path) == original
+        assert held.recovered is not None
+        assert held.recovered.count("restored") > 0
+        assert held.applied is None
 
 
 class ThirdValue(FakeKernel):

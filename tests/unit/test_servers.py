@@ -45,6 +45,7 @@ from infertune.servers.unit import (
     systemd_run_line,
 )
 from infertune.service.partition import make_partition
+from infertune.service import setup
 from infertune.service.setup import FILES, check, install, remove, template
 from infertune.snapshot import open_root
 
@@ -415,6 +416,45 @@ def test_setup_makes_no_directory_that_others_may_write(tmp_path: Path) -> None:
     made = [path for path in tmp_path.rglob("*") if path.is_dir()]
     assert made
     assert {path.stat().st_mode & 0o7777 for path in made} == {0o755}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: files of other owners")
+@pytest.mark.parametrize(
+    ("what", "mode", "owner", "refused"),
+    [
+        ("bin/python3", 0o755, 0, False),
+        ("bin/python3", 0o757, 0, True),
+        ("bin/python3", 0o775, 0, True),
+        ("bin/python3", 0o755, 1000, True),
+        ("bin", 0o777, 0, True),
+        (".", 0o755, 1000, True),
+        (".", 0o1777, 0, False),
+        ("infertune/service/setup.py", 0o646, 0, True),
+        ("infertune", 0o775, 0, True),
+    ],
+)
+def test_setup_refuses_a_program_that_others_may_change(
+    what: str, mode: int, owner: int, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service would run it as root."""
+    program = tmp_path / "program"
+    for file in ("bin/python3", "infertune/service/setup.py"):
+        (program / file).parent.mkdir(parents=True)
+        (program / file).touch(0o755)
+    shutil.copytree(Path(__file__).parents[2] / "systemd", program / "infertune/systemd")
+    monkeypatch.setattr(sys, "executable", str(program / "bin/python3"))
+    monkeypatch.setattr(setup, "__file__", str(program / "infertune/service/setup.py"))
+    (program / what).chmod(mode)
+    os.chown(program / what, owner, 0)
+    root = Root(tmp_path / "machine")
+    root.base.mkdir()
+    root.live = True
+    if refused:
+        with pytest.raises(UsageError, match="can be changed by others than root"):
+            install(root)
+        assert not list(root.base.iterdir())
+    else:
+        assert {each.outcome for each in install(root)} == {"written"}
 
 
 @pytest.mark.parametrize("directory", ["my tools", "100%i", "a;b #c", "é  %"])

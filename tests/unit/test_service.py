@@ -510,14 +510,16 @@ class FakePolkit(ServiceInterface):
         super().__init__("org.freedesktop.PolicyKit1.Authority")
         self.answer = answer
         self.asked: list[tuple[str, str]] = []
+        self.subjects: list[tuple[str, dict[str, Any]]] = []
 
     @dbus_method()
     def CheckAuthorization(
         self, subject: Subject, action: S, details: Details, flags: U, cancel: S
     ) -> Answer:
         kind, fields = subject
-        assert kind == "system-bus-name"
-        self.asked.append((fields["name"].value, action))
+        # Judged by the test: whatever goes wrong in here is only an error to who asks.
+        self.subjects.append((kind, {name: each.value for name, each in fields.items()}))
+        self.asked.append((str(self.subjects[-1][1].get("name")), action))
         if isinstance(self.answer, Exception):
             raise self.answer
         return (self.answer(action), False, {})
@@ -575,7 +577,12 @@ def test_who_may(polkit: str, tmp_path: Path, bus_address: str) -> None:
         if polkit != "yes":
             assert values(world.base) == original
         if fake and helper:
-            assert all(name.startswith(":") for name, _ in fake.asked)
+            # By the name on the bus, which is the caller's own as long as it is connected.
+            assert {kind for kind, _ in fake.subjects} == {"system-bus-name"}
+            assert all(fields.keys() == {"name"} for _, fields in fake.subjects)
+            [caller] = {name for name, _ in fake.asked}
+            assert caller.startswith(":")
+            assert caller not in (bus.unique_name, helper.unique_name)
             assert [action for _, action in fake.asked] == [WHO_MAY[name] for name, _, _ in CALLS]
             await close(helper)
 
