@@ -460,7 +460,11 @@ def _calls() -> list[tuple[str, str, list[Any]]]:
         given = method.findall("arg[@direction='in']")
         signature = "".join(each.attrib["type"] for each in given)
         found.append(
-            (method.attrib["name"], signature, [ARGUMENTS[each.attrib["name"]] for each in given])
+            (
+                method.attrib["name"],
+                signature,
+                [ARGUMENTS.get(each.attrib["name"]) for each in given],
+            )
         )
     return found
 
@@ -470,6 +474,20 @@ CALLS = _calls()
 
 def test_every_method_has_an_action() -> None:
     assert {member for member, _, _ in CALLS} == WHO_MAY.keys()
+
+
+def test_no_argument_is_a_path_a_command_or_options() -> None:
+    """A new one belongs here only if it picks from what is installed, or is merely shown."""
+    given = ElementTree.parse(INTERFACE_XML).iterfind(".//arg[@direction='in']")
+    assert {(each.attrib["name"], each.attrib["type"]) for each in given} == {
+        ("profile", "s"),
+        ("backend", "s"),
+        ("without", "as"),
+        ("confirm_within_s", "u"),
+        ("reason", "s"),
+        ("cookie", "s"),
+        ("name", "s"),
+    }
 
 
 def test_whoever_sits_at_the_machine_may_change_nothing_unasked() -> None:
