@@ -446,7 +446,9 @@ def test_how_long_polkit_may_take(
     asked: list[tuple[str, float | None]] = []
     real = authority.call
 
-    async def call(bus: MessageBus, remote: object, member: str, *rest: object, **more: object) -> Message:
+    async def call(
+        bus: MessageBus, remote: object, member: str, *rest: object, **more: object
+    ) -> Message:
         asked.append((member, more["timeout_s"]))  # type: ignore[arg-type]
         return await real(bus, remote, member, *rest, **more)  # type: ignore[arg-type]
 

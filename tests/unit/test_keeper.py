@@ -141,7 +141,9 @@ def fdinfo(fd: int) -> str:
 
 def test_what_was_left_out_does_not_drift(machine: Path) -> None:
     profile = machine / "etc/infertune/profiles/low.toml"
-    profile.write_text('description = "test"\n[now]\nvm.swappiness = 1\nkernel.numa_balancing = 1\n')
+    profile.write_text(
+        'description = "test"\n[now]\nvm.swappiness = 1\nkernel.numa_balancing = 1\n'
+    )
     one = Keeper(build(machine))
     one.apply(Choice("low", "cpu", ("vm.swappiness",)))
     assert values(machine)[SWAPPINESS] == "60\n"

@@ -176,14 +176,18 @@ def test_the_policy_gives_the_name_to_root_alone() -> None:
     assert first == ("deny", {"own": BUS_NAME})
     assert second == ("deny", {"send_destination": BUS_NAME, "send_type": "method_call"})
     properties = "org.freedesktop.DBus.Properties"
-    assert [(tag, rule.get("send_interface"), rule.get("send_member")) for tag, rule in allowed] == [
+    assert [
+        (tag, rule.get("send_interface"), rule.get("send_member")) for tag, rule in allowed
+    ] == [
         ("allow", INTERFACE, None),
         ("allow", properties, "Get"),
         ("allow", properties, "GetAll"),
         ("allow", "org.freedesktop.DBus.Introspectable", None),
         ("allow", "org.freedesktop.DBus.Peer", None),
     ]
-    assert all(rule.keys() <= {"send_destination", "send_interface", "send_member"} for _, rule in allowed)
+    assert all(
+        rule.keys() <= {"send_destination", "send_interface", "send_member"} for _, rule in allowed
+    )
 
 
 NOBODY = """
