@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from infertune.engine import session, status
-from infertune.errors import Busy
+from infertune.errors import Busy, InfertuneError
 from infertune.machine import read_machine
 from support import FakeKernel, Values, apply, build, desired, revert, values
 
@@ -44,8 +44,8 @@ def test_eight_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
                     results.put((number, None))
                     # Holds the machine until everybody has tried.
                     tried.wait(60)
-            except Busy as busy:
-                results.put((number, busy.message))
+            except (InfertuneError, OSError) as error:
+                results.put((number, str(error)))
                 tried.wait(60)
             checked.wait(60)
 
@@ -89,6 +89,17 @@ def test_eight_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert values(tmp_path) == original
     with capsys.disabled():
         print(f"\n  {APPLIERS} appliers at once: one winner in {ROUNDS} of {ROUNDS} rounds")
+
+
+def test_the_second_is_told_who_is_first(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    with session(root, "apply a"):
+        before = values(tmp_path)
+        with pytest.raises(Busy, match=rf"busy: apply a \(pid {os.getpid()}\) holds this machine"):
+            apply(FakeKernel(tmp_path), "b", PROFILES[0])
+        assert values(tmp_path) == before
+    apply(root, "b", PROFILES[0])
+    assert values(tmp_path) != before
 
 
 def test_status_sees_the_holder_and_does_not_disturb_it(tmp_path: Path) -> None:

@@ -884,6 +884,11 @@ def test_a_log_that_is_made_to_be_slow_is_not() -> None:
     assert time.process_time() - begin < 2
 
 
+def test_a_message_is_cut_where_the_kernel_would() -> None:
+    log = records(["x" * 60_000, "[1]" * 20_000])
+    assert [len(each) for each in messages(log)] == [1024, 1024]
+
+
 def test_signs_survive_the_snapshot() -> None:
     """What a rule looks for, it also finds in what is left of the log."""
     lines = [
