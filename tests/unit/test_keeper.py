@@ -14,7 +14,7 @@ from infertune.engine import drift
 from infertune.machine import read_machine
 from infertune.root import Root
 from infertune.service import keeper
-from infertune.service.keeper import Choice, Keeper
+from infertune.service.keeper import MAX_HOLDS, Choice, Keeper
 from infertune.service.timer import Deadline
 from support import apply, build, desired, values
 
@@ -134,6 +134,18 @@ def test_the_timer_is_the_kernel_s_and_runs_through_a_suspend() -> None:
 
 def fdinfo(fd: int) -> str:
     return Path(f"/proc/self/fdinfo/{fd}").read_text()
+
+
+# -- holds ---------------------------------------------------------------------------
+
+
+def test_nobody_guesses_a_cookie(machine: Path) -> None:
+    one = Keeper(build(machine))
+    cookies = [one.hold(f":1.{number}", LOW, "x") for number in range(MAX_HOLDS)]
+    assert all(re.fullmatch("[0-9a-f]{32}", cookie) for cookie in cookies)
+    # Every digit of them is by chance.
+    assert all(len(set(digits)) > 1 for digits in zip(*cookies, strict=True))
+    one.stop()
 
 
 # -- drift ---------------------------------------------------------------------------

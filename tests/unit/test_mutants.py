@@ -56,7 +56,7 @@ ROWS = rows()
 
 def test_the_rows_are_there() -> None:
     assert [row for row in ROWS if row.startswith("G")] == [f"G{n}" for n in range(1, 19)]
-    assert len(ROWS) >= 18 + 17 + 8
+    assert len(ROWS) >= 18 + 17 + 9
     assert len(MUTANTS) >= 40
 
 

@@ -418,6 +418,20 @@ def test_setup_makes_no_directory_that_others_may_write(tmp_path: Path) -> None:
     assert {path.stat().st_mode & 0o7777 for path in made} == {0o755}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="setup needs root")
+def test_setup_leaves_alone_what_a_package_owns(tmp_path: Path) -> None:
+    """A second unit in /etc would win over the package's, whatever the next update brings."""
+    root = Root(tmp_path)
+    root.live = True
+    unit = tmp_path / "usr/lib/systemd/system/infertune.service"
+    unit.parent.mkdir(parents=True)
+    unit.touch()
+    for verb in (install, remove):
+        with pytest.raises(UsageError, match="a package of the distribution has installed"):
+            verb(root)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [unit]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: files of other owners")
 @pytest.mark.parametrize(
     ("what", "mode", "owner", "refused"),

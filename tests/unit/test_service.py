@@ -33,7 +33,7 @@ from dbus_fast.annotations import DBusSignature  # noqa: E402
 from dbus_fast.service import ServiceInterface, dbus_method  # noqa: E402
 
 from infertune.service.daemon import Daemon  # noqa: E402
-from infertune.service.keeper import boottime  # noqa: E402
+from infertune.service.keeper import Keeper, boottime  # noqa: E402
 from infertune.service.names import (  # noqa: E402
     ACTION_APPLY,
     ACTION_BOOT,
@@ -381,6 +381,24 @@ def test_names_that_are_none(tmp_path: Path, bus_address: str) -> None:
         with pytest.raises(RuntimeError, match="printable"):
             await ask(bus, "Hold", "sss", "long", "cpu", "a\nb")
         assert values(world.base) == original
+
+    scenario(work, tmp_path, bus_address)
+
+
+def test_a_bug_tells_the_caller_its_kind_and_no_more(
+    tmp_path: Path, bus_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """dbus-fast would answer with a traceback."""
+
+    def broken(self: Keeper) -> dict[str, Any]:
+        raise ValueError("/etc/shadow\nroot:secret")
+
+    monkeypatch.setattr(Keeper, "status", broken)
+
+    async def work(world: World, bus: MessageBus) -> None:
+        with pytest.raises(RuntimeError) as caught:
+            await ask(bus, "Status")
+        assert str(caught.value) == f"{ERROR}.Failed: a bug: ValueError"
 
     scenario(work, tmp_path, bus_address)
 
