@@ -618,7 +618,10 @@ def test_who_may(polkit: str, tmp_path: Path, bus_address: str) -> None:
             assert all(fields.keys() == {"name"} for _, fields in fake.subjects)
             [caller] = {name for name, _ in fake.asked}
             assert caller.startswith(":")
-            assert caller not in (bus.unique_name, helper.unique_name)
+            assert world.daemon is not None
+            assert world.daemon._bus is not None
+            others = (bus, helper, world.daemon._bus)
+            assert caller not in [each.unique_name for each in others]
             assert [action for _, action in fake.asked] == [WHO_MAY[name] for name, _, _ in CALLS]
             await close(helper)
 
