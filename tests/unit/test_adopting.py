@@ -348,7 +348,7 @@ def _steps(base: Path) -> int:
     return len(counter.steps)
 
 
-def test_killed_at_every_step(tmp_path: Path) -> None:
+def test_adopted_and_killed_at_every_step(tmp_path: Path) -> None:
     """A new daemon finds the book, and puts back everything."""
     total = _steps(tmp_path / "count")
     assert total > 40

@@ -44,8 +44,8 @@ from infertune.servers.unit import (
     slice_drop_in,
     systemd_run_line,
 )
-from infertune.service.partition import make_partition
 from infertune.service import setup
+from infertune.service.partition import make_partition
 from infertune.service.setup import FILES, check, install, remove, template
 from infertune.snapshot import open_root
 

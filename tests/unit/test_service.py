@@ -505,6 +505,7 @@ def test_no_argument_is_a_path_a_command_or_options() -> None:
         ("reason", "s"),
         ("cookie", "s"),
         ("name", "s"),
+        ("unit", "s"),
     }
 
 

@@ -243,7 +243,7 @@ def new_kernel(guest: EfiGuest, release: str) -> str:
 
 def remove_kernel(guest: EfiGuest, release: str) -> None:
     guest.sh(
-        f"rm -r /usr/lib/modules/{release} /boot/vmlinuz-{release} && "
+        f"rm -rf /usr/lib/modules/{release} /boot/vmlinuz-{release} /boot/config-{release} && "
         f"linux-run-hooks image postrm {release} /boot/vmlinuz-{release} -- remove",
         timeout=900,
     )

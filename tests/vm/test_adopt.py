@@ -221,7 +221,7 @@ def test_protection_holds_under_pressure(owners: Guest) -> None:
 
 
 @pytest.mark.timeout(3600)
-def test_killed_at_any_moment(owners: Guest, thorough: bool) -> None:
+def test_adopted_and_killed_at_any_moment(owners: Guest, thorough: bool) -> None:
     guest = owners
     before = state(guest)
     rounds = 50 if thorough else 8
