@@ -298,8 +298,8 @@ def man_page() -> str:
         f".I {_roff(', '.join(SEARCH_PATH))}",
         "Profiles, first match wins; then the ones of the package.",
         ".TP",
-        ".I /run/infertune/journal",
-        "Values to go back to, of this boot.",
+        ".I /run/infertune/journal, /var/lib/infertune/journal",
+        "Values to go back to, of this boot, and the same once more.",
     ]
     return "\n".join(out) + "\n"
 

@@ -174,13 +174,13 @@ class At:
     """A hook that does something at the n-th step (from 1), once."""
 
     def __init__(self, number: int, act: Callable[[Step], int | None]) -> None:
-        self._left = number
+        self.left = number
         self._act = act
         self.hit: Step | None = None
 
     def __call__(self, step: Step) -> int | None:
-        self._left -= 1
-        if self._left == 0:
+        self.left -= 1
+        if self.left == 0:
             self.hit = step
             return self._act(step)
         return None

@@ -18,7 +18,17 @@ from fnmatch import fnmatchcase
 from infertune.errors import Busy, Failed, InfertuneError, NotPermitted, describe
 from infertune.host.system import boot_id
 from infertune.host.tuners import tuner_by_id
-from infertune.journal import Journal, Journals, Loaded, Record
+from infertune.journal import (
+    LOCK,
+    PERSISTENT,
+    Journal,
+    Journals,
+    Loaded,
+    Record,
+    in_force,
+    left_unclean,
+    state_of,
+)
 from infertune.knobs import KNOBS, Reading, Target, read_live, targets
 from infertune.knobs.live import read_target
 from infertune.machine import Machine, read_machine
@@ -27,7 +37,6 @@ from infertune.resolve import Desired, Setting
 from infertune.root import Held, Root
 from infertune.transaction import Done, apply, restore
 
-LOCK = "/run/infertune/lock"
 DAEMON_LOCK = "/run/infertune/daemon"
 """Held by infertuned for as long as it lives: whether it runs is asked without a bus."""
 
@@ -56,7 +65,7 @@ class Status:
     """What the journals say, and whether the machine still agrees."""
 
     state: str
-    """idle, applied, running (a session holds it), interrupted, or degraded."""
+    """One of journal.STATES; running is while a session holds it."""
     journal: Journal | None
     items: tuple[Item, ...]
     notes: tuple[str, ...]
@@ -93,8 +102,8 @@ def make_plan(
     may_hold: bool = True,
 ) -> Report:
     """What ``apply`` would do now.  Changes nothing."""
-    loaded = _this_boot(root, Journals(root).runtime.load())
-    items = _plan(root, machine, desired, loaded.journal, without, may_hold)[0]
+    journal = Journals(root).load().journal
+    items = _plan(root, machine, desired, journal, without, may_hold)[0]
     return Report(desired.profile, desired.backend, items, _notes(root, machine, desired, items))
 
 
@@ -106,7 +115,7 @@ def drift(
     A plan that is not empty, and the files that went away.  Empty where the
     journal says that something else is applied.  What is held open cannot drift.
     """
-    journal = _this_boot(root, Journals(root).runtime.load()).journal
+    journal = Journals(root).load().journal
     if journal is None or journal.profile != desired.profile or not journal.settled:
         return ()
     items = _plan(root, machine, desired, journal, without, may_hold=True)[0]
@@ -134,47 +143,39 @@ def status(root: Root, machine: Machine) -> Status:
     """What is applied, by whom, and whether the files still hold it.  Changes nothing."""
     journals = Journals(root)
     notes: list[str] = []
-    found = journals.runtime.load()
-    loaded = _this_boot(root, found)
-    if found.journal and not loaded.journal:
+    found, lasting, boot = journals.runtime.load(), journals.persistent.load(), boot_id(root)
+    journal = in_force(found, lasting, boot).journal
+    if found.journal and found.journal.boot_id != boot:
         notes.append("the runtime journal is of an earlier boot and means nothing now")
-    lasting = journals.persistent.load()
-    if lasting.journal and lasting.journal.boot_id != boot_id(root):
-        risky = ", ".join(sorted({record.knob for record in lasting.journal.records}))
+    if journal and not (found.journal or found.damage):
+        notes.append(f"{journals.runtime.path} was lost; its copy in {PERSISTENT} is used")
+    if unclean := left_unclean(lasting.journal, boot):
+        risky = ", ".join(sorted({record.knob for record in unclean.records}))
         notes.append(
-            f"an earlier boot ended while '{lasting.journal.profile}' was applied, "
+            f"an earlier boot ended while '{unclean.profile}' was applied, "
             f"with settings that can make a machine unstable: {risky}"
         )
-    damaged = journals.runtime.quarantined() + journals.persistent.quarantined()
+    damaged = journals.quarantined()
     notes += [f"journal: {sentence}" for sentence in found.damage]
-    notes += [f"{journals.persistent.path}: {sentence}" for sentence in lasting.damage]
-    journal = loaded.journal
+    notes += [f"{PERSISTENT}: {sentence}" for sentence in lasting.damage]
     holder = root.lock_owner(LOCK)
     items = tuple(_drift(root, record) for record in journal.records) if journal else ()
-    if found.damage or lasting.damage or damaged:
-        state = "degraded"
-    elif journal is None:
-        state = "idle"
-    elif holder is not None:
-        state = "running"
+    state = state_of(
+        journal,
+        damaged=bool(found.damage or lasting.damage or damaged),
+        busy=holder is not None,
+    )
+    if state == "running":
         notes.append(f"held by {holder}")
-    elif journal.held or not journal.settled:
-        state = "interrupted"
+    elif state == "interrupted":
         notes.append("its process is gone; 'infertune recover' puts the original values back")
-    else:
-        state = "applied"
     return Status(state, journal, items, tuple(notes), damaged)
 
 
 def after_unclean_shutdown(root: Root) -> str | None:
-    """The profile with risky settings that was applied when an earlier boot ended, or None.
-
-    A clean end reverts and leaves no lasting journal.
-    """
-    lasting = Journals(root).persistent.load().journal
-    if lasting is None or lasting.boot_id == boot_id(root):
-        return None
-    return lasting.profile
+    """The profile with risky settings that was applied when an earlier boot ended, or None."""
+    unclean = left_unclean(Journals(root).persistent.load().journal, boot_id(root))
+    return unclean.profile if unclean else None
 
 
 @contextlib.contextmanager
@@ -271,7 +272,7 @@ class Session:
             records=(),
         )
         try:
-            aside = self._set_lasting_aside()
+            aside = self._set_damage_aside(Loaded(old))
         except OSError as error:
             raise Failed(f"journal: {describe(error)}; nothing was touched") from error
         done = apply(self.root, self._journals, old, new, items, touched)
@@ -350,6 +351,9 @@ class Session:
             except ApplyFailed as failed:
                 self.recovered = failed.report
                 self.unrecovered = failed
+        elif journal:
+            with contextlib.suppress(OSError):  # what has to write there says so
+                self._journals.agree(journal)
 
     def release(self) -> None:
         """Let go of what is held open (PM-QoS)."""
@@ -358,22 +362,25 @@ class Session:
         self._held = []
 
     def _load(self) -> Loaded:
-        """The runtime journal of this boot; one of an earlier boot is forgotten."""
+        """The journal of this boot; one of an earlier boot is forgotten."""
         try:
-            return _this_boot(self.root, self._journals.runtime.load())
+            return self._journals.load()
         except OSError as error:
             raise InfertuneError(f"journal: {describe(error)}") from error
 
     def _put_back(self, loaded: Loaded) -> Report:
+        journal = loaded.journal
         try:
             notes = self._set_damage_aside(loaded)
-            journal = loaded.journal
             if journal is None:
                 self._journals.remove()
                 return Report(None, None, (), notes)
         except OSError as error:
-            raise Failed(f"journal: {describe(error)}") from error
-        if loaded.journal and loaded.journal.held and journal.earlier and not self._held_here:
+            if journal is None or loaded.damage:
+                raise Failed(f"journal: {describe(error)}") from error
+            # Only the copy cannot be set aside: values matter more.
+            notes = (f"journal: {describe(error)}",)
+        if journal.held and journal.earlier and not self._held_here:
             notes += (f"'{journal.earlier}' was applied before it and is not any more",)
         done = restore(self.root, self._journals, journal)
         report = Report(journal.profile, journal.backend, done.items, notes)
@@ -382,19 +389,16 @@ class Session:
         return report
 
     def _set_damage_aside(self, loaded: Loaded) -> tuple[str, ...]:
+        """Keep damaged files for a person to look at; what is in force is put in their place."""
         notes: list[str] = []
-        if loaded.damage:
-            aside = self._journals.runtime.quarantine(loaded.journal)
-            notes.append(f"the journal was damaged ({loaded.damage[0]}); a copy is in {aside}")
-            if loaded.journal is None:
-                notes.append("nothing in it could be trusted, so nothing was put back")
-        return (*notes, *self._set_lasting_aside())
-
-    def _set_lasting_aside(self) -> tuple[str, ...]:
-        if not self._journals.persistent.load().damage:
-            return ()
-        aside = self._journals.persistent.quarantine(None)
-        return (f"the lasting journal was damaged; a copy is in {aside}",)
+        stores = {"journal": self._journals.runtime, "lasting journal": self._journals.persistent}
+        for name, store in stores.items():
+            if damage := store.load().damage:
+                aside = store.quarantine(loaded.journal)
+                notes.append(f"the {name} was damaged ({damage[0]}); a copy is in {aside}")
+        if loaded.damage and loaded.journal is None:
+            notes.append("nothing in it could be trusted, so nothing was put back")
+        return tuple(notes)
 
 
 def _plan(
@@ -492,13 +496,6 @@ def _drift(root: Root, record: Record) -> Item:
         outcome=outcome,
         reason=reason,
     )
-
-
-def _this_boot(root: Root, loaded: Loaded) -> Loaded:
-    """A journal of another boot describes values that no longer exist."""
-    if loaded.journal and loaded.journal.boot_id != boot_id(root):
-        return Loaded(None)
-    return loaded
 
 
 def _not_writable(error: OSError) -> InfertuneError:

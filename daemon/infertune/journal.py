@@ -8,9 +8,10 @@ the first change of a transaction and again after the last, so each state on
 disk is complete; a flipped byte or a missing end is always seen, and the lines
 that are undamaged stay usable.
 
-Two journals for two lifetimes.  Kernel values die with the boot, so theirs
-lives in /run and carries the boot id: values of an earlier boot are never
-restored.  What must be known after an unclean reboot lives in /var/lib.
+The same document is kept twice.  Kernel values die with the boot, so it lives in
+/run, and carries the boot id: values of an earlier boot are never restored.  Its
+copy in /var/lib is there when /run is lost, and tells after an unclean reboot
+what was in force.
 """
 
 from __future__ import annotations
@@ -24,12 +25,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from infertune.host.system import boot_id
 from infertune.knobs import KNOBS
 from infertune.root import Root
 
 RUNTIME = "/run/infertune/journal"
 PERSISTENT = "/var/lib/infertune/journal"
+LOCK = "/run/infertune/lock"
+"""Of the machine: whoever changes it holds this."""
 FORMAT = 1
+
+STATES = ("idle", "applied", "running", "interrupted", "degraded")
 
 MAX_BYTES = 2 * 1024 * 1024
 """Of writing and of reading, and less than Root.read_bytes gives.  A journal of 192 CPUs with
@@ -233,26 +239,89 @@ class Store:
 
 
 class Journals:
-    """The two journals as one: what is risky is also noted where a power-off cannot take it."""
+    """The journal and its lasting copy as one.
+
+    The copy is written before the journal and removed before it: where both can be read, the
+    journal is right, and a copy alone means that the journal was lost.
+    """
 
     def __init__(self, root: Root) -> None:
+        self._root = root
         self.runtime = Store(root, RUNTIME)
         self.persistent = Store(root, PERSISTENT)
 
+    def load(self) -> Loaded:
+        """What is in force in this boot.  Raises OSError; the copy is read only where it counts."""
+        runtime = self.runtime.load()
+        intact = in_force(runtime, Loaded(None), boot_id(self._root))
+        if intact.journal and not intact.damage:
+            return intact
+        return in_force(runtime, self.persistent.load(), boot_id(self._root))
+
     def save(self, journal: Journal) -> None:
-        """Write both, the lasting one first.  Raises OSError."""
-        risky = [r for r in journal.records if r.knob in KNOBS and KNOBS[r.knob].risk != "safe"]
-        lasting = journal.with_records(replace(r, settled=True) for r in risky)
-        if not risky:
-            self.persistent.remove()
-        elif self.persistent.load().journal != lasting:
-            self.persistent.save(lasting)
+        """Write both.  Raises OSError; the journal is then what it was."""
+        self.persistent.save(journal)
         self.runtime.save(journal)
 
     def remove(self) -> None:
-        """Forget both; the lasting one first, so that it never outlives the other."""
-        self.persistent.remove()
-        self.runtime.remove()
+        """Forget both.  Raises OSError; the journal is gone all the same if it can be."""
+        try:
+            self.persistent.remove()
+        finally:
+            self.runtime.remove()
+
+    def agree(self, journal: Journal) -> None:
+        """Write ``journal`` where it is not.  Raises OSError.
+
+        A place was lost, or an earlier version kept less in the copy.
+        """
+        for store in (self.persistent, self.runtime):
+            found = store.load()
+            if found.journal != journal and not found.damage:  # that is set aside first
+                store.save(journal)
+
+    def quarantined(self) -> tuple[str, ...]:
+        """Damaged journals set aside earlier and still there."""
+        return self.runtime.quarantined() + self.persistent.quarantined()
+
+
+def in_force(runtime: Loaded, lasting: Loaded, boot: str | None) -> Loaded:
+    """What counts in a boot of what the two places hold; values of an earlier one are gone.
+
+    The copy speaks where the journal is lost or damaged.  Damage is told where it matters: not
+    that of the copy beside a journal that is whole.
+    """
+    runtime, lasting = (
+        Loaded(None) if each.journal and each.journal.boot_id != boot else each
+        for each in (runtime, lasting)
+    )
+    if runtime.journal and not runtime.damage:
+        return runtime
+    if lasting.journal and not (lasting.damage and runtime.journal):
+        return Loaded(lasting.journal, runtime.damage + lasting.damage)
+    return Loaded(runtime.journal, runtime.damage or lasting.damage)
+
+
+def left_unclean(lasting: Journal | None, boot: str | None) -> Journal | None:
+    """What was in force when an earlier boot ended, with the records that are risky.
+
+    None where there were none, or the end was a clean one: that reverts, and leaves no copy.
+    """
+    if lasting is None or lasting.boot_id == boot:
+        return None
+    risky = [r for r in lasting.records if r.knob in KNOBS and KNOBS[r.knob].risk != "safe"]
+    return lasting.with_records(risky) if risky else None
+
+
+def state_of(journal: Journal | None, *, damaged: bool, busy: bool) -> str:
+    """One of STATES.  ``journal`` is in force, ``busy`` is whether somebody holds the machine."""
+    if damaged:
+        return "degraded"
+    if journal is None:
+        return "idle"
+    if busy:
+        return "running"
+    return "interrupted" if journal.held or not journal.settled else "applied"
 
 
 def _record(fields: dict[str, Any]) -> Record | None:

@@ -252,12 +252,15 @@ def _restore(root: Root, journals: Journals, journal: Journal) -> Done:
     bookkeeping = None
     if any(readings[r.path].value != r.original for r in ours):
         # From here on a crash leaves files that may hold anything of ours.
+        unsettled = [replace(record, settled=False) for record in (*ours, *foreign)]
+        under_way = journal.with_records([*keep, *unsettled])
         try:
-            unsettled = [replace(record, settled=False) for record in (*ours, *foreign)]
-            journals.save(journal.with_records([*keep, *unsettled]))
+            journals.save(under_way)
         except OSError as error:
-            # Values matter more than bookkeeping: say it and go on.
+            # Values matter more than bookkeeping: say it and go on, noted in one place at least.
             bookkeeping = f"journal: {describe(error)}"
+            with contextlib.suppress(OSError):
+                journals.runtime.save(under_way)
     for record in ours:
         item = _restore_one(root, record, readings[record.path])
         items.append(item)

@@ -7,13 +7,15 @@ power cut may leave is tested by the journal's own tests and in the guests.
 
 from __future__ import annotations
 
+import errno
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from infertune.engine import session
-from infertune.root import Root
+from infertune.root import Root, Step
 from support import (
     LONG,
     QUIET,
@@ -77,10 +79,12 @@ def _steps(base: Path, before: Verb, verb: Verb) -> int:
     return len(counter.steps)
 
 
+@pytest.mark.parametrize("lost", [None, "run/infertune", "var/lib/infertune"])
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_killed_at_every_step(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, lost: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """And then one of the two places of the journal is lost."""
     before, verb = SCENARIOS[name]
     build(tmp_path)
     original = values(tmp_path)
@@ -92,12 +96,15 @@ def test_killed_at_every_step(
         hook = At(number, kill)
         status = in_child(lambda hook=hook: verb(with_hook(tmp_path, hook)))  # type: ignore[misc]
         assert status == 9, f"step {number} did not kill"
+        if lost:
+            shutil.rmtree(tmp_path / lost, ignore_errors=True)
         recover(build_root(tmp_path))
         assert values(tmp_path) == original, f"killed at step {number}"
         assert not list((tmp_path / "run/infertune").glob("journal*"))
         assert not list((tmp_path / "var/lib/infertune").glob("journal*"))
     with capsys.disabled():
-        print(f"\n  kill -9 during {name}: originals back at {total} of {total} points")
+        also = f" and without {lost}" if lost else ""
+        print(f"\n  kill -9 during {name}{also}: originals back at {total} of {total} points")
 
 
 def test_killed_again_while_recovering(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,7 +157,18 @@ class ThirdValue(FakeKernel):
             (self.at(path).parent / "energy_performance_preference").write_text("default\n")
 
 
-def test_killed_between_a_knob_and_what_it_moves(tmp_path: Path) -> None:
+class FullVar(At):
+    """/var takes nothing more, and then something happens."""
+
+    def __call__(self, step: Step) -> int | None:
+        super().__call__(step)
+        if step.path.startswith("/var") and step.action in ("create", "write"):
+            raise OSError(errno.ENOSPC, "as if", step.path)
+        return None
+
+
+@pytest.mark.parametrize("at", [At, FullVar], ids=["well", "with a full /var"])
+def test_killed_between_a_knob_and_what_it_moves(at: type[At], tmp_path: Path) -> None:
     """Nothing but the journal knows then that the third value is nobody's."""
     original = values(build(tmp_path).base)
 
@@ -159,11 +177,11 @@ def test_killed_between_a_knob_and_what_it_moves(tmp_path: Path) -> None:
         apply(ThirdValue(tmp_path), "a", {"cpufreq.scaling_governor": "performance"})
 
     performance()
-    counter = Counter()
-    revert(ThirdValue(tmp_path, hook=counter))
-    for number, step in enumerate(counter.steps, start=1):
+    steps = at(10_000, kill)
+    revert(ThirdValue(tmp_path, hook=steps))
+    for number in range(1, 10_000 - steps.left + 1):
         performance()
-        hook = At(number, kill)
+        hook = at(number, kill)
         assert in_child(lambda hook=hook: revert(ThirdValue(tmp_path, hook=hook))) == 9  # type: ignore[misc]
         revert(ThirdValue(tmp_path))
-        assert values(tmp_path) == original, f"killed at {step}"
+        assert values(tmp_path) == original, f"killed at step {number}"

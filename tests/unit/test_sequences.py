@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random sequences of apply, switch, revert, foreign changes and crashes, against a model.
+"""Random sequences of apply, switch, revert, foreign changes, crashes and losses, against a model.
 
 The model is one sentence: the machine holds the applied profile's values where
 they were the last to be written, and what it would hold without infertune
@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from infertune.engine import session, status
-from infertune.journal import RUNTIME, Store
+from infertune.journal import Journals, Loaded
 from infertune.machine import read_machine
 from infertune.root import Step
 from support import At, Counter, FakeKernel, build, desired, with_hook
@@ -129,7 +129,7 @@ class Machine(RuleBasedStateMachine):
 
     def after_a_crash(self) -> None:
         """The next call must notice; whether there is anything to do depends on the step."""
-        loaded = Store(self.root, RUNTIME).load()
+        loaded = Journals(self.root).load()
         assert not loaded.damage
         self.crashed = loaded.journal is not None and not loaded.journal.settled
         if not self.crashed:
@@ -137,6 +137,23 @@ class Machine(RuleBasedStateMachine):
             self.tuned = {
                 knob: self.live(knob) for knob in PATHS if self.live(knob) != self.without[knob]
             }
+
+    @rule(directory=st.sampled_from(["run/infertune", "var/lib/infertune"]))
+    def a_place_is_lost(self, directory: str) -> None:
+        """One of the two holds everything: nothing changes but who is asked."""
+        journals = Journals(self.root)
+        noted = journals.load()
+        stale = journals.persistent.load() != noted
+        if directory == "run/infertune" and stale and not self.crashed:
+            return  # killed between the two writes, before a change: then both places are needed
+        other = journals.persistent if directory.startswith("run") else journals.runtime
+        if other.load() == Loaded(None):
+            return
+        shutil.rmtree(self.base / directory, ignore_errors=True)
+        if self.crashed:
+            self.after_a_crash()
+        else:
+            assert journals.load() == noted
 
     @rule()
     def look(self) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 
 from infertune.documents import report_document, status_document
 from infertune.engine import (
-    LOCK,
     Difference,
     Report,
     Session,
@@ -27,6 +26,7 @@ from infertune.engine import (
     status,
 )
 from infertune.errors import Failed, InfertuneError, UsageError
+from infertune.journal import LOCK
 from infertune.knobs import KNOBS, targets
 from infertune.machine import Machine, read_machine
 from infertune.profile import load_profile

@@ -8,11 +8,17 @@ from datetime import datetime
 
 from infertune.exporter.base import Collector, Metric, Sample, one_of
 from infertune.host.system import boot_id
-from infertune.journal import PERSISTENT, RUNTIME, Journal, Loaded, Store
+from infertune.journal import (
+    LOCK,
+    RUNTIME,
+    STATES,
+    Journal,
+    Journals,
+    in_force,
+    left_unclean,
+    state_of,
+)
 from infertune.root import Root
-
-STATES = ("idle", "applied", "running", "interrupted", "degraded")
-_LOCK = "/run/infertune/lock"
 
 PROFILE_METRICS = (
     Metric(
@@ -77,12 +83,7 @@ JOURNAL_METRICS = (
 
 def of_this_boot(root: Root) -> Journal | None:
     """The journal in force; None where nothing is applied.  Raises OSError."""
-    return _current(root, Store(root, RUNTIME).load())
-
-
-def _current(root: Root, loaded: Loaded) -> Journal | None:
-    journal = loaded.journal
-    return journal if journal and journal.boot_id == boot_id(root) else None
+    return Journals(root).load().journal
 
 
 def read_profile(root: Root) -> Iterable[Sample]:
@@ -101,28 +102,19 @@ def read_profile(root: Root) -> Iterable[Sample]:
 
 def read_journal(root: Root) -> Iterable[Sample]:
     """Health of both journals.  Raises OSError where one cannot be read."""
-    runtime, lasting = Store(root, RUNTIME), Store(root, PERSISTENT)
-    found, kept = runtime.load(), lasting.load()
-    journal = _current(root, found)
-    damaged = len(runtime.quarantined()) + len(lasting.quarantined())
-    damaged += bool(found.damage) + bool(kept.damage)
-    yield from one_of("infertune_journal_state", (), STATES, _state(root, journal, damaged))
+    journals, boot = Journals(root), boot_id(root)
+    found, lasting = journals.runtime.load(), journals.persistent.load()
+    journal = in_force(found, lasting, boot).journal
+    damaged = len(journals.quarantined()) + bool(found.damage) + bool(lasting.damage)
+    busy = root.lock_owner(LOCK) is not None
+    state = state_of(journal, damaged=damaged > 0, busy=busy)
+    yield from one_of("infertune_journal_state", (), STATES, state)
     yield Sample("infertune_journal_records", (), len(journal.records) if journal else 0)
     yield Sample("infertune_journal_damaged_files", (), damaged)
-    for name, loaded in (("runtime", found), ("lasting", kept)):
-        earlier = loaded.journal is not None and _current(root, loaded) is None
-        yield Sample("infertune_journal_earlier_boot", (name,), float(earlier))
-
-
-def _state(root: Root, journal: Journal | None, damaged: int) -> str:
-    """As engine.status has it; the exporter cannot ask the engine."""
-    if damaged:
-        return "degraded"
-    if journal is None:
-        return "idle"
-    if root.lock_owner(_LOCK) is not None:
-        return "running"
-    return "interrupted" if journal.held or not journal.settled else "applied"
+    earlier = found.journal is not None and found.journal.boot_id != boot
+    unclean = left_unclean(lasting.journal, boot) is not None
+    yield Sample("infertune_journal_earlier_boot", ("runtime",), float(earlier))
+    yield Sample("infertune_journal_earlier_boot", ("lasting",), float(unclean))
 
 
 PROFILE = Collector(
