@@ -284,6 +284,16 @@ def test_a_revert_with_a_read_only_var(tmp_path: Path) -> None:
     assert _state(root) == "idle"
 
 
+def test_a_confirmation_that_cannot_be_noted_is_none(tmp_path: Path) -> None:
+    with session(build(tmp_path), "apply") as held:
+        held.apply(desired("long", LONG), confirm_by=1.0)
+    with session(with_hook(tmp_path, FULL), "confirm") as held:
+        with pytest.raises(Failed, match="ENOSPC"):
+            held.confirm()
+        assert held.applied
+        assert held.applied.confirm_by == 1.0
+
+
 def test_a_damaged_copy_that_cannot_be_set_aside_stops_no_revert(tmp_path: Path) -> None:
     root = build(tmp_path)
     original = values(tmp_path)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from infertune.journal import PERSISTENT, RUNTIME, parse
+from infertune.journal import PERSISTENT, RUNTIME, left_unclean, parse
 from vm.guest import Guest
 
 HERE = Path(__file__).parent
@@ -367,7 +367,8 @@ def after_power_cut(guest: Guest, own: dict[str, str | None]) -> None:
         assert loaded.damage == ()
         assert loaded.journal is not None
         assert loaded.journal.profile in ("throughput", "low-latency")
-        assert any("earlier boot" in note for note in status["notes"])
+        unclean = left_unclean(loaded.journal, None) is not None
+        assert unclean == any("earlier boot" in note for note in status["notes"])
     guest.infertune("apply throughput")
     guest.infertune("verify throughput")
     guest.infertune("revert")
