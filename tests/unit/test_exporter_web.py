@@ -235,6 +235,72 @@ def basic(user: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
+OURS = [
+    "127.0.0.1", "127.0.0.1:9877", "192.168.1.7:9877", "[::1]:9877", "[::1]", "localhost",
+    "LocalHost:9877", "localhost.", "prometheus.localhost:9877", "strix", "strix:9877",
+]  # fmt: skip
+NOT_OURS = [
+    "example.org", "example.org:9877", "127.0.0.1.example.org", "localhost.example.org:9877",
+    "", ":9877", "[::1", "a.b@c.d",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("host", NOT_OURS)
+def test_a_name_of_somebody_else(host: str, serve: Serve, tmp_path: Path) -> None:
+    """DNS rebinding: a page of example.org asks 127.0.0.1 by its own name."""
+    port = serve()
+    for path in ("/metrics", "/probes", "/", "/-/healthy"):
+        status, text = get(port, path, Host=host)
+        assert status == 421
+        assert "infertune_" not in text
+    secret = bcrypt.hashpw(b"open sesame", bcrypt.gensalt(4)).decode()
+    file = tmp_path / "web-config.yml"
+    file.write_text(f"basic_auth_users:\n  alice: {secret}\n")
+    # Whoever has to show a password may be asked by any name; a strange page does not know it.
+    guarded = serve(webconfig.load(str(file)))
+    allowed = basic("alice", "open sesame")
+    assert get(guarded, "/metrics", Host=host, Authorization=allowed)[0] == 200
+
+
+@pytest.mark.parametrize("host", OURS)
+def test_names_of_this_machine(host: str, serve: Serve) -> None:
+    assert get(serve(), "/-/healthy", Host=host)[0] == 200
+
+
+def test_its_own_name_and_none(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "Strix.Example.org")
+    port = serve()
+    assert get(port, "/-/healthy", Host="strix.example.org:9877")[0] == 200
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(b"GET /-/healthy HTTP/1.0\r\n\r\n")
+        assert b" 200 " in client.recv(100)
+
+
+def test_whoever_is_refused_costs_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long a refusal takes says nothing of which users there are: counted in rounds."""
+    users = {f"user{cost}": bcrypt.hashpw(b"right", bcrypt.gensalt(cost)) for cost in (4, 5, 7)}
+    gate = webconfig.Gate(users)
+    rounds = 0
+
+    def counted(call: Callable[[bytes, bytes], object]) -> Callable[[bytes, bytes], object]:
+        def run(password: bytes, salt: bytes) -> object:
+            nonlocal rounds
+            rounds += 2 ** int(salt[4:6])
+            return call(password, salt)
+
+        return run
+
+    for name in ("checkpw", "hashpw"):
+        monkeypatch.setattr(bcrypt, name, counted(getattr(bcrypt, name)))
+    seen = set()
+    for user in (*users, "nobody", ""):
+        rounds = 0
+        assert not gate.admits(user, "wrong")
+        seen.add(rounds)
+    assert seen == {2**7}
+    assert all(gate.admits(user, "right") for user in users)
+
+
 def test_passwords(serve: Serve, tmp_path: Path) -> None:
     secret = bcrypt.hashpw(b"open sesame", bcrypt.gensalt(4)).decode()
     file = tmp_path / "web-config.yml"

@@ -76,6 +76,25 @@ def refuse_an_open_door(listener: socket.socket, config: WebConfig) -> None:
         )
 
 
+def is_ours(host: str | None) -> bool:
+    """Whether a request's ``Host`` may mean this machine.
+
+    A page in a browser here may have its own name resolve to 127.0.0.1 (DNS rebinding) and ask a
+    port that asks nobody for anything; but not by an address, nor by a name that no DNS has.
+    """
+    if host is None:
+        return True  # HTTP/1.0; no browser speaks it
+    try:
+        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return False
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(name)
+        return True
+    own = name.endswith(".localhost") or name == socket.gethostname().lower()
+    return bool(name) and ("." not in name or own)
+
+
 class Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
     """Serves a socket that is listening already, a bounded number of clients at once."""
 
@@ -88,6 +107,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
         super().__init__(("", 0), _Handler)  # not its business: the socket is there already
         self.socket = listener
         self.tls = config.tls
+        self.open = config.open
         if self.tls:
             self.tls.sslsocket_class = deadline.TlsSocket
         self.gate = Gate(config.users) if config.users else None
@@ -197,6 +217,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.request.close()
 
     def do_GET(self) -> None:
+        if self.server.open and not is_ours(self.headers.get("Host")):
+            why = b"asked by a name that is not this machine's; use its address or 'localhost'\n"
+            self._answer(421, "text/plain", why)
+            return
         if not self._admitted():
             self._answer(401, "text/plain", b"unauthorized\n", realm=True)
             return

@@ -38,6 +38,11 @@ class WebConfig:
         return self.tls is not None and self.tls.verify_mode is ssl.CERT_REQUIRED
 
     @property
+    def open(self) -> bool:
+        """Whether it asks nobody for anything."""
+        return self.tls is None and not self.users
+
+    @property
     def protected(self) -> bool:
         """Whether it may listen where others can reach it."""
         return self.tls is not None and (bool(self.users) or self.client_certificates)
@@ -146,6 +151,7 @@ class Gate:
 
     def __init__(self, users: Mapping[str, bytes]) -> None:
         self._users = users
+        self._slowest = max(users.values(), key=_cost)
         self._key = os.urandom(32)
         self._right: set[bytes] = set()
 
@@ -156,12 +162,20 @@ class Gate:
         if proof in self._right:
             return True
         known = self._users.get(user)
-        # An unknown user costs as much time as a wrong password.
-        against = known or next(iter(self._users.values()))
+        against = known or self._slowest
         try:
             right = bcrypt.checkpw(password.encode()[:72], against) and known is not None
         except ValueError:
             return False
         if right:
             self._right.add(proof)
-        return right
+            return True
+        # Whoever is refused has waited for 2^slowest rounds, whether there is such a user or not.
+        for cost in range(_cost(against), _cost(self._slowest)):
+            bcrypt.hashpw(b"", b"$2b$%02d$" % cost + b"." * 22)
+        return False
+
+
+def _cost(hashed: bytes) -> int:
+    """A hash takes 2 to the power of this rounds."""
+    return int(hashed[4:6])
