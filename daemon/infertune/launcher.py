@@ -14,6 +14,7 @@ from functools import partial
 from infertune.admission import Asked, admit
 from infertune.engine import Report
 from infertune.errors import Exit, InfertuneError, UsageError
+from infertune.launch.apart import keep_apart
 from infertune.launch.client import Completion
 from infertune.launch.place import Placed
 from infertune.machine import Machine, read_machine
@@ -118,6 +119,9 @@ def main() -> int:
         _tell(error)
         return int(error.exit_code)
     _close_turn()
+    # Not before it was admitted: that looks at what other servers hold.
+    if why := keep_apart():
+        print(_line(f"not kept apart from other servers: {why}"), flush=True)
     print(_line(f"starting {' '.join(job.argv)}"), flush=True)
     return os.execve(job.program, list(job.argv), dict(job.env))  # noqa: S606
 
