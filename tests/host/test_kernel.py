@@ -129,6 +129,8 @@ def test_killed_by_strace(
     watched = [
         "/run/infertune/journal",
         "/run/infertune/.journal.infertune",
+        "/var/lib/infertune/journal",
+        "/var/lib/infertune/.journal.infertune",
         "/run/infertune/lock",
         *(path for path in original if "transparent_hugepage" in path or "swappiness" in path),
     ]

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import fnmatch
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
 
+from infertune.pools.promised import LOCK
 from infertune.servers.declaration import Declaration
 from infertune.servers.store import write_declaration
 from infertune.servers.unit import cpu_mask
@@ -182,6 +184,30 @@ def test_servers_come_and_go_and_the_slice_has_their_sum(
         assert not list(tmp_path.glob("run/infertune/servers.d/*"))
         with pytest.raises(UsageError, match="no server 'one'"):
             await serving.stop("one")
+        await close(client)
+        await close(service)
+
+    asyncio.run(scene())
+
+
+def test_a_server_that_runs_can_start_again_after_run_was_emptied(
+    tmp_path: Path,
+    bus_address: str,  # noqa: F811
+) -> None:
+    """Its unit opens the lock as its standard input; systemd starts it without asking us."""
+    world = World(tmp_path)
+    declared = tmp_path / "etc/infertune/servers.d"
+    declared.mkdir(parents=True)
+    (tmp_path / "run/infertune/servers.d/one.toml").rename(declared / "one.toml")
+
+    async def scene() -> None:
+        serving, service, client = await meet(world, bus_address)
+        await serving.serve("one")
+        shutil.rmtree(tmp_path / "run/infertune")
+        started = world.systemd.asked.copy()
+        assert await serving.start_declared() == []
+        assert (tmp_path / LOCK.lstrip("/")).stat().st_mode & 0o777 == 0o600
+        assert world.systemd.asked == started
         await close(client)
         await close(service)
 

@@ -199,7 +199,10 @@ class Serving:
                 found = find_declaration(self._root, name)
                 if isinstance(found, Foreign):
                     await self.adopt(name, found.unit, Choice(found.profile, found.backend))
-                elif name in lasting and states.get(server_unit(name)) not in _RUNNING:
+                elif states.get(server_unit(name)) in _RUNNING:
+                    # systemd may start it again by itself; without this file it could not.
+                    self._make_lock()
+                elif name in lasting:
                     await self.serve(name)
             except InfertuneError as error:
                 problems.append(f"server {name}: {error.message}")
@@ -269,6 +272,7 @@ class Serving:
     def _make_lock(self) -> None:
         """The unit's standard input: its launcher waits for its turn with it.  Raises Failed."""
         try:
+            self._root.mkdir(LOCK.rpartition("/")[0])
             with self._root.turn(LOCK, 0) as alone:
                 if alone:
                     # The launcher cannot see that a process of root's has ended.
