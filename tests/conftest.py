@@ -71,6 +71,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line(f"{count:4}  {reason}")
 
 
+@pytest.fixture
+def unflushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fsync(2) that does nothing, though it is a step as ever.
+
+    It takes tens of milliseconds of a busy disk, and shows nothing where no power is cut.
+    """
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 def open_files() -> dict[int, str]:
     """Descriptors of this process and what they lead to."""
     found = {}

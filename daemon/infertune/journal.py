@@ -252,11 +252,10 @@ class Journals:
 
     def load(self) -> Loaded:
         """What is in force in this boot.  Raises OSError; the copy is read only where it counts."""
-        runtime = self.runtime.load()
-        intact = in_force(runtime, Loaded(None), boot_id(self._root))
-        if intact.journal and not intact.damage:
-            return intact
-        return in_force(runtime, self.persistent.load(), boot_id(self._root))
+        runtime, boot = self.runtime.load(), boot_id(self._root)
+        if runtime.journal and runtime.journal.boot_id == boot and not runtime.damage:
+            return runtime
+        return in_force(runtime, self.persistent.load(), boot)
 
     def save(self, journal: Journal) -> None:
         """Write both.  Raises OSError; the journal is then what it was."""

@@ -30,6 +30,8 @@ from support import (
     with_hook,
 )
 
+pytestmark = pytest.mark.usefixtures("unflushed")
+
 FAULTS: dict[str, Callable[[Step], int | None]] = {
     name: fail(getattr(errno, name))
     for name in (

@@ -31,6 +31,8 @@ from infertune.machine import read_machine
 from infertune.root import MAX_READ, Root
 from support import LONG, apply, build, desired, reset, revert, values
 
+pytestmark = pytest.mark.usefixtures("unflushed")
+
 BOOT = "11111111-2222-3333-4444-555555555555"
 THP = Record(
     "transparent_hugepage.enabled",

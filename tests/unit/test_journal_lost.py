@@ -31,6 +31,8 @@ from support import (
     with_hook,
 )
 
+pytestmark = pytest.mark.usefixtures("unflushed")
+
 SWAPPINESS = "/proc/sys/vm/swappiness"
 BEFORE = Path(__file__).parents[1] / "fixtures" / "journal-risky-copy"
 """Both files as infertune wrote them when the copy held risky knobs only (LONG applied)."""

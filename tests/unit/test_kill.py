@@ -33,6 +33,8 @@ from support import (
     with_hook,
 )
 
+pytestmark = pytest.mark.usefixtures("unflushed")
+
 Verb = Callable[[Root], None]
 
 

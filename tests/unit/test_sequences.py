@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -21,6 +22,8 @@ from infertune.journal import Journals, Loaded
 from infertune.machine import read_machine
 from infertune.root import Step
 from support import At, Counter, FakeKernel, build, desired, with_hook
+
+pytestmark = pytest.mark.usefixtures("unflushed")
 
 PATHS = {
     "vm.swappiness": "/proc/sys/vm/swappiness",
