@@ -17,6 +17,7 @@ from infertune import launcher
 from infertune.errors import UsageError
 from infertune.launch import apart
 from infertune.launch.apart import available, keep_apart
+from infertune.service.servers import Declaration
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _NOBODY = 65534
@@ -136,11 +137,9 @@ def test_the_server_is_apart_before_it_is_one(
         done.append("apart")
         return why
 
-    class Declared:
-        profile, backend, model, port = "p", "cpu", None, 8080
-
+    declared = Declaration("chat", "p", None, 8080)
     monkeypatch.setattr("sys.argv", ["launcher", "chat"])
-    monkeypatch.setattr(launcher, "find_declaration", lambda *_: Declared)
+    monkeypatch.setattr(launcher, "find_declaration", lambda *_: declared)
     monkeypatch.setattr(launcher, "own_settings", lambda *_: {})
     monkeypatch.setattr(launcher, "prepare", prepare)
     monkeypatch.setattr(launcher, "_close_turn", lambda: done.append("turn"))
