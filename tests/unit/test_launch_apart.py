@@ -17,7 +17,7 @@ from infertune import launcher
 from infertune.errors import UsageError
 from infertune.launch import apart
 from infertune.launch.apart import available, keep_apart
-from infertune.service.servers import Declaration
+from infertune.servers.declaration import Declaration
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _NOBODY = 65534
