@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import itertools
 import os
 import re
@@ -26,6 +27,13 @@ from dbus_fast.aio import MessageBus  # noqa: E402
 from infertune.errors import Busy, Failed, InfertuneError, NotPermitted  # noqa: E402
 from infertune.service import authority  # noqa: E402
 from infertune.service.authority import Authority  # noqa: E402
+from infertune.service.callers import (  # noqa: E402
+    MAX_CALLS,
+    MAX_CALLS_OF_ONE,
+    MAX_KNOWN,
+    MAX_UNKNOWN,
+    Callers,
+)
 from infertune.service.guarded import (  # noqa: E402
     MAX_MESSAGE,
     MAX_OTHER,
@@ -117,25 +125,27 @@ def test_nobody_writes_lines_of_root(tmp_path: Path, bus_address: str) -> None: 
             for member, body in (
                 ("Get", [INTERFACE, HOSTILE]),
                 ("Get", [HOSTILE, "Version"]),
-                *[("GetAll", [HOSTILE + "x" * 60_000])] * 200,
+                *[("GetAll", [HOSTILE + "x" * 60_000])] * 100,
             ):
-                await bus.send(
-                    Message(
-                        destination=BUS_NAME,
-                        path=OBJECT_PATH,
-                        interface="org.freedesktop.DBus.Properties",
-                        member=member,
-                        signature="s" * len(body),
-                        body=body,
-                        flags=MessageFlag.NO_REPLY_EXPECTED,
+                for flags in (MessageFlag.NO_REPLY_EXPECTED, MessageFlag.NONE):
+                    await bus.send(
+                        Message(
+                            destination=BUS_NAME,
+                            path=OBJECT_PATH,
+                            interface="org.freedesktop.DBus.Properties",
+                            member=member,
+                            signature="s" * len(body),
+                            body=body,
+                            flags=flags,
+                        )
                     )
-                )
-            await ask(bus, "Status")
+                if member == "GetAll":
+                    await ask(bus, "Status")  # more than 128 at a time the bus refuses
 
     asyncio.run(asyncio.wait_for(scene(), 120))
     lines = assert_lines((tmp_path / "err").read_bytes())
-    assert any("pwned" in line for line in lines), "it would be seen who tries"
-    assert len(lines) <= MAX_LINES + 5
+    assert len(lines) < MAX_LINES
+    assert any("was dropped" in line or "were dropped" in line for line in lines)
 
 
 OF_LIBRARIES = f"""
@@ -240,16 +250,18 @@ def test_what_is_too_long_is_not_unpacked(tmp_path: Path, bus_address: str) -> N
 
     asyncio.run(asyncio.wait_for(scene(), 150))
     lines = assert_lines((tmp_path / "err").read_bytes())
-    assert sum("bytes was dropped" in line for line in lines) == MAX_LINES
+    assert sum("dropped" in line for line in lines) == 1, "one in a minute"
 
 
-def frame(length: int, kind: int = 1, order: str = "<", signature: bytes = b"ssas") -> bytes:
+def frame(
+    length: int, kind: int = 1, order: str = "<", signature: bytes = b"ssas", flags: int = 0
+) -> bytes:
     """A message of ``length`` bytes, as far as the guard reads it."""
     fields = b"\1\1o\0" + struct.pack(order + "I", 1) + b"/\0\0\0\0\0\0\0"
     fields += b"\x08\1g\0" + bytes([len(signature)]) + signature + b"\0"
     end = 16 + len(fields) + -len(fields) % 8
     order_byte = ord("B" if order == ">" else "l")
-    head = struct.pack(order + "BBBBIII", order_byte, kind, 0, 1, length - end, 1, len(fields))
+    head = struct.pack(order + "BBBBIII", order_byte, kind, flags, 1, length - end, 1, len(fields))
     return (head + fields).ljust(end, b"\0") + bytes([length % 251]) * (length - end)
 
 
@@ -288,6 +300,35 @@ def test_types_of_the_interface_pass() -> None:
         b"\x01\x01o\0\x01\0\0\0", b"\x08\x01g\0\x01s\0\0"
     )
     assert through([twice + frame(64)]) == frame(64), "which of two it would be is not guessed"
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_call_that_wants_no_answer_is_dropped(order: str) -> None:
+    unheard, unknown = frame(64, order=order, flags=1), frame(64, kind=5, order=order)
+    signal_, asks = frame(64, 4, order, flags=1), frame(80, order=order, flags=4)
+    assert through([unheard + signal_ + unknown + asks + unheard]) == signal_ + asks
+
+
+def test_a_bus_that_reads_slowly_is_not_taken_for_gone(bus_address: str) -> None:  # noqa: F811
+    """Who is asked much has much to send, and dbus-fast would end at the first EAGAIN."""
+
+    async def scene() -> None:
+        bus = await GuardedBus(bus_address=bus_address).connect()
+        assert bus._sock is not None
+        bus._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        asked = Message(
+            destination="org.freedesktop.DBus",
+            path="/org/freedesktop/DBus",
+            interface="org.freedesktop.DBus",
+            member="NameHasOwner",
+            signature="s",
+            body=["a." + "x" * 200],
+        )
+        replies = await asyncio.gather(*[bus.call(copy.copy(asked)) for _ in range(500)])
+        assert all(reply.body == [False] for reply in replies)
+        await close(bus)
+
+    asyncio.run(asyncio.wait_for(scene(), 60))
 
 
 def test_nobody_keeps_the_loop_by_sending_on() -> None:
@@ -368,14 +409,10 @@ def test_prompts_that_nobody_answers_are_few(
         await polkit.start(service)
         asker = Authority(client)
 
-        async def uid(sender: str) -> int:
-            return int(sender.rpartition(".")[2]) // 100
-
-        asker._uid = uid  # type: ignore[method-assign]
-
         async def outcome(sender: str, action: str = ACTION_APPLY) -> type[InfertuneError] | None:
             try:
-                await asker.check(sender, action, interactive=True)
+                uid = int(sender.rpartition(".")[2]) // 100
+                await asker.check(sender, uid, action, interactive=True)
             except InfertuneError as error:
                 return type(error)
             return None
@@ -419,10 +456,10 @@ def test_only_who_says_so_is_asked_for_a_password(
 ) -> None:
     """A script in the background must not make a window appear that asks for a password."""
 
-    async def uid(self: Authority, sender: str) -> int:
+    async def user(self: Callers, sender: str) -> int:
         return 1000
 
-    monkeypatch.setattr(Authority, "_uid", uid)
+    monkeypatch.setattr(Callers, "_user", user)
 
     async def work(world: World, bus: MessageBus) -> None:
         polkit = SilentPolkit()
@@ -481,16 +518,9 @@ def test_how_long_polkit_may_take(
         polkit = SilentPolkit()
         await polkit.start(service)
         asker = Authority(client)
-        assert client.unique_name is not None
-        await asker.check(client.unique_name, ACTION_APPLY)  # root, by the bus's word
-        assert asked == [("GetConnectionUnixUser", 5.0)]
-        asked.clear()
-
-        async def uid(sender: str) -> int:
-            return 1000
-
-        monkeypatch.setattr(asker, "_uid", uid)
-        waiting = asyncio.create_task(asker.check(":1.1", ACTION_APPLY, interactive=True))
+        await asker.check(":1.1", 0, ACTION_APPLY)  # root, by the bus's word
+        assert asked == []
+        waiting = asyncio.create_task(asker.check(":1.1", 1000, ACTION_APPLY, interactive=True))
         while not polkit.open:
             assert not waiting.done()
             await asyncio.sleep(0.02)
@@ -556,3 +586,120 @@ def test_a_deadline_is_kept_while_somebody_sends_without_an_end(
 
     asyncio.run(asyncio.wait_for(scene(), 50))
     assert b"dropped" in (tmp_path / "err").read_bytes()
+
+
+async def turns_of_the_loop(count: int = 20) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+class Crowd:
+    """Calls of many users that last until they are let go."""
+
+    def __init__(self) -> None:
+        self.callers = Callers(None)  # type: ignore[arg-type]
+        self.callers._ask = self._ask  # type: ignore[method-assign]
+        self.asked: list[str] = []
+        self.bus_answers = asyncio.Event()
+        self.over = asyncio.Event()
+
+    async def _ask(self, sender: str) -> int:
+        self.asked.append(sender)
+        await self.bus_answers.wait()
+        return int(sender.rpartition(".")[2]) // 1000
+
+    async def _call(self, sender: str) -> type[InfertuneError] | None:
+        try:
+            await self.callers.begin(sender)
+        except InfertuneError as error:
+            return type(error)
+        await self.over.wait()
+        return None
+
+    def calls(self, count: int, sender: str) -> list[asyncio.Task[type[InfertuneError] | None]]:
+        return [asyncio.create_task(self._call(sender)) for _ in range(count)]
+
+
+def refused(calls: list[asyncio.Task[type[InfertuneError] | None]]) -> int:
+    assert {call.result() for call in calls if call.done()} <= {Busy}
+    return sum(call.done() for call in calls)
+
+
+def test_calls_of_one_and_of_all_are_bounded_but_for_root() -> None:
+    async def scene() -> None:
+        crowd = Crowd()
+        early = crowd.calls(MAX_UNKNOWN + 3, ":1.7000")
+        await turns_of_the_loop()
+        assert refused(early) == 3, "who it is, is not known yet"
+        crowd.bus_answers.set()
+        await turns_of_the_loop()
+        assert refused(early) == MAX_UNKNOWN + 3 - MAX_CALLS_OF_ONE
+        assert crowd.asked == [":1.7000"], "once for all of them"
+        more = crowd.calls(1, ":1.7001")
+        of_others = [crowd.calls(MAX_CALLS_OF_ONE, f":1.{user}000") for user in (8, 9, 10)]
+        await turns_of_the_loop()
+        assert refused(more) == 1, "another connection of the same user"
+        assert [refused(calls) for calls in of_others] == [0, 0, 0]
+        assert MAX_CALLS == 4 * MAX_CALLS_OF_ONE
+        too_many, root = crowd.calls(1, ":1.11000"), crowd.calls(50, ":1.0")
+        await turns_of_the_loop()
+        assert refused(too_many) == 1
+        of_root = crowd.calls(50, ":1.0")
+        await turns_of_the_loop()
+        assert refused(of_root) == 0, "root is known, and not counted"
+        crowd.over.set()
+        await asyncio.gather(*early, *more, *too_many, *root, *of_root, *sum(of_others, []))
+        assert not crowd.callers._calls
+        assert not crowd.callers._unknown
+        again = crowd.calls(MAX_CALLS_OF_ONE, ":1.7000")
+        assert set(await asyncio.gather(*again)) == {None}
+
+    asyncio.run(asyncio.wait_for(scene(), 60))
+
+
+def test_who_called_long_ago_is_forgotten() -> None:
+    async def scene() -> None:
+        crowd = Crowd()
+        crowd.bus_answers.set()
+        for number in range(MAX_KNOWN + 100):
+            await crowd.callers.begin(f":1.{number}")
+        assert len(crowd.callers._users) == MAX_KNOWN
+        assert len(crowd.asked) == MAX_KNOWN + 100
+
+    asyncio.run(asyncio.wait_for(scene(), 60))
+
+
+def test_whom_the_bus_does_not_know_may_nothing() -> None:
+    async def scene() -> None:
+        crowd = Crowd()
+
+        async def fails(sender: str) -> int:
+            raise TimeoutError
+
+        for _ in range(2):
+            crowd.callers._ask = fails  # type: ignore[method-assign]
+            with pytest.raises(NotPermitted, match="who asks"):
+                await crowd.callers.begin(":1.0")
+        crowd.callers._ask = crowd._ask  # type: ignore[method-assign]
+        crowd.bus_answers.set()
+        assert await crowd.callers.begin(":1.0") == 0, "a failure is not remembered"
+
+    asyncio.run(asyncio.wait_for(scene(), 60))
+
+
+def test_between_two_readings_of_others_it_is_everybody_s_turn() -> None:
+    async def scene() -> None:
+        callers = Callers(None)  # type: ignore[arg-type]
+        turn, at = 0, list[int]()
+
+        async def reading() -> None:
+            await callers.read()
+            at.append(turn)
+
+        calls = [asyncio.create_task(reading()) for _ in range(8)]
+        while not all(call.done() for call in calls):
+            turn += 1
+            await asyncio.sleep(0)
+        assert len(set(at)) == 8
+
+    asyncio.run(asyncio.wait_for(scene(), 60))

@@ -7,6 +7,7 @@ environment.  Each method first asks who is calling, then what they ask for.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -25,7 +26,9 @@ from infertune.knobs import KNOBS
 from infertune.names import NAME
 from infertune.profile import BACKENDS
 from infertune.service.authority import Authority
+from infertune.service.callers import Callers
 from infertune.service.keeper import Choice, Keeper
+from infertune.service.log import debug
 from infertune.service.names import (
     ACTION_APPLY,
     ACTION_READ,
@@ -58,6 +61,8 @@ def remember_caller(message: Message) -> None:
     """A message handler of the bus: dbus-fast does not tell a method who calls it."""
     if message.message_type is MessageType.METHOD_CALL:
         _caller.set(message)
+        if message.interface != INTERFACE:
+            debug(lambda: f"{message.interface}.{message.member} of {message.sender}")
 
 
 def sender() -> str:
@@ -75,6 +80,7 @@ class Manager(ServiceInterface):
         self,
         keeper: Keeper,
         serving: Serving,
+        callers: Callers,
         authority: Authority,
         power: Power,
         peers: Peers,
@@ -83,6 +89,7 @@ class Manager(ServiceInterface):
         super().__init__(INTERFACE)
         self._keeper = keeper
         self._serving = serving
+        self._callers = callers
         self._authority = authority
         self._power = power
         self._peers = peers
@@ -285,9 +292,20 @@ class Manager(ServiceInterface):
         return _choice(default, backend, [])
 
     async def _may(self, action: str) -> None:
-        message = _caller.get()
-        interactive = bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION)
-        await self._authority.check(sender(), action, interactive=interactive)
+        """Return when it is this call's turn and its caller may; Busy and NotPermitted if not."""
+        flags = _caller.get().flags
+        uid: int | None = None
+        task = asyncio.current_task()
+        assert task is not None
+        call = f"{_caller.get().member} of {sender()}"
+        task.add_done_callback(
+            lambda task: debug(lambda: f"{call}, uid {'?' if uid is None else uid}: {_end(task)}")
+        )
+        uid = await self._callers.begin(sender())
+        interactive = bool(flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION)
+        await self._authority.check(sender(), uid, action, interactive=interactive)
+        if action == ACTION_READ and uid != 0:
+            await self._callers.read()
 
     def _asking(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What somebody asked for; drift that was found by it is told to everybody."""
@@ -306,6 +324,14 @@ class Manager(ServiceInterface):
             )
         finally:
             self.tell()
+
+
+def _end(task: asyncio.Task[object]) -> str:
+    """How a call ended, in a few words."""
+    error = None if task.cancelled() else task.exception()
+    if isinstance(error, DBusError):
+        return f"{error.type}: {error.text}"
+    return "cancelled" if task.cancelled() else str(error or "done")
 
 
 def _server_name(name: str) -> None:

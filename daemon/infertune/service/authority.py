@@ -16,7 +16,7 @@ from dbus_fast import Variant
 from dbus_fast.aio import MessageBus
 
 from infertune.errors import Busy, NotPermitted
-from infertune.service.calls import BUS, Remote, call
+from infertune.service.calls import Remote, call
 
 _ALLOW_INTERACTION = 1
 _TIMEOUT_S = 5.0
@@ -44,16 +44,15 @@ class Authority:
         """By user, not by connection: anybody can have many of those."""
         self._numbers = itertools.count(1)
 
-    async def check(self, sender: str, action: str, *, interactive: bool = False) -> None:
+    async def check(self, sender: str, uid: int, action: str, *, interactive: bool = False) -> None:
         """Return if ``sender`` may do ``action``; raises NotPermitted, Busy for too many prompts.
 
         Root is allowed by its uid, as the bus vouches for it, so that a machine
         without polkit stays usable; everybody else needs polkit's yes.
         """
+        if uid == 0:
+            return
         try:
-            uid = await self._uid(sender)
-            if uid == 0:
-                return
             # Most answers need no person, and must not wait for a free prompt.
             allowed, challenge = await self._ask_polkit(sender, action)
             if interactive and challenge and not allowed:
@@ -76,15 +75,6 @@ class Authority:
         finally:
             self._prompts[uid] -= 1
             self._prompts += Counter()  # forgets whoever has none left
-
-    async def _uid(self, sender: str) -> int:
-        reply = await call(
-            self._bus, BUS, "GetConnectionUnixUser", "s", sender, timeout_s=_TIMEOUT_S
-        )
-        uid = reply.body[0]
-        if reply.signature != "u" or not isinstance(uid, int):
-            raise ValueError("the bus gave no uid")
-        return uid
 
     async def _ask_a_person(self, sender: str, action: str) -> bool:
         name = f"infertune-{next(self._numbers)}"

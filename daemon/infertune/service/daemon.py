@@ -26,9 +26,10 @@ from infertune.notify import Notifier
 from infertune.root import Root
 from infertune.service.api import Manager, remember_caller
 from infertune.service.authority import Authority
+from infertune.service.callers import Callers
 from infertune.service.guarded import GuardedBus
 from infertune.service.keeper import Choice, Keeper, boottime
-from infertune.service.log import listen_to_libraries, log
+from infertune.service.log import listen_to_libraries, log, log_debug
 from infertune.service.names import BUS_NAME, OBJECT_PATH
 from infertune.service.peers import LOGIND, NAMES, TUNED, Peers
 from infertune.service.power import PROVIDERS, Power
@@ -194,6 +195,7 @@ class Daemon:
         self._manager = Manager(
             self._keeper,
             self._serving,
+            Callers(self._bus),
             Authority(self._bus),
             self._power,
             self._peers,
@@ -311,6 +313,9 @@ class Daemon:
         assert self._notify.watchdog_s is not None
         while True:
             self._notify.send(WATCHDOG=1)
+            if self._keeper.owners():
+                # Whose holder has left without a word ends at the beginning of a turn.
+                self._later(lambda: None)
             await asyncio.sleep(self._notify.watchdog_s / 2)
 
     def _execute_again(self) -> None:
@@ -323,10 +328,12 @@ def main(root: Root | None = None) -> int:
     if sys.argv[1:] == ["--version"]:
         print(f"infertuned {__version__}")
         return int(Exit.DONE)
-    if sys.argv[1:]:
-        print("infertuned: takes no arguments; see infertuned.service", file=sys.stderr)
+    if sys.argv[1:] not in ([], ["--debug"]):
+        print("infertuned: takes --debug, --version or nothing", file=sys.stderr)
         return int(Exit.USAGE)
     listen_to_libraries()
+    if sys.argv[1:]:
+        log_debug()
     try:
         again = asyncio.run(Daemon(root or Root("/"), os.environ).run())
     except InfertuneError as error:

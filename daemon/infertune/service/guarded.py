@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A connection to the bus that looks at a message's size and types before it is unpacked.
+"""A connection to the bus that looks at a message's header before the message is unpacked.
 
 dbus-fast unpacks whatever it is sent, of any type and up to the bus's 32 MiB, before a method or
 polkit is asked: one call kept it busy for ten seconds and took 600 MiB.  Nobody who calls us has
 that much to say.
+
+A call that wants no answer is left out, too.  The bus lets one connection wait for 128 answers,
+and that is all that bounds how much is sent: of calls without an answer there can be 200,000 in
+five seconds, and a library that has nobody to tell of their errors logs them.
 """
 
 from __future__ import annotations
@@ -13,9 +17,10 @@ import logging
 import re
 import socket
 import struct
+import time
 from typing import Any
 
-from dbus_fast import MessageType
+from dbus_fast import MessageFlag, MessageType
 from dbus_fast.aio import MessageBus
 
 from infertune.errors import Failed
@@ -35,13 +40,18 @@ _FIXED = 16
 """Bytes at the beginning of a message, from which its length can be told."""
 _SIGNATURE = re.compile(rb"\x08\x01g\0.([!-~]*)\0", re.DOTALL)
 """In the header: field 8.  No other field that the bus lets through can hold its first byte."""
+_CALL = MessageType.METHOD_CALL.value
+_SIGNAL = MessageType.SIGNAL.value
+_NO_REPLY = MessageFlag.NO_REPLY_EXPECTED.value
 _REPLIES = (MessageType.METHOD_RETURN.value, MessageType.ERROR.value)
+
+_BETWEEN_LINES_S = 60.0
 
 _log = logging.getLogger(__name__)
 
 
 class GuardedBus(MessageBus):
-    """A MessageBus that never sees a message over the bounds."""
+    """A MessageBus that never sees a message over the bounds, and can wait to send."""
 
     _guard: Guard | None = None
 
@@ -59,10 +69,12 @@ class GuardedBus(MessageBus):
         # From here on there are messages, read by whoever takes the socket now.
         self._guard = Guard(self._sock)
         self._sock = self._guard  # type: ignore[assignment]
+        assert self._writer is not None
+        self._writer.sock = self._sock
 
 
 class Guard:
-    """A socket that leaves out messages that are too long, or long and of other types."""
+    """A socket that leaves out messages that are too long, of other types, or want no answer."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._real = sock
@@ -75,6 +87,8 @@ class Guard:
         self._passes = True
         self._turn = MAX_MESSAGE
         self.messages = 0
+        self._dropped = 0
+        self._say_next = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
@@ -97,6 +111,16 @@ class Guard:
             raise BlockingIOError(errno.EAGAIN, "nothing that may pass")
         return passed
 
+    def send(self, data: bytes | memoryview) -> int:
+        """Send what the bus has room for; the number of bytes, 0 for none.
+
+        dbus-fast takes a bus that has no room for one that is gone: who asked much would end us.
+        """
+        try:
+            return self._real.send(data)
+        except BlockingIOError:
+            return 0
+
     def _filter(self, data: memoryview) -> bytes:
         passed = bytearray()
         while data:
@@ -117,8 +141,13 @@ class Guard:
         """Look at what is there of a header; returns it where its message may pass."""
         body, fields = struct.unpack_from(">I4xI" if head[:1] == b"B" else "<I4xI", head, 4)
         end = _FIXED + fields + -fields % 8
-        reply = head[1] in _REPLIES
+        kind, flags = head[1], head[2]
+        reply = kind in _REPLIES
         self._passes = end + body <= (MAX_REPLY if reply else MAX_MESSAGE)
+        if kind == _CALL:
+            self._passes &= not flags & _NO_REPLY
+        elif not reply:
+            self._passes &= kind == _SIGNAL
         if self._passes and len(head) < end:
             self._wanted = end
             return b""
@@ -131,5 +160,17 @@ class Guard:
         self.messages += 1
         if self._passes:
             return head
-        _log.warning("a message of %d bytes was dropped", end + body)
+        self._drop(end + body)
         return b""
+
+    def _drop(self, size: int) -> None:
+        self._dropped += 1
+        now = time.monotonic()
+        if now >= self._say_next:
+            # A line costs ten times what it takes to drop a message.
+            self._say_next = now + _BETWEEN_LINES_S
+            _log.warning(
+                "%d messages that nobody here takes were dropped, now one of %d bytes",
+                self._dropped,
+                size,
+            )

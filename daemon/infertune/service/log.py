@@ -11,20 +11,58 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from infertune.units import printable_line
 
 MAX_LINE = 1500
 MAX_LINES = 20
+MAX_DEBUG_LINES = 3000
 WINDOW_S = 60.0
-"""Lines of libraries, in so many seconds: a caller decides how many there would be."""
+"""Lines of libraries, and of ``--debug``, in so many seconds: a caller decides how many there
+would be."""
 
 
 def log(priority: int, text: str) -> None:
     """One line for the journal, with its priority (sd-daemon(3))."""
     line = printable_line(text[: MAX_LINE + 1], MAX_LINE)
     print(f"<{priority}>{line}", file=sys.stderr, flush=True)
+
+
+class _Few:
+    """So many lines in a window of time; then how many there would have been."""
+
+    def __init__(self, most: int, what: str) -> None:
+        self._most = most
+        self._what = what
+        self._since = -WINDOW_S
+        self._lines = 0
+
+    def another(self) -> bool:
+        """Whether there may be one more."""
+        now = time.monotonic()
+        if now - self._since >= WINDOW_S:
+            if self._lines > self._most:
+                log(4, f"{self._lines - self._most} more {self._what} were left out")
+            self._since, self._lines = now, 0
+        self._lines += 1
+        return self._lines <= self._most
+
+
+_debug: _Few | None = None
+
+
+def log_debug() -> None:
+    """From now on lines of ``debug`` are printed, too."""
+    global _debug
+    _debug = _Few(MAX_DEBUG_LINES, "lines for debugging")
+
+
+def debug(text: Callable[[], str]) -> None:
+    """One line of priority 7 where ``--debug`` was given; else ``text`` is not even asked."""
+    if _debug and _debug.another():
+        log(7, text())
 
 
 def listen_to_libraries() -> None:
@@ -44,17 +82,10 @@ class _Lines(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self._since = -WINDOW_S
-        self._lines = 0
+        self._few = _Few(MAX_LINES, "messages of libraries")
 
     def emit(self, record: logging.LogRecord) -> None:
-        now = time.monotonic()
-        if now - self._since >= WINDOW_S:
-            if self._lines > MAX_LINES:
-                log(4, f"{self._lines - MAX_LINES} more messages of libraries were left out")
-            self._since, self._lines = now, 0
-        self._lines += 1
-        if self._lines > MAX_LINES:
+        if not self._few.another():
             return
         try:
             error = record.exc_info[1] if record.exc_info else None

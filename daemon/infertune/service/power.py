@@ -15,11 +15,12 @@ from dataclasses import dataclass
 
 from dbus_fast.aio import MessageBus
 
-from infertune.errors import Failed
+from infertune.errors import Failed, InfertuneError
 from infertune.host.tuners import tuner_by_id
 from infertune.machine import read_machine
 from infertune.service.calls import Remote, call
 from infertune.service.keeper import Choice, Keeper
+from infertune.service.log import debug
 from infertune.service.names import BUS_NAME
 from infertune.service.peers import Peers
 
@@ -54,7 +55,7 @@ class Power:
         self._overruled = False
         """A person picked another profile: no new hold until the next apply."""
         self.problem: str | None = None
-        """Why the service did not give us its hold; None if it did or was not asked."""
+        """What went wrong in a turn beside its work: a service did not give us its hold."""
 
     @contextlib.asynccontextmanager
     async def turn(self, choice: Choice | None = None) -> AsyncIterator[None]:
@@ -66,6 +67,7 @@ class Power:
         Failed for whoever waited until after ``close``.
         """
         async with self._one:
+            await self._end_holds_of_who_left()
             if choice is not None:
                 self._overruled = False
                 await self._be(self._keeper.wants_power(choice))
@@ -75,6 +77,25 @@ class Power:
                 yield
             finally:
                 await self._settle()
+                debug(self._described)
+
+    def _described(self) -> str:
+        keeper = self._keeper
+        about = f": {keeper.choice.profile} ({keeper.choice.backend})" if keeper.choice else ""
+        held = f", held by {', '.join(sorted(keeper.owners()))}" if keeper.owners() else ""
+        power = f", {self._hold.name} holds 'performance'" if self._hold else ""
+        return f"turn done, {keeper.state}{about}{held}{power}"
+
+    async def _end_holds_of_who_left(self) -> None:
+        """The bus drops signals for a full queue, so it may not have told us."""
+        try:
+            for owner in self._keeper.owners():
+                if not await self._peers.is_there(owner):
+                    self._keeper.owner_left(owner)
+        except InfertuneError as error:
+            self.problem = error.message
+        except (OSError, EOFError):
+            return  # the bus itself has gone, which ends the daemon
 
     def close(self) -> None:
         """The turn that is taken now is the last."""
