@@ -25,7 +25,7 @@ from dbus_fast import Message, MessageFlag, MessageType  # noqa: E402
 from dbus_fast.aio import MessageBus  # noqa: E402
 
 from infertune.errors import Busy, Failed, InfertuneError, NotPermitted  # noqa: E402
-from infertune.service import authority  # noqa: E402
+from infertune.service import authority, log  # noqa: E402
 from infertune.service.authority import Authority  # noqa: E402
 from infertune.service.callers import (  # noqa: E402
     MAX_CALLS,
@@ -42,7 +42,7 @@ from infertune.service.guarded import (  # noqa: E402
     Guard,
     GuardedBus,
 )
-from infertune.service.log import MAX_LINE, MAX_LINES  # noqa: E402
+from infertune.service.log import MAX_DEBUG_LINES, MAX_LINE, MAX_LINES  # noqa: E402
 from infertune.service.names import (  # noqa: E402
     ACTION_APPLY,
     ACTION_READ,
@@ -69,7 +69,9 @@ HOSTILE = "Version\n<1>kernel: Out of memory: root login by a user\n\x1b[2J\x1b]
 
 
 @contextlib.asynccontextmanager
-async def daemon(base: Path, address: str) -> AsyncIterator[tuple[int, MessageBus]]:
+async def daemon(
+    base: Path, address: str, *options: str
+) -> AsyncIterator[tuple[int, MessageBus]]:
     """A daemon of its own process, whose standard error is ``base/err``, and a caller."""
     (base / "machine").mkdir()
     build(base / "machine")
@@ -79,7 +81,8 @@ async def daemon(base: Path, address: str) -> AsyncIterator[tuple[int, MessageBu
     )
     environment = {**ENVIRONMENT, "DBUS_SYSTEM_BUS_ADDRESS": address}
     with (base / "err").open("wb") as err:
-        process = subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=err)
+        command = [sys.executable, "-c", program, *options]
+        process = subprocess.Popen(command, env=environment, stderr=err)
     bus = await MessageBus(bus_address=address).connect()
     try:
         while not await _has_owner(bus, BUS_NAME):
@@ -146,6 +149,62 @@ def test_nobody_writes_lines_of_root(tmp_path: Path, bus_address: str) -> None: 
     lines = assert_lines((tmp_path / "err").read_bytes())
     assert len(lines) < MAX_LINES
     assert any("was dropped" in line or "were dropped" in line for line in lines)
+
+
+def test_each_call_is_logged_where_that_was_asked_for(
+    tmp_path: Path,
+    bus_address: str,  # noqa: F811
+) -> None:
+    async def calls(address: str, base: Path, *options: str) -> list[str]:
+        base.mkdir()
+        async with daemon(base, address, *options) as (_, bus):
+            profiles = base / "machine/etc/infertune/profiles"
+            profiles.mkdir(parents=True)
+            (profiles / "low.toml").write_text('description = "x"\n[now]\nvm.swappiness = 1\n')
+            await ask(bus, "Status")
+            cookie = await ask(bus, "Hold", "sss", "low", "cpu", "secret reason")
+            await ask(bus, "Release", "s", cookie)
+            with pytest.raises(RuntimeError, match="not a profile name"):
+                await ask(bus, "Plan", "ssas", HOSTILE, "cpu", [])
+            await properties(bus)
+            me, uid = bus.unique_name, os.geteuid()
+        lines = assert_lines((base / "err").read_bytes() or b"<7>x\n")
+        assert not [line for line in lines if cookie in line or "secret" in line]
+        if options:
+            assert f"<7>Status of {me}, uid {uid}: done" in lines
+            assert f"<7>turn done, held: low (cpu), held by {me}" in lines
+            assert "<7>turn done, idle" in lines
+            assert any(
+                line.startswith(f"<7>Plan of {me}, uid {uid}: {ERROR}.InvalidArgument: not")
+                for line in lines
+            )
+            assert f"<7>org.freedesktop.DBus.Properties.GetAll of {me}" in lines
+        return lines
+
+    with_it = asyncio.run(asyncio.wait_for(calls(bus_address, tmp_path / "a", "--debug"), 60))
+    assert len(with_it) > 5
+    without = asyncio.run(asyncio.wait_for(calls(bus_address, tmp_path / "b"), 60))
+    assert without == ["<7>x"]
+
+
+def test_lines_for_debugging_have_an_end(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = 0
+
+    def text() -> str:
+        nonlocal asked
+        asked += 1
+        return HOSTILE + "x" * 60_000
+
+    log.debug(text)
+    assert not asked, "off"
+    log.log_debug()
+    try:
+        for _ in range(MAX_DEBUG_LINES + 500):
+            log.debug(text)
+    finally:
+        log._debug = None
+    assert asked == MAX_DEBUG_LINES
+    assert len(assert_lines(capsys.readouterr().err.encode())) == MAX_DEBUG_LINES
 
 
 OF_LIBRARIES = f"""

@@ -101,6 +101,7 @@ class World:
         self.task: asyncio.Task[bool] | None = None
         self.daemon: Daemon | None = None
         self.devices: Any = lambda root: None
+        self.environment: dict[str, str] = {}
 
     async def start(self) -> None:
         receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -109,8 +110,8 @@ class World:
             os.unlink(path)
         receiver.bind(path)
         receiver.setblocking(False)
-        environment = {"DBUS_SYSTEM_BUS_ADDRESS": self.address, "NOTIFY_SOCKET": path}
-        self.daemon = Daemon(self.root, environment, self.devices)
+        self.environment |= {"DBUS_SYSTEM_BUS_ADDRESS": self.address, "NOTIFY_SOCKET": path}
+        self.daemon = Daemon(self.root, self.environment, self.devices)
         self.task = asyncio.create_task(self.daemon.run())
         loop = asyncio.get_running_loop()
         try:
@@ -327,6 +328,43 @@ def test_holds_end_with_their_owner(tmp_path: Path, bus_address: str) -> None:
         assert values(world.base) == original
 
     scenario(work, tmp_path, bus_address)
+
+
+@pytest.mark.parametrize("noticed", ["by a turn", "by the watchdog"])
+def test_a_hold_ends_though_the_bus_did_not_say_who_left(
+    noticed: str, tmp_path: Path, bus_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bus drops a signal for a connection whose queue is full."""
+
+    async def scene() -> None:
+        monkeypatch.setattr(Daemon, "_heard_of", lambda self, name, owner: None)
+        world = World(tmp_path / "machine", bus_address)
+        original = values(world.base)
+        if noticed == "by the watchdog":
+            world.environment = {"WATCHDOG_USEC": "200000", "WATCHDOG_PID": str(os.getpid())}
+        await world.start()
+        bus, holder, gone = [await world.client() for _ in range(3)]
+        await ask(bus, "Hold", "sss", "low", "cpu", "stays")
+        low = values(world.base)
+        await ask(gone, "Hold", "sss", "long", "cpu", "leaves")
+        await close(gone)
+        if noticed == "by a turn":
+            await asyncio.sleep(0.1)
+            assert values(world.base) != low, "nobody noticed so far"
+            with pytest.raises(RuntimeError, match="no such hold of yours"):
+                await ask(holder, "Release", "s", "x")
+        while values(world.base) != low:
+            await asyncio.sleep(0.05)
+        assert (await properties(bus))["Profile"] == "low"
+        await close(bus)
+        if noticed == "by the watchdog":
+            while (await properties(holder))["State"] != "idle":
+                await asyncio.sleep(0.05)
+            assert values(world.base) == original
+        await close(holder)
+        await world.stop()
+
+    asyncio.run(asyncio.wait_for(scene(), 60))
 
 
 def test_holds_are_limited_and_do_not_survive_the_daemon(tmp_path: Path, bus_address: str) -> None:
