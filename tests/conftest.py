@@ -24,10 +24,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="tests/host/test_dashboards.py: draw the dashboards (needs Chromium)",
     )
     parser.addoption(
+        "--thorough",
+        action="store_true",
+        help="guests: every test on both kernels, thousands of calls, dozens of kills; hours. "
+        "tests/host/test_hostile_bus.py: 100,000 messages and what was measured; minutes",
+    )
+    parser.addoption(
         "--real-root",
         metavar="DIRECTORY",
         help="tests/real: a root with a llama-server (scripts/real-root makes it)",
     )
+
+
+@pytest.fixture(scope="session")
+def thorough(request: pytest.FixtureRequest) -> bool:
+    """Whether there is time for as many rounds as tell something of rare moments."""
+    found: bool = request.config.getoption("--thorough")
+    return found
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -69,9 +69,7 @@ HOSTILE = "Version\n<1>kernel: Out of memory: root login by a user\n\x1b[2J\x1b]
 
 
 @contextlib.asynccontextmanager
-async def daemon(
-    base: Path, address: str, *options: str
-) -> AsyncIterator[tuple[int, MessageBus]]:
+async def daemon(base: Path, address: str, *options: str) -> AsyncIterator[tuple[int, MessageBus]]:
     """A daemon of its own process, whose standard error is ``base/err``, and a caller."""
     (base / "machine").mkdir()
     build(base / "machine")
@@ -707,7 +705,8 @@ def test_calls_of_one_and_of_all_are_bounded_but_for_root() -> None:
         await turns_of_the_loop()
         assert refused(of_root) == 0, "root is known, and not counted"
         crowd.over.set()
-        await asyncio.gather(*early, *more, *too_many, *root, *of_root, *sum(of_others, []))
+        await asyncio.gather(*early, *more, *too_many, *root, *of_root)
+        await asyncio.gather(*itertools.chain.from_iterable(of_others))
         assert not crowd.callers._calls
         assert not crowd.callers._unknown
         again = crowd.calls(MAX_CALLS_OF_ONE, ":1.7000")

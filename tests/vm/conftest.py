@@ -38,21 +38,6 @@ OURS = (
 )
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--thorough",
-        action="store_true",
-        help="guests: every test on both kernels, thousands of calls, dozens of kills; hours",
-    )
-
-
-@pytest.fixture(scope="session")
-def thorough(request: pytest.FixtureRequest) -> bool:
-    """Whether there is time for as many rounds as tell something of rare moments."""
-    found: bool = request.config.getoption("--thorough")
-    return found
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
