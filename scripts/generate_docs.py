@@ -291,13 +291,11 @@ def man_page() -> str:
         out += _man_verb(command, ())
     out += [
         ".SH DIAGNOSTICS",
-        (
-            "infertuned logs to the system journal (\\fBjournalctl \\-u infertune\\fR). With "
-            "\\fBEnvironment=INFERTUNED_OPTIONS=\\-\\-debug\\fR below [Service] in a drop-in "
-            "(\\fBsystemctl edit infertune\\fR) and after a \\fBsystemctl restart infertune\\fR, which "
-            "puts everything back first, it also says each call with its caller and its outcome, and "
-            "what is in force after each turn, with priority 7."
-        ),
+        "infertuned logs to the system journal (\\fBjournalctl \\-u infertune\\fR).",
+        "With \\fBEnvironment=INFERTUNED_OPTIONS=\\-\\-debug\\fR below [Service] in a drop-in",
+        "(\\fBsystemctl edit infertune\\fR) and after a \\fBsystemctl restart infertune\\fR, which",
+        "puts everything back first, it also says each call with its caller and its outcome,",
+        "and what is in force after each turn, with priority 7.",
     ]
     out += [".SH EXIT STATUS"]
     for code, meaning in EXIT_MEANING.items():
