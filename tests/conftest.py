@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,26 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    _say_what_waited(terminalreporter)
+    _say_what_was_skipped(terminalreporter)
+
+
+def _say_what_waited(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [
+        report
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        if "real_time" in report.keywords and report.when == "call"
+    ]
+    if reports:
+        names = sorted({report.nodeid.rpartition("::")[2].partition("[")[0] for report in reports})
+        terminalreporter.line("")
+        text = f"{len(reports)} tests wait for real time: {', '.join(names)}"
+        for line in textwrap.wrap(text, 78, subsequent_indent="  "):
+            terminalreporter.line(line)
+
+
+def _say_what_was_skipped(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = terminalreporter.getreports("skipped")
     if not skipped:
         return

@@ -218,6 +218,7 @@ def test_a_thousand_scrapes_of_twenty_clients(
     assert cost(process.pid)[2] < resident + 16 * 1024
 
 
+@pytest.mark.real_time
 def test_it_sleeps_while_nobody_asks(
     start: Start,
 ) -> None:

@@ -268,9 +268,9 @@ def test_as_many_as_are_looked_at_are_bounded(machine: Root) -> None:
     text = (directory / "chat.json").read_text()
     for number in range(1000):
         (directory / f"z{number}.json").write_text(text)
-    begin = time.monotonic()
+    begin = time.process_time()
     assert len(reservations(machine)) == 64
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 def test_force_says_what_it_overrides(machine: Root, model: str) -> None:

@@ -724,10 +724,10 @@ def test_hostile_files(kind: str, tmp_path: Path) -> None:
         where = root.at(path)
         where.parent.mkdir(parents=True, exist_ok=True)
         HOSTILE[kind](where)
-    began = time.monotonic()
+    began = time.process_time()
     facts = read_facts(root, recorded(root))
     taken(root)
-    assert time.monotonic() - began < 10  # not a speed: a hang, or a blow-up
+    assert time.process_time() - began < 10  # not a speed: a hang, or a blow-up
     assert not isinstance(facts.declared, Unknown), facts.declared
     assert any(each.path == UNIT for each in facts.declared)
     for result in diagnose(facts, RULES.values()):
@@ -739,9 +739,9 @@ def test_many_files(tmp_path: Path) -> None:
     line = f"{START} {'--mlock ' * 1500}\n"
     overlay = {f"{SYSTEM}/x{n}.service": unit(line) for n in range(400)}
     root = build(tmp_path, BARE, overlay)
-    began = time.monotonic()
+    began = time.process_time()
     found = read_servers(root)
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 20
     assert len(found) == SERVERS_LIMIT
 
 

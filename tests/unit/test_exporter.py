@@ -553,14 +553,15 @@ def test_whatever_the_libraries_raise_is_one_server_s_own(
     assert Sample("infertune_llama_n_tokens_max", ("good",), 7) in result.samples
 
 
+@pytest.mark.real_time
 def test_a_slow_server_costs_only_its_own_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However it is slow, and however many of them: the others keep theirs within the time."""
-    monkeypatch.setattr(llama, "_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(llama, "_TIMEOUT_S", 2.0)
     good = page_of(b"# TYPE llamacpp:requests_processing gauge\nllamacpp:requests_processing 1\n")
     servers = {
-        "a-silent": (lambda client: client.recv(1000) and time.sleep(2), "timeout"),
+        "a-silent": (lambda client: client.recv(1000) and time.sleep(6), "timeout"),
         "b-body": (unending(b"x", 0.05), "timeout"),
         "c-header": (drip_header, "timeout"),
         "d-large": (unending(1000 * b"llamacpp:n_tokens_max 1\n"), "not-understood"),

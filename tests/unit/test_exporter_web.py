@@ -60,7 +60,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
 
 def get(port: int, path: str, **headers: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request("GET", path, headers=headers)
         answer = connection.getresponse()
@@ -189,12 +189,13 @@ def test_who_waits_for_the_page_keeps_its_place(
     hang_up(slow)
 
 
+@pytest.mark.real_time
 @pytest.mark.parametrize("tls", [False, True])
 def test_a_request_has_one_time_limit(
     serve: Serve, certificate: Path, monkeypatch: pytest.MonkeyPatch, tls: bool
 ) -> None:
     """Not one for each of its bytes: a client that drips is as slow as one that is silent."""
-    monkeypatch.setattr(web, "_CLIENT_S", 0.5)
+    monkeypatch.setattr(web, "_CLIENT_S", 2.0)
     file = certificate / "web-config.yml"
     file.write_text("tls_server_config:\n  cert_file: cert.pem\n  key_file: key.pem\n")
     port = serve(webconfig.load(str(file)) if tls else None)

@@ -161,14 +161,14 @@ def test_an_answer_without_an_end_is_none(script: str, tmp_path: Path) -> None:
     [
         "while sleep 0.05; do echo --port; done",
         "exec >&- 2>&-; exec sleep 300",
-        "sleep 3 & exit 0",
+        "sleep 300 & exit 0",
     ],
 )
 def test_an_answer_that_does_not_end_in_time(script: str, tmp_path: Path) -> None:
     begin = time.monotonic()
     with pytest.raises(Failed, match=r"--help gave no answer in 0\.5 s"):
         ask_help(stand_in(tmp_path, script), os.environ, 0.5)
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 60, "it waited for what the program left behind"
 
 
 def test_an_answer_is_had_whole(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_what_left_its_session_goes_too(tmp_path: Path) -> None:
         mine.wait()
 
 
-def gone(pid: int, seconds: float = 2.0) -> bool:
+def gone(pid: int, seconds: float = 60.0) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:

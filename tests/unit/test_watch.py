@@ -17,6 +17,7 @@ from infertune.host.tuners import TUNERS
 from infertune.knobs import KNOBS
 from support import CPUFREQ, build, values
 from unit.test_service import (  # the private bus
+    GENEROUS_S,
     World,
     ask,
     bus_address,  # noqa: F401
@@ -30,6 +31,7 @@ pytest.importorskip("dbus_fast", reason="extra 'daemon' is not installed")
 from dbus_fast import Message, MessageType
 from dbus_fast.aio import MessageBus
 
+from infertune.service.calls import BUS, call
 from infertune.service.ownership import MOST, WINDOW_S, Ownership
 from infertune.service.watch import DeviceEvent, PowerSupplies, started_anew
 
@@ -188,8 +190,10 @@ async def drifted(bus: MessageBus) -> list[str]:
 async def settled(world: World) -> None:
     """Nothing the daemon heard of waits any more."""
     assert world.daemon is not None
+    assert world.daemon._bus is not None
     for _ in range(3):
-        await asyncio.sleep(0.03)
+        # The bus keeps the order: what it passed on before has arrived with this answer.
+        await call(world.daemon._bus, BUS, "GetId", timeout_s=None)
         await asyncio.gather(*world.daemon._tasks)
 
 
@@ -220,7 +224,7 @@ def play(
                 (base / "etc/infertune/infertuned.toml").write_text(config)
                 world.notified.clear()
                 await world.start()
-                await asyncio.wait_for(work(world, bus, devices), 60)
+                await asyncio.wait_for(work(world, bus, devices), GENEROUS_S)
         finally:
             devices.close()
 

@@ -36,6 +36,9 @@ SIGNATURES = (b"s", b"ss", b"sss", b"ssas", b"ssasu", b"ssss", b"sbs")
 """Types of our methods, of Properties, and of the signals that are heard.  A variant, of which four
 bytes make an object, is not among them: small messages without an end would do as a long one."""
 
+_TURN = 16 * 1024
+"""Bytes that are read before it is the turn of timers and answers: a hundred small calls."""
+
 _FIXED = 16
 """Bytes at the beginning of a message, from which its length can be told."""
 _SIGNATURE = re.compile(rb"\x08\x01g\0.([!-~]*)\0", re.DOTALL)
@@ -85,7 +88,7 @@ class Guard:
         self._rest = 0
         """Bytes to come of the message that was judged."""
         self._passes = True
-        self._turn = MAX_MESSAGE
+        self._turn = _TURN
         self.messages = 0
         self._dropped = 0
         self._say_next = 0.0
@@ -100,9 +103,9 @@ class Guard:
         it supplied would keep timers and signals from the loop.
         """
         if self._turn <= 0:
-            self._turn = MAX_MESSAGE
+            self._turn = _TURN
             raise BlockingIOError(errno.EAGAIN, "it is the turn of others")
-        data = self._real.recv(MAX_MESSAGE)
+        data = self._real.recv(_TURN)
         if not data:
             return data
         self._turn -= len(data)
