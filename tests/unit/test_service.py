@@ -33,7 +33,7 @@ from dbus_fast.aio import MessageBus  # noqa: E402
 from dbus_fast.annotations import DBusSignature  # noqa: E402
 from dbus_fast.service import ServiceInterface, dbus_method  # noqa: E402
 
-from infertune.service import keeper  # noqa: E402
+from infertune.service import callers, keeper  # noqa: E402
 from infertune.service.daemon import Daemon  # noqa: E402
 from infertune.service.keeper import Keeper, boottime  # noqa: E402
 from infertune.service.names import (  # noqa: E402
@@ -701,6 +701,44 @@ def test_who_may(polkit: str, tmp_path: Path, bus_address: str) -> None:
             assert caller not in [each.unique_name for each in others]
             assert [action for _, action in fake.asked] == [WHO_MAY[name] for name, _, _ in CALLS]
             await close(helper)
+
+    scenario(work, tmp_path, bus_address)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+def test_what_is_over_the_bounds_is_busy_and_root_is_not(
+    tmp_path: Path, bus_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(world: World, bus: MessageBus) -> None:
+        monkeypatch.setattr(callers, "MAX_CALLS_OF_ONE", 0)
+        found = await _as_nobody(world)
+        assert found.keys() == WHO_MAY.keys()
+        assert set(found.values()) == {f"{ERROR}.Busy"}
+        await ask(bus, "Status")
+
+    scenario(work, tmp_path, bus_address)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+def test_every_reading_of_others_waits_for_its_turn(
+    tmp_path: Path, bus_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(world: World, bus: MessageBus) -> None:
+        turns = 0
+
+        async def read(self: callers.Callers) -> None:
+            nonlocal turns
+            turns += 1
+
+        monkeypatch.setattr(callers.Callers, "read", read)
+        helper = await world.client()
+        helper.export("/org/freedesktop/PolicyKit1/Authority", FakePolkit(lambda action: True))
+        await helper.request_name("org.freedesktop.PolicyKit1")
+        await _as_nobody(world)
+        assert turns == list(WHO_MAY.values()).count(ACTION_READ)
+        await ask(bus, "Status")
+        assert turns == list(WHO_MAY.values()).count(ACTION_READ), "root waits for nobody"
+        await close(helper)
 
     scenario(work, tmp_path, bus_address)
 
