@@ -101,7 +101,12 @@ class Attacked:
             *(sys.executable, "-B", str(SENDERS), self.address, str(user), *what),
             stdout=asyncio.subprocess.PIPE,
         )
-        told, _ = await process.communicate()
+        try:
+            told, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
         assert process.returncode == 0
         return Counter(json.loads(told))
 
@@ -127,8 +132,10 @@ class Attacked:
         """The same for a connection that is made for it, as the command line does."""
         begin = boottime()
         bus = await MessageBus(bus_address=self.address).connect()
-        await self.root_asks(bus)
-        await close(bus)
+        try:
+            await self.root_asks(bus)
+        finally:
+            await close(bus)
         return boottime() - begin
 
     async def root_waits(self, attack: asyncio.Future[Any]) -> list[float]:

@@ -33,7 +33,7 @@ from dbus_fast.aio import MessageBus  # noqa: E402
 from dbus_fast.annotations import DBusSignature  # noqa: E402
 from dbus_fast.service import ServiceInterface, dbus_method  # noqa: E402
 
-from infertune.service import callers, keeper  # noqa: E402
+from infertune.service import callers, calls, keeper, peers  # noqa: E402
 from infertune.service.daemon import Daemon  # noqa: E402
 from infertune.service.keeper import Keeper, boottime  # noqa: E402
 from infertune.service.names import (  # noqa: E402
@@ -701,6 +701,33 @@ def test_who_may(polkit: str, tmp_path: Path, bus_address: str) -> None:
             assert caller not in [each.unique_name for each in others]
             assert [action for _, action in fake.asked] == [WHO_MAY[name] for name, _, _ in CALLS]
             await close(helper)
+
+    scenario(work, tmp_path, bus_address)
+
+
+def test_an_answer_of_the_bus_that_is_lost_is_asked_for_again(
+    tmp_path: Path, bus_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a connection whose queue is full the bus drops its own answers, too."""
+
+    async def work(world: World, bus: MessageBus) -> None:
+        monkeypatch.setattr(callers, "_TIMEOUTS_S", (0.1, GENEROUS_S))
+        monkeypatch.setattr(peers, "_TIMEOUT_S", 0.1)
+        lost: list[str] = []
+
+        async def call(to: MessageBus, remote: Any, member: str, *about: Any, **more: Any) -> Any:
+            if member not in lost or member == "NameHasOwner":
+                lost.append(member)
+                raise TimeoutError
+            return await calls.call(to, remote, member, *about, **more)
+
+        monkeypatch.setattr(callers, "call", call)
+        monkeypatch.setattr(peers, "call", call)
+        await ask(bus, "Hold", "sss", "low", "cpu", "x")
+        assert lost == ["GetConnectionUnixUser", "NameHasOwner"]
+        assert (await properties(bus))["State"] == "held", "who was not said to have left is there"
+        cookie = await ask(bus, "Hold", "sss", "low", "cpu", "x")
+        await ask(bus, "Release", "s", cookie)
 
     scenario(work, tmp_path, bus_address)
 

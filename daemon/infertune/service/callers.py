@@ -29,7 +29,8 @@ MAX_UNKNOWN = 16
 MAX_KNOWN = 512
 """Connections whose user is remembered.  The bus gives no unique name twice."""
 
-_TIMEOUT_S = 5.0
+_TIMEOUTS_S = (2.0, 4.0, 8.0)
+"""Of each try to learn whose a connection is: for a full queue the bus drops its answers, too."""
 _Who = TypeVar("_Who", bound=Hashable)
 
 
@@ -77,13 +78,18 @@ class Callers:
             raise NotPermitted("not authorized (the bus does not say who asks)") from doubt
 
     async def _ask(self, sender: str) -> int:
-        reply = await call(
-            self._bus, BUS, "GetConnectionUnixUser", "s", sender, timeout_s=_TIMEOUT_S
-        )
-        uid = reply.body[0]
-        if reply.signature != "u" or not isinstance(uid, int):
-            raise ValueError("the bus gave no uid")
-        return uid
+        for timeout_s in _TIMEOUTS_S:
+            try:
+                reply = await call(
+                    self._bus, BUS, "GetConnectionUnixUser", "s", sender, timeout_s=timeout_s
+                )
+            except TimeoutError:
+                continue
+            uid = reply.body[0]
+            if reply.signature != "u" or not isinstance(uid, int):
+                raise ValueError("the bus gave no uid")
+            return uid
+        raise TimeoutError
 
 
 def _task() -> asyncio.Task[object]:

@@ -27,6 +27,9 @@ SIGNALS: tuple[tuple[str, str], ...] = (
 )
 
 
+_TIMEOUT_S = 2.0
+
+
 class Peers:
     """Unique names of the services in NAMES; a signal counts only from the owner of its name."""
 
@@ -45,8 +48,15 @@ class Peers:
                 self._owners[name] = str(reply.body[0])
 
     async def is_there(self, name: str) -> bool:
-        """Whether somebody has a name on the bus, as of now; after it, ``moved`` tells."""
-        reply = await self._call("NameHasOwner", name)
+        """Whether somebody has a name on the bus, as of now; after it, ``moved`` tells.
+
+        True also where the bus does not answer: for a full queue it drops its answers, and whoever
+        asks may have everybody else wait.
+        """
+        try:
+            reply = await self._call("NameHasOwner", name, timeout_s=_TIMEOUT_S)
+        except TimeoutError:
+            return True
         return reply is not None and reply.body[0] is True
 
     def owner(self, name: str) -> str | None:
@@ -70,8 +80,10 @@ class Peers:
                 self._owners.pop(name, None)
         return name, owner
 
-    async def _call(self, member: str, argument: str) -> Message | None:
+    async def _call(
+        self, member: str, argument: str, timeout_s: float | None = None
+    ) -> Message | None:
         try:
-            return await call(self._bus, BUS, member, "s", argument, timeout_s=None)
+            return await call(self._bus, BUS, member, "s", argument, timeout_s=timeout_s)
         except Refused:
             return None

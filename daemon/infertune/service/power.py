@@ -89,8 +89,10 @@ class Power:
     async def _end_holds_of_who_left(self) -> None:
         """The bus drops signals for a full queue, so it may not have told us."""
         try:
-            for owner in self._keeper.owners():
-                if not await self._peers.is_there(owner):
+            owners = sorted(self._keeper.owners())
+            there = await asyncio.gather(*map(self._peers.is_there, owners))
+            for owner, is_there in zip(owners, there, strict=True):
+                if not is_there:
                     self._keeper.owner_left(owner)
         except InfertuneError as error:
             self.problem = error.message
