@@ -97,6 +97,13 @@ def state(guest: Guest) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+def same(guest: Guest, before: tuple[str, ...]) -> None:
+    """Raise AssertionError with what differs."""
+    for old, new in zip(before, state(guest), strict=True):
+        gone, came = set(old.splitlines()), set(new.splitlines())
+        assert old == new, f"gone: {sorted(gone - came)}\ncame: {sorted(came - gone)}"
+
+
 def group(guest: Guest, path: str, name: str) -> str:
     return guest.read(f"{CGROUP}/{path}/{name}")
 
@@ -114,7 +121,7 @@ def test_adopted_at_once_and_at_the_next_start_and_given_back(owners: Guest) -> 
 
     planned = json.loads(guest.infertune("adopt plain --profile kept --plan --json").out)
     assert {"MemoryMin", "AllowedCPUs"} <= {each["property"] for each in planned["items"]}
-    assert state(guest) == before
+    same(guest, before)
 
     print(guest.infertune("adopt plain --profile kept").out)
     path = "system.slice/plain.service"
@@ -126,7 +133,7 @@ def test_adopted_at_once_and_at_the_next_start_and_given_back(owners: Guest) -> 
     assert guest.sh("systemctl show -P MainPID plain").strip() == pid, "it was not restarted"
     assert processes(guest, pid) == ("-300", "-5")
     guest.infertune("release plain")
-    assert state(guest) == before
+    same(guest, before)
     assert processes(guest, pid) == ("0", "0")
     guest.infertune("adopt plain --profile kept")
 
@@ -143,7 +150,7 @@ def test_adopted_at_once_and_at_the_next_start_and_given_back(owners: Guest) -> 
     servers = json.loads(guest.infertune("servers --json").out)["servers"]
     assert [each["name"] for each in servers] == ["plain"]
     assert guest.infertune("release plain").out.strip() == "plain.service: given back"
-    assert state(guest) == before
+    same(guest, before)
     # It was started with ours, and goes back to what its unit says.
     assert processes(guest, pid) == ("0", "0")
 
@@ -161,13 +168,13 @@ def test_instances_in_slices_of_their_own(owners: Guest) -> None:
     assert group(guest, "models.slice", "memory.min") == str(192 * MIB)
     # The daemon that ends gives everything back; the next one adopts it again.
     guest.sh("systemctl stop infertune")
-    assert state(guest) == before
+    same(guest, before)
     guest.sh("systemctl start infertune")
     wait_until(lambda: group(guest, "models.slice", "memory.min") == str(192 * MIB))
     wait_until(lambda: group(guest, "system.slice", "memory.min") == str(192 * MIB))
     guest.infertune("release many@two.service")
     guest.infertune("release plain")
-    assert state(guest) == before
+    same(guest, before)
 
 
 def test_a_scope_is_adopted_for_as_long_as_it_lives(owners: Guest) -> None:
@@ -183,7 +190,7 @@ def test_a_scope_is_adopted_for_as_long_as_it_lives(owners: Guest) -> None:
     guest.infertune("adopt box.scope --profile kept")
     guest.sh("systemctl stop box.scope")
     guest.infertune("release box")
-    assert state(guest) == before
+    same(guest, before)
 
 
 def faults(guest: Guest) -> int:
@@ -242,6 +249,7 @@ def test_a_declaration_adopts_at_every_boot(owners: Guest) -> None:
     guest.sh("mkdir -p /etc/infertune/servers.d && systemctl enable -q plain")
     guest.write("/etc/infertune/servers.d/mine.toml", 'unit = "plain.service"\nprofile = "kept"\n')
     guest.infertune("adopt many@one --profile kept")
+    guest.sh("sync")
     guest.power_cut()
     wait_until(lambda: group(guest, "system.slice/plain.service", "memory.min") == str(192 * MIB))
     servers = json.loads(guest.infertune("servers --json").out)["servers"]
