@@ -544,8 +544,13 @@ def test_who_leaves_before_the_hold_is_there(stays: bool, tmp_path: Path, addres
             await ask(holder, "Hold", "sss", "long", "cpu", "x")
         await asyncio.gather(*tasks)
         await settled(world)
-        state = (await properties(bus))["State"]
-        assert state == ("held" if stays else "idle")
+
+        async def as_wanted() -> bool:
+            found: bool = (await properties(bus))["State"] == ("held" if stays else "idle")
+            return found
+
+        # The daemon asks the bus whether the holder is there once the profile is applied.
+        await until(as_wanted)
         assert (values(world.base) == original) is not stays
         if stays:
             await close(holder)

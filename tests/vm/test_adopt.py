@@ -198,16 +198,21 @@ def faults(guest: Guest) -> int:
     return int(dict(line.split() for line in text.splitlines())["pgmajfault"])
 
 
+HOG = """
+import sys, time
+open("/proc/self/oom_score_adj", "w").write("1000")
+held = [bytearray(b"x" * (1 << 20)) for _ in range(int(sys.argv[1]))]
+time.sleep(8)
+"""
+"""Wants more than there is: the kernel reclaims what it may, and ends this one in the end."""
+
+
 def squeeze(guest: Guest) -> int:
     """Major faults of the reader while others want all memory there is."""
     before = faults(guest)
     available = int(guest.sh("awk '/^MemAvailable/ { print int($2 / 1024) }' /proc/meminfo"))
-    hog = (
-        "import time\\n"
-        f"held = [bytearray(b'x' * (1 << 20)) for _ in range({available - 60})]\\n"
-        "time.sleep(8)"
-    )
-    guest.run(f'printf "{hog}" | python3 -', timeout=300)
+    guest.write("/opt/hog.py", HOG)
+    guest.run(f"timeout 60 python3 /opt/hog.py {available + 150}", timeout=300)
     time.sleep(2)
     return faults(guest) - before
 
