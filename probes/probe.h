@@ -32,7 +32,10 @@ enum { BPF_ANY = 0, BPF_NOEXIST = 1, BPF_F_NO_PREALLOC = 1, BPF_LOCAL_STORAGE_GE
 #include <bpf/bpf_tracing.h>
 #include <bpf/bpf_core_read.h>
 
-#define PF_KTHREAD 0x00200000 /* linux/sched.h: the same since 2.6.27 */
+/* linux/sched.h */
+#define PF_EXITING 0x00000004 /* the same since 2.6.0 */
+#define PF_KTHREAD 0x00200000 /* since 2.6.27 */
+#define TASK_DEAD 0x00000080 /* since 4.14 */
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -220,22 +223,17 @@ static __always_inline void record_alone(struct histogram *histogram, __u64 ns)
 
 /*
  * A counter that the kernel keeps for each thread: how much it has grown since it was last taken
- * over.  Two processors may ask at once, when a thread ends while all threads are being visited;
- * only one of them gets the growth.  What was taken is read before what there is, so the
- * difference is never negative.
+ * over.  Two processors may ask at once; only one of them gets the growth.  What was taken is read
+ * before what there is, so the difference is never negative.
  */
-static __always_inline __u64 read_once(const __u64 *value)
-{
-	return *(const volatile __u64 *)value;
-}
-
-static __always_inline __u64 take_growth(__u64 *taken, __u64 before, __u64 now)
-{
-	if ((__s64)(now - before) <= 0)
-		return 0;
-	if (__sync_val_compare_and_swap(taken, before, now) != before)
-		return 0;
-	return now - before;
-}
+#define take_growth(taken, counter)                                                  \
+	({                                                                           \
+		__u64 __before = *(volatile __u64 *)(taken), __now = (counter);      \
+		__u64 __grown = 0;                                                   \
+		if ((__s64)(__now - __before) > 0 &&                                 \
+		    __sync_val_compare_and_swap(taken, __before, __now) == __before) \
+			__grown = __now - __before;                                  \
+		__grown;                                                             \
+	})
 
 char LICENSE[] SEC("license") = "GPL";

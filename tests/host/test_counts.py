@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counts that hold under every life of a thread: within one per cent of what the kernel says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from infertune.exporter.probes import Probes
+from probe_support import NEEDED, cgroup, probes, samples, start, value
+
+__all__ = ["cgroup", "probes"]  # fixtures
+
+pytestmark = NEEDED
+
+RUNNING, FAULTS = "infertune_thread_seconds_total", "infertune_page_faults_total"
+GIB = 1 << 30
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[float, int]:
+    """Seconds of CPU time, and minor faults, of a process and of the children it waited for."""
+    assert process.stdin
+    assert process.stdout
+    process.stdin.close()
+    process.stdout.read()
+    process.stdout.close()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_utime + usage.ru_stime, usage.ru_minflt
+
+
+def go_on(process: subprocess.Popen[str]) -> None:
+    assert process.stdin
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout
+    return process.stdout.readline().strip()
+
+
+def cpu_time(group: Path) -> float:
+    """Seconds that the kernel charged to a control group, to the last instruction of a thread."""
+    stat = dict(line.split() for line in (group / "cpu.stat").read_text().splitlines())
+    return int(stat["usage_usec"]) / 1e6
+
+
+THREADS = """
+import _thread
+done = _thread.allocate_lock()
+done.acquire()
+for _ in range(2000):
+    _thread.start_new_thread(done.release, ())
+    done.acquire()
+"""
+FORKS = """
+import os
+for _ in range(1000):
+    if not (pid := os.fork()): os._exit(0)
+    os.waitpid(pid, 0)
+"""
+STORM = """
+import os
+for _ in range(5):
+    pids = []
+    for _ in range(100):
+        if not (pid := os.fork()): os._exit(0)
+        pids.append(pid)
+    for pid in pids: os.waitpid(pid, 0)
+"""
+PROGRAMS = """
+import os
+for _ in range(300): os.waitpid(os.posix_spawn('/bin/true', ['true'], {}), 0)
+"""
+LARGE = """
+import mmap
+memory = mmap.mmap(-1, 2 << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_NOHUGEPAGE)
+for at in range(0, len(memory), 4096): memory[at] = 1
+import os; os._exit(0)
+"""
+"""Its memory is freed by the kernel, after the program has ended."""
+LIVES = {
+    "2000 threads": THREADS,
+    "1000 forks": FORKS,
+    "a storm of 500": STORM,
+    "300 programs": PROGRAMS,
+    "2 GiB": LARGE,
+}
+
+
+@pytest.mark.parametrize("name", LIVES)
+def test_cpu_time_and_faults_of_every_life(name: str, probes: Probes, cgroup: Path) -> None:
+    if name == "2 GiB" and os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 3 * GIB:
+        pytest.skip("less than 3 GiB are free")
+    process = start(cgroup, "print('ready', flush=True)\ninput()" + LIVES[name])
+    said(process)  # it is in the group now, and what it ran before is taken over with this look
+    before, charged = value(probes, RUNNING, cgroup="test", state="running"), cpu_time(cgroup)
+    go_on(process)
+    seconds, minor = ended(process)
+    running = value(probes, RUNNING, cgroup="test", state="running")
+    assert running - before == pytest.approx(cpu_time(cgroup) - charged, rel=0.01, abs=0.001)
+    assert value(probes, FAULTS, cgroup="test", kind="minor") == pytest.approx(minor, rel=0.01)
+    # getrusage(2) has a thread's time as of its last tick, without what it did to end.
+    assert running > seconds * 0.99
+
+
+EXEC_IN_A_THREAD = """
+import os, sys, threading, time
+time.sleep(2)
+print('ready', flush=True)
+input()
+again = [sys.executable, '-S', '-c', 'print("again", flush=True); input()']
+threading.Thread(target=os.execv, args=(sys.executable, again)).start()
+time.sleep(60)
+"""
+
+
+def test_exec_in_another_thread_does_not_count_the_past_again(probes: Probes, cgroup: Path) -> None:
+    """It takes over the start time of the first thread: its own time must not jump."""
+    process = start(cgroup, EXEC_IN_A_THREAD)
+    assert said(process) == "ready"
+    before = value(probes, RUNNING, cgroup="test")
+    began = time.monotonic()
+    go_on(process)
+    assert said(process) == "again"
+    after = value(probes, RUNNING, cgroup="test")
+    lasted = time.monotonic() - began
+    go_on(process)
+    ended(process)
+    assert before > 2
+    assert after - before < 2 * lasted + 0.5  # two threads at most, for a moment
+
+
+def test_a_thread_that_is_visited_while_it_ends_counts_once(probes: Probes, cgroup: Path) -> None:
+    """All are visited again and again while threads and processes come and go."""
+    process = start(cgroup, "print('ready', flush=True)\ninput()" + FORKS + THREADS)
+    said(process)
+    before, charged = value(probes, RUNNING, cgroup="test", state="running"), cpu_time(cgroup)
+    go_on(process)
+    looks = 0
+    while process_state(process.pid) != "Z":
+        samples(probes)
+        looks += 1
+    _, minor = ended(process)
+    counted = value(probes, RUNNING, cgroup="test", state="running") - before
+    assert looks > 10
+    assert counted == pytest.approx(cpu_time(cgroup) - charged, rel=0.01, abs=0.001)
+    assert value(probes, FAULTS, cgroup="test", kind="minor") == pytest.approx(minor, rel=0.01)
+
+
+def process_state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
