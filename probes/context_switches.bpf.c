@@ -29,6 +29,7 @@ COUNTERS(switches, __u64, struct switches, 4096);
 struct thread {
 	struct times taken;
 	__u64 born; /* exec in a thread that is not the first gives it the start time of that one */
+	__u64 delay; /* run_delay when it last got a processor */
 };
 
 COUNTERS(threads, __u64, struct times, 4096);
@@ -81,14 +82,35 @@ static __always_inline void last_switch(struct task_struct *task)
 	take(task, thread ?: &unknown);
 }
 
+/*
+ * How long a thread waited that gets a processor now.  Where it was moved to another run queue
+ * meanwhile, the kernel has added what it waited before to run_delay, and begun anew.
+ */
+static __always_inline __u64 waited_until(struct task_struct *next, __u64 queued)
+{
+	struct thread *thread = bpf_task_storage_get(&known, next, 0, 0);
+	__u64 before = next->sched_info.run_delay;
+	__u64 delay = before + next->se.cfs_rq->rq->clock - queued;
+	__s64 waited;
+
+	if (thread) {
+		if (thread->delay)
+			before = thread->delay;
+		else if (!next->sched_info.pcount) /* it runs for the first time */
+			before = 0;
+		thread->delay = delay;
+	}
+	waited = delay - before;
+	return waited > 0 ? waited : 0; /* the clock of another processor may be a little behind */
+}
+
 /* prev_state: since Linux 5.18 an argument of the tracepoint.  Interrupts are off here. */
 SEC("tp_btf/sched_switch")
 int BPF_PROG(context_switch, bool preempt, struct task_struct *prev, struct task_struct *next,
 	     unsigned int prev_state)
 {
 	struct switches *counters = 0;
-	__u64 cgroup = 0, other, queued;
-	__s64 waited;
+	__u64 cgroup = 0, other, queued, waited;
 
 	if (prev->pid) {
 		cgroup = cgroup_of(prev);
@@ -108,9 +130,7 @@ int BPF_PROG(context_switch, bool preempt, struct task_struct *prev, struct task
 	queued = next->sched_info.last_queued;
 	if (!queued)
 		return 0;
-	waited = next->se.cfs_rq->rq->clock - queued;
-	if (waited < 0) /* it came from another processor, whose clock is a little ahead */
-		waited = 0;
+	waited = waited_until(next, queued);
 	other = cgroup_of(next);
 	if (!counters || other != cgroup)
 		counters = counters_of(&switches, &other, &no_switches);
@@ -144,6 +164,7 @@ int threads_before(struct bpf_iter__task *ctx)
 	thread = bpf_task_storage_get(&known, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (thread) {
 		thread->born = task->start_time;
+		thread->delay = task->sched_info.run_delay;
 		thread->taken.running = task->se.sum_exec_runtime;
 		thread->taken.waiting = task->sched_info.run_delay;
 		thread->taken.blocked = blocked_until(task, thread, bpf_ktime_get_ns());

@@ -66,6 +66,7 @@ struct sched_entity {
 };
 
 struct sched_info { /* CONFIG_SCHED_INFO */
+	unsigned long pcount;
 	unsigned long long run_delay;
 	unsigned long long last_queued;
 };

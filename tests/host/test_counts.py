@@ -155,5 +155,59 @@ def test_a_thread_that_is_visited_while_it_ends_counts_once(probes: Probes, cgro
     assert value(probes, FAULTS, cgroup="test", kind="minor") == pytest.approx(minor, rel=0.01)
 
 
+SPIN = """
+import time
+print('ready', flush=True)
+input()
+end = time.monotonic() + 1.5
+while time.monotonic() < end: pass
+print('ready', flush=True)
+input()
+"""
+
+
+def run_delay(pid: int) -> float:
+    """Seconds in run queues that the kernel has counted of a process that is asleep now."""
+    while process_state(pid) != "S":
+        time.sleep(0.01)
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+
+
+def test_waiting_survives_a_move_to_another_cpu(probes: Probes, cgroup: Path) -> None:
+    """The kernel begins to wait anew in each run queue; run_delay has all of it."""
+    cpus = sorted(os.sched_getaffinity(0))[:2]
+    if len(cpus) < 2:
+        pytest.skip("one CPU")
+
+    def told() -> tuple[float, float]:
+        return (
+            value(probes, "infertune_run_queue_latency_seconds_sum", cgroup="test"),
+            value(probes, RUNNING, cgroup="test", state="waiting"),
+        )
+
+    processes = [start(cgroup, SPIN) for _ in range(6)]
+    for each in processes:
+        said(each)
+    delays, before = [run_delay(each.pid) for each in processes], told()
+    for each in processes:
+        go_on(each)
+    end, turn = time.monotonic() + 1.6, 0
+    while time.monotonic() < end:
+        turn += 1
+        for each in processes:
+            os.sched_setaffinity(each.pid, {cpus[turn % 2]})
+        time.sleep(0.004)
+    for each in processes:
+        said(each)
+    waited = sum(run_delay(each.pid) for each in processes) - sum(delays)
+    latency, waiting = (now - then for now, then in zip(told(), before, strict=True))
+    for each in processes:
+        go_on(each)
+        ended(each)
+    assert waited > 2, "six processes on two CPUs must wait"
+    assert waiting == pytest.approx(waited, rel=1e-6)
+    assert latency == pytest.approx(waited, rel=0.01)
+
+
 def process_state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
