@@ -85,7 +85,7 @@ def quartiles(values: list[float], form: str) -> str:
     return f"{middle} ({low} to {high})"
 
 
-def probes(checkouts: dict[str, Path], repeat: int) -> list[str]:
+def probes(checkouts: dict[str, Path], repeat: int, events: list[str]) -> list[str]:
     lines = ["| event | base, ns | " + " | ".join(f"{name}, added ns" for name in checkouts) + " |"]
     lines.append("|---" * (2 + len(checkouts)) + "|")
     with tempfile.TemporaryDirectory() as scratch:
@@ -94,7 +94,8 @@ def probes(checkouts: dict[str, Path], repeat: int) -> list[str]:
             source = HERE / "benchmarks" / f"{name}.c"
             command = [compiler, "-O2", "-pthread", "-o", f"{scratch}/{name}", str(source)]
             subprocess.run(command, check=True)
-        for event, (program, *words) in EVENTS.items():
+        for event in events:
+            program, *words = EVENTS[event]
             bench = [f"{scratch}/{program}", *words]
             base: list[float] = []
             added: dict[str, list[float]] = {name: [] for name in checkouts}
@@ -115,12 +116,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("before", type=Path, help="a checkout whose probes are compiled")
     parser.add_argument("--repeat", type=int, default=15)
+    parser.add_argument("--events", nargs="+", choices=EVENTS, default=list(EVENTS))
     parser.add_argument("--output", type=Path, help="write the results there, as Markdown")
     given = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("paired: needs root")
     checkouts = {"before": given.before.resolve(), "now": HERE}
-    lines = ["## Probes", "", *probes(checkouts, given.repeat), ""]
+    lines = ["## Probes", "", *probes(checkouts, given.repeat, given.events), ""]
     if given.output:
         given.output.write_text("\n".join([made_up.environment(), "", *lines]))
 

@@ -27,7 +27,7 @@ SEC("tp_btf/mm_compaction_end")
 int zone_end(void *ctx)
 {
 	__u64 *at = bpf_task_storage_get(&began, bpf_get_current_task_btf(), 0, 0);
-	__u64 cgroup = bpf_get_current_cgroup_id();
+	__u64 cgroup = cgroup_of(bpf_get_current_task_btf());
 	struct histogram *histogram;
 
 	if (!at || !*at)

@@ -104,7 +104,7 @@ static __always_inline int queued(struct drm_sched_job *submitted)
 			name = BPF_CORE_READ(device, kobj.name);
 		bpf_probe_read_kernel_str(job.key.device, sizeof(job.key.device), name);
 	}
-	job.key.cgroup = bpf_get_current_cgroup_id();
+	job.key.cgroup = cgroup_of(bpf_get_current_task_btf());
 	job.queued_at = bpf_ktime_get_ns();
 
 	/* A job whose process was killed ends without a word; its fence is used again. */

@@ -43,7 +43,14 @@ struct kernfs_node {
 	__u64 id;
 };
 
+struct cgroup_subsys_state {
+	struct cgroup *cgroup;
+	struct cgroup_subsys_state *parent;
+};
+
 struct cgroup {
+	struct cgroup_subsys_state self;
+	int level;
 	struct kernfs_node *kn;
 };
 
@@ -143,10 +150,23 @@ static __always_inline void *counters_of(void *map, const void *key, const void 
 	return value;
 }
 
-/* Inode number of the directory of a thread's control group in the v2 hierarchy. */
+/* Where units have their groups: /infertune.slice/infertune-server@NAME.service */
+#define UNIT_LEVEL 2
+/* A group that is still further below is counted as one between it and its unit. */
+#define MAX_BELOW 16
+
+/*
+ * Inode number of the directory of a thread's control group in the v2 hierarchy.  What is below a
+ * unit is the unit's: a container engine makes groups in its own.
+ */
 static __always_inline __u64 cgroup_of(struct task_struct *task)
 {
-	return task->cgroups->dfl_cgrp->kn->id;
+	struct cgroup *group = task->cgroups->dfl_cgrp;
+	int below = group->level - UNIT_LEVEL;
+
+	for (int up = 0; up < MAX_BELOW && up < below; up++)
+		group = group->self.parent->cgroup;
+	return group->kn->id;
 }
 
 /* The counters of a thread's control group. */

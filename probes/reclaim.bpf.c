@@ -33,7 +33,7 @@ static __always_inline int begin(void)
 
 static __always_inline int end(enum limit limit, unsigned long pages)
 {
-	struct key key = { .cgroup = bpf_get_current_cgroup_id(), .limit = limit };
+	struct key key = { .cgroup = cgroup_of(bpf_get_current_task_btf()), .limit = limit };
 	__u64 *at = bpf_task_storage_get(&began, bpf_get_current_task_btf(), 0, 0);
 	struct reclaim *counters;
 

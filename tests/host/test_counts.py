@@ -211,3 +211,18 @@ def test_waiting_survives_a_move_to_another_cpu(probes: Probes, cgroup: Path) ->
 
 def process_state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_what_is_below_a_unit_is_the_unit_s(probes: Probes, cgroup: Path) -> None:
+    """A container engine makes groups in the unit's; they may be gone before anybody looks."""
+    deep = cgroup
+    for name in ("inner", *(f"deeper{n}" for n in range(5))):
+        deep /= name
+        deep.mkdir()
+        process = start(deep, "print('ready', flush=True)\ninput()" + THREADS)
+        said(process)
+        before, charged = value(probes, RUNNING, cgroup="test", state="running"), cpu_time(cgroup)
+        go_on(process)
+        ended(process)
+        running = value(probes, RUNNING, cgroup="test", state="running") - before
+        assert running == pytest.approx(cpu_time(cgroup) - charged, rel=0.01, abs=0.001)
