@@ -13,7 +13,7 @@ int zone_begin(void *ctx)
 	struct task_struct *task = bpf_get_current_task_btf();
 	__u64 *at;
 
-	if (task->flags & PF_KTHREAD) /* kcompactd and khugepaged make nobody wait */
+	if (!stalled(task))
 		return 0;
 	at = bpf_task_storage_get(&began, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (at)

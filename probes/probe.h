@@ -81,6 +81,7 @@ struct sched_info { /* CONFIG_SCHED_INFO */
 struct task_struct {
 	unsigned int flags;
 	int exit_state;
+	unsigned in_memstall : 1; /* CONFIG_PSI */
 	int pid;
 	unsigned long min_flt;
 	unsigned long maj_flt;
@@ -176,6 +177,15 @@ static __always_inline void *counters_of_group(void *map, struct task_struct *ta
 	__u64 cgroup = cgroup_of(task);
 
 	return counters_of(map, &cgroup, zeroes);
+}
+
+/*
+ * Whether a thread stands still for want of memory, as the kernel sees it for /proc/pressure: not
+ * one that writes to memory.max or compact_memory, and so makes room for somebody else.
+ */
+static __always_inline bool stalled(struct task_struct *task)
+{
+	return !(task->flags & PF_KTHREAD) && BPF_CORE_READ_BITFIELD(task, in_memstall);
 }
 
 /*

@@ -21,9 +21,12 @@ static const struct reclaim none;
 
 static __always_inline int begin(void)
 {
-	__u64 *at = bpf_task_storage_get(&began, bpf_get_current_task_btf(), 0,
-					 BPF_LOCAL_STORAGE_GET_F_CREATE);
+	struct task_struct *task = bpf_get_current_task_btf();
+	__u64 *at;
 
+	if (!stalled(task))
+		return 0;
+	at = bpf_task_storage_get(&began, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (at)
 		*at = bpf_ktime_get_ns();
 	else
@@ -37,7 +40,7 @@ static __always_inline int end(enum limit limit, unsigned long pages)
 	__u64 *at = bpf_task_storage_get(&began, bpf_get_current_task_btf(), 0, 0);
 	struct reclaim *counters;
 
-	if (!at || !*at) /* it began before we were here */
+	if (!at || !*at) /* it is not stalled, or was before we were here */
 		return 0;
 	counters = counters_of(&reclaims, &key, &none);
 	if (counters) {

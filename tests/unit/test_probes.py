@@ -77,6 +77,7 @@ def test_generations_share_what_belongs_to_both() -> None:
         ('title = "T"\n', "", None, "'title' is missing"),
         ('absent = "A"', 'absnt = "A"', 4, "did you mean 'absent'"),
         ('title = "T"', "title = ", 2, "Invalid value"),
+        ('help = "H"', 'help = "H"\nneeds = "luck"', 4, "one of: pressure"),
         ('when = "collect"', 'when = "often"', 8, "one of: attach, collect"),
         ('visits = "threads"', 'visits = "files"', 8, "one of: threads"),
         ('tracepoint = "same_name"', "tracepoint = []", 11, "'tracepoint' is a text"),
@@ -423,7 +424,7 @@ def test_tracepoints_of_kernel_and_module(tmp_path: Path) -> None:
 def test_a_kernel_without_types(tmp_path: Path) -> None:
     with pytest.raises(BtfMissing, match=r"does not tell its types: /sys/kernel/btf/vmlinux"):
         kernel.Types(Root(tmp_path)).has_tracepoint("sched_switch")
-    states = probes.Probes(root=Root(tmp_path)).attach()
+    states = probes.Probes(root=machine(tmp_path, {"/proc/pressure/memory": b""})).attach()
     assert {state.state for state in states} == {"failed"}
     assert all("CONFIG_DEBUG_INFO_BTF" in state.why for state in states)
 
@@ -436,7 +437,8 @@ def test_a_module_without_types(tmp_path: Path) -> None:
 
 
 def test_a_kernel_without_the_tracepoints(tmp_path: Path) -> None:
-    found = probes.Probes(root=machine(tmp_path, {kernel.VMLINUX: with_tracepoints()}))
+    files = {kernel.VMLINUX: with_tracepoints(), "/proc/pressure/memory": b""}
+    found = probes.Probes(root=machine(tmp_path, files))
     states = {state.name: state for state in found.attach()}
     assert {state.state for state in states.values()} == {"absent"}
     assert "mm_compaction_begin" in states["compaction"].why
@@ -445,6 +447,16 @@ def test_a_kernel_without_the_tracepoints(tmp_path: Path) -> None:
     [family] = found.collect()
     assert family.name == "infertune_probe_state"
     assert {s.labels["state"] for s in family.samples if s.value} == {"absent"}
+    found.close()
+
+
+def test_without_pressure_nobody_knows_who_is_stalled(tmp_path: Path) -> None:
+    found = probes.Probes(root=machine(tmp_path, {kernel.VMLINUX: with_tracepoints()}))
+    states = {state.name: state for state in found.attach()}
+    for name in ("reclaim", "compaction"):
+        assert states[name].state == "not applicable"
+        assert "psi=0" in states[name].why
+    assert states["page_faults"].state == "absent"
     found.close()
 
 

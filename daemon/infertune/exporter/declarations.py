@@ -22,6 +22,7 @@ TYPES = ("counter", "gauge", "histogram")
 DECODERS = ("cgroup", "text", "cpu")
 """``cgroup``: inode number of a directory; ``text``: characters; ``cpu``: no field of the key, the
 processor that counted.  A list of words instead: the field is an index into it."""
+NEEDS = ("pressure",)
 UNITS = ("seconds", "bytes")
 """Base units of Prometheus that a name may end with."""
 PREFIX = "infertune_"
@@ -97,6 +98,8 @@ class Declaration:
     """What it means that a field of a kernel structure is missing."""
     module: str | None
     """The kernel module that has the tracepoints, if it is one."""
+    needs: str | None
+    """One of NEEDS: what the programs read is kept only where the kernel has that."""
     programs: tuple[Program, ...]
     metrics: tuple[Metric, ...]
 
@@ -165,7 +168,7 @@ class _Reader:
 
     def declaration(self, table: dict[str, Any]) -> Declaration:
         required = ("title", "help", "absent", "not_applicable", "programs", "metrics")
-        self._keys(table, (), required, ("module",))
+        self._keys(table, (), required, ("module", "needs"))
         programs = self._table(table, ("programs",))
         metrics = self._table(table, ("metrics",))
         return Declaration(
@@ -175,6 +178,7 @@ class _Reader:
             absent=self._text(table, ("absent",)),
             not_applicable=self._text(table, ("not_applicable",)),
             module=self._text(table, ("module",)) if "module" in table else None,
+            needs=self._one_of(table, ("needs",), NEEDS) if "needs" in table else None,
             programs=tuple(self._program(programs, name) for name in programs),
             metrics=tuple(self._metric(metrics, name) for name in metrics),
         )

@@ -37,6 +37,7 @@ from infertune.errors import (
 from infertune.exporter import declarations as declared
 from infertune.exporter.declarations import Declaration, MetricRow, Program
 from infertune.exporter.totals import Histogram, Totals, check
+from infertune.host.memory import has_pressure
 from infertune.root import Root
 
 State = Literal["attached", "absent", "not applicable", "failed"]
@@ -201,6 +202,8 @@ class Probes:
         def not_attached(state: State, why: str) -> ProbeState:
             return ProbeState(declaration.name, state, why, ())
 
+        if declaration.needs == "pressure" and not has_pressure(self._root):
+            return not_attached("not applicable", declaration.not_applicable)
         try:
             programs = _generation(declaration, types)
             probe = _Attached(declaration, programs, self._objects, types, self._root)
