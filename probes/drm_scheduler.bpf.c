@@ -37,7 +37,7 @@ struct drm_sched_job {
 #pragma clang attribute pop
 
 struct key {
-	char device[32];
+	char pci_address[32];
 	char ring[32];
 	__u64 cgroup;
 };
@@ -102,7 +102,7 @@ static __always_inline int queued(struct drm_sched_job *submitted)
 		name = BPF_CORE_READ(device, init_name);
 		if (!name)
 			name = BPF_CORE_READ(device, kobj.name);
-		bpf_probe_read_kernel_str(job.key.device, sizeof(job.key.device), name);
+		bpf_probe_read_kernel_str(job.key.pci_address, sizeof(job.key.pci_address), name);
 	}
 	job.key.cgroup = cgroup_of(bpf_get_current_task_btf());
 	job.queued_at = bpf_ktime_get_ns();

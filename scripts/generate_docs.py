@@ -30,7 +30,7 @@ from infertune.errors import Exit
 from infertune.exporter.base import Metric
 from infertune.exporter.collectors import COLLECTORS
 from infertune.exporter.page import EXPORTER_METRICS, RUNNER_METRICS
-from infertune.exporter.probes import metric_rows
+from infertune.exporter.probes import metrics as probe_metrics
 from infertune.knobs import KNOBS
 from infertune.knobs.base import Knob
 from infertune.knobs.guards import GUARDS
@@ -211,10 +211,7 @@ def metrics_page() -> str:
             out.append(f"Read every {collector.max_age_s:g} s at most.")
         out += _metrics(collector.metrics)
     out += ["", "## Probes", "", "Counted by eBPF programs in the kernel; see `probes/`."]
-    out += ["", "| metric | type | unit | labels | meaning | series |", "|---|---|---|---|---|---|"]
-    for row in metric_rows():
-        labels = ", ".join(f"`{label}`" for label in row.labels)
-        out.append(_row((f"`{row.name}`", row.type, row.unit, labels, row.help, row.cardinality)))
+    out += _metrics(probe_metrics())
     out += ["", "## The exporter itself", "", "Beside these the page has `process_*`."]
     return "\n".join([*out, *_metrics((*RUNNER_METRICS, *EXPORTER_METRICS))]) + "\n"
 

@@ -15,8 +15,7 @@ import yaml
 
 from infertune.exporter.collectors import COLLECTORS
 from infertune.exporter.page import EXPORTER_METRICS, RUNNER_METRICS
-from infertune.exporter.probes import metric_rows
-from infertune.exporter.probing import PROBE_METRICS
+from infertune.exporter.probes import metrics as probe_metrics
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RULES = REPOSITORY / "prometheus" / "rules"
@@ -90,15 +89,13 @@ def declared() -> dict[str, set[str]]:
         *(metric for collector in COLLECTORS.values() for metric in collector.metrics),
         *RUNNER_METRICS,
         *EXPORTER_METRICS,
-        *PROBE_METRICS,
+        *probe_metrics(),
     ):
-        found[metric.name] = {*metric.labels, *ADDED}
-    for row in metric_rows():
-        labels = {*row.labels, *ADDED}
-        ends = ("_sum", "_count") if row.type == "histogram" else ("",)
-        found.update({row.name + end: labels for end in ends})
-        if row.type == "histogram":
-            found[f"{row.name}_bucket"] = labels | {"le"}
+        labels = {*metric.labels, *ADDED}
+        ends = ("_sum", "_count") if metric.kind == "histogram" else ("",)
+        found.update({metric.name + end: labels for end in ends})
+        if metric.kind == "histogram":
+            found[f"{metric.name}_bucket"] = labels | {"le"}
     for name in ("process_cpu_seconds_total", "process_resident_memory_bytes"):
         found[name] = ADDED
     for rule in rules():

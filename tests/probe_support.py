@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 from infertune.exporter import probes as module
+from infertune.exporter.page import render
 from infertune.exporter.probes import Probes
 
 DECLARED, COMPILED = module.package_directories()
@@ -80,10 +81,11 @@ def probes(cgroup: Path) -> Iterator[Probes]:
 
 
 def samples(probes: Probes) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    families: list[Metric] = list(probes.collect())
+    """The page of the probes, as Prometheus reads it."""
+    page = render(probes.collector().metrics, probes.samples()).decode()
     return {
         (s.name, frozenset(s.labels.items())): s.value
-        for family in families
+        for family in text_string_to_metric_families(page)
         for s in family.samples
     }
 

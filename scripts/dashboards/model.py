@@ -16,7 +16,6 @@ from dashboards.base import (
 )
 
 _S = 'instance=~"$instance",server=~"$server",server!=""'
-_C = 'instance=~"$instance",cgroup=~"$server",cgroup!="other"'
 _NO_METRICS = "no server of 'infertune serve' answers with --metrics; 'run' is not watched"
 _NO_PROBE = "not attached: see Tuning, probes"
 _ROCM = "not applicable (ROCm, or no DRM driver): its queues do not pass this scheduler"
@@ -127,8 +126,8 @@ MODEL = Dashboard(
                     nothing=_NO_PROBE,
                     targets=(
                         Target(
-                            per_second(f'infertune_page_faults_total{{{_C},kind="major"}}'),
-                            "{{cgroup}}",
+                            per_second(f'infertune_page_faults_total{{{_S},kind="major"}}'),
+                            "{{server}}",
                         ),
                     ),
                 ),
@@ -140,8 +139,8 @@ MODEL = Dashboard(
                     nothing=_NO_PROBE,
                     targets=(
                         Target(
-                            per_second(f'infertune_page_faults_total{{{_C},kind="minor"}}'),
-                            "{{cgroup}}",
+                            per_second(f'infertune_page_faults_total{{{_S},kind="minor"}}'),
+                            "{{server}}",
                         ),
                     ),
                 ),
@@ -155,9 +154,9 @@ MODEL = Dashboard(
                     targets=tuple(
                         Target(
                             quantile(
-                                q, "infertune_run_queue_latency_seconds", _C, "instance, cgroup"
+                                q, "infertune_run_queue_latency_seconds", _S, "instance, server"
                             ),
-                            f"{{{{cgroup}}}} {name}",
+                            f"{{{{server}}}} {name}",
                         )
                         for q, name in ((0.5, "median"), (0.99, "99 %"))
                     ),
@@ -171,10 +170,10 @@ MODEL = Dashboard(
                     nothing=_NO_PROBE,
                     targets=(
                         Target(
-                            f"{per_second(f'infertune_thread_seconds_total{{{_C}}}')} "
-                            "/ on (instance, cgroup) group_left () sum by (instance, cgroup) "
-                            f"({per_second(f'infertune_thread_seconds_total{{{_C}}}')})",
-                            "{{cgroup}} {{state}}",
+                            f"{per_second(f'infertune_thread_seconds_total{{{_S}}}')} "
+                            "/ on (instance, server) group_left () sum by (instance, server) "
+                            f"({per_second(f'infertune_thread_seconds_total{{{_S}}}')})",
+                            "{{server}} {{state}}",
                         ),
                     ),
                 ),
@@ -186,10 +185,8 @@ MODEL = Dashboard(
                     nothing=_NO_PROBE,
                     targets=(
                         Target(
-                            "sum by (instance, cgroup, kind) ("
-                            + per_second(f"infertune_context_switches_total{{{_C}}}")
-                            + ")",
-                            "{{cgroup}} {{kind}}",
+                            per_second(f"infertune_context_switches_total{{{_S}}}"),
+                            "{{server}} {{kind}}",
                         ),
                     ),
                 ),
@@ -200,8 +197,8 @@ MODEL = Dashboard(
                     nothing=_NO_PROBE,
                     targets=(
                         Target(
-                            per_second(f"infertune_thread_migrations_total{{{_C}}}"),
-                            "{{cgroup}}",
+                            per_second(f"infertune_thread_migrations_total{{{_S}}}"),
+                            "{{server}}",
                         ),
                     ),
                 ),
@@ -265,7 +262,7 @@ MODEL = Dashboard(
                     targets=(
                         Target(
                             "sum by (instance, ring) ("
-                            + per_second(f'infertune_drm_scheduler_jobs_total{{{_C},event="done"}}')
+                            + per_second(f'infertune_drm_scheduler_jobs_total{{{_S},event="done"}}')
                             + ")",
                             "{{ring}}",
                         ),
@@ -280,13 +277,13 @@ MODEL = Dashboard(
                     targets=(
                         Target(
                             quantile(
-                                0.99, "infertune_drm_scheduler_wait_seconds", _C, "instance, ring"
+                                0.99, "infertune_drm_scheduler_wait_seconds", _S, "instance, ring"
                             ),
                             "{{ring}} wait",
                         ),
                         Target(
                             quantile(
-                                0.99, "infertune_drm_scheduler_run_seconds", _C, "instance, ring"
+                                0.99, "infertune_drm_scheduler_run_seconds", _S, "instance, ring"
                             ),
                             "{{ring}} on the ring",
                         ),

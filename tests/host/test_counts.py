@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from infertune.exporter.probes import Probes
-from probe_support import NEEDED, cgroup, probes, samples, start, value
+from probe_support import NEEDED, cgroup, probes, remove, samples, start, value
 
 __all__ = ["cgroup", "probes"]  # fixtures
 
@@ -101,12 +101,12 @@ def test_cpu_time_and_faults_of_every_life(name: str, probes: Probes, cgroup: Pa
         pytest.skip("less than 3 GiB are free")
     process = start(cgroup, "print('ready', flush=True)\ninput()" + LIVES[name])
     said(process)  # it is in the group now, and what it ran before is taken over with this look
-    before, charged = value(probes, RUNNING, cgroup="test", state="running"), cpu_time(cgroup)
+    before, charged = value(probes, RUNNING, server="test", state="running"), cpu_time(cgroup)
     go_on(process)
     seconds, minor = ended(process)
-    running = value(probes, RUNNING, cgroup="test", state="running")
+    running = value(probes, RUNNING, server="test", state="running")
     assert running - before == pytest.approx(cpu_time(cgroup) - charged, rel=0.01, abs=0.001)
-    assert value(probes, FAULTS, cgroup="test", kind="minor") == pytest.approx(minor, rel=0.01)
+    assert value(probes, FAULTS, server="test", kind="minor") == pytest.approx(minor, rel=0.01)
     # getrusage(2) has a thread's time as of its last tick, without what it did to end.
     assert running > seconds * 0.99
 
@@ -126,11 +126,11 @@ def test_exec_in_another_thread_does_not_count_the_past_again(probes: Probes, cg
     """It takes over the start time of the first thread: its own time must not jump."""
     process = start(cgroup, EXEC_IN_A_THREAD)
     assert said(process) == "ready"
-    before = value(probes, RUNNING, cgroup="test")
+    before = value(probes, RUNNING, server="test")
     began = time.monotonic()
     go_on(process)
     assert said(process) == "again"
-    after = value(probes, RUNNING, cgroup="test")
+    after = value(probes, RUNNING, server="test")
     lasted = time.monotonic() - began
     go_on(process)
     ended(process)
@@ -142,17 +142,17 @@ def test_a_thread_that_is_visited_while_it_ends_counts_once(probes: Probes, cgro
     """All are visited again and again while threads and processes come and go."""
     process = start(cgroup, "print('ready', flush=True)\ninput()" + FORKS + THREADS)
     said(process)
-    before, charged = value(probes, RUNNING, cgroup="test", state="running"), cpu_time(cgroup)
+    before, charged = value(probes, RUNNING, server="test", state="running"), cpu_time(cgroup)
     go_on(process)
     looks = 0
     while process_state(process.pid) != "Z":
         samples(probes)
         looks += 1
     _, minor = ended(process)
-    counted = value(probes, RUNNING, cgroup="test", state="running") - before
+    counted = value(probes, RUNNING, server="test", state="running") - before
     assert looks > 10
     assert counted == pytest.approx(cpu_time(cgroup) - charged, rel=0.01, abs=0.001)
-    assert value(probes, FAULTS, cgroup="test", kind="minor") == pytest.approx(minor, rel=0.01)
+    assert value(probes, FAULTS, server="test", kind="minor") == pytest.approx(minor, rel=0.01)
 
 
 SPIN = """
@@ -181,8 +181,8 @@ def test_waiting_survives_a_move_to_another_cpu(probes: Probes, cgroup: Path) ->
 
     def told() -> tuple[float, float]:
         return (
-            value(probes, "infertune_run_queue_latency_seconds_sum", cgroup="test"),
-            value(probes, RUNNING, cgroup="test", state="waiting"),
+            value(probes, "infertune_run_queue_latency_seconds_sum", server="test"),
+            value(probes, RUNNING, server="test", state="waiting"),
         )
 
     processes = [start(cgroup, SPIN) for _ in range(6)]
@@ -213,6 +213,40 @@ def process_state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
+def test_a_group_that_is_gone_before_anybody_looks(cgroup: Path) -> None:
+    """A server ends, or is started again: what it did since the last look is its own."""
+    names = {cgroup.stat().st_ino: "test"}
+    probes = Probes(cgroups=lambda: dict(names))
+    try:
+        probes.attach()
+        first = start(cgroup, "print('ready', flush=True)\ninput()" + FORKS)
+        said(first)
+        others, before = value(probes, FAULTS, server=""), value(probes, FAULTS, server="test")
+        go_on(first)
+        _, minor = ended(first)
+        # systemd removes the directory, and makes a new one for the next start.
+        remove(cgroup)
+        names.clear()
+        cgroup.mkdir()
+        names[cgroup.stat().st_ino] = "test"
+        _, again = ended(start(cgroup, FORKS))
+        found = value(probes, FAULTS, server="test")
+        assert found == pytest.approx(minor + again, rel=0.01)
+        assert found - before > minor  # before the first look it had a few
+        assert value(probes, FAULTS, server="") - others < minor / 2
+    finally:
+        probes.close()
+
+
+def test_a_server_has_zeros_before_anything_happens(probes: Probes) -> None:
+    found = samples(probes)
+    for limit in ("machine", "cgroup"):
+        labels = frozenset({("server", "test"), ("limit", limit)})
+        assert found["infertune_direct_reclaim_seconds_count", labels] == 0
+    assert found["infertune_compaction_stall_seconds_sum", frozenset({("server", "test")})] == 0
+    assert not [name for name, _ in found if name.startswith("infertune_drm")]
+
+
 def test_what_is_below_a_unit_is_the_unit_s(probes: Probes, cgroup: Path) -> None:
     """A container engine makes groups in the unit's; they may be gone before anybody looks."""
     deep = cgroup
@@ -221,8 +255,8 @@ def test_what_is_below_a_unit_is_the_unit_s(probes: Probes, cgroup: Path) -> Non
         deep.mkdir()
         process = start(deep, "print('ready', flush=True)\ninput()" + THREADS)
         said(process)
-        before, charged = value(probes, RUNNING, cgroup="test", state="running"), cpu_time(cgroup)
+        before, charged = value(probes, RUNNING, server="test", state="running"), cpu_time(cgroup)
         go_on(process)
         ended(process)
-        running = value(probes, RUNNING, cgroup="test", state="running") - before
+        running = value(probes, RUNNING, server="test", state="running") - before
         assert running == pytest.approx(cpu_time(cgroup) - charged, rel=0.01, abs=0.001)

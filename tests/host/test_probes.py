@@ -54,7 +54,7 @@ touch(8000)
 
 def test_faults_are_those_of_getrusage(probes: Probes, cgroup: Path) -> None:
     _, (minor, _) = finish(start(cgroup, TOUCH))
-    counted = value(probes, "infertune_page_faults_total", cgroup="test", kind="minor")
+    counted = value(probes, "infertune_page_faults_total", server="test", kind="minor")
     assert minor > 20000
     assert counted == pytest.approx(minor, rel=0.01)
 
@@ -64,7 +64,7 @@ def test_faults_of_many_short_processes(probes: Probes, cgroup: Path) -> None:
     total = 0
     for _ in range(10):
         total += finish(start(cgroup, "memory = bytearray(2_000_000)"))[1][0]
-    counted = value(probes, "infertune_page_faults_total", cgroup="test", kind="minor")
+    counted = value(probes, "infertune_page_faults_total", server="test", kind="minor")
     assert counted == pytest.approx(total, rel=0.01)
 
 
@@ -74,11 +74,11 @@ def test_faults_of_a_process_that_goes_on(probes: Probes, cgroup: Path) -> None:
     assert process.stdin
     process.stdout.readline()
     stat = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-    counted = value(probes, "infertune_page_faults_total", cgroup="test", kind="minor")
+    counted = value(probes, "infertune_page_faults_total", server="test", kind="minor")
     process.stdin.write("\n")
     finish(process)
     assert counted == pytest.approx(int(stat[7]), rel=0.01)
-    final = value(probes, "infertune_page_faults_total", cgroup="test", kind="minor")
+    final = value(probes, "infertune_page_faults_total", server="test", kind="minor")
     assert final >= counted
 
 
@@ -91,8 +91,8 @@ def test_what_was_before_is_not_counted(cgroup: Path) -> None:
     late = Probes(cgroups=lambda: {inode: "test"})
     try:
         late.attach()
-        faults = value(late, "infertune_page_faults_total", cgroup="test")
-        running = value(late, "infertune_thread_seconds_total", cgroup="test", state="running")
+        faults = value(late, "infertune_page_faults_total", server="test")
+        running = value(late, "infertune_thread_seconds_total", server="test", state="running")
         process.stdin.write("\n")
         finish(process)
     finally:
@@ -121,7 +121,7 @@ def test_major_faults_of_a_cold_file(probes: Probes, cgroup: Path) -> None:
     if major < 1000:
         pytest.skip("pages of a file cannot be dropped from memory here")
     for kind, expected in (("major", major), ("minor", minor)):
-        counted = value(probes, "infertune_page_faults_total", cgroup="test", kind=kind)
+        counted = value(probes, "infertune_page_faults_total", server="test", kind=kind)
         assert counted == pytest.approx(expected, rel=0.01)
 
 
@@ -165,7 +165,7 @@ def asleep(process: subprocess.Popen[str]) -> list[int]:
 
 def test_switches_and_times_are_the_kernel_s(probes: Probes, cgroup: Path) -> None:
     def told(metric: str, label: str, *words: str) -> list[float]:
-        return [value(probes, metric, cgroup="test", **{label: word}) for word in words]
+        return [value(probes, metric, server="test", **{label: word}) for word in words]
 
     def look() -> list[float]:
         return [
@@ -234,10 +234,10 @@ def test_run_queue_latency_is_the_time_the_kernel_saw_waiting(probes: Probes, cg
         number
         for (n, labels), number in found.items()
         if n == "infertune_context_switches_total"
-        and {("cgroup", "test"), ("kind", "involuntary")} <= labels
+        and {("server", "test"), ("kind", "involuntary")} <= labels
     )
     assert counted == pytest.approx(preempted, rel=0.05, abs=5)
-    name, label = "infertune_run_queue_latency_seconds", ("cgroup", "test")
+    name, label = "infertune_run_queue_latency_seconds", ("server", "test")
     total = found[f"{name}_sum", frozenset({label})]
     count = found[f"{name}_count", frozenset({label})]
     buckets = {
@@ -272,7 +272,7 @@ def test_migrations_are_the_kernel_s(probes: Probes, cgroup: Path) -> None:
     )
     migrations = int(finish(start(cgroup, code))[0])
     assert migrations >= 190
-    counted = value(probes, "infertune_thread_migrations_total", cgroup="test")
+    counted = value(probes, "infertune_thread_migrations_total", server="test")
     assert counted == pytest.approx(migrations, abs=2)
 
 
@@ -313,7 +313,7 @@ def test_reclaim_in_a_small_group(probes: Probes, cgroup: Path, small_memory: Pa
         finish(start(cgroup, code, str(small_memory), str(file)))
     finally:
         file.unlink(missing_ok=True)
-    labels = {"cgroup": "test", "limit": "cgroup"}
+    labels = {"server": "test", "limit": "cgroup"}
     assert value(probes, "infertune_direct_reclaim_seconds_count", **labels) > 10
     seconds = value(probes, "infertune_direct_reclaim_seconds_sum", **labels)
     assert 0 < seconds < 60
@@ -351,7 +351,7 @@ def test_who_makes_room_for_others_is_not_stalled(
     assert int(limit.read_text()) == 8 << 20
     assert events("compact_migrate_scanned") != before
     for name in ("direct_reclaim", "compaction_stall"):
-        assert value(probes, f"infertune_{name}_seconds_count", cgroup="test") == 0
+        assert value(probes, f"infertune_{name}_seconds_count", server="test") == 0
 
 
 def events(*names: str) -> dict[str, int]:
@@ -512,7 +512,7 @@ libc.prctl(47, 4, 0, 0, 0)  # PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL
 assert libc.capset(struct.pack('II', 0x20080522, 0), bytes(24)) == 0
 [line] = [l for l in open('/proc/self/status') if l.startswith('CapEff')]
 assert int(line.split()[1], 16) == 0
-names = {s.name for family in probes.collect() for s in family.samples if s.value}
+names = {s.metric for s in probes.samples() if s.value}
 print(sorted(names))
 print(os.geteuid(), {s.name: s.state for s in probes.retry() if s.name != 'drm_scheduler'})
 """
@@ -599,7 +599,7 @@ def test_bpftrace_counts_the_same(probes: Probes, cgroup: Path) -> None:
         pytest.skip(f"bpftrace cannot attach here: {' '.join(said)[-200:]}")
 
     def growth(name: str) -> float:
-        ours = [key for key in after if key[0] == name and ("cgroup", "test") in key[1]]
+        ours = [key for key in after if key[0] == name and ("server", "test") in key[1]]
         return sum(after[key] - before.get(key, 0) for key in ours)
 
     theirs = {name: int(printed.split(f"@{name}:")[1].split()[0]) for name in "sf"}

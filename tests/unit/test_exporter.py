@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -16,18 +17,23 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
 from prometheus_client.core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
 from infertune.boot import record
 from infertune.boot.record import Phase
-from infertune.exporter.base import Absent, Collector, Metric, Sample
+from infertune.exporter.base import Absent, Collector, Histogram, Metric, Sample
 from infertune.exporter.collectors import COLLECTORS, llama
 from infertune.exporter.collectors.memory import Group, effective
 from infertune.exporter.page import (
@@ -35,9 +41,8 @@ from infertune.exporter.page import (
     RUNNER_METRICS,
     Page,
     render,
-    render_families,
 )
-from infertune.exporter.probing import PROBE_METRICS
+from infertune.exporter.probes import metrics as probe_metrics
 from infertune.exporter.runner import Runner, collect
 from infertune.exporter.servers import MAX_SERVERS, ports
 from infertune.host import gpu_metrics
@@ -53,7 +58,7 @@ ALL = (
     *(metric for collector in COLLECTORS.values() for metric in collector.metrics),
     *RUNNER_METRICS,
     *EXPORTER_METRICS,
-    *PROBE_METRICS,
+    *probe_metrics(),
 )
 
 
@@ -91,6 +96,7 @@ def test_declarations_follow_the_rules_of_prometheus(metric: Metric) -> None:
     assert metric.help.endswith(".")
     assert metric.series
     assert metric.source
+    assert bool(metric.bounds) == (metric.kind == "histogram")
     assert not {"pid", "path", "type", "job", "instance"} & set(metric.labels)
 
 
@@ -206,15 +212,30 @@ def test_an_empty_machine_has_nothing_and_is_no_failure(tmp_path: Path) -> None:
         assert result.success, f"{collector.id}: {result.why}"
 
 
-def families(metrics: Iterable[Metric], samples: Iterable[Sample]) -> list[Family]:
-    """The same as the library's metrics."""
-    made: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
-    for metric in metrics:
-        kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
-        made[metric.name] = kind(metric.name, metric.help, labels=metric.labels)
+def of_the_library(metrics: Iterable[Metric], samples: Iterable[Sample]) -> bytes:
+    """The same, as the library writes it."""
+    kinds = {
+        "gauge": GaugeMetricFamily,
+        "counter": CounterMetricFamily,
+        "histogram": HistogramMetricFamily,
+    }
+    made: dict[str, Any] = {m.name: kinds[m.kind](m.name, m.help, labels=m.labels) for m in metrics}
+    bounds = {metric.name: metric.bounds for metric in metrics}
     for sample in samples:
-        made[sample.metric].add_metric(sample.labels, sample.value)
-    return [family for family in made.values() if family.samples]
+        if isinstance(sample.value, Histogram):
+            sums = list(itertools.accumulate(sample.value.counts))
+            buckets = zip([*map(repr, bounds[sample.metric]), "+Inf"], sums, strict=True)
+            made[sample.metric].add_metric(sample.labels, list(buckets), sample.value.sum)
+        else:
+            made[sample.metric].add_metric(sample.labels, sample.value)
+
+    class Made:
+        def collect(self) -> Iterable[Family]:
+            return [family for family in made.values() if family.samples]
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Made())
+    return generate_latest(registry)
 
 
 @given(
@@ -238,16 +259,37 @@ def test_text_is_byte_for_byte_the_librarys(
     ]
     samples = [Sample(name, (b, a), value) for b, a, value in rows]
     samples.append(Sample("infertune_plain", (), 1))
-    assert render(metrics, samples) == render_families(families(metrics, samples))
+    assert render(metrics, samples) == of_the_library(metrics, samples)
+
+
+@given(
+    st.lists(st.integers(0, 1 << 40), min_size=4, max_size=4),
+    st.sampled_from([("server", "limit"), ("a",), ("z", "le1"), ()]),
+    st.text(max_size=5),
+)
+def test_histograms_are_byte_for_byte_the_librarys(
+    counts: list[int], labels: tuple[str, ...], text: str
+) -> None:
+    metric = Metric(
+        name="infertune_x_seconds",
+        kind="histogram",
+        unit="seconds",
+        help="X.",
+        labels=labels,
+        source="-",
+        series="1",
+        bounds=(1e-6, 0.5, 17.179869184),
+    )
+    samples = [Sample(metric.name, (text,) * len(labels), Histogram(tuple(counts), 1.5))]
+    assert render([metric], samples) == of_the_library([metric], samples)
 
 
 def test_text_of_the_recorded_machine_is_the_librarys(serving: Root) -> None:
-    made = [
-        family
+    made = b"".join(
+        of_the_library(collector.metrics, collect(collector, serving).samples)
         for collector in COLLECTORS.values()
-        for family in families(collector.metrics, collect(collector, serving).samples)
-    ]
-    assert render_families(made) == golden_page(serving)
+    )
+    assert made == golden_page(serving)
 
 
 # -- single collectors -----------------------------------------------------------------
@@ -702,7 +744,6 @@ def test_a_page_is_read_once_for_all_who_ask_at_the_same_time(tmp_path: Path) ->
     text = page.text().decode()
     assert reads == 2
     assert "infertune_a 2.0" in text
-    assert 'infertune_collector_age_seconds{collector="slow"} 1.1' in text
     only = page.text(["slow"]).decode()
     page.close()
     assert "infertune_a" not in only

@@ -25,7 +25,7 @@ from infertune.cli.probes import ask
 from infertune.errors import Failed, Unreachable, UsageError
 from infertune.exporter import main, web, webconfig
 from infertune.exporter.page import Page
-from infertune.exporter.probing import Probing
+from infertune.exporter.probes import Probes
 from infertune.root import Root
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -41,9 +41,9 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
     def start(config: webconfig.WebConfig | None = None) -> int:
         listener = web.listening_socket("127.0.0.1:0")
-        probing = Probing(dict)
-        page = Page(Root(tmp_path), probing)
-        server = web.Server(listener, config or webconfig.WebConfig(), page, probing)
+        probes = Probes()
+        page = Page(Root(tmp_path), probes.collector())
+        server = web.Server(listener, config or webconfig.WebConfig(), page, probes)
         thread = threading.Thread(target=server.serve_forever, args=[0.05])
         thread.start()
         started.append((server, thread, page))

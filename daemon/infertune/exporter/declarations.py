@@ -8,20 +8,22 @@ are named, and found in the compiled object.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from infertune import toml_lines
 from infertune.errors import DeclarationError
+from infertune.exporter.base import Kind, Metric
 
 TYPES = ("counter", "gauge", "histogram")
-DECODERS = ("cgroup", "text", "cpu")
-"""``cgroup``: inode number of a directory; ``text``: characters; ``cpu``: no field of the key, the
-processor that counted.  A list of words instead: the field is an index into it."""
+DECODERS = ("server", "text")
+"""``server``: the field ``cgroup``, inode number of a directory, becomes the server's name, or
+nothing; ``text``: characters.  A list of words instead: the field is an index into it."""
 NEEDS = ("pressure",)
 UNITS = ("seconds", "bytes")
 """Base units of Prometheus that a name may end with."""
@@ -44,45 +46,19 @@ class Program:
 
 
 @dataclass(frozen=True, slots=True)
-class Buckets:
-    """Upper bounds of a histogram: powers of two from 2^min to 2^max, and one for the rest."""
+class Counted:
+    """A metric, and where in a map its values are."""
 
-    min: int
-    max: int
-
-    @property
-    def count(self) -> int:
-        return self.max - self.min + 2
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One metric that a map holds."""
-
-    name: str
-    type: str
-    help: str
+    metric: Metric
     map: str
-    labels: Mapping[str, Decoder]
-    """Label, which is also the field of the key, and how it becomes text."""
+    decoders: Mapping[str, Decoder]
+    """How a label becomes text, for each that is a field of the key."""
     fields: tuple[str, ...]
-    """Fields of the value: one, or one for each word of ``told_apart_by``."""
-    told_apart_by: str | None
-    """A label whose value is the name of the field."""
-    buckets: Buckets | None
-    multiplier: float | Literal["page"]
-    """What a unit of the kernel's number is in the metric's; ``page``: bytes of a memory page."""
-    cardinality: str
-
-    @property
-    def unit(self) -> str:
-        """The base unit the name ends with, or nothing."""
-        stem = self.name.removesuffix("_total")
-        return next((unit for unit in UNITS if stem.endswith(f"_{unit}")), "")
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        return (*self.labels, *([self.told_apart_by] if self.told_apart_by else []))
+    """Fields of the value: one, or one for each word of the last label."""
+    told_apart: bool
+    """Whether there is such a label: its value is the name of the field."""
+    multiplier: float
+    """What a unit of the kernel's number is in the metric's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +77,7 @@ class Declaration:
     needs: str | None
     """One of NEEDS: what the programs read is kept only where the kernel has that."""
     programs: tuple[Program, ...]
-    metrics: tuple[Metric, ...]
+    counted: tuple[Counted, ...]
 
     def generations(self) -> tuple[tuple[Program, ...], ...]:
         """The alternatives, each with the programs that belong to all of them."""
@@ -113,39 +89,17 @@ class Declaration:
         )
 
 
-class MetricRow(NamedTuple):
-    """One line of the table of metrics."""
-
-    name: str
-    type: str
-    unit: str
-    labels: tuple[str, ...]
-    help: str
-    cardinality: str
-    probe: str
-
-
-def metric_rows(declarations: Iterable[Declaration]) -> tuple[MetricRow, ...]:
-    """Every metric that probes declare, for documents."""
-    return tuple(
-        MetricRow(m.name, m.type, m.unit, m.label_names, m.help, m.cardinality, each.name)
-        for each in declarations
-        for m in each.metrics
-    )
-
-
 def load(directory: Path) -> tuple[Declaration, ...]:
     """Every probe declared in a directory, by name.  Raises DeclarationError."""
     found = [parse(path.read_text(), path.name) for path in sorted(directory.glob("*.toml"))]
     seen: dict[str, str] = {}
     for each in found:
-        for metric in each.metrics:
-            if metric.name in seen:
+        for name in (counted.metric.name for counted in each.counted):
+            if name in seen:
                 raise DeclarationError(
-                    f"{metric.name} is a metric of {seen[metric.name]} already",
-                    file=f"{each.name}.toml",
+                    f"{name} is a metric of {seen[name]} already", file=f"{each.name}.toml"
                 )
-            seen[metric.name] = f"{each.name}.toml"
+            seen[name] = f"{each.name}.toml"
     return tuple(found)
 
 
@@ -180,7 +134,7 @@ class _Reader:
             module=self._text(table, ("module",)) if "module" in table else None,
             needs=self._one_of(table, ("needs",), NEEDS) if "needs" in table else None,
             programs=tuple(self._program(programs, name) for name in programs),
-            metrics=tuple(self._metric(metrics, name) for name in metrics),
+            counted=tuple(self._counted(metrics, name) for name in metrics),
         )
 
     def _program(self, programs: dict[str, Any], name: str) -> Program:
@@ -195,11 +149,11 @@ class _Reader:
         generation = self._text(table, (*at, "generation")) if "generation" in table else None
         return Program(name, self._text(table, (*at, "tracepoint")), None, generation)
 
-    def _metric(self, metrics: dict[str, Any], name: str) -> Metric:
+    def _counted(self, metrics: dict[str, Any], name: str) -> Counted:
         at = ("metrics", name)
         table = self._table(metrics, at)
-        kind = self._one_of(table, (*at, "type"), TYPES)
-        required = ["type", "help", "map", "labels", "cardinality"]
+        kind = self._kind(table, (*at, "type"))
+        required = ["type", "help", "map", "labels", "series"]
         if kind == "histogram":
             # A map whose value is the histogram and nothing else needs no `value`.
             self._keys(table, at, (*required, "buckets"), ("multiplier", "value"))
@@ -207,21 +161,34 @@ class _Reader:
             self._keys(table, at, (*required, "value"), ("multiplier",))
         self._name(name, kind, at)
         fields, told_apart_by = self._value(table, (*at, "value"), kind)
-        labels = self._labels(table, (*at, "labels"))
-        if told_apart_by in labels:
+        decoders = self._decoders(table, (*at, "labels"))
+        if told_apart_by in decoders:
             raise self._error(f"there are two labels '{told_apart_by}'", (*at, "value"))
-        return Metric(
+        multiplier = self._multiplier(table, (*at, "multiplier"))
+        powers = self._buckets(table, (*at, "buckets")) if kind == "histogram" else ()
+        metric = Metric(
             name=name,
-            type=kind,
+            kind=kind,
+            unit=next((u for u in UNITS if name.removesuffix("_total").endswith(f"_{u}")), "items"),
             help=self._text(table, (*at, "help")),
-            map=self._text(table, (*at, "map")),
-            labels=labels,
-            fields=fields,
-            told_apart_by=told_apart_by,
-            buckets=self._buckets(table, (*at, "buckets")) if kind == "histogram" else None,
-            multiplier=self._multiplier(table, (*at, "multiplier")),
-            cardinality=self._text(table, (*at, "cardinality")),
+            labels=(*decoders, *([told_apart_by] if told_apart_by else ())),
+            source=f"probes/{self._file.removesuffix('.toml')}.bpf.c",
+            series=self._text(table, (*at, "series")),
+            # Twelve digits: 1.024e-06 and not 1.0240000000000001e-06.
+            bounds=tuple(float(f"{2**power * multiplier:.12g}") for power in powers),
         )
+        return Counted(
+            metric=metric,
+            map=self._text(table, (*at, "map")),
+            decoders=decoders,
+            fields=fields,
+            told_apart=told_apart_by is not None,
+            multiplier=multiplier,
+        )
+
+    def _kind(self, table: dict[str, Any], at: toml_lines.Path) -> Kind:
+        kind = self._one_of(table, at, TYPES)
+        return "counter" if kind == "counter" else "gauge" if kind == "gauge" else "histogram"
 
     def _name(self, name: str, kind: str, at: toml_lines.Path) -> None:
         if not re.fullmatch(PREFIX + r"[a-z][a-z0-9_]*", name):
@@ -244,7 +211,7 @@ class _Reader:
                 return tuple(fields), label
         raise self._error("'value' is a field, or one label with a list of fields", at)
 
-    def _labels(self, table: dict[str, Any], at: toml_lines.Path) -> dict[str, Decoder]:
+    def _decoders(self, table: dict[str, Any], at: toml_lines.Path) -> dict[str, Decoder]:
         found: dict[str, Decoder] = {}
         for label, decoder in self._table(table, at).items():
             self._label(label, (*at, label))
@@ -263,18 +230,19 @@ class _Reader:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in ("le", "quantile"):
             raise self._error(f"'{name}' is no name of a label", at)
 
-    def _buckets(self, table: dict[str, Any], at: toml_lines.Path) -> Buckets:
+    def _buckets(self, table: dict[str, Any], at: toml_lines.Path) -> range:
+        """The powers of two that bounds are."""
         limits = self._table(table, at)
         self._keys(limits, at, ("min", "max"))
         low, high = limits["min"], limits["max"]
         if not (type(low) is type(high) is int and 0 <= low < high < 64):
             raise self._error("buckets are powers of two: 0 <= min < max < 64", at)
-        return Buckets(low, high)
+        return range(low, high + 1)
 
-    def _multiplier(self, table: dict[str, Any], at: toml_lines.Path) -> float | Literal["page"]:
+    def _multiplier(self, table: dict[str, Any], at: toml_lines.Path) -> float:
         value = table.get("multiplier", 1)
         if value == "page":
-            return "page"
+            return os.sysconf("SC_PAGE_SIZE")
         if type(value) not in (int, float) or not value > 0:
             raise self._error("'multiplier' is a number above 0, or \"page\"", at)
         return float(value)

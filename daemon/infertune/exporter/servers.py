@@ -62,8 +62,8 @@ def processes(root: Root) -> dict[int, str]:
 
 
 def cgroup_ids(root: Root) -> dict[int, str]:
-    """Server by cgroup id: what a probe sees."""
-    found = {group_id(root, unit.cgroup): unit.server or unit.name for unit in units(root)}
+    """Server by cgroup id: what a probe sees, which counts what is below a unit as the unit's."""
+    found = {group_id(root, unit.cgroup): unit.server for unit in units(root) if unit.server}
     return {number: name for number, name in found.items() if number is not None}
 
 

@@ -25,7 +25,7 @@ from infertune import __version__
 from infertune.errors import Failed, UsageError
 from infertune.exporter import deadline
 from infertune.exporter.page import Page
-from infertune.exporter.probing import Probing
+from infertune.exporter.probes import Probes
 from infertune.exporter.webconfig import Gate, WebConfig
 
 DEFAULT = "127.0.0.1:9877"
@@ -83,7 +83,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
     block_on_close = False
 
     def __init__(
-        self, listener: socket.socket, config: WebConfig, page: Page, probing: Probing | None
+        self, listener: socket.socket, config: WebConfig, page: Page, probes: Probes | None
     ) -> None:
         super().__init__(("", 0), _Handler)  # not its business: the socket is there already
         self.socket = listener
@@ -92,7 +92,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
             self.tls.sslsocket_class = deadline.TlsSocket
         self.gate = Gate(config.users) if config.users else None
         self.page = page
-        self.probing = probing
+        self.probes = probes
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._lock = threading.Lock()
         self._waiting: dict[socket.socket, None] = {}
@@ -204,7 +204,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if where.path == "/metrics":
             self._metrics(where.query)
         elif where.path == "/probes":
-            probes = self.server.probing.states() if self.server.probing else ()
+            probes = self.server.probes.states() if self.server.probes else ()
             text = json.dumps([asdict(probe) for probe in probes])
             self._answer(200, "application/json", text.encode())
         elif where.path == "/-/healthy":
@@ -234,8 +234,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         rows = [
             (name, result.state, result.why) for name, result in self.server.page.results().items()
         ]
-        if self.server.probing:
-            rows += [(f"probe {p.name}", p.state, p.why) for p in self.server.probing.states()]
+        if self.server.probes:
+            rows += [(f"probe {p.name}", p.state, p.why) for p in self.server.probes.states()]
         cells = "".join(
             "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>\n"
             for row in rows
