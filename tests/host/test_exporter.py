@@ -280,12 +280,12 @@ def test_systemd_passes_the_socket_and_hears_of_readiness(tmp_path: Path) -> Non
 
 
 def test_a_server_that_does_not_answer_is_a_state(tmp_path: Path) -> None:
-    from infertune.exporter.collectors.llama import fetch
+    from infertune.exporter.collectors.llama import ask
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        assert fetch(silent.getsockname()[1])[0] == "timeout"
-        unused = silent.getsockname()[1]
-    assert fetch(unused)[0] == "unreachable"
+        port = silent.getsockname()[1]
+        assert ask({"silent": port}) == {"silent": "timeout"}
+    assert ask({"gone": port}) == {"gone": "unreachable"}
 
 
 def test_prometheus_scrapes_it(start: Start, tmp_path: Path) -> None:

@@ -489,8 +489,9 @@ def test_only_known_metrics_of_a_server_pass() -> None:
         Sample("infertune_llama_prompt_tokens_total", ("gemma",), 12),
         Sample("infertune_llama_requests_processing", ("gemma",), 1),
     ]
-    with pytest.raises(ValueError, match=r"."):
-        list(llama.parse("gemma", "<html>not metrics</html>"))
+    for wrong in ("<html>not metrics</html>", "llamacpp:n_tokens_max x", "a 1 " + 400 * "9"):
+        with pytest.raises(ValueError, match=r"."):
+            list(llama.parse("gemma", wrong))
 
 
 def test_ports_of_declared_servers(serving: Root, tmp_path: Path) -> None:
@@ -572,21 +573,41 @@ def test_a_broken_server_costs_only_its_own_values(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [OverflowError, RecursionError, KeyError, OSError])
 def test_whatever_the_libraries_raise_is_one_server_s_own(
-    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fetch(port: int) -> tuple[str, str]:
-        if port == 1024:
+    def understood(answer: bytes) -> tuple[str, str]:
+        if answer == b"broken":
             raise error
         return "up", "# TYPE llamacpp:n_tokens_max gauge\nllamacpp:n_tokens_max 7\n"
 
-    monkeypatch.setattr(llama, "fetch", fetch)
-    write(tmp_path, "/etc/infertune/servers.d/broken.toml", "port = 1024\n")
-    write(tmp_path, "/etc/infertune/servers.d/good.toml", "port = 1025\n")
-    root = Root(tmp_path)
-    root.live = True
-    result = Runner(root).run([llama.LLAMA])["llama"]
+    monkeypatch.setattr(llama, "understood", understood)
+    monkeypatch.setattr(llama, "ask", lambda ports: {"broken": b"broken", "good": b"good"})
+    monkeypatch.setattr(llama, "ports", lambda root: {"broken": 1, "good": 2})
+    result = Runner(Root("/")).run([llama.LLAMA])["llama"]
     assert (result.state, result.why) == ("ok", "")
     assert Sample("infertune_llama_n_tokens_max", ("good",), 7) in result.samples
+
+
+@pytest.mark.parametrize(
+    ("answer", "state"),
+    [
+        (b"", "unreachable"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", "up"),
+        (b"HTTP/1.1 200 OK\r\n\r\nabc", "up"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", "up"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "not-understood"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", "not-understood"),
+        (b"HTTP/1.1 503 Loading\r\n\r\n", "loading"),
+        (b"HTTP/1.1 401 No\r\n\r\n", "denied"),
+        (b"HTTP/1.1 501 No\r\n\r\n", "no-metrics"),
+        (b"HTTP/1.1 302 No\r\n\r\n", "not-understood"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "not-understood"),
+    ],
+)
+def test_answers_of_a_server(answer: bytes, state: str) -> None:
+    found, text = llama.understood(answer)
+    assert found == state
+    assert text == ("abc" if state == "up" else "")
 
 
 def test_a_slow_server_costs_only_its_own_values(
