@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from infertune.exporter.base import Metric
 from infertune.exporter.collectors import COLLECTORS
 from infertune.exporter.page import EXPORTER_METRICS, RUNNER_METRICS
 from infertune.exporter.probes import metrics as probe_metrics
@@ -81,16 +82,18 @@ def operand(expr: str) -> str:
     return re.sub(r"\s*(==|<|>)[\d\s.*]+$", "", expr.strip())
 
 
+def metrics() -> Iterator[Metric]:
+    """Every metric that an exporter can have."""
+    for collector in COLLECTORS.values():
+        yield from collector.metrics
+    yield from (*RUNNER_METRICS, *EXPORTER_METRICS, *probe_metrics())
+
+
 @functools.cache
 def declared() -> dict[str, set[str]]:
     """Labels by name of each series that an exporter can have, and of what rules record."""
     found: dict[str, set[str]] = {"up": ADDED, "ALERTS": {"alertname", "alertstate", "instance"}}
-    for metric in (
-        *(metric for collector in COLLECTORS.values() for metric in collector.metrics),
-        *RUNNER_METRICS,
-        *EXPORTER_METRICS,
-        *probe_metrics(),
-    ):
+    for metric in metrics():
         labels = {*metric.labels, *ADDED}
         ends = ("_sum", "_count") if metric.kind == "histogram" else ("",)
         found.update({metric.name + end: labels for end in ends})

@@ -220,6 +220,19 @@ MODEL = Dashboard(
                     ),
                 ),
                 Panel(
+                    title="Its limits and protection",
+                    description="How often a second reclaim took protected memory (low), or a "
+                    "limit was reached (high, max), and OOM kills.",
+                    unit="none",
+                    nothing="no server runs as a unit",
+                    targets=(
+                        Target(
+                            per_second(f"infertune_unit_memory_events_total{{{_S}}}"),
+                            "{{server}} {{event}}",
+                        ),
+                    ),
+                ),
+                Panel(
                     title="Huge and locked",
                     description="Mapped memory by kind; parts overlap. Locked should cover the "
                     "model where mlock is asked for.",

@@ -14,12 +14,11 @@ from infertune.exporter.capabilities import held
 from infertune.exporter.collectors import COLLECTORS
 from infertune.exporter.runner import Result, collect
 from infertune.host.cgroup import memory_limit, processes_of
-from infertune.host.cpu import model_name, policies, throttles, throttling_cpus
+from infertune.host.cpu import model_name, policies
 from infertune.host.gpu import MAX_PROCESSES, dpm_levels
 from infertune.host.processes import MAX_DESCRIPTORS, capability_sets, drm_client, drm_clients
 from infertune.host.system import lockdown
 from infertune.host.text import bracketed, counters, sizes
-from infertune.host.thp import folio_sizes
 from infertune.launch.place import Group, _protected
 from infertune.root import Root
 from infertune.snapshot import open_snapshot
@@ -154,8 +153,6 @@ def test_a_drm_client(tmp_path: Path) -> None:
     assert (found.pci_address, found.number) == ("0000:c2:00.0", "7")
     assert found.engine_ns == {"gfx": 12}
     assert found.resident_bytes == {"gtt": 2048, "vram": 4}
-    assert found.total_bytes == {"gtt": 3 << 20}
-    assert found.shared_bytes == {}
     assert found.evicted_vram_bytes == 8192
 
 
@@ -184,8 +181,7 @@ def test_descriptors_beyond_the_bound_are_told_and_the_first_are_read(serving: R
     write(serving, f"/proc/{pid}/fdinfo/999", CLIENT.format(555))
     result = collected(serving, "fdinfo")
     assert result.left_out == there + 1
-    found = {sample[:2]: sample.value for sample in result.samples}
-    assert found["infertune_drm_clients", ("gemma", "card1")] == 2
+    assert drm_client(serving, pid, 999) in list(drm_clients(serving, pid))
 
 
 def test_capabilities_are_bits_by_set(tmp_path: Path) -> None:
@@ -229,18 +225,3 @@ def test_clocks_and_what_chooses_them(tmp_path: Path) -> None:
     assert found[0].governor == "powersave"
     assert found[0].preference is None
     assert found[0].firmware_max is None
-
-
-def test_throttling_is_counted_where_it_is_told(tmp_path: Path) -> None:
-    root = Root(tmp_path)
-    write(root, "/sys/devices/system/cpu/cpu3/thermal_throttle/core_throttle_count", "5\n")
-    assert throttling_cpus(root) == ["3"]
-    assert throttles(root, "3") == {"core": 5}
-
-
-def test_sizes_of_folios_are_in_order(tmp_path: Path) -> None:
-    root = Root(tmp_path)
-    for size in ("2048kB", "64kB", "128kB"):
-        thp = "/sys/kernel/mm/transparent_hugepage"
-        write(root, f"{thp}/hugepages-{size}/stats/anon_fault_alloc", "1\n")
-    assert folio_sizes(root) == ["64kB", "128kB", "2048kB"]

@@ -46,8 +46,6 @@ _KNOWN: tuple[tuple[str, Literal["gauge", "counter"], str, str], ...] = (
     ("requests_processing", "gauge", "items", "Requests in work."),
     ("requests_deferred", "gauge", "items", "Requests that wait for a slot."),
     ("n_tokens_max", "gauge", "items", "Largest context seen."),
-    ("kv_cache_usage_ratio", "gauge", "ratio", "Share of the KV cache in use (older builds)."),
-    ("kv_cache_tokens", "gauge", "items", "Tokens in the KV cache (older builds)."),
     ("spec_decode_num_drafts_total", "counter", "items", "Drafts made."),
     ("spec_decode_num_draft_tokens_total", "counter", "items", "Tokens drafted."),
     ("spec_decode_num_accepted_tokens_total", "counter", "items", "Drafted tokens accepted."),
