@@ -464,6 +464,7 @@ def test_a_damaged_object_costs_only_its_probe(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:1000])
     states = attached(tmp_path)
     assert states["reclaim"].state == "failed"
+    assert "format invalid" in states["reclaim"].why  # libbpf's own word for it
     assert states["page_faults"].state == "attached"
 
 
@@ -496,6 +497,20 @@ def test_own_cost_is_known_only_while_it_is_measured(probes: Probes) -> None:
         assert value(probes, "infertune_probe_run_seconds_total", **labels) > 0
     finally:
         sysctl.write_text("0")
+
+
+def test_in_a_pid_namespace_of_its_own_it_says_so() -> None:
+    code = "from infertune.exporter.probes import Probes\nfor s in Probes().attach(): print(s)"
+    done = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY / "daemon")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "unshare failed" in done.stderr:
+        pytest.skip(done.stderr.strip())
+    assert done.stdout.count("not applicable") == done.stdout.count("own namespace: pid") >= 4
 
 
 # -- without root ----------------------------------------------------------------------

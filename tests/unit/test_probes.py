@@ -475,6 +475,34 @@ def test_a_kernel_without_the_tracepoints(tmp_path: Path) -> None:
     found.close()
 
 
+@pytest.mark.parametrize(
+    ("pid", "cgroup", "state"),
+    [
+        ("pid:[4026531836]", "cgroup:[4026531835]", "absent"),
+        ("pid:[4026532567]", "cgroup:[4026531835]", "not applicable"),
+        ("pid:[4026531836]", "cgroup:[4026532568]", "not applicable"),
+    ],
+)
+def test_in_a_container_it_would_count_a_part_for_the_whole(
+    tmp_path: Path, pid: str, cgroup: str, state: str
+) -> None:
+    root = machine(tmp_path, {kernel.VMLINUX: with_tracepoints(), "/proc/pressure/memory": b""})
+    (tmp_path / "proc/self/ns").mkdir(parents=True)
+    (tmp_path / "proc/self/ns/pid").symlink_to(pid)
+    (tmp_path / "proc/self/ns/cgroup").symlink_to(cgroup)
+    states = probes.Probes(root=root).attach()
+    assert {each.state for each in states} == {state}
+    assert all(("on the host" in each.why) == (state != "absent") for each in states)
+
+
+def test_types_that_are_rubbish_are_no_types(tmp_path: Path) -> None:
+    for rubbish in (bytes(5000), with_tracepoints("sched_switch")[:-4]):
+        root = machine(tmp_path, {kernel.VMLINUX: rubbish, "/proc/pressure/memory": b""})
+        states = probes.Probes(root=root).attach()
+        assert {each.state for each in states} == {"failed"}
+        assert all("does not tell its types" in each.why for each in states)
+
+
 def test_without_pressure_nobody_knows_who_is_stalled(tmp_path: Path) -> None:
     found = probes.Probes(root=machine(tmp_path, {kernel.VMLINUX: with_tracepoints()}))
     states = {state.name: state for state in found.attach()}

@@ -14,7 +14,7 @@ from typing import Any
 
 from infertune.bpf import kernel
 from infertune.bpf.btf import Layout, Types
-from infertune.bpf.libbpf import OpenOptions, library
+from infertune.bpf.libbpf import OpenOptions, library, reason
 from infertune.errors import (
     BpfError,
     CapabilityMissing,
@@ -72,7 +72,7 @@ class Object:
         if not self._handle:
             number = ctypes.get_errno()
             self.close()
-            raise ObjectMissing(f"{path}: {os.strerror(number)}")
+            raise ObjectMissing(f"{path}: {reason(number)}")
         next_program = self._lib.bpf_object__next_program
         self._programs = {
             self._lib.bpf_program__name(each).decode(): each
@@ -214,7 +214,7 @@ class Object:
                     f"{what}: kernel lockdown is in the mode 'confidentiality'",
                     hint="the mode 'integrity' allows it (kernel_lockdown(7))",
                 )
-        text = f"{what}: {os.strerror(number)}"
+        text = f"{what}: {reason(number)}"
         if log:
             text += ": " + " | ".join(log.strip().splitlines()[-_LOG_LINES:])
         return LoadRejected(text)

@@ -33,6 +33,7 @@ from infertune.exporter.base import Collector, Metric, Sample
 from infertune.exporter.declarations import Declaration, Program
 from infertune.exporter.totals import Totals, check
 from infertune.host.memory import has_pressure
+from infertune.host.processes import own_namespaces
 from infertune.root import Root
 
 State = Literal["attached", "absent", "not applicable", "failed"]
@@ -234,6 +235,9 @@ class Probes:
 
         if declaration.needs == "pressure" and not has_pressure(self._root):
             return not_attached("not applicable", declaration.not_applicable)
+        if own := own_namespaces(self._root):
+            why = f"this is a container (own namespace: {', '.join(own)}); run it on the host"
+            return not_attached("not applicable", f"{why}: it would count a part for the whole")
         try:
             programs = _generation(declaration, types)
             probe = _Attached(declaration, programs, self._objects, types, self._root)

@@ -145,6 +145,16 @@ def rolled_up(root: Root, pid: int) -> Mapping[str, int]:
     return sizes(root.read(f"/proc/{pid}/smaps_rollup"))
 
 
+_FIRST = {"pid": 0xEFFFFFFC, "cgroup": 0xEFFFFFFB}
+"""Inode numbers of the kernel's own namespaces (include/linux/proc_ns.h)."""
+
+
+def own_namespaces(root: Root) -> tuple[str, ...]:
+    """Of ``pid`` and ``cgroup``, those in which this process does not see the whole machine."""
+    links = {kind: root.readlink(f"/proc/self/ns/{kind}") for kind in _FIRST}
+    return tuple(k for k, link in links.items() if link and link != f"{k}:[{_FIRST[k]}]")
+
+
 def drm_clients(root: Root, pid: int) -> Iterator[DrmClient]:
     """The DRM devices a process has open.  Raises PermissionError where it may not be looked at."""
     for number in descriptors(root, pid)[:MAX_DESCRIPTORS]:
