@@ -8,6 +8,7 @@ import ctypes
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ from typing import IO
 import prometheus_client
 import pytest
 
+from infertune.bpf import btf
+from infertune.bpf.object import Object
 from infertune.exporter.probes import Probes, ProbeState
 from probe_support import (
     COMPILED,
@@ -482,6 +485,42 @@ def test_what_is_not_a_module_here_stays_absent(probes: Probes) -> None:
     states = {state.name: state.state for state in probes.retry()}
     assert states["drm_scheduler"] == "absent"
     assert not [n for n, _ in samples(probes) if n.startswith("infertune_drm")]
+
+
+def types_of_a_scheduler(base: bytes) -> bytes:
+    """BTF as gpu_sched has it, with the fields that the probe reads, on top of this kernel's."""
+    number, offset = len(btf.Types(base)._types) - 1, btf._header(base).strings_size
+    names, types = b"\0", b""
+
+    def name(text: str) -> int:
+        nonlocal names
+        names += text.encode() + b"\0"
+        return offset + len(names) - len(text) - 1
+
+    types += struct.pack("<III", 0, 2 << 24, 0)  # 1: void *
+    for called, size, members in (
+        ("dma_fence", 64, []),  # 2: in the kernel's own types with all its fields
+        ("drm_sched_fence", 128, [("finished", 2, 64)]),
+        ("drm_gpu_scheduler", 24, [("name", 1, 8), ("dev", 1, 16)]),
+        ("drm_sched_job", 24, [("sched", 1, 8), ("s_fence", 1, 16)]),
+    ):
+        types += struct.pack("<III", name(called), 4 << 24 | len(members), size)
+        for member, kind, at in members:
+            types += struct.pack("<III", name(member), number + kind, 8 * at)
+    header = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(names))
+    return btf.join(base, header + types + names)
+
+
+@pytest.mark.parametrize("generation", [("job_queue", "job_run"), ("job_queue_616", "job_run_616")])
+def test_the_verifier_takes_the_programs_of_the_scheduler(generation: tuple[str, ...]) -> None:
+    """Also here, where there is no such module; the end of a job is told by any kernel."""
+    types = Path("/sys/kernel/btf/vmlinux").read_bytes()
+    if b"btf_trace_dma_fence_signaled" not in types:
+        pytest.skip("this kernel has no fences (CONFIG_DMA_SHARED_BUFFER)")
+    path = COMPILED / "drm_scheduler.bpf.o"
+    with Object(path, btf=types_of_a_scheduler(types)) as programs:
+        programs.load({*generation, "fence_signaled"})
+        programs.attach("fence_signaled")
 
 
 def test_own_cost_is_known_only_while_it_is_measured(probes: Probes) -> None:
