@@ -29,6 +29,7 @@ from infertune.doctor.rules import SUBJECTS
 from infertune.errors import Exit
 from infertune.exporter.base import Metric
 from infertune.exporter.collectors import COLLECTORS
+from infertune.exporter.energy import ENERGY_METRICS
 from infertune.exporter.page import EXPORTER_METRICS, RUNNER_METRICS
 from infertune.exporter.probes import metrics as probe_metrics
 from infertune.knobs import KNOBS
@@ -212,6 +213,7 @@ def metrics_page() -> str:
         out += _metrics(collector.metrics)
     out += ["", "## Probes", "", "Counted by eBPF programs in the kernel; see `probes/`."]
     out += _metrics(probe_metrics())
+    out += ["", "## energy", "", "Energy of the processor.", *_metrics(ENERGY_METRICS)]
     out += ["", "## The exporter itself", "", "Beside these the page has `process_*`."]
     return "\n".join([*out, *_metrics((*RUNNER_METRICS, *EXPORTER_METRICS))]) + "\n"
 

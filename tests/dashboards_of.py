@@ -15,6 +15,7 @@ import yaml
 
 from infertune.exporter.base import Metric
 from infertune.exporter.collectors import COLLECTORS
+from infertune.exporter.energy import ENERGY_METRICS
 from infertune.exporter.page import EXPORTER_METRICS, RUNNER_METRICS
 from infertune.exporter.probes import metrics as probe_metrics
 
@@ -86,7 +87,7 @@ def metrics() -> Iterator[Metric]:
     """Every metric that an exporter can have."""
     for collector in COLLECTORS.values():
         yield from collector.metrics
-    yield from (*RUNNER_METRICS, *EXPORTER_METRICS, *probe_metrics())
+    yield from (*RUNNER_METRICS, *EXPORTER_METRICS, *probe_metrics(), *ENERGY_METRICS)
 
 
 @functools.cache

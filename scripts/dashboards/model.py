@@ -80,6 +80,25 @@ MODEL = Dashboard(
                     ),
                 ),
                 Panel(
+                    title="Energy per generated token",
+                    description="Of the whole processor package, over the tokens of all servers: "
+                    "what a lower power limit saves, beside the speed it costs.",
+                    unit="joule",
+                    nothing="no counter of energy, or no server answers with --metrics",
+                    targets=(
+                        Target(
+                            "sum by (instance) ("
+                            + per_second(
+                                'infertune_package_energy_joules_total{instance=~"$instance"}'
+                            )
+                            + ") / (sum by (instance) ("
+                            + per_second(_llama("tokens_predicted_total"))
+                            + ") > 0)",
+                            "{{instance}}",
+                        ),
+                    ),
+                ),
+                Panel(
                     title="Requests",
                     description="In work, and waiting for a slot. Waiting ones all the time: more "
                     "parallel slots, if the context fits (infertune fit --parallel).",

@@ -4,7 +4,8 @@
 Three machines are scraped.  ``here``: this kernel's real exporter with its probes, while the
 embedded llama.cpp answers in the control group of a server.  ``recorded``: a Strix Halo that
 serves, by the real exporter from a recorded tree; only its GPU scheduler's numbers are made, from
-the probe's declaration, for no recorded tree can run BPF.  ``waiting``: one with boot settings that
+the probe's declaration, for no recorded tree can run BPF, and its energy with the tokens it was
+used for.  ``waiting``: one with boot settings that
 wait for a reboot, so that an alert fires.  A fourth does not answer.
 """
 
@@ -52,6 +53,8 @@ ON_A_TREE = """
 import sys, time
 from infertune.exporter import web, webconfig
 from infertune.exporter.base import Collector, Histogram, Sample
+from infertune.exporter.collectors import llama
+from infertune.exporter.energy import ENERGY_METRICS
 from infertune.exporter.page import Page
 from infertune.exporter.probes import metrics
 from infertune.root import Root
@@ -69,10 +72,18 @@ def scheduler(root):
             value = Histogram((jobs, *[0] * len(metric.bounds)), jobs * 0.0004)
         yield Sample(metric.name, tuple(OWN[label] for label in metric.labels), value)
 
-probes = Collector(id="probes", summary="", metrics=metrics(), read=scheduler)
+def energy(root):
+    joules = time.time() % 1e6 * 50
+    yield Sample("infertune_package_energy_joules_total", ("0",), joules)
+    yield Sample("infertune_llama_tokens_predicted_total", ("gemma",), joules / 2)
+
+made = (
+    Collector(id="probes", summary="", metrics=metrics(), read=scheduler),
+    Collector(id="energy", summary="", metrics=(*ENERGY_METRICS, *llama.METRICS), read=energy),
+)
 listener = web.listening_socket("127.0.0.1:0")
 print(listener.getsockname()[1], flush=True)
-page = Page(Root(sys.argv[1]), *[probes] * (sys.argv[2] == "scheduler"))
+page = Page(Root(sys.argv[1]), *(made if sys.argv[2] == "scheduler" else ()))
 web.Server(listener, webconfig.WebConfig(), page, None).serve_forever(3600)
 """
 

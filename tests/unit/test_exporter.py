@@ -36,6 +36,7 @@ from infertune.boot.record import Phase
 from infertune.exporter.base import Absent, Collector, Histogram, Metric, Sample
 from infertune.exporter.collectors import COLLECTORS, llama
 from infertune.exporter.collectors.memory import Group, effective
+from infertune.exporter.energy import ENERGY_METRICS
 from infertune.exporter.page import (
     EXPORTER_METRICS,
     RUNNER_METRICS,
@@ -59,6 +60,7 @@ ALL = (
     *RUNNER_METRICS,
     *EXPORTER_METRICS,
     *probe_metrics(),
+    *ENERGY_METRICS,
 )
 
 
@@ -90,7 +92,18 @@ def test_declarations_follow_the_rules_of_prometheus(metric: Metric) -> None:
     assert metric.name.endswith("_total") == (metric.kind == "counter")
     assert not re.search(r"percent|_ms\b|_kb\b|_mb\b|_mhz", metric.name)
     stem = metric.name.removesuffix("_total")
-    named = {"bytes", "seconds", "celsius", "watts", "hertz", "volts", "ratio", "rpm", "cycles"}
+    named = {
+        "bytes",
+        "seconds",
+        "celsius",
+        "watts",
+        "hertz",
+        "volts",
+        "ratio",
+        "rpm",
+        "cycles",
+        "joules",
+    }
     if metric.unit in named:
         assert stem.endswith(f"_{metric.unit}")
     assert metric.help.endswith(".")

@@ -14,7 +14,8 @@ from infertune.exporter.capabilities import held
 from infertune.exporter.collectors import COLLECTORS
 from infertune.exporter.runner import Result, collect
 from infertune.host.cgroup import memory_limit, processes_of
-from infertune.host.cpu import model_name, policies
+from infertune.host.cpu import CPUS, model_name, policies
+from infertune.host.energy import EnergyPmu, energy_pmu
 from infertune.host.gpu import MAX_PROCESSES, dpm_levels
 from infertune.host.processes import MAX_DESCRIPTORS, capability_sets, drm_client, drm_clients
 from infertune.host.system import lockdown
@@ -225,3 +226,46 @@ def test_clocks_and_what_chooses_them(tmp_path: Path) -> None:
     assert found[0].governor == "powersave"
     assert found[0].preference is None
     assert found[0].firmware_max is None
+
+
+POWER = "/sys/bus/event_source/devices/power"
+
+
+def pmu(root: Root, **files: str) -> EnergyPmu | None:
+    """The PMU of an AMD processor, with these files otherwise."""
+    content = {
+        "type": "28",
+        "cpumask": "0",
+        "events/energy-pkg": "event=0x02",
+        "events/energy-pkg.scale": "2.3283064365386962890625e-10",
+    }
+    for name, text in {**content, **{k.replace("__", "/"): v for k, v in files.items()}}.items():
+        write(root, f"{POWER}/{name}", f"{text}\n")
+    return energy_pmu(root)
+
+
+def test_energy_is_counted_by_package(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    assert energy_pmu(root) is None
+    assert pmu(root) == EnergyPmu(28, 2, 2**-32, {"0": 0})
+    for cpu, package in ((0, 0), (16, 1), (17, 1)):
+        write(root, f"{CPUS}/cpu{cpu}/topology/physical_package_id", f"{package}\n")
+    found = pmu(root, cpumask="0,16-17")
+    assert found is not None
+    assert found.packages == {"0": 0, "1": 16}
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("type", "x"),
+        ("cpumask", ""),
+        ("events__energy-pkg", "event=0x02,umask=0x1"),
+        ("events__energy-pkg", ""),
+        ("events__energy-pkg.scale", "nan"),
+        ("events__energy-pkg.scale", "-1"),
+        ("events__energy-pkg.scale", ""),
+    ],
+)
+def test_energy_that_is_told_otherwise_is_not_guessed(tmp_path: Path, file: str, text: str) -> None:
+    assert pmu(Root(tmp_path), **{file: text}) is None

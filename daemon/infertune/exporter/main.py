@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from infertune import __version__
 from infertune.errors import Exit, InfertuneError, UsageError
 from infertune.exporter import capabilities, web, webconfig
+from infertune.exporter.energy import Energy
 from infertune.exporter.page import Page
 from infertune.exporter.probes import Probes
 from infertune.exporter.servers import cgroup_ids
@@ -85,16 +86,19 @@ def _run(args: argparse.Namespace) -> Exit:
             raise UsageError("--root needs --once: a recorded machine does not change")
         if args.once:
             return _once(root, args)
-        probes = Probes(cgroups=lambda: cgroup_ids(root))
+        probes, energy = Probes(cgroups=lambda: cgroup_ids(root)), Energy(root)
         try:
             if not args.no_probes:
                 probes.attach()
+            energy.open()
             capabilities.drop_all()
             if args.check:
                 return _check(probes)
-            return _serve(root, args, config, probes)
+            page = Page(root, probes.collector(), energy.collector())
+            return _serve(args, config, page, probes)
         finally:
             probes.close()
+            energy.close()
 
 
 def _once(root: Root, args: argparse.Namespace) -> Exit:
@@ -117,12 +121,11 @@ def _check(probes: Probes) -> Exit:
 
 
 def _serve(
-    root: Root, args: argparse.Namespace, config: webconfig.WebConfig, probes: Probes
+    args: argparse.Namespace, config: webconfig.WebConfig, page: Page, probes: Probes
 ) -> Exit:
     notifier = Notifier(os.environ)
     again = threading.Event()
     listener = _passed_socket() or web.listening_socket(args.listen or web.DEFAULT)
-    page = Page(root, probes.collector())
     server = web.Server(listener, config, page, probes)
     try:
         web.refuse_an_open_door(listener, config)
