@@ -29,24 +29,24 @@ import made_up
 INTERVAL_S = 1.05
 
 
-def exporter(tree: str, groups: str, probes: bool) -> None:
+def exporter(tree: str, groups: str, attach: bool) -> None:
     """The process that is measured."""
     from infertune.exporter import capabilities, web, webconfig
     from infertune.exporter.page import Page
-    from infertune.exporter.probing import Probing
+    from infertune.exporter.probes import Probes
     from infertune.root import Root
 
     root = Root(tree)
     root.live = True  # so that servers are asked for their metrics; an exporter writes nothing
     names = {int(key): name for key, name in json.loads(groups).items()}
-    probing = Probing(lambda: names)
+    probes = Probes(cgroups=lambda: names)
     began = time.perf_counter()
-    states = probing.attach() if probes else ()
+    states = probes.attach() if attach else ()
     attached_s = time.perf_counter() - began
     capabilities.drop_all()
     listener = web.listening_socket("127.0.0.1:0")
-    page = Page(root, probing if probes else None)
-    server = web.Server(listener, webconfig.WebConfig(), page, probing if probes else None)
+    page = Page(root, *[probes.collector()] * attach)
+    server = web.Server(listener, webconfig.WebConfig(), page, probes if attach else None)
     attached = sum(state.state == "attached" for state in states)
     print(json.dumps([listener.getsockname()[1], attached_s, attached]), flush=True)
     server.serve_forever(poll_interval=3600)

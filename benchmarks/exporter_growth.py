@@ -32,8 +32,8 @@ import made_up
 
 from infertune.bpf.object import Object, _Map
 from infertune.exporter.declarations import load
-from infertune.exporter.page import Page, render_families
-from infertune.exporter.probes import Probes, _family, package_directories
+from infertune.exporter.page import Page, render
+from infertune.exporter.probes import Probes, package_directories
 from infertune.exporter.servers import MAX_SERVERS
 from infertune.exporter.totals import Totals
 from infertune.root import Root
@@ -78,9 +78,10 @@ def real_groups(count: int, repeat: int) -> Row:
         probes.attach()
         with made_up.groups(count, busy=False) as groups:
             names.update(list(groups.items())[:MAX_SERVERS])
-            memory = kept(lambda: list(probes.collect()))
-            took = milliseconds(lambda: list(probes.collect()), repeat)
-            text = render_families(probes.collect())
+            metrics = probes.collector().metrics
+            memory = kept(probes.samples)
+            took = milliseconds(probes.samples, repeat)
+            text = render(metrics, probes.samples())
         return count, min(count, MAX_SERVERS), series(text), took, memory, lost(text)
     finally:
         probes.close()
@@ -89,22 +90,21 @@ def real_groups(count: int, repeat: int) -> Row:
 def made_up_map(count: int, cpus: int, ran_on: int, repeat: int) -> Row:
     """The map of context switches: two counters and a histogram by group and CPU."""
     [declaration] = [each for each in load(DECLARED) if each.name == "context_switches"]
-    metrics = [metric for metric in declaration.metrics if metric.map == "switches"]
+    counted_here = [each for each in declaration.counted if each.map == "switches"]
     with Object(COMPILED / "context_switches.bpf.o") as program:
         key, value = program.layout("switches")
     numbers = value.size // 8
-    totals = Totals(metrics, key, value)
+    totals = Totals(counted_here, key, value)
     names = {group: f"made-up-{group}" for group in range(MAX_SERVERS)}
     split: Any = SimpleNamespace(key_size=8, value_size=value.size, values=cpus)
-    split._split = lambda data: _Map._split(split, data)
     keys = b"".join(struct.pack("<Q", group) for group in range(count))
     counted = [[random.randrange(1000) for _ in range(numbers)] for _ in range(cpus)]
 
-    def batch() -> list[tuple[bytes, tuple[bytes, ...]]]:
+    def batch() -> list[tuple[bytes, bytes]]:
         for cpu in random.sample(range(cpus), ran_on):
             counted[cpu] = [number + 1 for number in counted[cpu]]
         whole = b"".join(struct.pack(f"<{numbers}Q", *numbers_there) for numbers_there in counted)
-        found: list[tuple[bytes, tuple[bytes, ...]]] = []
+        found: list[tuple[bytes, bytes]] = []
         for first in range(0, count, 256):  # as many as one call of the kernel gives
             size = min(256, count - first)
             found += _Map._unpacked(split, keys[8 * first :], whole * size, size)
@@ -112,7 +112,8 @@ def made_up_map(count: int, cpus: int, ran_on: int, repeat: int) -> Row:
 
     def collect() -> bytes:
         totals.update(batch(), names)
-        return render_families([_family(metric, totals) for metric in metrics])
+        samples = [sample for each in counted_here for sample in totals.samples(each)]
+        return render([each.metric for each in counted_here], samples)
 
     memory = kept(collect)
     return count, cpus, ran_on, series(collect()), milliseconds(collect, repeat), memory

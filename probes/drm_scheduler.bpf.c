@@ -2,9 +2,10 @@
 /*
  * Jobs on the rings of a GPU: how many, how long they waited in the queue, how long on the ring.
  *
- * The scheduler's tracepoints were renamed in Linux 6.17.  The arguments are the same: a job, and
- * at the end its fence.  The fence is what a job is known by from queue to end in both
- * generations; a pointer is enough, it is not reused while the job lives.
+ * The scheduler's tracepoints were renamed in Linux 6.17; their argument is a job in both
+ * generations.  A job is known by its fence; a pointer is enough, it is not reused while the job
+ * lives.  How it ends is not told by the scheduler's tracepoint, which has no event for jobs of a
+ * process that was killed and knows no error yet, but by the fence that is signaled then.
  *
  * gpu_sched is a module: its types are in BTF of its own, and a program that attaches by BTF
  * would need CAP_SYS_ADMIN.  So these attach by name.
@@ -27,7 +28,13 @@ struct drm_gpu_scheduler {
 	struct device *dev;
 };
 
-struct drm_sched_fence;
+struct dma_fence {
+	int error;
+};
+
+struct drm_sched_fence {
+	struct dma_fence finished;
+};
 
 struct drm_sched_job {
 	struct drm_gpu_scheduler *sched;
@@ -37,7 +44,7 @@ struct drm_sched_job {
 #pragma clang attribute pop
 
 struct key {
-	char device[32];
+	char pci_address[32];
 	char ring[32];
 	__u64 cgroup;
 };
@@ -52,7 +59,7 @@ struct jobs {
 	__u64 queued;
 	__u64 run;
 	__u64 done;
-	__u64 dropped;
+	__u64 failed;
 	__s64 in_flight;
 	struct histogram wait;
 	struct histogram busy;
@@ -71,19 +78,19 @@ struct {
 
 static const struct jobs none;
 
-enum end { DONE, DROPPED };
-
-static __always_inline void left(struct job *job, enum end end)
+static __always_inline void ended(struct job *job, bool failed)
 {
-	struct jobs *counters = counters_of(&jobs, &job->key, &none);
+	struct jobs *counters = bpf_map_lookup_elem(&jobs, &job->key);
 
 	if (!counters)
 		return;
 	__sync_fetch_and_add(&counters->in_flight, -1);
-	if (end == DONE)
-		__sync_fetch_and_add(&counters->done, 1);
+	if (failed)
+		__sync_fetch_and_add(&counters->failed, 1);
 	else
-		__sync_fetch_and_add(&counters->dropped, 1);
+		__sync_fetch_and_add(&counters->done, 1);
+	if (job->run_at)
+		record(&counters->busy, bpf_ktime_get_ns() - job->run_at);
 }
 
 /* In the thread that submits, so its control group is known. */
@@ -92,6 +99,7 @@ static __always_inline int queued(struct drm_sched_job *submitted)
 	struct drm_gpu_scheduler *sched = BPF_CORE_READ(submitted, sched);
 	__u64 fence = (__u64)BPF_CORE_READ(submitted, s_fence);
 	struct device *device = BPF_CORE_READ(sched, dev);
+	struct task_struct *task = bpf_get_current_task_btf();
 	struct job job = {}, *stale;
 	struct jobs *counters;
 	const char *name;
@@ -102,16 +110,15 @@ static __always_inline int queued(struct drm_sched_job *submitted)
 		name = BPF_CORE_READ(device, init_name);
 		if (!name)
 			name = BPF_CORE_READ(device, kobj.name);
-		bpf_probe_read_kernel_str(job.key.device, sizeof(job.key.device), name);
+		bpf_probe_read_kernel_str(job.key.pci_address, sizeof(job.key.pci_address), name);
 	}
-	job.key.cgroup = bpf_get_current_cgroup_id();
+	job.key.cgroup = cgroup_of(task);
 	job.queued_at = bpf_ktime_get_ns();
 
-	/* A job whose process was killed ends without a word; its fence is used again. */
 	stale = bpf_map_lookup_elem(&in_flight, &fence);
-	if (stale)
-		left(stale, DROPPED);
-	counters = counters_of(&jobs, &job.key, &none);
+	if (stale) /* it ended unseen, and its fence is used again */
+		ended(stale, 1);
+	counters = counters_of(&jobs, &job.key, &none, task);
 	if (!counters)
 		return 0;
 	if (bpf_map_update_elem(&in_flight, &fence, &job, BPF_ANY)) {
@@ -132,7 +139,7 @@ static __always_inline int running(struct drm_sched_job *job)
 	if (!known || known->run_at) /* queued before we were here; run again after a reset */
 		return 0;
 	known->run_at = bpf_ktime_get_ns();
-	counters = counters_of(&jobs, &known->key, &none);
+	counters = bpf_map_lookup_elem(&jobs, &known->key);
 	if (counters) {
 		__sync_fetch_and_add(&counters->run, 1);
 		record(&counters->wait, known->run_at - known->queued_at);
@@ -140,19 +147,17 @@ static __always_inline int running(struct drm_sched_job *job)
 	return 0;
 }
 
-static __always_inline int done(struct drm_sched_fence *finished)
+/* Of any driver; those that are not in our map are none of ours. */
+SEC("raw_tp/dma_fence_signaled")
+int BPF_PROG(fence_signaled, struct dma_fence *signaled)
 {
-	__u64 fence = (__u64)finished;
+	__u64 fence = (__u64)signaled - bpf_core_field_offset(struct drm_sched_fence, finished);
 	struct job *known = bpf_map_lookup_elem(&in_flight, &fence);
-	struct jobs *counters;
 
-	if (!known)
-		return 0;
-	left(known, DONE);
-	counters = counters_of(&jobs, &known->key, &none);
-	if (counters && known->run_at)
-		record(&counters->busy, bpf_ktime_get_ns() - known->run_at);
-	bpf_map_delete_elem(&in_flight, &fence);
+	if (known) {
+		ended(known, BPF_CORE_READ(signaled, error) != 0);
+		bpf_map_delete_elem(&in_flight, &fence);
+	}
 	return 0;
 }
 
@@ -169,12 +174,6 @@ int BPF_PROG(job_run, struct drm_sched_job *job)
 	return running(job);
 }
 
-SEC("raw_tp/drm_sched_job_done")
-int BPF_PROG(job_done, struct drm_sched_fence *fence)
-{
-	return done(fence);
-}
-
 /* before */
 SEC("raw_tp/drm_sched_job")
 int BPF_PROG(job_queue_616, struct drm_sched_job *job)
@@ -186,10 +185,4 @@ SEC("raw_tp/drm_run_job")
 int BPF_PROG(job_run_616, struct drm_sched_job *job)
 {
 	return running(job);
-}
-
-SEC("raw_tp/drm_sched_process_job")
-int BPF_PROG(job_done_616, struct drm_sched_fence *fence)
-{
-	return done(fence);
 }

@@ -18,29 +18,17 @@ PER_THREAD(taken, struct faults);
 
 static const struct faults none;
 
-static __always_inline void take(struct task_struct *task)
+static __always_inline void take(struct task_struct *task, struct faults *then)
 {
-	struct faults *then, *total;
-	__u64 minor, major;
+	struct faults *total;
 
-	if (task->flags & PF_KTHREAD)
-		return;
-	then = bpf_task_storage_get(&taken, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (!then) {
-		count_lost();
-		return;
-	}
-	minor = read_once(&then->minor);
-	major = read_once(&then->major);
-	minor = take_growth(&then->minor, minor, task->min_flt);
-	major = take_growth(&then->major, major, task->maj_flt);
-	if (!minor && !major)
+	if (then->minor == task->min_flt && then->major == task->maj_flt)
 		return;
 	total = counters_of_group(&faults, task, &none);
-	if (!total)
+	if (!total) /* nothing was taken: while the thread lives, nothing is lost either */
 		return;
-	__sync_fetch_and_add(&total->minor, minor);
-	__sync_fetch_and_add(&total->major, major);
+	__sync_fetch_and_add(&total->minor, take_growth(&then->minor, task->min_flt));
+	__sync_fetch_and_add(&total->major, take_growth(&then->major, task->maj_flt));
 }
 
 /* Once, before anything is counted: what threads did before is not taken over. */
@@ -64,15 +52,27 @@ SEC("iter/task")
 int threads_now(struct bpf_iter__task *ctx)
 {
 	struct task_struct *task = ctx->task;
+	struct faults *then;
 
-	if (task)
-		take(task);
+	if (!task || task->flags & (PF_KTHREAD | PF_EXITING))
+		return 0;
+	then = bpf_task_storage_get(&taken, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!then)
+		count_lost();
+	else if (!(task->flags & PF_EXITING)) /* else thread_exit may have found no storage */
+		take(task, then);
 	return 0;
 }
 
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(thread_exit, struct task_struct *task)
 {
-	take(task);
+	struct faults nothing = {}, *then;
+
+	if (task->flags & PF_KTHREAD)
+		return 0;
+	/* Not created: most threads end without having been visited. */
+	then = bpf_task_storage_get(&taken, task, 0, 0);
+	take(task, then ?: &nothing);
 	return 0;
 }

@@ -32,7 +32,10 @@ enum { BPF_ANY = 0, BPF_NOEXIST = 1, BPF_F_NO_PREALLOC = 1, BPF_LOCAL_STORAGE_GE
 #include <bpf/bpf_tracing.h>
 #include <bpf/bpf_core_read.h>
 
-#define PF_KTHREAD 0x00200000 /* linux/sched.h: the same since 2.6.27 */
+/* linux/sched.h */
+#define PF_EXITING 0x00000004 /* the same since 2.6.0 */
+#define PF_KTHREAD 0x00200000 /* since 2.6.27 */
+#define TASK_DEAD 0x00000080 /* since 4.14 */
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -40,7 +43,14 @@ struct kernfs_node {
 	__u64 id;
 };
 
+struct cgroup_subsys_state {
+	struct cgroup *cgroup;
+	struct cgroup_subsys_state *parent;
+};
+
 struct cgroup {
+	struct cgroup_subsys_state self;
+	int level;
 	struct kernfs_node *kn;
 };
 
@@ -63,6 +73,7 @@ struct sched_entity {
 };
 
 struct sched_info { /* CONFIG_SCHED_INFO */
+	unsigned long pcount;
 	unsigned long long run_delay;
 	unsigned long long last_queued;
 };
@@ -70,6 +81,7 @@ struct sched_info { /* CONFIG_SCHED_INFO */
 struct task_struct {
 	unsigned int flags;
 	int exit_state;
+	unsigned in_memstall : 1; /* CONFIG_PSI */
 	int pid;
 	unsigned long min_flt;
 	unsigned long maj_flt;
@@ -125,13 +137,51 @@ static __always_inline void count_lost(void)
 		__sync_fetch_and_add(count, 1);
 }
 
-/* The counters of a key, new ones if there are none yet; NULL, counted as lost, if the map is full. */
-static __always_inline void *counters_of(void *map, const void *key, const void *zeroes)
+/* Inode number of the directory of a thread's control group in the v2 hierarchy. */
+static __always_inline __u64 cgroup_of(struct task_struct *task)
+{
+	return task->cgroups->dfl_cgrp->kn->id;
+}
+
+/*
+ * The group that a group is in, for all in which something was counted and those above them.  Who
+ * reads finds the unit: what is below it is the unit's, also when it is gone by then.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 8192);
+	__type(key, __u64);
+	__type(value, __u64);
+} above SEC(".maps");
+
+#define MAX_DEPTH 16
+
+static __always_inline void note_above(struct task_struct *task)
+{
+	struct cgroup *group = task->cgroups->dfl_cgrp;
+	__u64 id, parent;
+
+	for (int up = 0; up < MAX_DEPTH && group->level > 0; up++) {
+		id = group->kn->id;
+		group = group->self.parent->cgroup;
+		parent = group->kn->id;
+		bpf_map_update_elem(&above, &id, &parent, BPF_ANY);
+	}
+}
+
+/*
+ * The counters of a key with the control group of a thread, new ones if there are none yet; NULL,
+ * counted as lost, if the map is full.
+ */
+static __always_inline void *counters_of(void *map, const void *key, const void *zeroes,
+					 struct task_struct *task)
 {
 	void *value = bpf_map_lookup_elem(map, key);
 
 	if (value)
 		return value;
+	note_above(task);
 	bpf_map_update_elem(map, key, zeroes, BPF_NOEXIST);
 	value = bpf_map_lookup_elem(map, key);
 	if (!value)
@@ -139,19 +189,22 @@ static __always_inline void *counters_of(void *map, const void *key, const void 
 	return value;
 }
 
-/* Inode number of the directory of a thread's control group in the v2 hierarchy. */
-static __always_inline __u64 cgroup_of(struct task_struct *task)
-{
-	return task->cgroups->dfl_cgrp->kn->id;
-}
-
-/* The counters of a thread's control group. */
+/* The same where the key is the control group and nothing else. */
 static __always_inline void *counters_of_group(void *map, struct task_struct *task,
 					       const void *zeroes)
 {
 	__u64 cgroup = cgroup_of(task);
 
-	return counters_of(map, &cgroup, zeroes);
+	return counters_of(map, &cgroup, zeroes, task);
+}
+
+/*
+ * Whether a thread stands still for want of memory, as the kernel sees it for /proc/pressure: not
+ * one that writes to memory.max or compact_memory, and so makes room for somebody else.
+ */
+static __always_inline bool stalled(struct task_struct *task)
+{
+	return !(task->flags & PF_KTHREAD) && BPF_CORE_READ_BITFIELD(task, in_memstall);
 }
 
 /*
@@ -220,22 +273,17 @@ static __always_inline void record_alone(struct histogram *histogram, __u64 ns)
 
 /*
  * A counter that the kernel keeps for each thread: how much it has grown since it was last taken
- * over.  Two processors may ask at once, when a thread ends while all threads are being visited;
- * only one of them gets the growth.  What was taken is read before what there is, so the
- * difference is never negative.
+ * over.  Two processors may ask at once; only one of them gets the growth.  What was taken is read
+ * before what there is, so the difference is never negative.
  */
-static __always_inline __u64 read_once(const __u64 *value)
-{
-	return *(const volatile __u64 *)value;
-}
-
-static __always_inline __u64 take_growth(__u64 *taken, __u64 before, __u64 now)
-{
-	if ((__s64)(now - before) <= 0)
-		return 0;
-	if (__sync_val_compare_and_swap(taken, before, now) != before)
-		return 0;
-	return now - before;
-}
+#define take_growth(taken, counter)                                                  \
+	({                                                                           \
+		__u64 __before = *(volatile __u64 *)(taken), __now = (counter);      \
+		__u64 __grown = 0;                                                   \
+		if ((__s64)(__now - __before) > 0 &&                                 \
+		    __sync_val_compare_and_swap(taken, __before, __now) == __before) \
+			__grown = __now - __before;                                  \
+		__grown;                                                             \
+	})
 
 char LICENSE[] SEC("license") = "GPL";

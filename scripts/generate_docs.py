@@ -16,6 +16,7 @@ import io
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -27,10 +28,12 @@ from infertune.cli.main import build_parser, commands
 from infertune.cli.main import main as infertune
 from infertune.doctor.rules import SUBJECTS
 from infertune.errors import Exit
+from infertune.exporter import declarations
 from infertune.exporter.base import Metric
 from infertune.exporter.collectors import COLLECTORS
+from infertune.exporter.energy import ENERGY_METRICS
 from infertune.exporter.page import EXPORTER_METRICS, RUNNER_METRICS
-from infertune.exporter.probes import metric_rows
+from infertune.exporter.probes import PROBE_METRICS, package_directories
 from infertune.knobs import KNOBS
 from infertune.knobs.base import Knob
 from infertune.knobs.guards import GUARDS
@@ -211,10 +214,12 @@ def metrics_page() -> str:
             out.append(f"Read every {collector.max_age_s:g} s at most.")
         out += _metrics(collector.metrics)
     out += ["", "## Probes", "", "Counted by eBPF programs in the kernel; see `probes/`."]
-    out += ["", "| metric | type | unit | labels | meaning | series |", "|---|---|---|---|---|---|"]
-    for row in metric_rows():
-        labels = ", ".join(f"`{label}`" for label in row.labels)
-        out.append(_row((f"`{row.name}`", row.type, row.unit, labels, row.help, row.cardinality)))
+    for probe in declarations.load(package_directories()[0]):
+        help_text = textwrap.wrap(probe.help, 100, break_on_hyphens=False)
+        out += ["", f"### {probe.title}", "", *help_text]
+        out += _metrics(counted.metric for counted in probe.counted)
+    out += ["", "### The probes themselves", *_metrics(PROBE_METRICS)]
+    out += ["", "## energy", "", "Energy of the processor.", *_metrics(ENERGY_METRICS)]
     out += ["", "## The exporter itself", "", "Beside these the page has `process_*`."]
     return "\n".join([*out, *_metrics((*RUNNER_METRICS, *EXPORTER_METRICS))]) + "\n"
 

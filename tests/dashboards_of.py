@@ -13,10 +13,11 @@ from typing import Any
 
 import yaml
 
+from infertune.exporter.base import Metric
 from infertune.exporter.collectors import COLLECTORS
+from infertune.exporter.energy import ENERGY_METRICS
 from infertune.exporter.page import EXPORTER_METRICS, RUNNER_METRICS
-from infertune.exporter.probes import metric_rows
-from infertune.exporter.probing import PROBE_METRICS
+from infertune.exporter.probes import metrics as probe_metrics
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RULES = REPOSITORY / "prometheus" / "rules"
@@ -82,23 +83,23 @@ def operand(expr: str) -> str:
     return re.sub(r"\s*(==|<|>)[\d\s.*]+$", "", expr.strip())
 
 
+def metrics() -> Iterator[Metric]:
+    """Every metric that an exporter can have."""
+    for collector in COLLECTORS.values():
+        yield from collector.metrics
+    yield from (*RUNNER_METRICS, *EXPORTER_METRICS, *probe_metrics(), *ENERGY_METRICS)
+
+
 @functools.cache
 def declared() -> dict[str, set[str]]:
     """Labels by name of each series that an exporter can have, and of what rules record."""
     found: dict[str, set[str]] = {"up": ADDED, "ALERTS": {"alertname", "alertstate", "instance"}}
-    for metric in (
-        *(metric for collector in COLLECTORS.values() for metric in collector.metrics),
-        *RUNNER_METRICS,
-        *EXPORTER_METRICS,
-        *PROBE_METRICS,
-    ):
-        found[metric.name] = {*metric.labels, *ADDED}
-    for row in metric_rows():
-        labels = {*row.labels, *ADDED}
-        ends = ("_sum", "_count") if row.type == "histogram" else ("",)
-        found.update({row.name + end: labels for end in ends})
-        if row.type == "histogram":
-            found[f"{row.name}_bucket"] = labels | {"le"}
+    for metric in metrics():
+        labels = {*metric.labels, *ADDED}
+        ends = ("_sum", "_count") if metric.kind == "histogram" else ("",)
+        found.update({metric.name + end: labels for end in ends})
+        if metric.kind == "histogram":
+            found[f"{metric.name}_bucket"] = labels | {"le"}
     for name in ("process_cpu_seconds_total", "process_resident_memory_bytes"):
         found[name] = ADDED
     for rule in rules():

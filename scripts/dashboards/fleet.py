@@ -151,8 +151,8 @@ FLEET = Dashboard(
                     nothing="no probe is attached",
                     targets=(
                         Target(
-                            f"topk(10, instance_cgroup:infertune_major_faults:rate5m{{{_I}}})",
-                            "{{instance}} {{cgroup}}",
+                            f"topk(10, instance_server:infertune_major_faults:rate5m{{{_I}}})",
+                            "{{instance}} {{server}}",
                         ),
                     ),
                 ),

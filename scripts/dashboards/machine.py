@@ -171,6 +171,21 @@ MACHINE = Dashboard(
                     ),
                 ),
                 Panel(
+                    title="Memory in huge pages",
+                    description="Of the whole machine: anonymous, of files, shared.",
+                    unit="bytes",
+                    targets=(Target(f"infertune_thp_memory_bytes{{{_I}}}", "{{kind}}"),),
+                ),
+                Panel(
+                    title="Huge pages per second",
+                    description="fault_fallback and collapse_alloc_failed: there was none, and "
+                    "small ones were taken. split_page: one was taken apart.",
+                    unit="none",
+                    targets=(
+                        Target(per_second(f"infertune_thp_events_total{{{_I}}}"), "{{event}}"),
+                    ),
+                ),
+                Panel(
                     title="Reclaim and compaction by the threads themselves",
                     description="Seconds per second that threads spent freeing or moving memory "
                     "before they got any. Long loads come with it: more free memory "
@@ -222,6 +237,7 @@ MACHINE = Dashboard(
                     nothing=_NO_TABLE,
                     targets=(
                         Target(f"infertune_gpu_metrics_power_watts{{{_I}}}", "{{domain}}"),
+                        Target(f"infertune_gpu_power_watts{{{_I}}}", "{{gpu}} {{reading}} (hwmon)"),
                         Target(
                             f"infertune_gpu_metrics_power_limit_watts{{{_I}}}",
                             "limit {{limit}}",

@@ -16,7 +16,6 @@ from dashboards.base import (
 )
 
 _S = 'instance=~"$instance",server=~"$server",server!=""'
-_C = 'instance=~"$instance",cgroup=~"$server",cgroup!="other"'
 _NO_METRICS = "no server of 'infertune serve' answers with --metrics; 'run' is not watched"
 _NO_PROBE = "not attached: see Tuning, probes"
 _ROCM = "not applicable (ROCm, or no DRM driver): its queues do not pass this scheduler"
@@ -81,6 +80,25 @@ MODEL = Dashboard(
                     ),
                 ),
                 Panel(
+                    title="Energy per generated token",
+                    description="Of the whole processor package, over the tokens of all servers: "
+                    "what a lower power limit saves, beside the speed it costs.",
+                    unit="joule",
+                    nothing="no counter of energy, or no server answers with --metrics",
+                    targets=(
+                        Target(
+                            "sum by (instance) ("
+                            + per_second(
+                                'infertune_package_energy_joules_total{instance=~"$instance"}'
+                            )
+                            + ") / (sum by (instance) ("
+                            + per_second(_llama("tokens_predicted_total"))
+                            + ") > 0)",
+                            "{{instance}}",
+                        ),
+                    ),
+                ),
+                Panel(
                     title="Requests",
                     description="In work, and waiting for a slot. Waiting ones all the time: more "
                     "parallel slots, if the context fits (infertune fit --parallel).",
@@ -127,8 +145,8 @@ MODEL = Dashboard(
                     nothing=_NO_PROBE,
                     targets=(
                         Target(
-                            per_second(f'infertune_page_faults_total{{{_C},kind="major"}}'),
-                            "{{cgroup}}",
+                            per_second(f'infertune_page_faults_total{{{_S},kind="major"}}'),
+                            "{{server}}",
                         ),
                     ),
                 ),
@@ -140,8 +158,8 @@ MODEL = Dashboard(
                     nothing=_NO_PROBE,
                     targets=(
                         Target(
-                            per_second(f'infertune_page_faults_total{{{_C},kind="minor"}}'),
-                            "{{cgroup}}",
+                            per_second(f'infertune_page_faults_total{{{_S},kind="minor"}}'),
+                            "{{server}}",
                         ),
                     ),
                 ),
@@ -155,9 +173,9 @@ MODEL = Dashboard(
                     targets=tuple(
                         Target(
                             quantile(
-                                q, "infertune_run_queue_latency_seconds", _C, "instance, cgroup"
+                                q, "infertune_run_queue_latency_seconds", _S, "instance, server"
                             ),
-                            f"{{{{cgroup}}}} {name}",
+                            f"{{{{server}}}} {name}",
                         )
                         for q, name in ((0.5, "median"), (0.99, "99 %"))
                     ),
@@ -171,10 +189,10 @@ MODEL = Dashboard(
                     nothing=_NO_PROBE,
                     targets=(
                         Target(
-                            f"{per_second(f'infertune_thread_seconds_total{{{_C}}}')} "
-                            "/ on (instance, cgroup) group_left () sum by (instance, cgroup) "
-                            f"({per_second(f'infertune_thread_seconds_total{{{_C}}}')})",
-                            "{{cgroup}} {{state}}",
+                            f"{per_second(f'infertune_thread_seconds_total{{{_S}}}')} "
+                            "/ on (instance, server) group_left () sum by (instance, server) "
+                            f"({per_second(f'infertune_thread_seconds_total{{{_S}}}')})",
+                            "{{server}} {{state}}",
                         ),
                     ),
                 ),
@@ -186,10 +204,8 @@ MODEL = Dashboard(
                     nothing=_NO_PROBE,
                     targets=(
                         Target(
-                            "sum by (instance, cgroup, kind) ("
-                            + per_second(f"infertune_context_switches_total{{{_C}}}")
-                            + ")",
-                            "{{cgroup}} {{kind}}",
+                            per_second(f"infertune_context_switches_total{{{_S}}}"),
+                            "{{server}} {{kind}}",
                         ),
                     ),
                 ),
@@ -200,8 +216,8 @@ MODEL = Dashboard(
                     nothing=_NO_PROBE,
                     targets=(
                         Target(
-                            per_second(f"infertune_thread_migrations_total{{{_C}}}"),
-                            "{{cgroup}}",
+                            per_second(f"infertune_thread_migrations_total{{{_S}}}"),
+                            "{{server}}",
                         ),
                     ),
                 ),
@@ -219,6 +235,19 @@ MODEL = Dashboard(
                         Target(
                             f'infertune_unit_memory_part_bytes{{{_S},part=~"anon|file|shmem"}}',
                             "{{server}} {{part}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Its limits and protection",
+                    description="How often a second reclaim took protected memory (low), or a "
+                    "limit was reached (high, max), and OOM kills.",
+                    unit="none",
+                    nothing="no server runs as a unit",
+                    targets=(
+                        Target(
+                            per_second(f"infertune_unit_memory_events_total{{{_S}}}"),
+                            "{{server}} {{event}}",
                         ),
                     ),
                 ),
@@ -265,7 +294,7 @@ MODEL = Dashboard(
                     targets=(
                         Target(
                             "sum by (instance, ring) ("
-                            + per_second(f'infertune_drm_scheduler_jobs_total{{{_C},event="done"}}')
+                            + per_second(f'infertune_drm_scheduler_jobs_total{{{_S},event="done"}}')
                             + ")",
                             "{{ring}}",
                         ),
@@ -280,13 +309,13 @@ MODEL = Dashboard(
                     targets=(
                         Target(
                             quantile(
-                                0.99, "infertune_drm_scheduler_wait_seconds", _C, "instance, ring"
+                                0.99, "infertune_drm_scheduler_wait_seconds", _S, "instance, ring"
                             ),
                             "{{ring}} wait",
                         ),
                         Target(
                             quantile(
-                                0.99, "infertune_drm_scheduler_run_seconds", _C, "instance, ring"
+                                0.99, "infertune_drm_scheduler_run_seconds", _S, "instance, ring"
                             ),
                             "{{ring}} on the ring",
                         ),

@@ -4,7 +4,8 @@
 Three machines are scraped.  ``here``: this kernel's real exporter with its probes, while the
 embedded llama.cpp answers in the control group of a server.  ``recorded``: a Strix Halo that
 serves, by the real exporter from a recorded tree; only its GPU scheduler's numbers are made, from
-the probe's declaration, for no recorded tree can run BPF.  ``waiting``: one with boot settings that
+the probe's declaration, for no recorded tree can run BPF, and its energy with the tokens it was
+used for.  ``waiting``: one with boot settings that
 wait for a reboot, so that an alert fires.  A fourth does not answer.
 """
 
@@ -50,41 +51,39 @@ READY_S = 120.0
 
 ON_A_TREE = """
 import sys, time
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from infertune.exporter import web, webconfig
-from infertune.exporter.base import one_of
+from infertune.exporter.base import Collector, Histogram, Sample
+from infertune.exporter.collectors import llama
+from infertune.exporter.energy import ENERGY_METRICS
 from infertune.exporter.page import Page
-from infertune.exporter.probes import metric_rows
-from infertune.exporter.probing import STATES
+from infertune.exporter.probes import metrics
 from infertune.root import Root
 
-OWN = {"device": "0000:c2:00.0", "ring": "comp_1.0.0", "cgroup": "gemma", "event": "done"}
+OWN = {"pci_address": "0000:c2:00.0", "ring": "comp_1.0.0", "server": "gemma", "event": "done"}
+METRICS = [each for each in metrics() if each.name.startswith("infertune_drm_scheduler_")]
 
-class Scheduler:
+def scheduler(root):
     '''The probe of the GPU scheduler, with numbers that grow.'''
-    def states(self): return ()
-    def samples(self):
-        return one_of("infertune_probe_state", ("drm_scheduler",), STATES, "attached")
-    def families(self):
-        jobs = int(time.time()) % 100_000
-        for row in metric_rows():
-            if row.probe != "drm_scheduler":
-                continue
-            labels = [OWN[label] for label in row.labels]
-            if row.type == "histogram":
-                family = HistogramMetricFamily(row.name, row.help, labels=row.labels)
-                buckets = [("0.001", jobs * 0.9), ("0.01", jobs), ("+Inf", jobs)]
-                family.add_metric(labels, buckets, jobs * 0.0004)
-            else:
-                kind = CounterMetricFamily if row.type == "counter" else GaugeMetricFamily
-                family = kind(row.name, row.help, labels=row.labels)
-                family.add_metric(labels, jobs if row.type == "counter" else 1)
-            yield family
+    jobs = int(time.time()) % 100_000
+    yield Sample("infertune_probe_state", ("drm_scheduler", "attached"), 1)
+    for metric in METRICS:
+        value = jobs if metric.kind == "counter" else 1
+        if metric.kind == "histogram":
+            value = Histogram((jobs, *[0] * len(metric.bounds)), jobs * 0.0004)
+        yield Sample(metric.name, tuple(OWN[label] for label in metric.labels), value)
 
-probing = Scheduler() if sys.argv[2] == "scheduler" else None
+def energy(root):
+    joules = time.time() % 1e6 * 50
+    yield Sample("infertune_package_energy_joules_total", ("0",), joules)
+    yield Sample("infertune_llama_tokens_predicted_total", ("gemma",), joules / 2)
+
+made = (
+    Collector(id="probes", summary="", metrics=metrics(), read=scheduler),
+    Collector(id="energy", summary="", metrics=(*ENERGY_METRICS, *llama.METRICS), read=energy),
+)
 listener = web.listening_socket("127.0.0.1:0")
 print(listener.getsockname()[1], flush=True)
-page = Page(Root(sys.argv[1]), probing)
+page = Page(Root(sys.argv[1]), *(made if sys.argv[2] == "scheduler" else ()))
 web.Server(listener, webconfig.WebConfig(), page, None).serve_forever(3600)
 """
 
@@ -357,7 +356,7 @@ def test_an_alert_fires(prometheus: Prometheus, waiting: int) -> None:
 def test_the_server_under_load_is_seen(prometheus: Prometheus, here: int) -> None:
     """Its tokens and its threads are of the same server, by name."""
     machine = f'instance="127.0.0.1:{here}"'
-    busy = f'rate(infertune_thread_seconds_total{{{machine},cgroup="gemma",state="running"}}[10s])'
+    busy = f'rate(infertune_thread_seconds_total{{{machine},server="gemma",state="running"}}[10s])'
     assert until(lambda: bool(prometheus.query(f"{busy} > 0.2")), 60)
     tokens = f'rate(infertune_llama_tokens_predicted_total{{{machine},server="gemma"}}[10s])'
     assert until(lambda: bool(prometheus.query(f"{tokens} > 1")), 60)

@@ -280,13 +280,57 @@ def test_systemd_passes_the_socket_and_hears_of_readiness(tmp_path: Path) -> Non
         told.close()
 
 
+COUNT = """
+import sys, time
+from infertune.exporter import capabilities
+from infertune.exporter.energy import Energy
+from infertune.exporter.runner import collect
+from infertune.root import Root
+energy = Energy(Root(sys.argv[1]))
+energy.open()
+capabilities.drop_all()
+for _ in range(2):
+    result = collect(energy.collector(), Root("/"))
+    print(result.state, result.why, *(sample.value for sample in result.samples))
+    time.sleep(0.2)
+"""
+
+
+@pytest.mark.root_only
+@pytest.mark.parametrize(("kind", "state"), [("1", "ok"), ("987654", "failed"), ("", "absent")])
+def test_energy_is_read_without_a_capability(tmp_path: Path, kind: str, state: str) -> None:
+    """No processor with such a counter here: the kernel's own clock (PERF_TYPE_SOFTWARE, 0)."""
+    power = tmp_path / "sys/bus/event_source/devices/power"
+    (power / "events").mkdir(parents=True)
+    for name, text in (
+        ("type", kind),
+        ("cpumask", str(min(os.sched_getaffinity(0)))),
+        ("events/energy-pkg", "event=0x00"),
+        ("events/energy-pkg.scale", "1e-9"),
+    ):
+        (power / name).write_text(text + "\n")
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", COUNT, str(tmp_path)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first.startswith(state)
+    if state == "ok":  # nanoseconds of a CPU, as joules
+        assert 0 < float(first.split()[1]) < float(second.split()[1]) - 0.1
+    elif state == "failed":
+        assert "perf_event_open" in first
+
+
 def test_a_server_that_does_not_answer_is_a_state(tmp_path: Path) -> None:
-    from infertune.exporter.collectors.llama import fetch
+    from infertune.exporter.collectors.llama import ask
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        assert fetch(silent.getsockname()[1])[0] == "timeout"
-        unused = silent.getsockname()[1]
-    assert fetch(unused)[0] == "unreachable"
+        port = silent.getsockname()[1]
+        assert ask({"silent": port}) == {"silent": "timeout"}
+    assert ask({"gone": port}) == {"gone": "unreachable"}
 
 
 def test_prometheus_scrapes_it(start: Start, tmp_path: Path) -> None:
@@ -322,7 +366,8 @@ def test_prometheus_scrapes_it(start: Start, tmp_path: Path) -> None:
     try:
         assert until(lambda: query("up{job='infertune'}") == [1], 60)
         assert until(
-            lambda: query("count(infertune_collector_success == 1)") == [len(COLLECTORS)], 60
+            lambda: query("count(infertune_collector_success == 1)") == [len(COLLECTORS) + 2],
+            60,  # probes, energy
         )
         assert until(lambda: len(query("rate(process_cpu_seconds_total[10s])")) == 1, 60)
         assert query("count(infertune_knob_files)")[0] > 5

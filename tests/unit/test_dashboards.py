@@ -19,6 +19,7 @@ from dashboards_of import (
     Query,
     dashboards,
     declared,
+    metrics,
     names,
     panels,
     queries,
@@ -109,6 +110,41 @@ def test_each_alert_fires_and_stays_silent() -> None:
     for words in (("check", "rules", *RULE_FILES), ("test", "rules", cases)):
         done = subprocess.run([promtool, *words], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+ASKED_BY_HAND = {
+    "infertune_gpu_info": "joins a card's name to its PCI address",
+    "infertune_kfd_node_info": "joins a card's name to its architecture",
+    "infertune_npu_info": "joins an NPU's name to its firmware",
+    "infertune_gpu_pool_limit_bytes": "which setting it is that limits the pool",
+    "infertune_gpu_pool_promised_bytes": "why a server has to wait for memory",
+    "infertune_journal_earlier_boot": "whether a boot ended without warning",
+    "infertune_direct_reclaimed_bytes_total": "what the time in direct reclaim was for",
+    "infertune_drm_scheduler_jobs_in_flight": "whether a ring hangs",
+    "infertune_collector_duration_seconds": "what the page costs",
+    "infertune_collector_left_out": "whether the page is cut",
+    "infertune_exporter_collections_total": "how often the machine is read",
+    "infertune_exporter_threads": "whether a read hangs",
+    "infertune_probe_lost_total": "whether counts can be trusted",
+    "infertune_probe_runs_total": "what a probe costs, while somebody measures it",
+    "infertune_probe_run_seconds_total": "what a probe costs, while somebody measures it",
+}
+"""What no rule and no panel asks for, and the question it answers."""
+
+
+def test_what_nobody_asks_for_is_not_on_the_page() -> None:
+    """A series costs its reading, its line and its place in Prometheus, at each scrape."""
+    asked = {name for query in queries() for name in names(query.expr)}
+    asked |= {name for rule in rules() for name in names(rule["expr"])}
+    ends = ("_bucket", "_sum", "_count")
+    asked |= {name.removesuffix(end) for name in asked for end in ends}
+    # What a llama-server says of itself is its own, and passed on.
+    ours = {
+        name
+        for name in (metric.name for metric in metrics())
+        if not name.startswith("infertune_llama_")
+    }
+    assert ours - asked == set(ASKED_BY_HAND)
 
 
 RULE_FILES = sorted((REPOSITORY / "prometheus" / "rules").glob("*.yml"))

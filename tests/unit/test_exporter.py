@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -16,32 +17,38 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
 from prometheus_client.core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
 from infertune.boot import record
 from infertune.boot.record import Phase
-from infertune.exporter.base import Absent, Collector, Metric, Sample
-from infertune.exporter.collectors import COLLECTORS, llama
+from infertune.exporter.base import Absent, Collector, Histogram, Metric, Sample
+from infertune.exporter.collectors import COLLECTORS, knobs, llama
 from infertune.exporter.collectors.memory import Group, effective
+from infertune.exporter.energy import ENERGY_METRICS
 from infertune.exporter.page import (
     EXPORTER_METRICS,
     RUNNER_METRICS,
     Page,
     render,
-    render_families,
 )
-from infertune.exporter.probing import PROBE_METRICS
+from infertune.exporter.probes import metrics as probe_metrics
 from infertune.exporter.runner import Runner, collect
 from infertune.exporter.servers import MAX_SERVERS, cgroup_ids, ports, processes
 from infertune.host import gpu_metrics
 from infertune.host.gpu import DpmClock, amdgpu_cards, dpm_levels
+from infertune.machine import Machine, read_machine
 from infertune.root import Root
 from infertune.servers.adopted import ADOPTED, Adopted, Book, Changed, write_book
 from infertune.snapshot import open_snapshot
@@ -54,7 +61,8 @@ ALL = (
     *(metric for collector in COLLECTORS.values() for metric in collector.metrics),
     *RUNNER_METRICS,
     *EXPORTER_METRICS,
-    *PROBE_METRICS,
+    *probe_metrics(),
+    *ENERGY_METRICS,
 )
 
 
@@ -86,12 +94,24 @@ def test_declarations_follow_the_rules_of_prometheus(metric: Metric) -> None:
     assert metric.name.endswith("_total") == (metric.kind == "counter")
     assert not re.search(r"percent|_ms\b|_kb\b|_mb\b|_mhz", metric.name)
     stem = metric.name.removesuffix("_total")
-    named = {"bytes", "seconds", "celsius", "watts", "hertz", "volts", "ratio", "rpm", "cycles"}
+    named = {
+        "bytes",
+        "seconds",
+        "celsius",
+        "watts",
+        "hertz",
+        "volts",
+        "ratio",
+        "rpm",
+        "cycles",
+        "joules",
+    }
     if metric.unit in named:
         assert stem.endswith(f"_{metric.unit}")
     assert metric.help.endswith(".")
     assert metric.series
     assert metric.source
+    assert bool(metric.bounds) == (metric.kind == "histogram")
     assert not {"pid", "path", "type", "job", "instance"} & set(metric.labels)
 
 
@@ -103,11 +123,6 @@ def test_no_metric_is_declared_twice() -> None:
 def test_every_declared_metric_is_produced_or_named_here(serving: Root) -> None:
     # What the recorded machine does not have, and why.
     lacking = {
-        "infertune_gpu_memory_busy_ratio",  # an APU
-        "infertune_gpu_power_cap_watts",
-        "infertune_gpu_fan_speed_rpm",
-        "infertune_kfd_occupied_compute_units",  # not on gfx11
-        "infertune_cpu_throttles_total",  # Intel
         "infertune_boot_staged_timestamp_seconds",  # nothing is staged
     }
     produced = {
@@ -207,15 +222,30 @@ def test_an_empty_machine_has_nothing_and_is_no_failure(tmp_path: Path) -> None:
         assert result.success, f"{collector.id}: {result.why}"
 
 
-def families(metrics: Iterable[Metric], samples: Iterable[Sample]) -> list[Family]:
-    """The same as the library's metrics."""
-    made: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
-    for metric in metrics:
-        kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
-        made[metric.name] = kind(metric.name, metric.help, labels=metric.labels)
+def of_the_library(metrics: Iterable[Metric], samples: Iterable[Sample]) -> bytes:
+    """The same, as the library writes it."""
+    kinds = {
+        "gauge": GaugeMetricFamily,
+        "counter": CounterMetricFamily,
+        "histogram": HistogramMetricFamily,
+    }
+    made: dict[str, Any] = {m.name: kinds[m.kind](m.name, m.help, labels=m.labels) for m in metrics}
+    bounds = {metric.name: metric.bounds for metric in metrics}
     for sample in samples:
-        made[sample.metric].add_metric(sample.labels, sample.value)
-    return [family for family in made.values() if family.samples]
+        if isinstance(sample.value, Histogram):
+            sums = list(itertools.accumulate(sample.value.counts))
+            buckets = zip([*map(repr, bounds[sample.metric]), "+Inf"], sums, strict=True)
+            made[sample.metric].add_metric(sample.labels, list(buckets), sample.value.sum)
+        else:
+            made[sample.metric].add_metric(sample.labels, sample.value)
+
+    class Made:
+        def collect(self) -> Iterable[Family]:
+            return [family for family in made.values() if family.samples]
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Made())
+    return generate_latest(registry)
 
 
 @given(
@@ -239,16 +269,37 @@ def test_text_is_byte_for_byte_the_librarys(
     ]
     samples = [Sample(name, (b, a), value) for b, a, value in rows]
     samples.append(Sample("infertune_plain", (), 1))
-    assert render(metrics, samples) == render_families(families(metrics, samples))
+    assert render(metrics, samples) == of_the_library(metrics, samples)
+
+
+@given(
+    st.lists(st.integers(0, 1 << 40), min_size=4, max_size=4),
+    st.sampled_from([("server", "limit"), ("a",), ("z", "le1"), ()]),
+    st.text(max_size=5),
+)
+def test_histograms_are_byte_for_byte_the_librarys(
+    counts: list[int], labels: tuple[str, ...], text: str
+) -> None:
+    metric = Metric(
+        name="infertune_x_seconds",
+        kind="histogram",
+        unit="seconds",
+        help="X.",
+        labels=labels,
+        source="-",
+        series="1",
+        bounds=(1e-6, 0.5, 17.179869184),
+    )
+    samples = [Sample(metric.name, (text,) * len(labels), Histogram(tuple(counts), 1.5))]
+    assert render([metric], samples) == of_the_library([metric], samples)
 
 
 def test_text_of_the_recorded_machine_is_the_librarys(serving: Root) -> None:
-    made = [
-        family
+    made = b"".join(
+        of_the_library(collector.metrics, collect(collector, serving).samples)
         for collector in COLLECTORS.values()
-        for family in families(collector.metrics, collect(collector, serving).samples)
-    ]
-    assert render_families(made) == golden_page(serving)
+    )
+    assert made == golden_page(serving)
 
 
 # -- single collectors -----------------------------------------------------------------
@@ -258,7 +309,7 @@ def test_gpu(serving: Root) -> None:
     found = values(serving, "amdgpu")
     assert found["infertune_gpu_busy_ratio", "card1"] == 0.87
     assert found["infertune_gpu_clock_hertz", "card1", "sclk"] == 2_850_000_000
-    assert found["infertune_gpu_dpm_clock_hertz", "card1", "sclk"] == 1_248_000_000
+    assert found["infertune_gpu_dpm_clock_max_hertz", "card1", "sclk"] > 1_248_000_000
     assert found["infertune_gpu_power_watts", "card1", "average"] == 78.042
     assert found["infertune_gpu_memory_used_bytes", "card1", "gtt"] == 42949672960
 
@@ -335,10 +386,14 @@ def test_unset_fields_of_gpu_metrics_are_left_out(serving: Root) -> None:
     assert found["infertune_gpu_metrics_throttle_cycles_total", "card1", "spl"] == 1200345
 
 
+def test_probes_know_servers_and_not_their_slice(serving: Root) -> None:
+    """Its zeros would stand beside theirs as a server's."""
+    assert sorted(cgroup_ids(serving).values()) == ["coder", "gemma"]
+
+
 def test_a_drm_client_counts_once(serving: Root) -> None:
     found = values(serving, "fdinfo")
     # Open under two descriptors and in two processes.
-    assert found["infertune_drm_clients", "gemma", "card1"] == 1
     assert found["infertune_drm_engine_busy_seconds_total", "gemma", "card1", "compute"] == 73.5
     gtt = found["infertune_drm_memory_resident_bytes", "gemma", "card1", "gtt"]
     assert gtt == 40894464 * 1024
@@ -383,10 +438,7 @@ def test_protection_of_the_units(serving: Root) -> None:
     # Each asks for 4 GiB and uses it; the slice has 6 for both.
     for server in ("gemma", "coder"):
         unit = f"infertune-server@{server}.service"
-        assert found["infertune_unit_memory_limit_bytes", unit, server, "min"] == 4 * gib
         assert found["infertune_unit_memory_protected_bytes", unit, server, "min"] == 3 * gib
-    top = "infertune.slice"
-    assert found["infertune_unit_memory_limit_bytes", top, "", "max"] == float("inf")
 
 
 @pytest.mark.parametrize(
@@ -416,6 +468,30 @@ def test_knobs_say_who_set_them(serving: Root) -> None:
     assert found["infertune_knob_value", "vm.swappiness"] == 100
     assert found["infertune_knob_wanted_info", "vm.swappiness", "10"] == 1
     assert found["infertune_knob_files", "cpufreq.scaling_governor", "powersave"] == 32
+
+
+def test_where_knobs_are_is_looked_for_once_a_minute(
+    serving: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking costs several times what reading does; what they hold is read each time."""
+    looked, now = [], [0.0]
+
+    def machine(root: Root) -> Machine:
+        looked.append(now[0])
+        return read_machine(root)
+
+    monkeypatch.setattr(knobs, "read_machine", machine)
+    monkeypatch.setattr(knobs, "_places", knobs._Places(lambda: now[0]))
+    file = serving.at("/proc/sys/vm/swappiness")
+    file.chmod(0o644)
+    for number in range(5):
+        now[0] = 20.0 * number
+        file.write_text(f"{number}\n")
+        assert values(serving, "knobs")["infertune_knob_value", "vm.swappiness"] == number
+    assert looked == [0.0, 80.0]
+    file.unlink()
+    found = values(serving, "knobs")
+    assert found["infertune_knob_owner", "vm.swappiness", "gone"] == 1
 
 
 def test_journal_of_another_boot_is_not_applied(serving: Root) -> None:
@@ -448,8 +524,9 @@ def test_only_known_metrics_of_a_server_pass() -> None:
         Sample("infertune_llama_prompt_tokens_total", ("gemma",), 12),
         Sample("infertune_llama_requests_processing", ("gemma",), 1),
     ]
-    with pytest.raises(ValueError, match=r"."):
-        list(llama.parse("gemma", "<html>not metrics</html>"))
+    for wrong in ("<html>not metrics</html>", "llamacpp:n_tokens_max x", "a 1 " + 400 * "9"):
+        with pytest.raises(ValueError, match=r"."):
+            list(llama.parse("gemma", wrong))
 
 
 def declare(base: Path, name: str, port: int) -> None:
@@ -536,21 +613,41 @@ def test_a_broken_server_costs_only_its_own_values(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [OverflowError, RecursionError, KeyError, OSError])
 def test_whatever_the_libraries_raise_is_one_server_s_own(
-    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fetch(port: int) -> tuple[str, str]:
-        if port == 1024:
+    def understood(answer: bytes) -> tuple[str, str]:
+        if answer == b"broken":
             raise error
         return "up", "# TYPE llamacpp:n_tokens_max gauge\nllamacpp:n_tokens_max 7\n"
 
-    monkeypatch.setattr(llama, "fetch", fetch)
-    declare(tmp_path, "broken", 1024)
-    declare(tmp_path, "good", 1025)
-    root = Root(tmp_path)
-    root.live = True
-    result = Runner(root).run([llama.LLAMA])["llama"]
+    monkeypatch.setattr(llama, "understood", understood)
+    monkeypatch.setattr(llama, "ask", lambda ports: {"broken": b"broken", "good": b"good"})
+    monkeypatch.setattr(llama, "ports", lambda root: {"broken": 1, "good": 2})
+    result = Runner(Root("/")).run([llama.LLAMA])["llama"]
     assert (result.state, result.why) == ("ok", "")
     assert Sample("infertune_llama_n_tokens_max", ("good",), 7) in result.samples
+
+
+@pytest.mark.parametrize(
+    ("answer", "state"),
+    [
+        (b"", "unreachable"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", "up"),
+        (b"HTTP/1.1 200 OK\r\n\r\nabc", "up"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", "up"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "not-understood"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", "not-understood"),
+        (b"HTTP/1.1 503 Loading\r\n\r\n", "loading"),
+        (b"HTTP/1.1 401 No\r\n\r\n", "denied"),
+        (b"HTTP/1.1 501 No\r\n\r\n", "no-metrics"),
+        (b"HTTP/1.1 302 No\r\n\r\n", "not-understood"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "not-understood"),
+    ],
+)
+def test_answers_of_a_server(answer: bytes, state: str) -> None:
+    found, text = llama.understood(answer)
+    assert found == state
+    assert text == ("abc" if state == "up" else "")
 
 
 @pytest.mark.real_time
@@ -733,7 +830,6 @@ def test_a_page_is_read_once_for_all_who_ask_at_the_same_time(tmp_path: Path) ->
     text = page.text().decode()
     assert reads == 2
     assert "infertune_a 2.0" in text
-    assert 'infertune_collector_age_seconds{collector="slow"} 1.1' in text
     only = page.text(["slow"]).decode()
     page.close()
     assert "infertune_a" not in only

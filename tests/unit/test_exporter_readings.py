@@ -14,12 +14,12 @@ from infertune.exporter.capabilities import held
 from infertune.exporter.collectors import COLLECTORS
 from infertune.exporter.runner import Result, collect
 from infertune.host.cgroup import memory_limit, processes_of
-from infertune.host.cpu import model_name, policies, throttles, throttling_cpus
+from infertune.host.cpu import CPUS, model_name, policies
+from infertune.host.energy import EnergyPmu, energy_pmu
 from infertune.host.gpu import MAX_PROCESSES, dpm_levels
 from infertune.host.processes import MAX_DESCRIPTORS, capability_sets, drm_client, drm_clients
 from infertune.host.system import lockdown
 from infertune.host.text import bracketed, counters, sizes
-from infertune.host.thp import folio_sizes
 from infertune.launch.place import Group, _protected
 from infertune.root import Root
 from infertune.snapshot import open_snapshot
@@ -154,8 +154,6 @@ def test_a_drm_client(tmp_path: Path) -> None:
     assert (found.pci_address, found.number) == ("0000:c2:00.0", "7")
     assert found.engine_ns == {"gfx": 12}
     assert found.resident_bytes == {"gtt": 2048, "vram": 4}
-    assert found.total_bytes == {"gtt": 3 << 20}
-    assert found.shared_bytes == {}
     assert found.evicted_vram_bytes == 8192
 
 
@@ -184,8 +182,7 @@ def test_descriptors_beyond_the_bound_are_told_and_the_first_are_read(serving: R
     write(serving, f"/proc/{pid}/fdinfo/999", CLIENT.format(555))
     result = collected(serving, "fdinfo")
     assert result.left_out == there + 1
-    found = {sample[:2]: sample.value for sample in result.samples}
-    assert found["infertune_drm_clients", ("gemma", "card1")] == 2
+    assert drm_client(serving, pid, 999) in list(drm_clients(serving, pid))
 
 
 def test_capabilities_are_bits_by_set(tmp_path: Path) -> None:
@@ -231,16 +228,44 @@ def test_clocks_and_what_chooses_them(tmp_path: Path) -> None:
     assert found[0].firmware_max is None
 
 
-def test_throttling_is_counted_where_it_is_told(tmp_path: Path) -> None:
-    root = Root(tmp_path)
-    write(root, "/sys/devices/system/cpu/cpu3/thermal_throttle/core_throttle_count", "5\n")
-    assert throttling_cpus(root) == ["3"]
-    assert throttles(root, "3") == {"core": 5}
+POWER = "/sys/bus/event_source/devices/power"
 
 
-def test_sizes_of_folios_are_in_order(tmp_path: Path) -> None:
+def pmu(root: Root, **files: str) -> EnergyPmu | None:
+    """The PMU of an AMD processor, with these files otherwise."""
+    content = {
+        "type": "28",
+        "cpumask": "0",
+        "events/energy-pkg": "event=0x02",
+        "events/energy-pkg.scale": "2.3283064365386962890625e-10",
+    }
+    for name, text in {**content, **{k.replace("__", "/"): v for k, v in files.items()}}.items():
+        write(root, f"{POWER}/{name}", f"{text}\n")
+    return energy_pmu(root)
+
+
+def test_energy_is_counted_by_package(tmp_path: Path) -> None:
     root = Root(tmp_path)
-    for size in ("2048kB", "64kB", "128kB"):
-        thp = "/sys/kernel/mm/transparent_hugepage"
-        write(root, f"{thp}/hugepages-{size}/stats/anon_fault_alloc", "1\n")
-    assert folio_sizes(root) == ["64kB", "128kB", "2048kB"]
+    assert energy_pmu(root) is None
+    assert pmu(root) == EnergyPmu(28, 2, 2**-32, {"0": 0})
+    for cpu, package in ((0, 0), (16, 1), (17, 1)):
+        write(root, f"{CPUS}/cpu{cpu}/topology/physical_package_id", f"{package}\n")
+    found = pmu(root, cpumask="0,16-17")
+    assert found is not None
+    assert found.packages == {"0": 0, "1": 16}
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("type", "x"),
+        ("cpumask", ""),
+        ("events__energy-pkg", "event=0x02,umask=0x1"),
+        ("events__energy-pkg", ""),
+        ("events__energy-pkg.scale", "nan"),
+        ("events__energy-pkg.scale", "-1"),
+        ("events__energy-pkg.scale", ""),
+    ],
+)
+def test_energy_that_is_told_otherwise_is_not_guessed(tmp_path: Path, file: str, text: str) -> None:
+    assert pmu(Root(tmp_path), **{file: text}) is None

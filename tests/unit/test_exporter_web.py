@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import http.client
 import json
 import os
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import bcrypt
 import pytest
@@ -24,8 +26,10 @@ import pytest
 from infertune.cli.probes import ask
 from infertune.errors import Failed, Unreachable, UsageError
 from infertune.exporter import main, web, webconfig
+from infertune.exporter.base import Collector, Sample
+from infertune.exporter.collectors import COLLECTORS
 from infertune.exporter.page import Page
-from infertune.exporter.probing import Probing
+from infertune.exporter.probes import Probes
 from infertune.root import Root
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -41,9 +45,9 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
     def start(config: webconfig.WebConfig | None = None) -> int:
         listener = web.listening_socket("127.0.0.1:0")
-        probing = Probing(dict)
-        page = Page(Root(tmp_path), probing)
-        server = web.Server(listener, config or webconfig.WebConfig(), page, probing)
+        probes = Probes()
+        page = Page(Root(tmp_path), probes.collector())
+        server = web.Server(listener, config or webconfig.WebConfig(), page, probes)
         thread = threading.Thread(target=server.serve_forever, args=[0.05])
         thread.start()
         started.append((server, thread, page))
@@ -94,10 +98,10 @@ def test_who_is_being_answered_at_the_end_gets_the_whole(tmp_path: Path) -> None
     begun = threading.Event()
 
     class Slow(Page):
-        def text(self, wanted: Iterable[str] = ()) -> bytes:
+        def text(self, *given: Any) -> bytes:
             begun.set()
             time.sleep(0.5)
-            return super().text(wanted)
+            return super().text(*given)
 
     listener = web.listening_socket("127.0.0.1:0")
     page = Slow(Root(tmp_path))
@@ -155,7 +159,7 @@ def test_who_takes_no_answer_does_not_keep_a_place(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(web, "_CLIENT_S", 60.0)
-    monkeypatch.setattr(Page, "text", lambda self, wanted=(): bytes(8_000_000))
+    monkeypatch.setattr(Page, "text", lambda *_: bytes(8_000_000))
     port = serve()
     deaf = [socket.create_connection(("127.0.0.1", port)) for _ in range(web.MAX_CONNECTIONS)]
     for each in deaf:
@@ -170,7 +174,7 @@ def test_who_waits_for_the_page_keeps_its_place(
 ) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
-    def text(self: Page, wanted: object = ()) -> bytes:
+    def text(*_: object) -> bytes:
         begun.set()
         assert go_on.wait(30)
         return b"the page\n"
@@ -227,6 +231,121 @@ def test_a_client_that_goes_away_is_no_matter(
             client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
     assert get(port, "/-/healthy")[0] == 200
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "within"),
+    [
+        (None, 8.0),
+        ("10.000000", 8.0),
+        ("5", 4.5),
+        ("1", 0.75),
+        ("0", 8.0),
+        ("-3", 8.0),
+        ("nan", 8.0),
+        ("inf", 8.0),
+        ("soon", 8.0),
+    ],
+)
+def test_the_scraper_s_time_is_kept(said: str | None, within: float) -> None:
+    assert web.budget_s(said) == within
+
+
+def test_the_page_is_made_in_the_scraper_s_time(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a scrape_timeout of 1 s it comes within it, however many collectors hang."""
+    given: list[float] = []
+
+    def text(self: Page, wanted: object, budget_s: float) -> bytes:
+        given.append(budget_s)
+        return b"the page\n"
+
+    monkeypatch.setattr(Page, "text", text)
+    words = {"X-Prometheus-Scrape-Timeout-Seconds": "1"}
+    assert get(serve(), "/metrics", **words) == (200, "the page\n")
+    assert given == [0.75]
+
+
+def test_collectors_that_hang_cost_the_page_its_time_and_no_more(tmp_path: Path) -> None:
+    go_on = threading.Event()
+
+    def hang(root: Root) -> Iterable[Sample]:
+        go_on.wait(30)
+        return ()
+
+    hanging = {
+        name: Collector(id=name, summary="", metrics=(), read=hang, timeout_s=20.0)
+        for name in ("a", "b", "c")
+    }
+    page = Page(Root(tmp_path), collectors={**hanging, "pressure": COLLECTORS["pressure"]})
+    began = time.monotonic()
+    text = page.text(budget_s=0.4).decode()
+    lasted = time.monotonic() - began
+    go_on.set()
+    page.close()
+    assert lasted < 20  # the time limit of one of them
+    for name in ("a", "b", "c", "pressure"):
+        assert f'infertune_collector_state{{collector="{name}",state="timeout"}} 1.0' in text
+
+
+@pytest.mark.parametrize(
+    ("header", "wanted"),
+    [
+        ("gzip", True),
+        ("deflate, GZIP;q=0.5", True),
+        ("gzip; q=1.0", True),
+        ("gzip;q=0", False),
+        ("gzip;q=0.000", False),
+        ("identity", False),
+        ("", False),
+        ("gzipped", False),
+    ],
+)
+def test_who_takes_gzip_gets_it(serve: Serve, header: str, wanted: bool) -> None:
+    assert web.wants_gzip(header) is wanted
+    connection = http.client.HTTPConnection("127.0.0.1", serve(), timeout=10)
+    try:
+        connection.request("GET", "/metrics", headers={"Accept-Encoding": header})
+        answer = connection.getresponse()
+        body = answer.read()
+    finally:
+        connection.close()
+    assert answer.headers["Vary"] == "Accept-Encoding"
+    assert (answer.headers["Content-Encoding"] == "gzip") is wanted
+    assert b"infertune_collector_success" in (gzip.decompress(body) if wanted else body)
+
+
+def test_a_connection_is_kept_and_ends_with_the_exporter(tmp_path: Path) -> None:
+    listener = web.listening_socket("127.0.0.1:0")
+    page = Page(Root(tmp_path))
+    server = web.Server(listener, webconfig.WebConfig(), page, None)
+    thread = threading.Thread(target=server.serve_forever, args=[0.05])
+    thread.start()
+    connection = http.client.HTTPConnection("127.0.0.1", listener.getsockname()[1], timeout=10)
+    try:
+        for path in ("/metrics", "/-/healthy", "/nothing", "/metrics"):
+            connection.request("GET", path)
+            assert connection.getresponse().read()
+            if path == "/metrics":
+                kept = connection.sock
+            assert connection.sock is kept is not None
+        # What it sent beside its request is no second one.
+        connection.request("GET", "/-/healthy", body="GET /metrics HTTP/1.1\r\n\r\n")
+        assert connection.getresponse().read() == b"healthy\n"
+        assert connection.sock is None
+        connection.request("GET", "/-/healthy")
+        assert connection.getresponse().read() == b"healthy\n"
+        server.shutdown()
+        began = time.monotonic()
+        server.drain()  # it waits for nobody who only might ask again
+        assert time.monotonic() - began < web._DRAIN_S
+        assert has_ended(connection.sock)
+    finally:
+        connection.close()
+        thread.join()
+        server.server_close()
+        page.close()
 
 
 # -- passwords and TLS -----------------------------------------------------------------

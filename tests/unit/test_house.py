@@ -107,9 +107,9 @@ STARTERS_OF_OS = re.compile("exec[lv]p?e?|fork(pty)?|posix_spawnp?|spawn[lv]p?e?
 HARMLESS = {"shutil.which", "tempfile.TemporaryDirectory"}
 MODULES_THAT_WRITE = {"sqlite3", "dbm", "shelve", "pickle"}
 # ctypes could call anything; launch/ needs it for prctl(2) and mincore(2), the daemon's timer for
-# timerfd_create(2), the exporter for capset(2).  The daemon replaces itself (execv) when a new
-# version takes over, and setup tells systemd what it wrote.  bpf/ calls libbpf.  The bandwidth of
-# memory is measured with memchr(3).
+# timerfd_create(2), the exporter for capset(2) and perf_event_open(2).  The daemon replaces itself
+# (execv) when a new version takes over, and setup tells systemd what it wrote.  bpf/ calls libbpf.
+# The bandwidth of memory is measured with memchr(3).
 STARTS = {
     "bpf",
     "boot/commands.py",
@@ -120,6 +120,7 @@ STARTS = {
     "service/setup.py",
     "launcher.py",
     "exporter/capabilities.py",
+    "exporter/energy.py",
 }
 SEES_ENVIRONMENT = {
     "launch",

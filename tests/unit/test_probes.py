@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,8 +16,10 @@ from infertune.bpf import btf, kernel, libbpf
 from infertune.bpf.btf import Field, Layout
 from infertune.errors import BpfError, BtfMissing, DeclarationError, LibbpfMissing
 from infertune.exporter import declarations, probes
-from infertune.exporter.declarations import Buckets, Declaration, parse
-from infertune.exporter.totals import OTHER, Histogram, Totals, check
+from infertune.exporter.base import Histogram
+from infertune.exporter.declarations import Counted, Declaration, parse
+from infertune.exporter.page import render
+from infertune.exporter.totals import OTHER, Totals, check, with_those_below
 from infertune.root import Root
 
 DECLARED, _ = probes.package_directories()
@@ -36,19 +41,19 @@ both = { tracepoint = "same_name" }
 type = "counter"
 help = "H"
 map = "m"
-labels = { cgroup = "cgroup" }
+labels = { server = "server" }
 value = { kind = ["a", "b"] }
-cardinality = "2"
+series = "2"
 
 [metrics.infertune_y_seconds]
 type = "histogram"
 help = "H"
 map = "m"
-labels = { cgroup = "cgroup" }
+labels = { server = "server" }
 value = "h"
 buckets = { min = 1, max = 3 }
 multiplier = 1e-9
-cardinality = "6"
+series = "6"
 """
 
 
@@ -58,11 +63,12 @@ cardinality = "6"
 def test_what_is_declared_is_read() -> None:
     found = parse(GOOD, "x.toml")
     assert found.name == "x"
-    assert [metric.name for metric in found.metrics] == ["infertune_x_total", "infertune_y_seconds"]
-    assert found.metrics[0].label_names == ("cgroup", "kind")
-    assert found.metrics[0].fields == ("a", "b")
-    assert found.metrics[1].buckets == Buckets(1, 3)
-    assert found.metrics[1].unit == "seconds"
+    first, second = found.counted
+    assert (first.metric.name, second.metric.name) == ("infertune_x_total", "infertune_y_seconds")
+    assert first.metric.labels == ("server", "kind")
+    assert first.fields == ("a", "b")
+    assert second.metric.bounds == (2e-9, 4e-9, 8e-9)
+    assert second.metric.unit == "seconds"
 
 
 def test_generations_share_what_belongs_to_both() -> None:
@@ -77,6 +83,7 @@ def test_generations_share_what_belongs_to_both() -> None:
         ('title = "T"\n', "", None, "'title' is missing"),
         ('absent = "A"', 'absnt = "A"', 4, "did you mean 'absent'"),
         ('title = "T"', "title = ", 2, "Invalid value"),
+        ('help = "H"', 'help = "H"\nneeds = "luck"', 4, "one of pressure"),
         ('when = "collect"', 'when = "often"', 8, "one of attach, collect"),
         ('visits = "threads"', 'visits = "files"', 8, "one of threads"),
         ('tracepoint = "same_name"', "tracepoint = []", 11, "'tracepoint' is a text"),
@@ -87,13 +94,13 @@ def test_generations_share_what_belongs_to_both() -> None:
         ("infertune_x_total", "other_x_total", 13, "starts with infertune_"),
         ('type = "counter"', 'type = "summary"', 14, "one of counter, gauge, histogram"),
         ('{ kind = ["a", "b"] }', "3", 18, "'value' is a field"),
-        ('{ kind = ["a", "b"] }', '{ cgroup = ["a"] }', 18, "two labels 'cgroup'"),
+        ('{ kind = ["a", "b"] }', '{ server = ["a"] }', 18, "two labels 'server'"),
         ('{ kind = ["a", "b"] }', '{ le = ["a"] }', 18, "not a valid label name"),
         ("min = 1, max = 3", "min = 3, max = 1", 27, "0 <= min < max < 64"),
         ("min = 1, max = 3", "min = 1", 27, "'max' is missing"),
         ("multiplier = 1e-9", "multiplier = 0", 28, "a number above 0"),
         ("multiplier = 1e-9", 'multiplier = "pages"', 28, "a number above 0"),
-        ('cardinality = "6"', "", 21, "'cardinality' is missing"),
+        ('series = "6"', "", 21, "'series' is missing"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(
@@ -108,8 +115,8 @@ def test_what_is_wrong_is_said_with_its_line(
 
 
 def test_a_label_is_decoded_in_a_known_way() -> None:
-    with pytest.raises(DeclarationError, match=r"x.toml:17: a label is decoded as one of cgroup"):
-        parse(GOOD.replace('cgroup = "cgroup"', 'cgroup = "inode"', 1), "x.toml")
+    with pytest.raises(DeclarationError, match=r"x.toml:17: a label is decoded as one of server"):
+        parse(GOOD.replace('server = "server"', 'server = "inode"', 1), "x.toml")
 
 
 def test_a_metric_belongs_to_one_probe(tmp_path: Path) -> None:
@@ -137,17 +144,6 @@ def test_declared_programs_are_those_of_the_source(path: Path) -> None:
 def test_every_source_has_a_declaration() -> None:
     sources = {path.name.removesuffix(".bpf.c") for path in DECLARED.glob("*.bpf.c")}
     assert sources == {path.stem for path in FILES}
-
-
-def test_the_table_of_metrics_is_complete() -> None:
-    rows = probes.metric_rows()
-    assert len({row.name for row in rows}) == len(rows)
-    for row in rows:
-        assert row.name.startswith("infertune_")
-        assert row.help.endswith(".")
-        assert row.cardinality
-        assert "percent" not in row.name
-        assert not row.unit or row.name.removesuffix("_total").endswith(f"_{row.unit}")
 
 
 # -- layouts ---------------------------------------------------------------------------
@@ -235,110 +231,163 @@ def declared() -> Declaration:
 
 @pytest.fixture
 def totals(declared: Declaration) -> Totals:
-    return Totals(declared.metrics, KEY, VALUE)
+    return Totals(declared.counted, KEY, VALUE)
+
+
+def of(totals: Totals, counted: Counted) -> dict[tuple[str, ...], float | Histogram]:
+    return {sample.labels: sample.value for sample in totals.samples(counted)}
+
+
+def first(totals: Totals, declared: Declaration) -> dict[tuple[str, ...], float | Histogram]:
+    return of(totals, declared.counted[0])
 
 
 def test_processors_are_added_up(declared: Declaration, totals: Totals) -> None:
-    cpus = (counted(1, 2, (1, 0, 0, 0), 2), counted(10, 20, (0, 0, 1, 1), 30))
+    cpus = counted(1, 2, (1, 0, 0, 0), 2) + counted(10, 20, (0, 0, 1, 1), 30)
     totals.update([(key(5), cpus)], {5: "llama"})
-    assert totals.values(declared.metrics[0]) == {("llama", "a"): 11, ("llama", "b"): 22}
-    assert totals.values(declared.metrics[1]) == {("llama",): Histogram((1, 0, 1, 1), 32)}
+    found = first(totals, declared)
+    assert (found["llama", "a"], found["llama", "b"]) == (11, 22)
+    assert of(totals, declared.counted[1])["llama",] == Histogram((1, 0, 1, 1), 32e-9)
 
 
 def test_groups_of_one_name_are_added_up(declared: Declaration, totals: Totals) -> None:
-    totals.update([(key(5), (counted(1),)), (key(6), (counted(2),))], {5: "llama", 6: "llama"})
-    assert totals.values(declared.metrics[0])["llama", "a"] == 3
+    totals.update([(key(5), counted(1)), (key(6), counted(2))], {5: "llama", 6: "llama"})
+    assert first(totals, declared)["llama", "a"] == 3
+
+
+def test_a_server_has_zeros_before_anything_happens(declared: Declaration, totals: Totals) -> None:
+    """Without a zero before it the first burst is seen by no rate()."""
+    totals.update([], {5: "llama"})
+    assert first(totals, declared) == {(n, f): 0 for n in ("llama", OTHER) for f in "ab"}
+    assert of(totals, declared.counted[1])["llama",] == Histogram((0, 0, 0, 0), 0)
+
+
+def test_every_closed_label_has_its_zero() -> None:
+    text = GOOD.replace('server = "server"', 'server = "server", limit = ["machine", "group"]')
+    found = parse(text, "x.toml").counted
+    layout = Layout(16, {"cgroup": Field(0, 8, 1), "limit": Field(8, 8, 1)})
+    totals = Totals(found, layout, VALUE)
+    totals.update([], {5: "llama"})
+    assert {labels[:2] for labels in of(totals, found[0])} == {
+        (name, limit) for name in ("llama", OTHER) for limit in ("machine", "group")
+    }
 
 
 def test_a_name_that_comes_late_takes_nothing_back(declared: Declaration, totals: Totals) -> None:
-    totals.update([(key(5), (counted(100),))], {})
-    totals.update([(key(5), (counted(107),))], {5: "llama"})
-    values = totals.values(declared.metrics[0])
-    assert values[OTHER, "a"] == 100
-    assert values["llama", "a"] == 7
+    totals.update([(key(5), counted(100))], {})
+    totals.update([(key(5), counted(107))], {5: "llama"})
+    found = first(totals, declared)
+    assert found[OTHER, "a"] == 100
+    assert found["llama", "a"] == 7
 
 
-def test_a_name_that_is_gone_is_not_shown(declared: Declaration, totals: Totals) -> None:
-    totals.update([(key(5), (counted(100),))], {5: "llama"})
-    totals.update([(key(5), (counted(101),))], {})
-    assert totals.values(declared.metrics[0]) == {(OTHER, "a"): 1, (OTHER, "b"): 0}
+def test_the_last_interval_of_a_server_is_its_own(declared: Declaration, totals: Totals) -> None:
+    totals.update([(key(5), counted(100))], {5: "llama"})
+    totals.update([(key(5), counted(107))], {})  # it has ended since we looked
+    found = first(totals, declared)
+    assert (found["llama", "a"], found[OTHER, "a"]) == (107, 0)
+    totals.update([(key(5), counted(107))], {})
+    assert set(first(totals, declared)) == {(OTHER, "a"), (OTHER, "b")}
+
+
+def test_a_restart_between_two_looks_counts_both_lives(
+    declared: Declaration, totals: Totals
+) -> None:
+    totals.update([(key(5), counted(100))], {5: "llama"})
+    totals.update([(key(5), counted(2100)), (key(6), counted(500))], {6: "llama"})
+    assert first(totals, declared)["llama", "a"] == 2600
+
+
+def test_what_is_below_a_named_group_has_its_name() -> None:
+    #       1 - 2 (llama) - 3 - 4 (other server) - 5;  6 and 7 are in each other
+    above = {2: 1, 3: 2, 4: 3, 5: 4, 6: 7, 7: 6}
+    found = with_those_below({2: "llama", 4: "other server", 9: "idle"}, above)
+    assert found == {
+        2: "llama",
+        3: "llama",
+        4: "other server",
+        5: "other server",
+        9: "idle",
+    }
+
+
+def test_what_is_above_nothing_any_more_is_forgotten() -> None:
+    """Or groups that come and go would fill the map."""
+    forgotten: list[tuple[str, int]] = []
+    attached: Any = SimpleNamespace(
+        object=SimpleNamespace(
+            forget=lambda name, key: forgotten.append((name, int.from_bytes(key, "little")))
+        ),
+        _totals={"a": SimpleNamespace(groups=lambda: {3}), "b": SimpleNamespace(groups=set)},
+    )
+    probes._Attached._forget_above(attached, {2: 1, 3: 2, 4: 2, 5: 4})
+    assert sorted(forgotten) == [("above", 4), ("above", 5)]
 
 
 def test_a_key_that_was_removed_starts_again(declared: Declaration, totals: Totals) -> None:
-    totals.update([(key(5), (counted(100),))], {})
-    assert totals.update([(key(5), (counted(100),))], {}) == [key(5)]
+    totals.update([(key(5), counted(100))], {})
+    assert totals.update([(key(5), counted(100))], {}) == [key(5)]
     totals.forget(key(5))
-    totals.update([(key(5), (counted(3),))], {})
-    assert totals.values(declared.metrics[0])[OTHER, "a"] == 103
+    totals.update([(key(5), counted(3))], {})
+    assert first(totals, declared)[OTHER, "a"] == 103
 
 
 def test_a_key_counted_anew_is_not_negative(declared: Declaration, totals: Totals) -> None:
-    totals.update([(key(5), (counted(100),))], {})
-    totals.update([(key(5), (counted(3),))], {})
-    assert totals.values(declared.metrics[0])[OTHER, "a"] == 103
+    totals.update([(key(5), counted(100, total=7))], {})
+    totals.update([(key(5), counted(3, total=7))], {})
+    assert first(totals, declared)[OTHER, "a"] == 103
+    found = of(totals, declared.counted[1])[OTHER,]
+    assert isinstance(found, Histogram)
+    assert found.sum == pytest.approx(7e-9)  # that one did not fall
+
+
+def test_a_counter_that_wraps_goes_on(declared: Declaration, totals: Totals) -> None:
+    totals.update([(key(5), counted((1 << 64) - 10))], {})
+    totals.update([(key(5), counted(5))], {5: "llama"})
+    assert first(totals, declared)["llama", "a"] == 15
 
 
 def test_only_what_is_idle_and_has_no_name_may_go(totals: Totals) -> None:
-    entries = [(key(n), (counted(n),)) for n in (5, 6, 7)]
+    entries = [(key(n), counted(n)) for n in (5, 6, 7)]
     assert totals.update(entries, {5: "llama"}) == []
-    entries[2] = (key(7), (counted(8),))
+    entries[2] = (key(7), counted(8))
     assert totals.update(entries, {5: "llama"}) == [key(6)]
-
-
-def test_each_processor_where_it_is_a_label() -> None:
-    text = GOOD.replace('{ cgroup = "cgroup" }', '{ cgroup = "cgroup", cpu = "cpu" }', 1)
-    metric = parse(text, "x.toml").metrics[0]
-    totals = Totals([metric], KEY, VALUE)
-    totals.update([(key(5), (counted(1), counted(), counted(4)))], {5: "llama"})
-    assert totals.values(metric) == {
-        ("llama", "0", "a"): 1,
-        ("llama", "0", "b"): 0,
-        ("llama", "2", "a"): 4,
-        ("llama", "2", "b"): 0,
-    }
-    totals.update([(key(5), (counted(1), counted(2), counted(4)))], {5: "llama"})
-    assert totals.values(metric)["llama", "1", "a"] == 2
-    assert totals.values(metric)["llama", "2", "a"] == 4
-
-
-def test_what_one_processor_counts_anew_is_not_negative() -> None:
-    text = GOOD.replace('{ cgroup = "cgroup" }', '{ cgroup = "cgroup", cpu = "cpu" }', 1)
-    metrics = parse(text, "x.toml").metrics
-    totals = Totals(metrics, KEY, VALUE)
-    names = {5: "llama"}
-    totals.update([(key(5), (counted(9), counted(5, total=7)))], names)
-    totals.update([(key(5), (counted(), counted(5, total=7)))], names)
-    totals.update([(key(5), (counted(), counted(6, total=8)))], names)
-    assert totals.values(metrics[0])["llama", "0", "a"] == 9
-    # Of all that is there: it was counted since somebody removed the key.
-    assert totals.values(metrics[0])["llama", "1", "a"] == 5 + 5 + 1
-    assert totals.values(metrics[1])["llama",] == Histogram((0,) * 4, 8)
 
 
 JOBS = GOOD.replace("infertune_x_total", "infertune_x").replace('"counter"', '"gauge"')
 
 
 def test_a_gauge_may_fall_and_keeps_its_key() -> None:
-    metric = parse(JOBS, "x.toml").metrics[0]
-    totals = Totals([metric], KEY, VALUE)
-    totals.update([(key(5), (counted(4),))], {})
-    assert totals.values(metric)[OTHER, "a"] == 4
-    assert totals.update([(key(5), (counted(4),))], {}) == []
-    totals.update([(key(5), (counted(0),))], {})
-    assert totals.values(metric)[OTHER, "a"] == 0
-    assert totals.update([(key(5), (counted(0),))], {}) == [key(5)]
+    found = parse(JOBS, "x.toml").counted[0]
+    totals = Totals([found], KEY, VALUE)
+    totals.update([(key(5), counted(4))], {})
+    assert of(totals, found)[OTHER, "a"] == 4
+    assert totals.update([(key(5), counted(4))], {}) == []
+    totals.update([(key(5), counted(0))], {})
+    assert of(totals, found)[OTHER, "a"] == 0
+    assert totals.update([(key(5), counted(0))], {}) == [key(5)]
+
+
+def test_a_gauge_counted_down_on_another_processor() -> None:
+    found = parse(JOBS, "x.toml").counted[0]
+    totals = Totals([found], KEY, VALUE)
+    totals.update([(key(5), counted(2) + counted((1 << 64) - 1))], {})
+    assert of(totals, found)[OTHER, "a"] == 1
 
 
 def test_words_and_text_as_labels() -> None:
     text = GOOD.replace(
-        '{ cgroup = "cgroup" }', '{ ring = "text", limit = ["machine", "cgroup"] }', 1
+        'server = "server"', 'server = "server", ring = "text", limit = ["machine", "cgroup"]'
     )
-    metric = parse(text, "x.toml").metrics[0]
-    layout = Layout(16, {"ring": Field(0, 1, 8), "limit": Field(8, 8, 1)})
-    totals = Totals([metric], layout, VALUE)
-    totals.update([(struct.pack("<8sQ", b"gfx", n), (counted(n),)) for n in (1, 2)], {})
-    assert totals.values(metric)["gfx", "cgroup", "a"] == 1
-    assert totals.values(metric)["gfx", "2", "a"] == 2  # a newer kernel side; not dropped
+    found = parse(text, "x.toml").counted[0]
+    layout = Layout(
+        24, {"ring": Field(0, 1, 8), "limit": Field(8, 8, 1), "cgroup": Field(16, 8, 1)}
+    )
+    totals = Totals([found], layout, VALUE)
+    totals.update([(struct.pack("<8sQQ", b"gfx", n, 5), counted(n)) for n in (1, 2)], {5: "x"})
+    values = of(totals, found)
+    assert values["x", "gfx", "cgroup", "a"] == 1
+    assert values["x", "gfx", "2", "a"] == 2  # a newer kernel side; not dropped
 
 
 @pytest.mark.parametrize(
@@ -350,16 +399,22 @@ def test_words_and_text_as_labels() -> None:
     ],
 )
 def test_a_declaration_must_fit_the_object(old: str, new: str, said: str) -> None:
-    first, second = parse(GOOD.replace(old, new, 1), "x.toml").metrics
-    wrong, right = (first, second) if '"z"' in new else (second, first)
+    one, other = parse(GOOD.replace(old, new, 1), "x.toml").counted
+    wrong, right = (one, other) if '"z"' in new else (other, one)
     check(right, KEY, VALUE)
     with pytest.raises(ValueError, match=said):
         check(wrong, KEY, VALUE)
 
 
 def test_a_key_must_have_the_labels(declared: Declaration) -> None:
-    with pytest.raises(ValueError, match="no field 'cgroup'"):
-        check(declared.metrics[0], Layout(8, {"ring": Field(0, 1, 8)}), VALUE)
+    with pytest.raises(ValueError, match="no field 'server'"):
+        check(declared.counted[0], Layout(8, {"ring": Field(0, 1, 8)}), VALUE)
+
+
+def test_fields_have_eight_bytes(declared: Declaration) -> None:
+    small = Layout(16, {"a": Field(0, 4, 1), "b": Field(8, 8, 1)})
+    with pytest.raises(ValueError, match="'a' of 'm' is no number of eight bytes"):
+        check(declared.counted[0], KEY, small)
 
 
 # -- as metrics ------------------------------------------------------------------------
@@ -367,25 +422,25 @@ def test_a_key_must_have_the_labels(declared: Declaration) -> None:
 
 def test_buckets_are_inclusive_and_cumulated(declared: Declaration, totals: Totals) -> None:
     # Bucket i of the kernel side: more than 2^(i), at most 2^(i+1) here, the last is the rest.
-    totals.update([(key(5), (counted(0, 0, (3, 2, 0, 1), 40),))], {5: "llama"})
-    family = probes._family(declared.metrics[1], totals)
-    found = {s.labels.get("le", s.name): s.value for s in family.samples}
-    assert found == {
-        "2e-09": 3,
-        "4e-09": 5,
-        "8e-09": 5,
-        "+Inf": 6,
-        "infertune_y_seconds_count": 6,
-        "infertune_y_seconds_sum": pytest.approx(40e-9),
-    }
+    totals.update([(key(5), counted(0, 0, (3, 2, 0, 1), 40))], {5: "llama"})
+    histogram = declared.counted[1]
+    page = render([histogram.metric], totals.samples(histogram)).decode()
+    found = [line for line in page.splitlines() if 'server="llama"' in line]
+    name = "infertune_y_seconds"
+    assert found == [
+        f'{name}_bucket{{le="2e-09",server="llama"}} 3.0',
+        f'{name}_bucket{{le="4e-09",server="llama"}} 5.0',
+        f'{name}_bucket{{le="8e-09",server="llama"}} 5.0',
+        f'{name}_bucket{{le="+Inf",server="llama"}} 6.0',
+        f'{name}_count{{server="llama"}} 6.0',
+        f'{name}_sum{{server="llama"}} 4e-08',
+    ]
 
 
 def test_bounds_are_short() -> None:
-    assert [probes._bound(power, 1e-9) for power in (10, 20, 34)] == [
-        "1.024e-06",
-        "0.001048576",
-        "17.179869184",
-    ]
+    text = GOOD.replace("min = 1, max = 3", "min = 10, max = 34")
+    bounds = parse(text, "x.toml").counted[1].metric.bounds
+    assert [repr(bounds[at]) for at in (0, 10, 24)] == ["1.024e-06", "0.001048576", "17.179869184"]
 
 
 # -- where probes cannot be had ----------------------------------------------------------
@@ -423,7 +478,7 @@ def test_tracepoints_of_kernel_and_module(tmp_path: Path) -> None:
 def test_a_kernel_without_types(tmp_path: Path) -> None:
     with pytest.raises(BtfMissing, match=r"does not tell its types: /sys/kernel/btf/vmlinux"):
         kernel.Types(Root(tmp_path)).has_tracepoint("sched_switch")
-    states = probes.Probes(root=Root(tmp_path)).attach()
+    states = probes.Probes(root=machine(tmp_path, {"/proc/pressure/memory": b""})).attach()
     assert {state.state for state in states} == {"failed"}
     assert all("CONFIG_DEBUG_INFO_BTF" in state.why for state in states)
 
@@ -436,16 +491,73 @@ def test_a_module_without_types(tmp_path: Path) -> None:
 
 
 def test_a_kernel_without_the_tracepoints(tmp_path: Path) -> None:
-    found = probes.Probes(root=machine(tmp_path, {kernel.VMLINUX: with_tracepoints()}))
+    files = {kernel.VMLINUX: with_tracepoints(), "/proc/pressure/memory": b""}
+    found = probes.Probes(root=machine(tmp_path, files))
     states = {state.name: state for state in found.attach()}
     assert {state.state for state in states.values()} == {"absent"}
     assert "mm_compaction_begin" in states["compaction"].why
     assert "gpu_sched is not loaded" in states["drm_scheduler"].why
     assert found.retry() == tuple(states.values())
-    [family] = found.collect()
-    assert family.name == "infertune_probe_state"
-    assert {s.labels["state"] for s in family.samples if s.value} == {"absent"}
+    samples = found.samples()
+    assert {sample.metric for sample in samples} == {"infertune_probe_state"}
+    assert {sample.labels[1] for sample in samples if sample.value} == {"absent"}
     found.close()
+
+
+@pytest.mark.parametrize(
+    ("pid", "state"), [("pid:[4026531836]", "absent"), ("pid:[4026532567]", "not applicable")]
+)
+def test_in_a_container_it_would_count_a_part_for_the_whole(
+    tmp_path: Path, pid: str, state: str
+) -> None:
+    root = machine(tmp_path, {kernel.VMLINUX: with_tracepoints(), "/proc/pressure/memory": b""})
+    (tmp_path / "proc/self/ns").mkdir(parents=True)
+    (tmp_path / "proc/self/ns/pid").symlink_to(pid)
+    states = probes.Probes(root=root).attach()
+    assert {each.state for each in states} == {state}
+    assert all(("on the host" in each.why) == (state != "absent") for each in states)
+
+
+def test_types_that_are_rubbish_are_no_types(tmp_path: Path) -> None:
+    for rubbish in (bytes(5000), with_tracepoints("sched_switch")[:-4]):
+        root = machine(tmp_path, {kernel.VMLINUX: rubbish, "/proc/pressure/memory": b""})
+        states = probes.Probes(root=root).attach()
+        assert {each.state for each in states} == {"failed"}
+        assert all("does not tell its types" in each.why for each in states)
+
+
+def test_without_pressure_nobody_knows_who_is_stalled(tmp_path: Path) -> None:
+    found = probes.Probes(root=machine(tmp_path, {kernel.VMLINUX: with_tracepoints()}))
+    states = {state.name: state for state in found.attach()}
+    for name in ("reclaim", "compaction"):
+        assert states[name].state == "not applicable"
+        assert "psi=0" in states[name].why
+    assert states["page_faults"].state == "absent"
+    found.close()
+
+
+def test_a_collection_that_hangs_holds_up_nobody_who_asks_for_states(tmp_path: Path) -> None:
+    found = probes.Probes(root=machine(tmp_path, {kernel.VMLINUX: with_tracepoints()}))
+    found.attach()
+    begun, go_on, over = threading.Event(), threading.Event(), threading.Event()
+
+    def hang() -> dict[int, str]:
+        begun.set()
+        go_on.wait(20)
+        over.set()
+        return {}
+
+    found._cgroups = hang
+    collector = found.collector()
+    assert collector.timeout_s < 8  # the runner goes on without it
+    reading = threading.Thread(target=lambda: list(collector.read(Root(tmp_path))))
+    reading.start()
+    assert begun.wait(10)
+    assert len(found.states()) == len(FILES)
+    found.close()  # nor does the end of the exporter wait for it
+    assert not over.is_set()
+    go_on.set()
+    reading.join()
 
 
 @pytest.fixture(autouse=True)

@@ -67,8 +67,10 @@ def test_a_scheduler_that_appears_is_picked_up(seen: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("ring", "jobs"), [("gfx_0.0.0", 33), ("comp_1.0.0", 7)])
 def test_every_job_is_counted(seen: dict[str, Any], ring: str, jobs: int) -> None:
     name, found = "infertune_drm_scheduler_jobs", seen["after jobs"]
-    for event, number in (("queued", jobs), ("run", jobs), ("done", jobs), ("dropped", 0)):
-        assert total(found, f"{name}_total", ring=ring, device="mock_gpu", event=event) == number
+    for event, number in (("queued", jobs), ("run", jobs), ("done", jobs), ("failed", 0)):
+        assert (
+            total(found, f"{name}_total", ring=ring, pci_address="mock_gpu", event=event) == number
+        )
     assert total(found, f"{name}_in_flight", ring=ring) == 0
 
 

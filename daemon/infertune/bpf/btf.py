@@ -161,6 +161,13 @@ def _header(data: bytes) -> _Header:
     return _Header(data[:size], size + types, types_size, size + strings, strings_size)
 
 
+def check(data: bytes) -> None:
+    """Raises ValueError where this is no BTF."""
+    header = _header(data)
+    if header.strings + header.strings_size > len(data):
+        raise ValueError("this BTF is cut short")
+
+
 def join(base: bytes, split: bytes) -> bytes:
     """BTF of the kernel and of one module as one that stands alone.
 

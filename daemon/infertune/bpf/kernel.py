@@ -27,12 +27,15 @@ class Types:
     def vmlinux(self) -> bytes:
         """BTF of the kernel itself.  Raises BtfMissing."""
         try:
-            return self._file("vmlinux")
-        except OSError as error:
+            found = self._file("vmlinux")
+            btf.check(found)
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
             raise BtfMissing(
-                f"this kernel does not tell its types: {VMLINUX}: {error.strerror}",
+                f"this kernel does not tell its types: {VMLINUX}: {why}",
                 hint="kernels of distributions do (CONFIG_DEBUG_INFO_BTF)",
             ) from error
+        return found
 
     def module(self, name: str) -> bytes:
         """BTF of a loaded module, joined with the kernel's.  Raises BtfMissing."""

@@ -41,6 +41,7 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "libbpf_major_version": (c_uint32, ()),
     "libbpf_minor_version": (c_uint32, ()),
     "libbpf_num_possible_cpus": (c_int, ()),
+    "libbpf_strerror": (c_int, (c_int, c_void_p, c_size_t)),
     "libbpf_set_print": (c_void_p, (c_void_p,)),
     "bpf_object__open_file": (c_void_p, (c_char_p, POINTER(OpenOptions))),
     "bpf_object__load": (c_int, (c_void_p,)),
@@ -74,6 +75,13 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "bpf_map_delete_elem": (c_int, (c_int, c_void_p)),
     "bpf_obj_get_info_by_fd": (c_int, (c_int, c_void_p, POINTER(c_uint32))),
 }
+
+
+def reason(number: int) -> str:
+    """What an errno of libbpf says in words: it has some of its own (libbpf_strerror(3))."""
+    text = ctypes.create_string_buffer(256)
+    library().libbpf_strerror(number, text, len(text))
+    return text.value.decode("utf-8", "replace")
 
 
 @functools.cache

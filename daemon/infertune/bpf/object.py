@@ -14,7 +14,7 @@ from typing import Any
 
 from infertune.bpf import kernel
 from infertune.bpf.btf import Layout, Types
-from infertune.bpf.libbpf import OpenOptions, library
+from infertune.bpf.libbpf import OpenOptions, library, reason
 from infertune.errors import (
     BpfError,
     CapabilityMissing,
@@ -72,7 +72,7 @@ class Object:
         if not self._handle:
             number = ctypes.get_errno()
             self.close()
-            raise ObjectMissing(f"{path}: {os.strerror(number)}")
+            raise ObjectMissing(f"{path}: {reason(number)}")
         next_program = self._lib.bpf_object__next_program
         self._programs = {
             self._lib.bpf_program__name(each).decode(): each
@@ -147,8 +147,8 @@ class Object:
         finally:
             os.close(fd)
 
-    def entries(self, name: str) -> list[tuple[bytes, tuple[bytes, ...]]]:
-        """Every key of a map with its values: one for each possible CPU, or just one."""
+    def entries(self, name: str) -> list[tuple[bytes, bytes]]:
+        """Every key of a map with its values on all possible CPUs, one after the other."""
         return self._maps[name].entries()
 
     def forget(self, name: str, key: bytes) -> None:
@@ -214,7 +214,7 @@ class Object:
                     f"{what}: kernel lockdown is in the mode 'confidentiality'",
                     hint="the mode 'integrity' allows it (kernel_lockdown(7))",
                 )
-        text = f"{what}: {os.strerror(number)}"
+        text = f"{what}: {reason(number)}"
         if log:
             text += ": " + " | ".join(log.strip().splitlines()[-_LOG_LINES:])
         return LoadRejected(text)
@@ -238,15 +238,15 @@ class _Map:
     def fd(self) -> int:
         return int(self._lib.bpf_map__fd(self._handle))
 
-    def entries(self) -> list[tuple[bytes, tuple[bytes, ...]]]:
+    def entries(self) -> list[tuple[bytes, bytes]]:
         found = self._in_batches()
         return found if found is not None else list(self._one_by_one())
 
-    def _in_batches(self) -> list[tuple[bytes, tuple[bytes, ...]]] | None:
+    def _in_batches(self) -> list[tuple[bytes, bytes]] | None:
         """Many keys with one call (Linux 5.6); None where this map or kernel cannot."""
         whole = self.value_size * self.values
         batch = min(self.max_entries, _BATCH)
-        found: list[tuple[bytes, tuple[bytes, ...]]] = []
+        found: list[tuple[bytes, bytes]] = []
         here: Any = None
         while True:
             keys = ctypes.create_string_buffer(self.key_size * batch)
@@ -265,16 +265,14 @@ class _Map:
                 return found
             here = there
 
-    def _unpacked(
-        self, keys: bytes, values: bytes, count: int
-    ) -> Iterator[tuple[bytes, tuple[bytes, ...]]]:
+    def _unpacked(self, keys: bytes, values: bytes, count: int) -> Iterator[tuple[bytes, bytes]]:
         """The entries of a batch."""
         whole = self.value_size * self.values
         for index in range(count):
             key = keys[index * self.key_size : (index + 1) * self.key_size]
-            yield key, self._split(values[index * whole : (index + 1) * whole])
+            yield key, values[index * whole : (index + 1) * whole]
 
-    def _one_by_one(self) -> Iterator[tuple[bytes, tuple[bytes, ...]]]:
+    def _one_by_one(self) -> Iterator[tuple[bytes, bytes]]:
         here: Any = None
         there = ctypes.create_string_buffer(self.key_size)
         value = ctypes.create_string_buffer(self.value_size * self.values)
@@ -283,12 +281,8 @@ class _Map:
             if self._lib.bpf_map_get_next_key(self.fd, here, there) < 0:
                 return
             if self._lib.bpf_map_lookup_elem(self.fd, there, value) == 0:
-                yield there.raw, self._split(value.raw)
+                yield there.raw, value.raw
             here = ctypes.create_string_buffer(there.raw, self.key_size)
-
-    def _split(self, data: bytes) -> tuple[bytes, ...]:
-        size = self.value_size
-        return tuple(data[at : at + size] for at in range(0, size * self.values, size))
 
 
 def _all(function: Any, handle: int) -> Iterator[int]:

@@ -62,17 +62,17 @@ def _attach() -> Sequence[dict[str, Any]]:
     if os.geteuid() != 0:
         raise NotPermitted("attaching probes needs root (CAP_BPF and CAP_PERFMON)")
     try:
-        from infertune.exporter.probing import Probing
+        from infertune.exporter.probes import Probes
     except ImportError as error:
         raise UsageError(
             f"the exporter is not installed here: {error}",
             hint="install infertune with its extra 'exporter' (docs/install)",
         ) from error
-    probing = Probing(dict)
+    probes = Probes()
     try:
-        found = probing.attach()
+        found = probes.attach()
     finally:
-        probing.close()
+        probes.close()
     return [{field: getattr(probe, field) for field in _FIELDS} for probe in found]
 
 

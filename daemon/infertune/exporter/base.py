@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from infertune.root import Root
 
-Kind = Literal["gauge", "counter"]
+Kind = Literal["gauge", "counter", "histogram"]
 T = TypeVar("T")
 
 
@@ -29,6 +29,17 @@ class Metric:
     """The document, or file of the kernel's source, that defines what is read."""
     series: str
     """Bound of the number of series: every label takes its values from a closed or small set."""
+    bounds: tuple[float, ...] = ()
+    """Of a histogram: upper bounds of its buckets, inclusive; one more holds the rest."""
+
+
+class Histogram(NamedTuple):
+    """The value of a histogram."""
+
+    counts: tuple[int, ...]
+    """By bucket, not cumulated; the last is the rest."""
+    sum: float
+    """Of everything that was recorded, in the metric's unit."""
 
 
 class Sample(NamedTuple):
@@ -37,7 +48,7 @@ class Sample(NamedTuple):
     metric: str
     labels: tuple[str, ...]
     """Label values, in the order of the declaration."""
-    value: float
+    value: float | Histogram
 
 
 class Absent(Exception):

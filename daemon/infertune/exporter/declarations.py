@@ -7,19 +7,22 @@ are named, and found in the compiled object.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from infertune.errors import DeclarationError
+from infertune.exporter.base import Kind, Metric
 from infertune.tables import Table, read_table
 
 TYPES = ("counter", "gauge", "histogram")
-DECODERS = ("cgroup", "text", "cpu")
-"""``cgroup``: inode number of a directory; ``text``: characters; ``cpu``: no field of the key, the
-processor that counted.  A list of words instead: the field is an index into it."""
+DECODERS = ("server", "text")
+"""``server``: the field ``cgroup``, inode number of a directory, becomes the server's name, or
+nothing; ``text``: characters.  A list of words instead: the field is an index into it."""
+NEEDS = ("pressure",)
 UNITS = ("seconds", "bytes")
 """Base units of Prometheus that a name may end with."""
 PREFIX = "infertune_"
@@ -41,45 +44,19 @@ class Program:
 
 
 @dataclass(frozen=True, slots=True)
-class Buckets:
-    """Upper bounds of a histogram: powers of two from 2^min to 2^max, and one for the rest."""
+class Counted:
+    """A metric, and where in a map its values are."""
 
-    min: int
-    max: int
-
-    @property
-    def count(self) -> int:
-        return self.max - self.min + 2
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One metric that a map holds."""
-
-    name: str
-    type: str
-    help: str
+    metric: Metric
     map: str
-    labels: Mapping[str, Decoder]
-    """Label, which is also the field of the key, and how it becomes text."""
+    decoders: Mapping[str, Decoder]
+    """How a label becomes text, for each that is a field of the key."""
     fields: tuple[str, ...]
-    """Fields of the value: one, or one for each word of ``told_apart_by``."""
-    told_apart_by: str | None
-    """A label whose value is the name of the field."""
-    buckets: Buckets | None
-    multiplier: float | Literal["page"]
-    """What a unit of the kernel's number is in the metric's; ``page``: bytes of a memory page."""
-    cardinality: str
-
-    @property
-    def unit(self) -> str:
-        """The base unit the name ends with, or nothing."""
-        stem = self.name.removesuffix("_total")
-        return next((unit for unit in UNITS if stem.endswith(f"_{unit}")), "")
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        return (*self.labels, *([self.told_apart_by] if self.told_apart_by else []))
+    """Fields of the value: one, or one for each word of the last label."""
+    told_apart: bool
+    """Whether there is such a label: its value is the name of the field."""
+    multiplier: float
+    """What a unit of the kernel's number is in the metric's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +72,10 @@ class Declaration:
     """What it means that a field of a kernel structure is missing."""
     module: str | None
     """The kernel module that has the tracepoints, if it is one."""
+    needs: str | None
+    """One of NEEDS: what the programs read is kept only where the kernel has that."""
     programs: tuple[Program, ...]
-    metrics: tuple[Metric, ...]
+    counted: tuple[Counted, ...]
 
     def generations(self) -> tuple[tuple[Program, ...], ...]:
         """The alternatives, each with the programs that belong to all of them."""
@@ -108,56 +87,37 @@ class Declaration:
         )
 
 
-class MetricRow(NamedTuple):
-    """One line of the table of metrics."""
-
-    name: str
-    type: str
-    unit: str
-    labels: tuple[str, ...]
-    help: str
-    cardinality: str
-    probe: str
-
-
-def metric_rows(declarations: Iterable[Declaration]) -> tuple[MetricRow, ...]:
-    """Every metric that probes declare, for documents."""
-    return tuple(
-        MetricRow(m.name, m.type, m.unit, m.label_names, m.help, m.cardinality, each.name)
-        for each in declarations
-        for m in each.metrics
-    )
-
-
 def load(directory: Path) -> tuple[Declaration, ...]:
     """Every probe declared in a directory, by name.  Raises DeclarationError."""
     found = [parse(path.read_text(), path.name) for path in sorted(directory.glob("*.toml"))]
     seen: dict[str, str] = {}
     for each in found:
-        for metric in each.metrics:
-            if metric.name in seen:
+        for name in (counted.metric.name for counted in each.counted):
+            if name in seen:
                 raise DeclarationError(
-                    f"{metric.name} is a metric of {seen[metric.name]} already",
-                    file=f"{each.name}.toml",
+                    f"{name} is a metric of {seen[name]} already", file=f"{each.name}.toml"
                 )
-            seen[metric.name] = f"{each.name}.toml"
+            seen[name] = f"{each.name}.toml"
     return tuple(found)
 
 
 def parse(text: str, file: str) -> Declaration:
     """The declaration in a file's text.  Raises DeclarationError with file and line."""
     table = read_table(text, file, DeclarationError)
-    table.only(("title", "help", "absent", "not_applicable", "programs", "metrics"), ("module",))
+    required = ("title", "help", "absent", "not_applicable", "programs", "metrics")
+    table.only(required, ("module", "needs"))
     programs, metrics = table.table("programs", filled=True), table.table("metrics", filled=True)
+    name = file.removesuffix(".toml")
     return Declaration(
-        name=file.removesuffix(".toml"),
+        name=name,
         title=table.text("title"),
         help=table.text("help"),
         absent=table.text("absent"),
         not_applicable=table.text("not_applicable"),
         module=table.text("module") if "module" in table else None,
-        programs=tuple(_program(name, programs.table(name)) for name in programs),
-        metrics=tuple(_metric(name, metrics.table(name)) for name in metrics),
+        needs=table.one_of("needs", NEEDS) if "needs" in table else None,
+        programs=tuple(_program(each, programs.table(each)) for each in programs),
+        counted=tuple(_counted(each, metrics.table(each), name) for each in metrics),
     )
 
 
@@ -172,9 +132,9 @@ def _program(name: str, table: Table) -> Program:
     return Program(name, table.text("tracepoint"), None, generation)
 
 
-def _metric(name: str, table: Table) -> Metric:
-    kind = table.one_of("type", TYPES)
-    required = ("type", "help", "map", "labels", "cardinality")
+def _counted(name: str, table: Table, probe: str) -> Counted:
+    kind = _kind(table)
+    required = ("type", "help", "map", "labels", "series")
     if kind == "histogram":
         # A map whose value is the histogram and nothing else needs no `value`.
         table.only((*required, "buckets"), ("multiplier", "value"))
@@ -182,21 +142,35 @@ def _metric(name: str, table: Table) -> Metric:
         table.only((*required, "value"), ("multiplier",))
     _check_name(name, kind, table)
     fields, told_apart_by = _value(table, kind)
-    labels = _labels(table.table("labels"))
-    if told_apart_by in labels:
+    decoders = _decoders(table.table("labels", filled=True))
+    if told_apart_by in decoders:
         raise table.wrong("value", f"there are two labels '{told_apart_by}'")
-    return Metric(
+    multiplier = _multiplier(table)
+    powers = _buckets(table.table("buckets")) if kind == "histogram" else ()
+    metric = Metric(
         name=name,
-        type=kind,
+        kind=kind,
+        unit=next((u for u in UNITS if name.removesuffix("_total").endswith(f"_{u}")), "items"),
         help=table.text("help"),
-        map=table.text("map"),
-        labels=labels,
-        fields=fields,
-        told_apart_by=told_apart_by,
-        buckets=_buckets(table.table("buckets")) if kind == "histogram" else None,
-        multiplier=_multiplier(table),
-        cardinality=table.text("cardinality"),
+        labels=(*decoders, *([told_apart_by] if told_apart_by else ())),
+        source=f"probes/{probe}.bpf.c",
+        series=table.text("series"),
+        # Twelve digits: 1.024e-06 and not 1.0240000000000001e-06.
+        bounds=tuple(float(f"{2**power * multiplier:.12g}") for power in powers),
     )
+    return Counted(
+        metric=metric,
+        map=table.text("map"),
+        decoders=decoders,
+        fields=fields,
+        told_apart=told_apart_by is not None,
+        multiplier=multiplier,
+    )
+
+
+def _kind(table: Table) -> Kind:
+    kind = table.one_of("type", TYPES)
+    return "counter" if kind == "counter" else "gauge" if kind == "gauge" else "histogram"
 
 
 def _check_name(name: str, kind: str, table: Table) -> None:
@@ -220,7 +194,7 @@ def _value(table: Table, kind: str) -> tuple[tuple[str, ...], str | None]:
     raise table.wrong("value", "'value' is a field, or one label with a list of fields")
 
 
-def _labels(table: Table) -> dict[str, Decoder]:
+def _decoders(table: Table) -> dict[str, Decoder]:
     found: dict[str, Decoder] = {}
     for label, decoder in table.values.items():
         _check_label(label, table)
@@ -239,18 +213,19 @@ def _check_label(name: str, table: Table) -> None:
         raise table.wrong(name, f"'{name}' is not a valid label name")
 
 
-def _buckets(limits: Table) -> Buckets:
+def _buckets(limits: Table) -> range:
+    """The powers of two that bounds are."""
     limits.only(("min", "max"))
     low, high = limits.values["min"], limits.values["max"]
     if not (type(low) is type(high) is int and 0 <= low < high < 64):
         raise limits.wrong(None, "buckets are powers of two: 0 <= min < max < 64")
-    return Buckets(low, high)
+    return range(low, high + 1)
 
 
-def _multiplier(table: Table) -> float | Literal["page"]:
+def _multiplier(table: Table) -> float:
     value = table.values.get("multiplier", 1)
     if value == "page":
-        return "page"
+        return os.sysconf("SC_PAGE_SIZE")
     if type(value) not in (int, float) or not value > 0:
         raise table.wrong("multiplier", "'multiplier' is a number above 0, or \"page\"")
     return float(value)

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from infertune import __version__
 from infertune.errors import Exit, InfertuneError, UsageError
 from infertune.exporter import capabilities, web, webconfig
+from infertune.exporter.energy import Energy
 from infertune.exporter.page import Page
-from infertune.exporter.probing import Probing
+from infertune.exporter.probes import Probes
 from infertune.exporter.servers import cgroup_ids
 from infertune.notify import Notifier
 from infertune.root import Root
@@ -85,16 +86,19 @@ def _run(args: argparse.Namespace) -> Exit:
             raise UsageError("--root needs --once: a recorded machine does not change")
         if args.once:
             return _once(root, args)
-        probing = Probing(lambda: cgroup_ids(root))
+        probes, energy = Probes(cgroups=lambda: cgroup_ids(root)), Energy(root)
         try:
             if not args.no_probes:
-                probing.attach()
+                probes.attach()
+            energy.open()
             capabilities.drop_all()
             if args.check:
-                return _check(probing)
-            return _serve(root, args, config, probing)
+                return _check(probes)
+            page = Page(root, probes.collector(), energy.collector())
+            return _serve(args, config, page, probes)
         finally:
-            probing.close()
+            probes.close()
+            energy.close()
 
 
 def _once(root: Root, args: argparse.Namespace) -> Exit:
@@ -109,26 +113,25 @@ def _once(root: Root, args: argparse.Namespace) -> Exit:
     return Exit.DONE
 
 
-def _check(probing: Probing) -> Exit:
-    states = probing.states()
+def _check(probes: Probes) -> Exit:
+    states = probes.states()
     for probe in states:
         print(f"{probe.name}: {probe.state}{': ' if probe.why else ''}{probe.why}")
     return Exit.DIFFERS if any(probe.state == "failed" for probe in states) else Exit.DONE
 
 
 def _serve(
-    root: Root, args: argparse.Namespace, config: webconfig.WebConfig, probing: Probing
+    args: argparse.Namespace, config: webconfig.WebConfig, page: Page, probes: Probes
 ) -> Exit:
     notifier = Notifier(os.environ)
     again = threading.Event()
     listener = _passed_socket() or web.listening_socket(args.listen or web.DEFAULT)
-    page = Page(root, probing)
-    server = web.Server(listener, config, page, probing)
+    server = web.Server(listener, config, page, probes)
     try:
         web.refuse_an_open_door(listener, config)
         signal.signal(signal.SIGTERM, _stop)
-        probing.retry_while_absent(lambda: _start_again(again, notifier))
-        attached = sum(probe.state == "attached" for probe in probing.states())
+        probes.retry_while_absent(lambda: _start_again(again, notifier))
+        attached = sum(probe.state == "attached" for probe in probes.states())
         notifier.send(READY=1, STATUS=f"{attached} probes attached")
         # Half a second would be two wake-ups a second for nothing: it is stopped by a signal.
         server.serve_forever(poll_interval=3600)

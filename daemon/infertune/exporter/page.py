@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import Metric as Family
 from prometheus_client.utils import floatToGoString
 
 from infertune import __version__
-from infertune.exporter.base import Collector, Metric, Sample, one_of, present
+from infertune.exporter.base import Collector, Histogram, Metric, Sample, present
 from infertune.exporter.collectors import COLLECTORS
-from infertune.exporter.probing import PROBE_METRICS, Probing
-from infertune.exporter.runner import STATES, Result, Runner
+from infertune.exporter.runner import BUDGET_S, STATES, Result, Runner
 from infertune.root import Root
 
-_PER_COLLECTOR = f"one per collector ({len(COLLECTORS)})"
+_PER_COLLECTOR = f"one per collector ({len(COLLECTORS)}, probes and energy)"
 _OURS = "the exporter itself"
 
 RUNNER_METRICS = (
@@ -38,24 +36,16 @@ RUNNER_METRICS = (
     Metric(
         name="infertune_collector_state",
         unit="1",
-        help="1 for what came of the collector: ok, absent, timeout or failed. The page / has the "
-        "reason in words.",
+        help=f"1 for what came of the collector: {', '.join(STATES)}. The page / has the reason in "
+        "words.",
         labels=("collector", "state"),
         source=_OURS,
-        series=f"{len(STATES)} per collector",
+        series=_PER_COLLECTOR,
     ),
     Metric(
         name="infertune_collector_duration_seconds",
         unit="seconds",
         help="How long its last reading took.",
-        labels=("collector",),
-        source=_OURS,
-        series=_PER_COLLECTOR,
-    ),
-    Metric(
-        name="infertune_collector_age_seconds",
-        unit="seconds",
-        help="Age of its reading when this page was made.",
         labels=("collector",),
         source=_OURS,
         series=_PER_COLLECTOR,
@@ -121,14 +111,12 @@ class Page:
     def __init__(
         self,
         root: Root,
-        probing: Probing | None = None,
-        *,
+        *more: Collector,
         collectors: Mapping[str, Collector] = COLLECTORS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._collectors = collectors
+        self._collectors = {**collectors, **{each.id: each for each in more}}
         self._runner = Runner(root)
-        self._probing = probing
         self._clock = clock
         self._lock = threading.Lock()
         self._readings: dict[str, Reading] = {}
@@ -138,17 +126,18 @@ class Page:
     @property
     def names(self) -> tuple[str, ...]:
         """What ``collect[]`` may name."""
-        return (*self._collectors, "probes")
+        return tuple(self._collectors)
 
-    def text(self, wanted: Collection[str] = ()) -> bytes:
-        """The page; only the collectors ``wanted`` where any are named."""
+    def text(self, wanted: Collection[str] = (), budget_s: float = BUDGET_S) -> bytes:
+        """The page, made within ``budget_s``; only the collectors ``wanted`` where any are named.
+
+        What is not there in time is told as a timeout, and the rest is served.
+        """
         chosen = [each for name, each in self._collectors.items() if not wanted or name in wanted]
         with self._lock:
-            self._refresh(chosen)
+            self._refresh(chosen, budget_s)
             readings = {each.id: self._readings[each.id] for each in chosen}
             parts = [reading.text for reading in readings.values()]
-            if self._probing and (not wanted or "probes" in wanted):
-                parts.append(self._probes(self._probing))
             parts += [self._about(readings), process_text()]
         return b"".join(parts)
 
@@ -161,12 +150,12 @@ class Page:
         with self._lock:
             self._runner.close()
 
-    def _refresh(self, chosen: Iterable[Collector]) -> None:
+    def _refresh(self, chosen: Iterable[Collector], budget_s: float) -> None:
         start = self._clock()
         old = [each for each in chosen if self._too_old(each, start)]
         if not old:
             return
-        for name, result in self._runner.run(old).items():
+        for name, result in self._runner.run(old, budget_s).items():
             text = render(self._collectors[name].metrics, result.samples)
             self._readings[name] = Reading(result, text, self._clock())
         self._collections += 1
@@ -176,20 +165,15 @@ class Page:
         reading = self._readings.get(collector.id)
         return reading is None or now - reading.at > collector.max_age_s
 
-    def _probes(self, probing: Probing) -> bytes:
-        return render(PROBE_METRICS, probing.samples()) + render_families(probing.families())
-
     def _about(self, readings: Mapping[str, Reading]) -> bytes:
-        now = self._clock()
         samples: list[Sample] = []
         for name, reading in readings.items():
             result = reading.result
             samples += [
                 Sample("infertune_collector_success", (name,), float(result.success)),
                 Sample("infertune_collector_duration_seconds", (name,), result.duration_s),
-                Sample("infertune_collector_age_seconds", (name,), now - reading.at),
                 *present("infertune_collector_left_out", (name,), result.left_out),
-                *one_of("infertune_collector_state", (name,), STATES, result.state),
+                Sample("infertune_collector_state", (name, result.state), 1),
             ]
         samples += [
             Sample("infertune_exporter_info", (__version__,), 1),
@@ -203,8 +187,8 @@ class Page:
 def render(metrics: Iterable[Metric], samples: Iterable[Sample]) -> bytes:
     """Samples as text, in the order of the declarations; a metric without samples is left out.
 
-    Byte for byte what the library makes of the same (tested), in a third of the time: what the
-    samples of a metric have in common is put together once.
+    Byte for byte what the library makes of the same (tested), in less than a third of the time
+    (benchmarks/results): what the samples of a metric have in common is put together once.
     """
     by_metric: dict[str, list[Sample]] = {}
     for sample in samples:
@@ -215,19 +199,47 @@ def render(metrics: Iterable[Metric], samples: Iterable[Sample]) -> bytes:
         if found:
             text = metric.help.replace("\\", r"\\").replace("\n", r"\n")
             parts.append(f"# HELP {metric.name} {text}\n# TYPE {metric.name} {metric.kind}\n")
-            # The library sorts labels by name.
-            order = sorted(range(len(metric.labels)), key=metric.labels.__getitem__)
-            names = [f'{metric.labels[at]}="' for at in order]
-            for _, labels, value in found:
-                pairs = ",".join(
-                    f'{name}{_escaped(labels[at])}"' for name, at in zip(names, order, strict=True)
-                )
-                inside = f"{{{pairs}}}" if pairs else ""
-                parts.append(f"{metric.name}{inside} {_number(value)}\n")
+            parts += _histograms(metric, found) if metric.bounds else _values(metric, found)
     return "".join(parts).encode()
 
 
-def _number(value: float) -> str:
+def _values(metric: Metric, samples: Iterable[Sample]) -> Iterator[str]:
+    pairs = _pairs(metric.labels)
+    for _, labels, value in samples:
+        inside = ",".join([f'{name}{_escaped(labels[at])}"' for name, at in pairs])
+        yield (
+            f"{metric.name}{{{inside}}} {_number(value)}\n"
+            if inside
+            else (f"{metric.name} {_number(value)}\n")
+        )
+
+
+def _histograms(metric: Metric, samples: Iterable[Sample]) -> Iterator[str]:
+    """Prometheus wants in each bucket what is in the smaller ones too."""
+    bounds = [*map(_number, metric.bounds), "+Inf"]
+    pairs = _pairs(metric.labels)
+    for _, labels, value in samples:
+        assert isinstance(value, Histogram)
+        texts = [(name, f'{name}{_escaped(labels[at])}"') for name, at in pairs]
+        inside = ",".join([text for _, text in texts])
+        before = "".join([f"{text}," for name, text in texts if name < "le"])
+        after = "".join([f",{text}" for name, text in texts if name >= "le"])
+        count = 0
+        for bound, number in zip(bounds, value.counts, strict=True):
+            count += number
+            yield f'{metric.name}_bucket{{{before}le="{bound}"{after}}} {_number(count)}\n'
+        inside = f"{{{inside}}}" if inside else ""
+        yield f"{metric.name}_count{inside} {_number(count)}\n"
+        yield f"{metric.name}_sum{inside} {_number(value.sum)}\n"
+
+
+def _pairs(labels: tuple[str, ...]) -> list[tuple[str, int]]:
+    """How each label begins, and where its value is.  The library sorts labels by name."""
+    order = sorted(range(len(labels)), key=labels.__getitem__)
+    return [(f'{labels[at]}="', at) for at in order]
+
+
+def _number(value: object) -> str:
     return str(floatToGoString(value))  # type: ignore[no-untyped-call]
 
 
@@ -235,23 +247,6 @@ def _escaped(text: str) -> str:
     if "\\" in text or "\n" in text or '"' in text:
         return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
     return text
-
-
-def render_families(families: Iterable[Family]) -> bytes:
-    """The library's text of the library's metrics."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Families(tuple(families)))
-    return generate_latest(registry)
-
-
-class _Families:
-    """A collector, as the library has it, of metrics that are there already."""
-
-    def __init__(self, families: tuple[Family, ...]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Family]:
-        return self._families
 
 
 def process_text() -> bytes:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The probes of this kernel: attached, collected as metrics, and taken away.
+"""The probes of this kernel: attached, read as a collector, and taken away.
 
-    probes = Probes(cgroups=names)
+    probes = Probes(names)
     probes.attach()       # needs CAP_BPF and CAP_PERFMON; what follows needs neither
-    probes.collect()      # families of prometheus_client
+    probes.collector()    # for the page
     probes.retry()        # a module has appeared: needs the capabilities again
     probes.close()
 
@@ -13,18 +13,12 @@ A probe that cannot be attached costs only itself, and its state says why.
 from __future__ import annotations
 
 import os
+import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
-
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
 
 from infertune.bpf import kernel
 from infertune.bpf.object import Object
@@ -35,58 +29,60 @@ from infertune.errors import (
     TracepointMissing,
 )
 from infertune.exporter import declarations as declared
-from infertune.exporter.declarations import Declaration, MetricRow, Program
-from infertune.exporter.totals import Histogram, Totals, check
+from infertune.exporter.base import Collector, Metric, Sample, one_of
+from infertune.exporter.declarations import Declaration, Program
+from infertune.exporter.totals import Totals, check, with_those_below
+from infertune.host.memory import has_pressure
+from infertune.host.processes import sees_all_processes
 from infertune.root import Root
 
 State = Literal["attached", "absent", "not applicable", "failed"]
 STATES: tuple[State, ...] = ("attached", "absent", "not applicable", "failed")
+RETRY_S = 5.0
+_ABOVE = "above"
+"""The map that every probe has: which control group is in which."""
+_CLOSE_S = 1.0
+"""How long a collection that hangs in the kernel is waited for at the end."""
 
-_STATE = "infertune_probe_state"
-_LOST = "infertune_probe_lost_total"
-_RUNS = "infertune_probe_runs_total"
-_RUN_TIME = "infertune_probe_run_seconds_total"
-
-OWN_METRICS = (
-    MetricRow(
-        _STATE,
-        "gauge",
-        "",
-        ("probe", "state"),
-        "1 for the state that a probe is in: attached, absent, not applicable or failed.",
-        "4 for each probe",
-        "",
+PROBE_METRICS = (
+    Metric(
+        name="infertune_probe_state",
+        unit="1",
+        help=f"1 for the state that a probe is in: {', '.join(STATES)}.",
+        labels=("probe", "state"),
+        source="infertune probes",
+        series=f"{len(STATES)} per probe",
     ),
-    MetricRow(
-        _LOST,
-        "counter",
-        "",
-        ("probe",),
-        "Events that a probe could not count, because a map was full or there was no memory.",
-        "1 for each probe",
-        "",
+    Metric(
+        name="infertune_probe_lost_total",
+        kind="counter",
+        unit="items",
+        help="Events that a probe could not count, because a map was full or there was no memory; "
+        "of a thread that has ended all it did since the last look is one.",
+        labels=("probe",),
+        source="probes/probe.h",
+        series="one per probe",
     ),
-    MetricRow(
-        _RUNS,
-        "counter",
-        "",
-        ("probe", "program"),
-        "Runs of a BPF program while the sysctl kernel.bpf_stats_enabled was 1.",
-        "1 for each program",
-        "",
+    Metric(
+        name="infertune_probe_runs_total",
+        kind="counter",
+        unit="items",
+        help="Runs of a BPF program while the sysctl kernel.bpf_stats_enabled was 1.",
+        labels=("probe", "program"),
+        source="Documentation/admin-guide/sysctl/kernel.rst",
+        series="one per program, while it is 1",
     ),
-    MetricRow(
-        _RUN_TIME,
-        "counter",
-        "seconds",
-        ("probe", "program"),
-        "Run time of a BPF program while the sysctl kernel.bpf_stats_enabled was 1.",
-        "1 for each program",
-        "",
+    Metric(
+        name="infertune_probe_run_seconds_total",
+        kind="counter",
+        unit="seconds",
+        help="Run time of a BPF program while the sysctl kernel.bpf_stats_enabled was 1.",
+        labels=("probe", "program"),
+        source="Documentation/admin-guide/sysctl/kernel.rst",
+        series="one per program, while it is 1",
     ),
 )
 """What is told about the probes themselves."""
-_OWN = {row.name: row for row in OWN_METRICS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +94,7 @@ class ProbeState:
     """absent: what it watches is not there now; not applicable: it cannot work on this kernel."""
     why: str
     """Empty when attached."""
-    programs: tuple[str, ...]
+    programs: tuple[str, ...] = ()
     """BPF programs that are attached."""
 
 
@@ -112,19 +108,24 @@ def package_directories() -> tuple[Path, Path]:
     return checkout / "probes", checkout / "build" / "probes"
 
 
-def metric_rows() -> tuple[MetricRow, ...]:
-    """Every metric the probes may give, for documents.  Raises DeclarationError."""
+def metrics() -> tuple[Metric, ...]:
+    """Every metric the probes may give.  Raises DeclarationError."""
     directory, _ = package_directories()
-    return declared.metric_rows(declared.load(directory)) + OWN_METRICS
+    return _metrics(declared.load(directory))
+
+
+def _metrics(declarations: Iterable[Declaration]) -> tuple[Metric, ...]:
+    counted = (each.metric for declaration in declarations for each in declaration.counted)
+    return (*counted, *PROBE_METRICS)
 
 
 class Probes:
     """All probes.  Safe to use from several threads.
 
     ``directory`` holds declarations and compiled programs, None those that come with infertune.
-    ``cgroups`` tells which control groups have a name: the inode number of the directory below
-    the v2 hierarchy, and what to call it.  It is asked once for each collection; all others are
-    ``other``.  Raises DeclarationError.
+    ``cgroups`` tells which control groups are a server's: the inode number of the directory below
+    the v2 hierarchy, and the server's name.  It is asked once for each collection; all others are
+    counted together.  Raises DeclarationError.
     """
 
     def __init__(
@@ -139,7 +140,8 @@ class Probes:
         self._cgroups = cgroups
         self._root = root or Root()
         self._lock = threading.Lock()
-        self._states: dict[str, ProbeState] = {}
+        self._stop = threading.Event()
+        self._states: Mapping[str, ProbeState] = {}
         self._attached: dict[str, _Attached] = {}
 
     def attach(self) -> tuple[ProbeState, ...]:
@@ -151,36 +153,68 @@ class Probes:
         return self._attach(self._has_appeared)
 
     def states(self) -> tuple[ProbeState, ...]:
-        """The state of each probe, as of the last ``attach`` or ``retry``."""
-        with self._lock:
-            return tuple(self._states.values())
+        """The state of each probe.  Waits for nobody."""
+        return tuple(self._states.values())
 
-    def collect(self) -> Iterable[Metric]:
-        """All metrics of the probes that are attached, and of the probes themselves."""
+    def collector(self) -> Collector:
+        """The probes as one of the page's collectors, which bounds their time."""
+        return Collector(
+            id="probes",
+            summary="Counted by eBPF programs in the kernel; see `probes/`.",
+            metrics=_metrics(self._declarations),
+            read=lambda _: self.samples(),
+            timeout_s=3.0,
+        )
+
+    def samples(self) -> list[Sample]:
+        """What the probes that are attached have counted, and how they are."""
         with self._lock:
             names = self._cgroups()
-            families: list[Metric] = []
-            for declaration in self._declarations:
-                probe = self._attached.get(declaration.name)
-                if probe is None:
-                    continue
+            found: list[Sample] = []
+            for name, probe in self._attached.items():
+                state = replace(self._states[name], state="attached", why="")
                 try:
                     probe.update(names)
-                except OSError as error:
-                    self._give_up(declaration, f"its maps cannot be read: {error.strerror}")
-                    continue
-                families += probe.families()
-            return [*families, *self._about_ourselves()]
+                    found += probe.samples()
+                except OSError as error:  # the next collection tries again
+                    why = f"its maps cannot be read: {error.strerror}"
+                    state = replace(state, state="failed", why=why)
+                self._states = {**self._states, name: state}
+            return [*found, *self._about_ourselves()]
+
+    def retry_while_absent(self, appeared: Callable[[], None]) -> None:
+        """Look every few seconds whether what is absent is there now (a module was loaded).
+
+        The thread ends when nothing is absent any more; without anything absent none is started.
+        ``appeared`` is called where something is there but could not be attached: loading takes a
+        capability that was given up, so a new process has to.
+        """
+        if any(probe.state == "absent" for probe in self.states()):
+            work = threading.Thread(target=self._retry, args=[appeared], name="probes", daemon=True)
+            work.start()
 
     def close(self) -> None:
         """Detach everything."""
-        with self._lock:
-            for probe in self._attached.values():
-                probe.object.close()
-            self._attached.clear()
-            self._states.clear()
+        self._stop.set()
+        if self._lock.acquire(timeout=_CLOSE_S):
+            try:
+                for probe in self._attached.values():
+                    probe.object.close()
+                self._attached.clear()
+                self._states = {}
+            finally:
+                self._lock.release()
 
     # -- inside ----------------------------------------------------------------
+
+    def _retry(self, appeared: Callable[[], None]) -> None:
+        while absent := {probe.name for probe in self.states() if probe.state == "absent"}:
+            if self._stop.wait(RETRY_S):
+                return
+            self.retry()
+            if any(probe.state == "failed" for probe in self.states() if probe.name in absent):
+                appeared()
+                return
 
     def _attach(
         self, wanted: Callable[[Declaration, kernel.Types], bool]
@@ -189,8 +223,8 @@ class Probes:
             types = kernel.Types(self._root)
             for each in self._declarations:
                 if each.name not in self._attached and wanted(each, types):
-                    self._states[each.name] = self._try(each, types)
-            return tuple(self._states.values())
+                    self._states = {**self._states, each.name: self._try(each, types)}
+        return self.states()
 
     def _has_appeared(self, declaration: Declaration, types: kernel.Types) -> bool:
         known = self._states.get(declaration.name)
@@ -199,8 +233,13 @@ class Probes:
 
     def _try(self, declaration: Declaration, types: kernel.Types) -> ProbeState:
         def not_attached(state: State, why: str) -> ProbeState:
-            return ProbeState(declaration.name, state, why, ())
+            return ProbeState(declaration.name, state, why)
 
+        if declaration.needs == "pressure" and not has_pressure(self._root):
+            return not_attached("not applicable", declaration.not_applicable)
+        if not sees_all_processes(self._root):
+            why = "it would count a part for the whole: this is a PID namespace of its own"
+            return not_attached("not applicable", f"{why}; run the exporter on the host")
         try:
             programs = _generation(declaration, types)
             probe = _Attached(declaration, programs, self._objects, types, self._root)
@@ -218,27 +257,20 @@ class Probes:
         attached = tuple(p.name for p in programs if p.when != "attach")
         return ProbeState(declaration.name, "attached", "", attached)
 
-    def _give_up(self, declaration: Declaration, why: str) -> None:
-        self._attached.pop(declaration.name).object.close()
-        self._states[declaration.name] = ProbeState(declaration.name, "failed", why, ())
-
-    def _about_ourselves(self) -> Iterator[Metric]:
-        state = _gauge(_OWN[_STATE])
+    def _about_ourselves(self) -> Iterator[Sample]:
         for each in self._states.values():
-            for possible in STATES:
-                state.add_metric([each.name, possible], float(each.state == possible))
-        yield state
-        lost, runs, run_time = (_counter(_OWN[name]) for name in (_LOST, _RUNS, _RUN_TIME))
+            yield from one_of("infertune_probe_state", (each.name,), STATES, each.state)
         measured = kernel.statistics_enabled(self._root)
         for name, probe in self._attached.items():
-            lost.add_metric([name], probe.lost())
+            yield Sample("infertune_probe_lost_total", (name,), probe.lost())
             for program in probe.programs:
                 cost = probe.object.statistics(program.name)
                 # Not measured is not zero.
                 if cost and (cost.runs or measured):
-                    runs.add_metric([name, program.name], cost.runs)
-                    run_time.add_metric([name, program.name], cost.run_time_ns / 1e9)
-        yield from (family for family in (lost, runs, run_time) if family.samples)
+                    labels = (name, program.name)
+                    yield Sample("infertune_probe_runs_total", labels, cost.runs)
+                    seconds = cost.run_time_ns / 1e9
+                    yield Sample("infertune_probe_run_seconds_total", labels, seconds)
 
 
 class _Attached:
@@ -253,7 +285,7 @@ class _Attached:
         root: Root,
     ) -> None:
         self.programs = programs
-        self._metrics = declaration.metrics
+        self._counted = declaration.counted
         path = objects / f"{declaration.name}.bpf.o"
         if not path.exists():
             raise ObjectMissing(
@@ -272,16 +304,16 @@ class _Attached:
 
     def _layouts(self) -> dict[str, Totals]:
         missing = {p.name for p in self.programs} - set(self.object.programs)
-        missing |= {m.map for m in self._metrics} - set(self.object.maps)
+        missing |= {each.map for each in self._counted} - set(self.object.maps)
         if missing:
             raise ValueError(f"declared, but not in the object: {', '.join(sorted(missing))}")
         found = {}
-        for name in dict.fromkeys(metric.map for metric in self._metrics):
+        for name in dict.fromkeys(each.map for each in self._counted):
             key, value = self.object.layout(name)
-            metrics = [metric for metric in self._metrics if metric.map == name]
-            for metric in metrics:
-                check(metric, key, value)
-            found[name] = Totals(metrics, key, value)
+            counted = [each for each in self._counted if each.map == name]
+            for each in counted:
+                check(each, key, value)
+            found[name] = Totals(counted, key, value)
         return found
 
     def _start(self) -> None:
@@ -300,27 +332,41 @@ class _Attached:
         for program in self.programs:
             if program.when == "collect":
                 self.object.visit(program.name)
+        above = {_number(group): _number(parent) for group, parent in self.object.entries(_ABOVE)}
+        known = with_those_below(names, above)
         for name, totals in self._totals.items():
             entries = self.object.entries(name)
-            idle = totals.update(entries, names)
+            idle = totals.update(entries, known)
             # Control groups come and go; those that are gone must not fill the map.
             if 2 * len(entries) > self.object.capacity(name):
                 for key in idle:
                     self.object.forget(name, key)
                     totals.forget(key)
+        if 2 * len(above) > self.object.capacity(_ABOVE):
+            self._forget_above(above)
 
-    def families(self) -> Iterator[Metric]:
-        for metric in self._metrics:
-            family = _family(metric, self._totals[metric.map])
-            if family.samples:
-                yield family
+    def _forget_above(self, above: Mapping[int, int]) -> None:
+        """What is above no group that is counted in any more."""
+        needed: set[int] = set()
+        for group in set().union(*(totals.groups() for totals in self._totals.values())):
+            while group in above and group not in needed:
+                needed.add(group)
+                group = above[group]
+        for group in above.keys() - needed:
+            self.object.forget(_ABOVE, group.to_bytes(8, "little"))
+
+    def samples(self) -> Iterator[Sample]:
+        for counted in self._counted:
+            yield from self._totals[counted.map].samples(counted)
 
     def lost(self) -> int:
         return sum(
-            int.from_bytes(value, "little")
-            for _, values in self.object.entries("lost")
-            for value in values
+            sum(struct.unpack(f"<{len(raw) // 8}Q", raw)) for _, raw in self.object.entries("lost")
         )
+
+
+def _number(raw: bytes) -> int:
+    return int.from_bytes(raw, "little")
 
 
 def _generation(declaration: Declaration, types: kernel.Types) -> Sequence[Program]:
@@ -335,50 +381,3 @@ def _generation(declaration: Declaration, types: kernel.Types) -> Sequence[Progr
     if module and not types.has_module(module):
         raise TracepointMissing(f"the module {module} is not loaded")
     raise TracepointMissing(f"no tracepoint {', '.join(missing)}")
-
-
-def _family(metric: declared.Metric, totals: Totals) -> Metric:
-    unit = os.sysconf("SC_PAGE_SIZE") if metric.multiplier == "page" else metric.multiplier
-    labels = metric.label_names
-    values = totals.values(metric)
-    if metric.buckets:
-        histogram = HistogramMetricFamily(metric.name, metric.help, labels=labels)
-        bounds = [
-            _bound(power, unit) for power in range(metric.buckets.min, metric.buckets.max + 1)
-        ]
-        for label, number in values.items():
-            assert isinstance(number, Histogram)
-            histogram.add_metric(label, _cumulated(bounds, number), number.sum * unit)
-        return histogram
-    family: CounterMetricFamily | GaugeMetricFamily
-    if metric.type == "counter":
-        family = CounterMetricFamily(metric.name, metric.help, labels=labels)
-    else:
-        family = GaugeMetricFamily(metric.name, metric.help, labels=labels)
-    for label, number in values.items():
-        assert isinstance(number, int)
-        family.add_metric(label, number * unit)
-    return family
-
-
-def _bound(power: int, unit: float) -> str:
-    # Twelve digits: 1.024e-06 and not 1.0240000000000001e-06.
-    return repr(float(f"{2**power * unit:.12g}"))
-
-
-def _cumulated(bounds: Sequence[str], histogram: Histogram) -> list[tuple[str, float]]:
-    """Prometheus wants in each bucket what is in the smaller ones too."""
-    count = 0
-    found: list[tuple[str, float]] = []
-    for bound, number in zip([*bounds, "+Inf"], histogram.buckets, strict=True):
-        count += number
-        found.append((bound, count))
-    return found
-
-
-def _gauge(row: MetricRow) -> GaugeMetricFamily:
-    return GaugeMetricFamily(row.name, row.help, labels=row.labels)
-
-
-def _counter(row: MetricRow) -> CounterMetricFamily:
-    return CounterMetricFamily(row.name, row.help, labels=row.labels)

@@ -26,7 +26,7 @@ def processes(root: Root) -> dict[int, str]:
 
 
 def cgroup_ids(root: Root) -> dict[int, str]:
-    """Server by cgroup id."""
+    """Server by cgroup id: what a probe sees, and what is below it."""
     return running.cgroup_ids(root, units(root))
 
 

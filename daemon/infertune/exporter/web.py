@@ -6,16 +6,18 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import gzip
 import html
 import http.server
 import ipaddress
 import json
+import re
 import socket
 import socketserver
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from urllib.parse import parse_qs, urlsplit
 
@@ -25,7 +27,8 @@ from infertune import __version__
 from infertune.errors import Failed, UsageError
 from infertune.exporter import deadline
 from infertune.exporter.page import Page
-from infertune.exporter.probing import Probing
+from infertune.exporter.probes import Probes
+from infertune.exporter.runner import BUDGET_S
 from infertune.exporter.webconfig import Gate, WebConfig
 
 DEFAULT = "127.0.0.1:9877"
@@ -34,6 +37,8 @@ MAX_CONNECTIONS = 32
 makes one."""
 _CLIENT_S = 10.0
 """How long a client may take to say what it wants (TLS and all), and then to take the answer."""
+_IDLE_S = 300.0
+"""How long a connection is kept for the next scrape: with TLS a new one costs more than a page."""
 _DRAIN_S = 2.0
 """How long whoever is being answered is waited for at the end."""
 _ROOM_S = 0.01
@@ -95,6 +100,21 @@ def is_ours(host: str | None) -> bool:
     return bool(name) and ("." not in name or own)
 
 
+def budget_s(scrape_timeout: str | None) -> float:
+    """How long the page may take: Prometheus says how long it waits, and wants it sent by then."""
+    try:
+        timeout = float(scrape_timeout or "")
+    except ValueError:
+        return BUDGET_S
+    return min(BUDGET_S, timeout - min(0.5, timeout / 4)) if timeout > 0 else BUDGET_S
+
+
+def wants_gzip(accept_encoding: str) -> bool:
+    """Whether the client takes a compressed answer (RFC 9110, 12.5.3)."""
+    offered = (each.replace(" ", "").lower() for each in accept_encoding.split(","))
+    return any(re.fullmatch(r"gzip(;q=(1(\.0*)?|0\.\d*[1-9]\d*))?", each) for each in offered)
+
+
 class Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
     """Serves a socket that is listening already, a bounded number of clients at once."""
 
@@ -102,7 +122,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
     block_on_close = False
 
     def __init__(
-        self, listener: socket.socket, config: WebConfig, page: Page, probing: Probing | None
+        self, listener: socket.socket, config: WebConfig, page: Page, probes: Probes | None
     ) -> None:
         super().__init__(("", 0), _Handler)  # not its business: the socket is there already
         self.socket = listener
@@ -112,10 +132,12 @@ class Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
             self.tls.sslsocket_class = deadline.TlsSocket
         self.gate = Gate(config.users) if config.users else None
         self.page = page
-        self.probing = probing
+        self.probes = probes
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._lock = threading.Lock()
         self._waiting: dict[socket.socket, None] = {}
+        self._idle: set[socket.socket] = set()
+        """Of those, the ones that have had their answer and may ask again."""
 
     def fileno(self) -> int:
         return self.socket.fileno()
@@ -151,15 +173,18 @@ class Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
         with self._lock:
             self._waiting.pop(client, None)
 
+    def idles(self, client: socket.socket, *, idle: bool) -> None:
+        """Whether this client has its answer, and nothing was heard of it since."""
+        with self._lock:
+            (self._idle.add if idle else self._idle.discard)(client)
+
     def _make_room(self) -> None:
         """Hang up on who has kept us waiting longest; its thread then ends by itself."""
         with self._lock:
             longest = next(iter(self._waiting), None)
             if longest is not None:
                 del self._waiting[longest]
-                with contextlib.suppress(OSError):  # it has hung up itself
-                    # Not SSLSocket.shutdown: it takes TLS away under the thread that reads.
-                    socket.socket.shutdown(longest, socket.SHUT_RDWR)
+                _hang_up(longest)
 
     def process_request(self, request: object, client_address: object) -> None:
         while not self._places.acquire(timeout=_ROOM_S):
@@ -178,6 +203,9 @@ class Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
 
     def drain(self) -> None:
         """Let those who are being answered have their answer, for as long as a moment."""
+        with self._lock:
+            for client in self._idle:
+                _hang_up(client)
         end = time.monotonic() + _DRAIN_S
         for _ in range(MAX_CONNECTIONS):
             if not self._places.acquire(timeout=max(0, end - time.monotonic())):
@@ -190,7 +218,14 @@ class Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
         """A client that went away or speaks no TLS is its own affair."""
 
 
+def _hang_up(client: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it has hung up itself
+        # Not SSLSocket.shutdown: it takes TLS away under the thread that reads.
+        socket.socket.shutdown(client, socket.SHUT_RDWR)
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # a connection is kept
     server: Server
     connection: deadline.Socket | deadline.TlsSocket
     server_version = f"infertune-exporter/{__version__}"
@@ -211,7 +246,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.connection.do_handshake()
             super().handle()
 
+    def handle_one_request(self) -> None:
+        super().handle_one_request()
+        if not self.close_connection:
+            self.server.idles(self.connection, idle=True)
+            self.connection.limit(_IDLE_S)
+
+    def parse_request(self) -> bool:
+        # Its first line is there: now it has to be as quick as any other.
+        self.server.idles(self.connection, idle=False)
+        self.connection.limit(_CLIENT_S)
+        return super().parse_request()
+
     def finish(self) -> None:
+        self.server.idles(self.connection, idle=False)
         super().finish()
         if isinstance(self.request, ssl.SSLSocket):
             self.request.close()
@@ -222,13 +270,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer(421, "text/plain", why)
             return
         if not self._admitted():
-            self._answer(401, "text/plain", b"unauthorized\n", realm=True)
+            self._answer(
+                401,
+                "text/plain",
+                b"unauthorized\n",
+                {"WWW-Authenticate": 'Basic realm="infertune-exporter"', "Connection": "close"},
+            )
             return
         where = urlsplit(self.path)
         if where.path == "/metrics":
             self._metrics(where.query)
         elif where.path == "/probes":
-            probes = self.server.probing.states() if self.server.probing else ()
+            probes = self.server.probes.states() if self.server.probes else ()
             text = json.dumps([asdict(probe) for probe in probes])
             self._answer(200, "application/json", text.encode())
         elif where.path == "/-/healthy":
@@ -251,15 +304,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer(400, "text/plain; charset=utf-8", why.encode())
             return
         with self.server.working_for(self.connection):
-            text = self.server.page.text(wanted)
-        self._answer(200, CONTENT_TYPE_PLAIN_0_0_4, text)
+            within = budget_s(self.headers.get("X-Prometheus-Scrape-Timeout-Seconds"))
+            text = self.server.page.text(wanted, within)
+            more = {"Vary": "Accept-Encoding"}
+            if wants_gzip(self.headers.get("Accept-Encoding", "")):
+                # The fastest level: a tenth of the size, and the others gain little on it.
+                text, more["Content-Encoding"] = gzip.compress(text, 1, mtime=0), "gzip"
+        self._answer(200, CONTENT_TYPE_PLAIN_0_0_4, text, more)
 
     def _index(self) -> str:
         rows = [
             (name, result.state, result.why) for name, result in self.server.page.results().items()
         ]
-        if self.server.probing:
-            rows += [(f"probe {p.name}", p.state, p.why) for p in self.server.probing.states()]
+        if self.server.probes:
+            rows += [(f"probe {p.name}", p.state, p.why) for p in self.server.probes.states()]
         cells = "".join(
             "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>\n"
             for row in rows
@@ -281,13 +339,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return False
         return kind.lower() == "basic" and bool(colon) and gate.admits(user, password)
 
-    def _answer(self, code: int, kind: str, body: bytes, *, realm: bool = False) -> None:
+    def _answer(
+        self, code: int, kind: str, body: bytes, more: Mapping[str, str] | None = None
+    ) -> None:
         self.connection.limit(_CLIENT_S)
         self.send_response(code)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
-        if realm:
-            self.send_header("WWW-Authenticate", 'Basic realm="infertune-exporter"')
+        for name, value in (more or {}).items():
+            self.send_header(name, value)
+        if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
+            self.send_header(
+                "Connection", "close"
+            )  # what it sent beside would be read as a request
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)

@@ -77,11 +77,6 @@ def memory_used(root: Root, group: str) -> int | None:
     return root.get_int(f"{group}/memory.current")
 
 
-def swap_used(root: Root, group: str) -> int | None:
-    """Memory of a group that is swapped out, in bytes (memory.swap.current)."""
-    return root.get_int(f"{group}/memory.swap.current")
-
-
 def memory_limit(root: Root, group: str, name: str) -> int | float | None:
     """A protection (``min``, ``low``) or limit (``high``, ``max``, ``swap.max``) in bytes.
 

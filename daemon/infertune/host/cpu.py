@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from infertune.host.text import pairs
 from infertune.root import Root
@@ -39,8 +38,11 @@ class Cpu:
 
 
 @dataclass(frozen=True, slots=True)
-class Clocks:
-    """Clock of one cpufreq policy, and its limits, in kHz (admin-guide/pm/cpufreq)."""
+class Policy:
+    """One cpufreq policy: its clock and its limits in kHz, and what chooses them.
+
+    admin-guide/pm/cpufreq.
+    """
 
     number: str
     """0 of ``policy0``."""
@@ -51,12 +53,6 @@ class Clocks:
     hardware_max: int | None
     firmware_max: int | None
     """bios_limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Policy(Clocks):
-    """One cpufreq policy: its clocks, and what chooses them."""
-
     governor: str | None
     preference: str | None
     """energy_performance_preference."""
@@ -102,7 +98,7 @@ def cpu(root: Root) -> Cpu:
             continue
         cores[cpus[0]] = Core(
             cpus=cpus,
-            package=root.get_int(f"{here}/topology/physical_package_id"),
+            package=package(root, number),
             l3=_l3_group(root, here),
             kind=("efficiency" if number in efficient else "performance") if efficient else None,
         )
@@ -115,6 +111,11 @@ def cpu(root: Root) -> Cpu:
         scaling_driver=(root.get(drivers[0]) or None) if drivers else None,
         amd_pstate=root.get(f"{CPUS}/amd_pstate/status") or None,
     )
+
+
+def package(root: Root, number: int) -> int | None:
+    """The package that a CPU is in; None where the kernel does not say."""
+    return root.get_int(f"{CPUS}/cpu{number}/topology/physical_package_id")
 
 
 def _l3_group(root: Root, here: str) -> int | None:
@@ -154,24 +155,21 @@ def policy_numbers(root: Root) -> list[str]:
     return [path.rpartition("policy")[2] for path in root.glob(f"{CPUS}/cpufreq/policy*")]
 
 
-def clocks(root: Root, number: str) -> Clocks:
-    """Clock and limits of one policy."""
-    path = f"{CPUS}/cpufreq/policy{number}"
-    return Clocks(
-        number=number,
-        current=root.get_int(f"{path}/scaling_cur_freq"),
-        scaling_min=root.get_int(f"{path}/scaling_min_freq"),
-        scaling_max=root.get_int(f"{path}/scaling_max_freq"),
-        hardware_min=root.get_int(f"{path}/cpuinfo_min_freq"),
-        hardware_max=root.get_int(f"{path}/cpuinfo_max_freq"),
-        firmware_max=root.get_int(f"{path}/bios_limit"),
-    )
+def clock(root: Root, number: str) -> int | None:
+    """Clock of a policy now, in kHz."""
+    return root.get_int(f"{CPUS}/cpufreq/policy{number}/scaling_cur_freq")
 
 
 def _policy(root: Root, number: str) -> Policy:
     path = f"{CPUS}/cpufreq/policy{number}"
     return Policy(
-        **asdict(clocks(root, number)),
+        number=number,
+        current=clock(root, number),
+        scaling_min=root.get_int(f"{path}/scaling_min_freq"),
+        scaling_max=root.get_int(f"{path}/scaling_max_freq"),
+        hardware_min=root.get_int(f"{path}/cpuinfo_min_freq"),
+        hardware_max=root.get_int(f"{path}/cpuinfo_max_freq"),
+        firmware_max=root.get_int(f"{path}/bios_limit"),
         governor=root.get(f"{path}/scaling_governor") or None,
         preference=root.get(f"{path}/energy_performance_preference") or None,
     )
@@ -181,21 +179,6 @@ def boost(root: Root) -> bool | None:
     """Whether boost is on; None where there is no such switch."""
     value = root.get_int(f"{CPUS}/cpufreq/boost")
     return None if value is None else value == 1
-
-
-def throttling_cpus(root: Root) -> list[str]:
-    """Numbers of the CPUs that count how often heat throttled them (Intel only)."""
-    paths = root.glob(f"{CPUS}/cpu*/thermal_throttle")
-    return [path.split("/")[-2].removeprefix("cpu") for path in paths]
-
-
-def throttles(root: Root, number: str) -> Mapping[str, int]:
-    """How often heat throttled the ``core`` of a CPU, and its ``package`` (therm_throt.c)."""
-    here = f"{CPUS}/cpu{number}/thermal_throttle"
-    counts = {
-        level: root.get_int(f"{here}/{level}_throttle_count") for level in ("core", "package")
-    }
-    return {level: count for level, count in counts.items() if count is not None}
 
 
 def platform_profile(root: Root) -> str | None:

@@ -39,15 +39,6 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
-class Busy:
-    """How busy a GPU is, as its power firmware counts (Documentation/gpu/amdgpu/thermal.rst)."""
-
-    gpu_percent: int | None
-    memory_percent: int | None
-    """Of the memory controller; APUs have no such file."""
-
-
-@dataclass(frozen=True, slots=True)
 class DpmClock:
     """Clocks of a table of power levels (pp_dpm_sclk and its like)."""
 
@@ -112,8 +103,6 @@ class KfdNode:
     gfx_target: str
     """110501 of gfx_target_version is ``gfx1151``."""
     render_minor: int | None
-    simds: int | None
-    max_clock_mhz: int | None
     has_save_area: bool
     """Whether it tells the size of a queue's save area (CWSR): cwsr_size and ctl_stack_size."""
 
@@ -128,7 +117,6 @@ class KfdProcess:
     vram_bytes: Mapping[int, int]
     """Allocated by gpu_id; on an APU that prefers GTT it is GTT."""
     evicted_ms: Mapping[int, int]
-    occupied_units: Mapping[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +130,6 @@ class Hwmon:
     power_cap_default_uw: int | None
     temperatures_mc: Mapping[str, int]
     """Millidegrees by label; ``temp1`` where it has none."""
-    voltages_mv: Mapping[str, int]
     fan_rpm: int | None
     fan_by_hand: bool | None
     """pwm1_enable: 1 is by hand, 2 automatic."""
@@ -185,12 +172,9 @@ def amdgpu_cards(root: Root) -> tuple[Card, ...]:
     return tuple(card for card in cards(root) if card.driver == "amdgpu")
 
 
-def busy(root: Root, device: str) -> Busy:
-    """Load of the GPU and of its memory controller."""
-    return Busy(
-        gpu_percent=root.get_int(f"{device}/gpu_busy_percent"),
-        memory_percent=root.get_int(f"{device}/mem_busy_percent"),
-    )
+def busy_percent(root: Root, device: str) -> int | None:
+    """Load as the power firmware counts it (Documentation/gpu/amdgpu/thermal.rst)."""
+    return root.get_int(f"{device}/gpu_busy_percent")
 
 
 def dpm_clock(root: Root, device: str, clock: str) -> DpmClock:
@@ -283,7 +267,6 @@ def hwmon(root: Root, device: str) -> Hwmon | None:
         power_cap_uw=root.get_int(f"{here}/power1_cap"),
         power_cap_default_uw=root.get_int(f"{here}/power1_cap_default"),
         temperatures_mc=_labelled(root, here, "temp", range(1, 9), unnamed=True),
-        voltages_mv=_labelled(root, here, "in", range(4)),
         fan_rpm=root.get_int(f"{here}/fan1_input"),
         fan_by_hand=None if by_hand is None else by_hand == 1,
     )
@@ -346,8 +329,6 @@ def kfd_nodes(root: Root) -> tuple[KfdNode, ...]:
                 gpu_id=root.get_int(f"{_NODES}/{node}/gpu_id"),
                 gfx_target=gfx_name(target),
                 render_minor=integer(properties.get("drm_render_minor")),
-                simds=integer(properties.get("simd_count")),
-                max_clock_mhz=integer(properties.get("max_engine_clk_fcompute")),
                 has_save_area="cwsr_size" in properties and "ctl_stack_size" in properties,
             )
         )
@@ -395,7 +376,6 @@ def kfd_process(root: Root, pid: int) -> KfdProcess:
         queues=tuple(gpu for gpu in queues if gpu is not None),
         vram_bytes=by_gpu("vram_", ""),
         evicted_ms=by_gpu("stats_", "/evicted_ms"),
-        occupied_units=by_gpu("stats_", "/cu_occupancy"),
     )
 
 

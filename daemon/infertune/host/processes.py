@@ -24,7 +24,7 @@ _NAME_LENGTH = 64
 _ADDRESS = re.compile(r"\ndrm-pdev:[ \t]*(\S+)")
 _NUMBER = re.compile(r"\ndrm-client-id:[ \t]*(\S+)")
 _MEASURED = re.compile(
-    r"\ndrm-(engine|resident|memory|total|shared)-([a-z0-9_-]{1,20}):"
+    r"\ndrm-(engine|resident|memory)-([a-z0-9_-]{1,20}):"
     r"[ \t]*([0-9]{1,20}) ?(ns|KiB|MiB|GiB|)[ \t]*(?=\n|$)"
 )
 _EVICTED = re.compile(r"\namd-evicted-vram:[ \t]*([0-9]{1,20}) ?(KiB|MiB|GiB|)[ \t]*(?=\n|$)")
@@ -41,8 +41,6 @@ class DrmClient:
     """drm-client-id: one client may be open under several descriptors, and in several processes."""
     resident_bytes: Mapping[str, int] = field(default_factory=dict)
     """By region (``gtt``, ``vram``): memory that is there now."""
-    total_bytes: Mapping[str, int] = field(default_factory=dict)
-    shared_bytes: Mapping[str, int] = field(default_factory=dict)
     engine_ns: Mapping[str, int] = field(default_factory=dict)
     evicted_vram_bytes: int | None = None
 
@@ -152,6 +150,15 @@ def rolled_up(root: Root, pid: int) -> Mapping[str, int]:
     return sizes(root.read(f"/proc/{pid}/smaps_rollup"))
 
 
+_FIRST_PID_NAMESPACE = "pid:[4026531836]"
+"""PROC_PID_INIT_INO (include/linux/proc_ns.h)."""
+
+
+def sees_all_processes(root: Root) -> bool:
+    """Whether this process is in the kernel's own PID namespace, and no container's."""
+    return root.readlink("/proc/self/ns/pid") in (None, _FIRST_PID_NAMESPACE)
+
+
 def drm_clients(root: Root, pid: int) -> Iterator[DrmClient]:
     """The DRM devices a process has open.  Raises PermissionError where it may not be looked at."""
     for number in descriptors(root, pid)[:MAX_DESCRIPTORS]:
@@ -198,8 +205,6 @@ def _client(text: str) -> DrmClient:
         number=number[1] if number else "",
         # drm-memory is the name before Linux 6.13; newer drivers print both.
         resident_bytes={**found["memory"], **found["resident"]},
-        total_bytes=found["total"],
-        shared_bytes=found["shared"],
         engine_ns=found["engine"],
         evicted_vram_bytes=int(evicted[1]) * _UNITS[evicted[2]] if evicted else None,
     )

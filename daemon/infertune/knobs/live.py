@@ -69,12 +69,12 @@ def is_file_of(knob: Knob, path: str) -> bool:
     return False
 
 
-def read_live(root: Root, wanted: Iterable[Target]) -> dict[str, Reading]:
-    """Read each target once; keyed by path."""
-    return {target.path: read_target(root, target) for target in wanted}
+def read_live(root: Root, wanted: Iterable[Target], *, choices: bool = True) -> dict[str, Reading]:
+    """Read each target once; keyed by path.  ``choices``: also where they are another file."""
+    return {target.path: read_target(root, target, choices=choices) for target in wanted}
 
 
-def read_target(root: Root, target: Target) -> Reading:
+def read_target(root: Root, target: Target, *, choices: bool = True) -> Reading:
     """Read one target.  Never raises: what went wrong is part of the answer."""
     value = target.knob.value
     try:
@@ -89,8 +89,8 @@ def read_target(root: Root, target: Target) -> Reading:
         canonical = value.decode(raw)
     except ValueError as error:
         return Reading(None, raw, error=f"not understood: {error}")
-    choices = value.choices(raw)
-    if target.knob.choices_file:
+    offered = value.choices(raw) if choices else None
+    if choices and target.knob.choices_file:
         listed = root.get(f"{target.path.rpartition('/')[0]}/{target.knob.choices_file}")
-        choices = tuple(listed.split()) if listed else None
-    return Reading(canonical, raw, choices)
+        offered = tuple(listed.split()) if listed else None
+    return Reading(canonical, raw, offered)

@@ -61,6 +61,6 @@ def processes(root: Root, units: Iterable[Unit]) -> dict[int, str]:
 
 
 def cgroup_ids(root: Root, units: Iterable[Unit]) -> dict[int, str]:
-    """Server by cgroup id: what a probe sees."""
-    found = {group_id(root, unit.cgroup): unit.server or unit.name for unit in units}
+    """Server by the id of its unit's control group."""
+    found = {group_id(root, unit.cgroup): unit.server for unit in units if unit.server}
     return {number: name for number, name in found.items() if number is not None}

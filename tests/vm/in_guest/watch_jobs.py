@@ -15,6 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from prometheus_client.parser import text_string_to_metric_families
+
+from infertune.exporter.page import render
 from infertune.exporter.probes import Probes
 
 GROUP = Path("/sys/fs/cgroup/infertune-test")
@@ -28,19 +31,26 @@ def run(*words: str) -> int:
 
 def samples(probes: Probes) -> list[dict[str, Any]]:
     return [
-        {"name": s.name, "value": s.value, **s.labels}
-        for family in probes.collect()
-        for s in family.samples
-        if s.labels.get("cgroup") == "test"
+        {"name": name, "value": value, **labels}
+        for name, labels, value in page(probes)
+        if labels.get("server") == "test"
     ]
 
 
-def everywhere(probes: Probes, name: str, **labels: str) -> float:
-    return sum(
-        s.value
-        for family in probes.collect()
+def page(probes: Probes) -> list[tuple[str, dict[str, str], float]]:
+    text = render(probes.collector().metrics, probes.samples()).decode()
+    return [
+        (s.name, s.labels, s.value)
+        for family in text_string_to_metric_families(text)
         for s in family.samples
-        if s.name == name and labels.items() <= s.labels.items()
+    ]
+
+
+def everywhere(probes: Probes, wanted: str, **labels: str) -> float:
+    return sum(
+        value
+        for name, have, value in page(probes)
+        if name == wanted and labels.items() <= have.items()
     )
 
 

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator
 
 from infertune.exporter.base import MAX_GPUS, Absent, Collector, Metric, Sample, bounded, present
 from infertune.host.gpu import (
-    Busy,
     Hwmon,
     MemoryInfo,
     amdgpu_cards,
-    busy,
+    busy_percent,
     dpm_clock,
     hwmon,
     memory_info,
@@ -43,28 +42,12 @@ METRICS = (
         series=_PER_GPU,
     ),
     Metric(
-        name="infertune_gpu_memory_busy_ratio",
-        unit="ratio",
-        help="How busy the memory controller is; APUs have no such file.",
-        labels=("gpu",),
-        source=f"{_SYSFS}, mem_busy_percent",
-        series=_PER_GPU,
-    ),
-    Metric(
         name="infertune_gpu_clock_hertz",
         unit="hertz",
         help="Clock now. A sleeping GPU shows low values; do not judge load by it.",
         labels=("gpu", "clock"),
         source=f"{_SYSFS}, hwmon freq*_input",
         series="at most 4 per GPU",
-    ),
-    Metric(
-        name="infertune_gpu_dpm_clock_hertz",
-        unit="hertz",
-        help="Clock of the power level that is chosen now.",
-        labels=("gpu", "clock"),
-        source=f"{_SYSFS}, pp_dpm_*",
-        series="4 per GPU",
     ),
     Metric(
         name="infertune_gpu_dpm_clock_max_hertz",
@@ -83,36 +66,12 @@ METRICS = (
         series="2 per GPU",
     ),
     Metric(
-        name="infertune_gpu_power_cap_watts",
-        unit="watts",
-        help="Power limit in force.",
-        labels=("gpu",),
-        source=f"{_SYSFS}, hwmon power1_cap",
-        series=_PER_GPU,
-    ),
-    Metric(
         name="infertune_gpu_temperature_celsius",
         unit="celsius",
         help="Temperature by sensor.",
         labels=("gpu", "sensor"),
         source=f"{_SYSFS}, hwmon temp*_input",
         series="at most 8 per GPU",
-    ),
-    Metric(
-        name="infertune_gpu_voltage_volts",
-        unit="volts",
-        help="Voltage by rail.",
-        labels=("gpu", "rail"),
-        source=f"{_SYSFS}, hwmon in*_input",
-        series="at most 4 per GPU",
-    ),
-    Metric(
-        name="infertune_gpu_fan_speed_rpm",
-        unit="rpm",
-        help="Speed of the GPU's own fan; on an APU the fan belongs to the board.",
-        labels=("gpu",),
-        source=f"{_SYSFS}, hwmon fan1_input",
-        series=_PER_GPU,
     ),
     Metric(
         name="infertune_gpu_memory_bytes",
@@ -141,19 +100,14 @@ def read(root: Root) -> Iterable[Sample]:
         raise Absent("no GPU that amdgpu drives")
     for card in cards:
         yield Sample("infertune_gpu_info", (card.name, card.pci_address, card.pci_id or ""), 1)
-        yield from _load(card.name, busy(root, card.device))
+        percent = busy_percent(root, card.device)
+        yield from present("infertune_gpu_busy_ratio", (card.name,), percent, per=100)
         for clock in DPM_CLOCKS:
             levels, labels = dpm_clock(root, card.device, clock), (card.name, clock)
-            yield from present("infertune_gpu_dpm_clock_hertz", labels, levels.chosen_hz)
             yield from present("infertune_gpu_dpm_clock_max_hertz", labels, levels.highest_hz)
         yield from _memory(card.name, memory_info(root, card.device))
         if monitor := hwmon(root, card.device):
             yield from _hwmon(card.name, monitor)
-
-
-def _load(gpu: str, found: Busy) -> Iterator[Sample]:
-    yield from present("infertune_gpu_busy_ratio", (gpu,), found.gpu_percent, per=100)
-    yield from present("infertune_gpu_memory_busy_ratio", (gpu,), found.memory_percent, per=100)
 
 
 def _memory(gpu: str, found: MemoryInfo) -> Iterator[Sample]:
@@ -172,16 +126,12 @@ def _hwmon(gpu: str, found: Hwmon) -> Iterator[Sample]:
         ("instant", found.power_instant_uw),
     ):
         yield from present("infertune_gpu_power_watts", (gpu, reading), power, per=1_000_000)
-    cap = found.power_cap_uw
-    yield from present("infertune_gpu_power_cap_watts", (gpu,), cap, per=1_000_000)
     for metric, values, per in (
         ("infertune_gpu_clock_hertz", found.clocks_hz, 1),
         ("infertune_gpu_temperature_celsius", found.temperatures_mc, 1000),
-        ("infertune_gpu_voltage_volts", found.voltages_mv, 1000),
     ):
         for name, value in values.items():
             yield from present(metric, (gpu, name), value, per=per)
-    yield from present("infertune_gpu_fan_speed_rpm", (gpu,), found.fan_rpm)
 
 
 AMDGPU = Collector(

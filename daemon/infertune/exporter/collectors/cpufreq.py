@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CPU clocks and their limits, by cpufreq policy; throttling where the processor counts it."""
+"""CPU clocks, by cpufreq policy."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from infertune.exporter.base import Absent, Collector, Metric, Sample, bounded, present
-from infertune.host.cpu import clocks, policy_numbers, throttles, throttling_cpus
+from infertune.host.cpu import clock, policy_numbers
 from infertune.root import Root
 
 _DOC = "Documentation/admin-guide/pm/cpufreq.rst"
@@ -21,24 +21,6 @@ METRICS = (
         source=f"{_DOC}, scaling_cur_freq",
         series="one per policy (amd-pstate: one per CPU), at most 512",
     ),
-    Metric(
-        name="infertune_cpu_clock_limit_hertz",
-        unit="hertz",
-        help="Limits: what is set (scaling), what the processor can (hardware), what the "
-        "firmware allows.",
-        labels=("policy", "limit"),
-        source=f"{_DOC}, scaling_min_freq, scaling_max_freq, cpuinfo_*_freq, bios_limit",
-        series="5 per policy",
-    ),
-    Metric(
-        name="infertune_cpu_throttles_total",
-        kind="counter",
-        unit="items",
-        help="How often heat throttled a core or a package (Intel; AMD does not count it here).",
-        labels=("cpu", "level"),
-        source="drivers/thermal/intel/therm_throt.c",
-        series="2 per CPU",
-    ),
 )
 
 
@@ -48,24 +30,12 @@ def read(root: Root) -> Iterable[Sample]:
     if not policies:
         raise Absent("no cpufreq driver")
     for policy in policies:
-        found = clocks(root, policy)
-        yield from present("infertune_cpu_clock_hertz", (policy,), found.current, scale=1000)
-        for limit, khz in (
-            ("scaling_min", found.scaling_min),
-            ("scaling_max", found.scaling_max),
-            ("hardware_min", found.hardware_min),
-            ("hardware_max", found.hardware_max),
-            ("firmware_max", found.firmware_max),
-        ):
-            yield from present("infertune_cpu_clock_limit_hertz", (policy, limit), khz, scale=1000)
-    for cpu in bounded(throttling_cpus(root), MAX_POLICIES):
-        for level, count in throttles(root, cpu).items():
-            yield Sample("infertune_cpu_throttles_total", (cpu, level), count)
+        yield from present("infertune_cpu_clock_hertz", (policy,), clock(root, policy), scale=1000)
 
 
 CPUFREQ = Collector(
     id="cpufreq",
-    summary="CPU clocks, their limits, throttling.",
+    summary="CPU clocks.",
     metrics=METRICS,
     read=read,
 )

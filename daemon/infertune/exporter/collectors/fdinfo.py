@@ -22,14 +22,6 @@ _MEMORY = "servers times GPUs times memory regions (amdgpu has about 6)"
 
 METRICS = (
     Metric(
-        name="infertune_drm_clients",
-        unit="items",
-        help="Open DRM clients.",
-        labels=("server", "gpu"),
-        source=f"{_DOC}, drm-client-id",
-        series="servers times GPUs",
-    ),
-    Metric(
         name="infertune_drm_engine_busy_seconds_total",
         kind="counter",
         unit="seconds",
@@ -45,22 +37,6 @@ METRICS = (
         help="Memory that is in its region now; ROCm's is in it.",
         labels=("server", "gpu", "region"),
         source=f"{_DOC}, drm-resident-<region>; drm-memory-<region> before Linux 6.13",
-        series=_MEMORY,
-    ),
-    Metric(
-        name="infertune_drm_memory_total_bytes",
-        unit="bytes",
-        help="Memory that was allocated in a region, resident or not.",
-        labels=("server", "gpu", "region"),
-        source=f"{_DOC}, drm-total-<region>",
-        series=_MEMORY,
-    ),
-    Metric(
-        name="infertune_drm_memory_shared_bytes",
-        unit="bytes",
-        help="Memory that other clients hold too.",
-        labels=("server", "gpu", "region"),
-        source=f"{_DOC}, drm-shared-<region>",
         series=_MEMORY,
     ),
     Metric(
@@ -98,7 +74,6 @@ def read(root: Root) -> Iterable[Sample]:
                 continue
             seen.add(identity)
             gpu = gpus.get(client.pci_address, client.pci_address)
-            sums["infertune_drm_clients", (server, gpu)] += 1
             for metric, labels, value in _values(client):
                 sums[metric, (server, gpu, *labels)] += value
     if refused and not sums:
@@ -117,13 +92,8 @@ def _clients(root: Root, pid: int) -> list[DrmClient]:
 def _values(client: DrmClient) -> Iterable[tuple[str, tuple[str, ...], float]]:
     for engine, busy_ns in bounded([*client.engine_ns.items()], MAX_NAMES):
         yield "infertune_drm_engine_busy_seconds_total", (engine,), busy_ns / 1e9
-    for kind, sizes in (
-        ("resident", client.resident_bytes),
-        ("total", client.total_bytes),
-        ("shared", client.shared_bytes),
-    ):
-        for region, size in bounded([*sizes.items()], MAX_NAMES):
-            yield f"infertune_drm_memory_{kind}_bytes", (region,), size
+    for region, size in bounded([*client.resident_bytes.items()], MAX_NAMES):
+        yield "infertune_drm_memory_resident_bytes", (region,), size
     if client.evicted_vram_bytes is not None:
         yield "infertune_drm_memory_evicted_bytes", (), client.evicted_vram_bytes
 

@@ -39,15 +39,6 @@ _DOMAINS = {
     "system": "average_sys_power",
 }
 _LIMITS = {"stapm": "stapm_power_limit", "stapm_now": "current_stapm_power_limit"}
-_CLOCKS = {
-    "gfx": "average_gfxclk_frequency",
-    "soc": "average_socclk_frequency",
-    "memory": "average_uclk_frequency",
-    "fabric": "average_fclk_frequency",
-    "video": "average_vclk_frequency",
-    "npu": "average_ipuclk_frequency",
-}
-_CLOCK_LIMITS = {"core": "current_core_maxfreq", "gfx": "current_gfx_maxfreq"}
 _TRAFFIC = {
     ("dram", "read"): "average_dram_reads",
     ("dram", "write"): "average_dram_writes",
@@ -57,14 +48,6 @@ _TRAFFIC = {
 LIMITERS = ("prochot", "spl", "fppt", "sppt", "thm_core", "thm_gfx", "thm_soc")
 
 METRICS = (
-    Metric(
-        name="infertune_gpu_metrics_info",
-        unit="1",
-        help="Version of the table that was read.",
-        labels=("gpu", "version"),
-        source=f"{_HEADER}, struct metrics_table_header",
-        series="one per GPU",
-    ),
     Metric(
         name="infertune_gpu_metrics_temperature_celsius",
         unit="celsius",
@@ -86,22 +69,6 @@ METRICS = (
         unit="watts",
         help="Sustained power limit: stapm the highest allowed, stapm_now the one in force.",
         labels=("gpu", "limit"),
-        source=_HEADER,
-        series="2 per GPU",
-    ),
-    Metric(
-        name="infertune_gpu_metrics_clock_hertz",
-        unit="hertz",
-        help="Clock by domain, filtered over time.",
-        labels=("gpu", "clock"),
-        source=_HEADER,
-        series="at most 6 per GPU",
-    ),
-    Metric(
-        name="infertune_gpu_metrics_clock_limit_hertz",
-        unit="hertz",
-        help="Clock limit that the firmware enforces now.",
-        labels=("gpu", "clock"),
         source=_HEADER,
         series="2 per GPU",
     ),
@@ -149,8 +116,7 @@ def read(root: Root) -> Iterable[Sample]:
 
 
 def _samples(gpu: str, table: Table) -> Iterator[Sample]:
-    (major, minor), fields = table.version, table.fields
-    yield Sample("infertune_gpu_metrics_info", (gpu, f"{major}.{minor}"), 1)
+    fields = table.fields
     for sensor, field in _SENSORS.items():
         values = fields.get(field, [])
         for number, value in enumerate(values):
@@ -160,15 +126,13 @@ def _samples(gpu: str, table: Table) -> Iterator[Sample]:
             name = sensor if len(values) == 1 else f"{sensor}{number}"
             # Hundredths of a degree: smu_v14_0_0_get_smu_metrics_data divides by 100.
             yield Sample("infertune_gpu_metrics_temperature_celsius", (gpu, name), value / 100)
-    for metric, names, scale, per in (
-        ("infertune_gpu_metrics_power_watts", _DOMAINS, 1, 1000),
-        ("infertune_gpu_metrics_power_limit_watts", _LIMITS, 1, 1000),
-        ("infertune_gpu_metrics_clock_hertz", _CLOCKS, 1_000_000, 1),
-        ("infertune_gpu_metrics_clock_limit_hertz", _CLOCK_LIMITS, 1_000_000, 1),
+    for metric, names in (
+        ("infertune_gpu_metrics_power_watts", _DOMAINS),
+        ("infertune_gpu_metrics_power_limit_watts", _LIMITS),
     ):
         for name, field in names.items():
             for value in fields.get(field, []):
-                yield from present(metric, (gpu, name), value, scale=scale, per=per)
+                yield from present(metric, (gpu, name), value, per=1000)
     for (client, direction), field in _TRAFFIC.items():
         metric = "infertune_gpu_metrics_traffic_bytes_per_second"
         for value in fields.get(field, []):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from infertune.exporter.base import MAX_GPUS, Absent, Collector, Metric, Sample, bounded, present
+from infertune.exporter.base import MAX_GPUS, Absent, Collector, Metric, Sample, bounded
 from infertune.exporter.servers import processes
 from infertune.host.gpu import (
     MAX_PROCESSES,
@@ -34,30 +34,6 @@ METRICS = (
         labels=("gpu", "gfx_target"),
         source=_TOPOLOGY,
         series="one per GPU",
-    ),
-    Metric(
-        name="infertune_kfd_node_simds",
-        unit="items",
-        help="SIMD units; two are one compute unit.",
-        labels=("gpu",),
-        source=f"{_TOPOLOGY}, simd_count",
-        series="one per GPU",
-    ),
-    Metric(
-        name="infertune_kfd_node_max_clock_hertz",
-        unit="hertz",
-        help="Highest engine clock for compute.",
-        labels=("gpu",),
-        source=f"{_TOPOLOGY}, max_engine_clk_fcompute",
-        series="one per GPU",
-    ),
-    Metric(
-        name="infertune_kfd_processes",
-        unit="items",
-        help="Processes that opened the compute driver.",
-        labels=("server",),
-        source=_PROCESS,
-        series="servers, and one for all others",
     ),
     Metric(
         name="infertune_kfd_queues",
@@ -84,14 +60,6 @@ METRICS = (
         source=f"{_PROCESS}, stats_<gpu_id>/evicted_ms",
         series=_PER_SERVER,
     ),
-    Metric(
-        name="infertune_kfd_occupied_compute_units",
-        unit="items",
-        help="Compute units with a wave of this process; not every generation counts them.",
-        labels=("server", "gpu"),
-        source=f"{_PROCESS}, stats_<gpu_id>/cu_occupancy",
-        series=_PER_SERVER,
-    ),
 )
 
 
@@ -107,9 +75,6 @@ def read(root: Root) -> Iterable[Sample]:
         if node.gpu_id is not None:
             gpus[node.gpu_id] = gpu
         yield Sample("infertune_kfd_node_info", (gpu, node.gfx_target), 1)
-        yield from present("infertune_kfd_node_simds", (gpu,), node.simds)
-        clock = node.max_clock_mhz
-        yield from present("infertune_kfd_node_max_clock_hertz", (gpu,), clock, scale=1_000_000)
     yield from _processes(root, gpus)
 
 
@@ -118,14 +83,12 @@ def _processes(root: Root, gpus: Mapping[int, str]) -> Iterable[Sample]:
     sums: dict[tuple[str, tuple[str, ...]], float] = defaultdict(float)
     for pid in bounded(kfd_pids(root), MAX_PROCESSES):
         server, found = servers.get(pid, ""), kfd_process(root, pid)
-        sums["infertune_kfd_processes", (server,)] += 1
         for number in found.queues:
             if number in gpus:
                 sums["infertune_kfd_queues", (server, gpus[number])] += 1
         for metric, values, per in (
             ("infertune_kfd_memory_bytes", found.vram_bytes, 1),
             ("infertune_kfd_evicted_seconds_total", found.evicted_ms, 1000),
-            ("infertune_kfd_occupied_compute_units", found.occupied_units, 1),
         ):
             for number, value in values.items():
                 if number in gpus:

@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from infertune.exporter.base import Collector, Metric, Sample
 from infertune.exporter.collectors.journal import of_this_boot
 from infertune.journal import Record
-from infertune.knobs import KNOBS, Reading, read_live, targets
+from infertune.knobs import KNOBS, Reading, Target, read_live, targets
 from infertune.machine import read_machine
 from infertune.plan import is_foreign
 from infertune.root import Root
 
+PLACES_S = 60.0
 OWNERS = ("system", "infertune", "other", "unreadable", "gone")
 
 METRICS = (
@@ -61,27 +63,51 @@ METRICS = (
 )
 
 
+class _Places:
+    """Which files the knobs are: looked for once a minute, for looking costs more than reading."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._root: Root | None = None
+        self._until = 0.0
+        self._found: dict[str, tuple[Target, ...]] = {}
+
+    def of(self, root: Root) -> Mapping[str, tuple[Target, ...]]:
+        """By knob."""
+        now = self._clock()
+        if root is not self._root or now > self._until:
+            machine = read_machine(root)
+            self._found = {knob.id: targets(root, machine, knob) for knob in KNOBS.values()}
+            self._root, self._until = root, now + PLACES_S
+        return self._found
+
+
+_places = _Places()
+
+
 def read(root: Root) -> Iterable[Sample]:
     """Every knob that this machine has."""
-    machine = read_machine(root)
     journal = of_this_boot(root)
     records = journal.by_path() if journal else {}
-    for knob in KNOBS.values():
-        readings = read_live(root, targets(root, machine, knob))
+    ours: dict[str, list[Record]] = {}
+    for record in records.values():
+        ours.setdefault(record.knob, []).append(record)
+    for knob, files in _places.of(root).items():
+        readings = read_live(root, files, choices=False)
         values = Counter(r.value for r in readings.values() if r.value is not None)
-        for value, files in sorted(values.items()):
-            yield Sample("infertune_knob_files", (knob.id, value), files)
-        if len(values) == 1 and (number := next(iter(values))).lstrip("-").isdecimal():
-            yield Sample("infertune_knob_value", (knob.id,), int(number))
+        for value, number in sorted(values.items()):
+            yield Sample("infertune_knob_files", (knob, value), number)
+        if len(values) == 1 and (only := next(iter(values))).lstrip("-").isdecimal():
+            yield Sample("infertune_knob_value", (knob,), int(only))
         owners = Counter(_owner(records.get(path), r) for path, r in readings.items())
         for owner in OWNERS:
             if owners[owner]:
-                yield Sample("infertune_knob_owner", (knob.id, owner), owners[owner])
-        ours = [record for record in records.values() if record.knob == knob.id]
-        for want in sorted({record.want for record in ours if record.want is not None}):
-            yield Sample("infertune_knob_wanted_info", (knob.id, want), 1)
-        if ours:
-            yield Sample("infertune_knob_drifted", (knob.id,), owners["other"])
+                yield Sample("infertune_knob_owner", (knob, owner), owners[owner])
+        wanted = {record.want for record in ours.get(knob, ()) if record.want is not None}
+        for want in sorted(wanted):
+            yield Sample("infertune_knob_wanted_info", (knob, want), 1)
+        if knob in ours:
+            yield Sample("infertune_knob_drifted", (knob,), owners["other"])
 
 
 def _owner(record: Record | None, reading: Reading) -> str:

@@ -19,9 +19,7 @@ from infertune.host.cgroup import (
     memory_limit,
     memory_stat,
     memory_used,
-    swap_used,
 )
-from infertune.host.memory import meminfo
 from infertune.names import SLICE
 from infertune.root import Root
 from infertune.servers.running import Unit
@@ -29,43 +27,11 @@ from infertune.servers.running import Unit
 _DOC = "Documentation/admin-guide/cgroup-v2.rst"
 _PER_UNIT = "one for infertune.slice, one per server"
 
-LIMITS = ("min", "low", "high", "max", "swap.max", "zswap.max")
-EVENTS = ("low", "high", "max", "oom", "oom_kill", "oom_group_kill", "sock_throttled")
-STATS = (
-    "anon",
-    "file",
-    "kernel",
-    "shmem",
-    "file_mapped",
-    "anon_thp",
-    "file_thp",
-    "shmem_thp",
-    "unevictable",
-    "slab",
-    "zswap",
-    "zswapped",
-)
-COUNTERS = (
-    "pgfault",
-    "pgmajfault",
-    "pgscan",
-    "pgsteal",
-    "workingset_refault_anon",
-    "workingset_refault_file",
-    "thp_fault_alloc",
-    "thp_collapse_alloc",
-    "thp_swpout",
-)
+LIMITS = ("min", "low")
+EVENTS = ("low", "high", "max", "oom_kill")
+STATS = ("anon", "file", "shmem")
 
 METRICS = (
-    Metric(
-        name="infertune_memory_gpu_bytes",
-        unit="bytes",
-        help="Memory of the machine that GPU drivers hold: active, or cached and reclaimable.",
-        labels=("state",),
-        source="Documentation/filesystems/proc.rst, GPUActive and GPUReclaim (where counted)",
-        series="2",
-    ),
     Metric(
         name="infertune_unit_memory_bytes",
         unit="bytes",
@@ -73,22 +39,6 @@ METRICS = (
         labels=("unit", "server"),
         source=f"{_DOC}, memory.current",
         series=_PER_UNIT,
-    ),
-    Metric(
-        name="infertune_unit_memory_swap_bytes",
-        unit="bytes",
-        help="Memory of the unit that is swapped out.",
-        labels=("unit", "server"),
-        source=f"{_DOC}, memory.swap.current",
-        series=_PER_UNIT,
-    ),
-    Metric(
-        name="infertune_unit_memory_limit_bytes",
-        unit="bytes",
-        help="Protections (min, low) and limits as they are set; +Inf is no limit.",
-        labels=("unit", "server", "limit"),
-        source=f"{_DOC}, memory.min, low, high, max, swap.max, zswap.max",
-        series="6 for infertune.slice, 6 per server",
     ),
     Metric(
         name="infertune_unit_memory_protected_bytes",
@@ -105,24 +55,15 @@ METRICS = (
         help="How often a protection was broken (low) or a limit was reached, and OOM kills.",
         labels=("unit", "server", "event"),
         source=f"{_DOC}, memory.events",
-        series="7 for infertune.slice, 7 per server",
+        series="4 for infertune.slice, 4 per server",
     ),
     Metric(
         name="infertune_unit_memory_part_bytes",
         unit="bytes",
-        help="What the charged memory is. Parts overlap: anon_thp is in anon.",
+        help="What the charged memory is; shmem is in file.",
         labels=("unit", "server", "part"),
         source=f"{_DOC}, memory.stat",
         series=f"{len(STATS)} for infertune.slice, {len(STATS)} per server",
-    ),
-    Metric(
-        name="infertune_unit_memory_stat_events_total",
-        kind="counter",
-        unit="items",
-        help="Faults, reclaim, refaults (pages that were thrown out too early), huge pages.",
-        labels=("unit", "server", "event"),
-        source=f"{_DOC}, memory.stat",
-        series=f"{len(COUNTERS)} for infertune.slice, {len(COUNTERS)} per server",
     ),
 )
 
@@ -181,8 +122,8 @@ class Charged:
 
 
 def read(root: Root) -> Iterable[Sample]:
-    """The slice and each server's unit.  Raises Absent where there is neither, nor GPU memory."""
-    samples = list(_gpu(root))
+    """The slice and each server's unit.  Raises Absent where there is neither."""
+    samples: list[Sample] = []
     found = units(root)
     charged = {unit.name: _charged(root, unit.cgroup, LIMITS) for unit in found}
     for unit in found:
@@ -201,23 +142,13 @@ def _charged(root: Root, group: str, names: Iterable[str]) -> Charged:
     return Charged(memory_used(root, group), known)
 
 
-def _gpu(root: Root) -> Iterable[Sample]:
-    info = meminfo(root)
-    for state, key in (("active", "GPUActive"), ("reclaimable", "GPUReclaim")):
-        yield from present("infertune_memory_gpu_bytes", (state,), info.get(key))
-
-
 def _unit(root: Root, unit: Unit, charged: Charged) -> Iterable[Sample]:
     labels = (unit.name, unit.server)
     yield from present("infertune_unit_memory_bytes", labels, charged.used)
-    yield from present("infertune_unit_memory_swap_bytes", labels, swap_used(root, unit.cgroup))
-    for limit, value in charged.limits.items():
-        yield Sample("infertune_unit_memory_limit_bytes", (*labels, limit), value)
     stat, events = memory_stat(root, unit.cgroup), memory_events(root, unit.cgroup)
     for metric, table, keys in (
         ("infertune_unit_memory_events_total", events, EVENTS),
         ("infertune_unit_memory_part_bytes", stat, STATS),
-        ("infertune_unit_memory_stat_events_total", stat, COUNTERS),
     ):
         for key in keys:
             yield from present(metric, (*labels, key), table.get(key))
@@ -249,7 +180,7 @@ def _protected(
 def _beside(root: Root, top: str, charged: Mapping[str, Charged]) -> list[Charged]:
     """Groups in the slice that have no series: their claims count all the same."""
     return [
-        _charged(root, f"{top}/{name}", ("min", "low"))
+        _charged(root, f"{top}/{name}", LIMITS)
         for name in entries(root, top)
         # A file of the slice is no group, and has nothing in it.
         if name not in charged and memory_used(root, f"{top}/{name}") is not None
