@@ -15,6 +15,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gzip
+import http.client
+import json
 import os
 import random
 import shutil
@@ -42,6 +45,45 @@ probes = Probes()
 print(sum(state.state == "attached" for state in probes.attach()), flush=True)
 input()
 probes.close()
+"""
+WRITE = """
+import statistics, sys, tempfile, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1] + "/benchmarks")
+import made_up
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from infertune.exporter.collectors import COLLECTORS
+from infertune.exporter.page import render
+from infertune.exporter.runner import collect
+from infertune.root import Root
+kinds = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily}
+
+class Made:
+    def __init__(self, families): self.families = families
+    def collect(self): return self.families
+
+def library(metrics, samples):
+    made = {m.name: kinds[m.kind](m.name, m.help, labels=m.labels) for m in metrics}
+    for sample in samples:
+        made[sample.metric].add_metric(sample.labels, sample.value)
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Made([family for family in made.values() if family.samples]))
+    return generate_latest(registry)
+
+with tempfile.TemporaryDirectory() as tree:
+    made_up.machine(Path(tree), 90)
+    root = Root(tree)
+    samples = [s for each in COLLECTORS.values() for s in collect(each, root).samples]
+    metrics = [metric for each in COLLECTORS.values() for metric in each.metrics]
+assert render(metrics, samples) == library(metrics, samples)
+took = {render: [], library: []}
+for _ in range(int(sys.argv[2])):
+    for write, times in took.items():
+        began = time.thread_time()
+        write(metrics, samples)
+        times.append((time.thread_time() - began) * 1e3)
+print(len(samples), *(statistics.median(times) for times in took.values()))
 """
 GROW = """
 import random, sys
@@ -112,19 +154,141 @@ def probes(checkouts: dict[str, Path], repeat: int, events: list[str]) -> list[s
     return lines
 
 
+def scrape(port: int) -> bytes:
+    """As Prometheus does it."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", "/metrics", headers={"Accept-Encoding": "gzip"})
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    return gzip.decompress(body) if answer.headers["Content-Encoding"] == "gzip" else body
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time of a process with its threads, also those that ended (clock_getcpuclockid(3))."""
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+@contextlib.contextmanager
+def exporter(checkout: Path, tree: Path, groups: dict[int, str]) -> Iterator[tuple[int, int]]:
+    """One checkout's exporter, as its own benchmark starts it: process and port."""
+    script = checkout / "benchmarks" / "exporter_cost.py"
+    words = ["--exporter", str(tree), json.dumps(groups), "--with-probes"]
+    with subprocess.Popen(
+        [sys.executable, "-B", str(script), *words],
+        env=environment(checkout),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout
+        try:
+            yield process.pid, json.loads(process.stdout.readline())[0]
+        finally:
+            process.kill()
+
+
+def exporters(checkouts: dict[str, Path], repeat: int, sizes: list[int]) -> list[str]:
+    names = list(checkouts)
+    head = " | ".join(f"{name}: series | CPU of a scrape, ms" for name in names)
+    lines = [f"| servers added | {head} | ratio |", "|---" * (2 + 2 * len(names)) + "|"]
+    for servers in sizes:
+        with contextlib.ExitStack() as stack:
+            port = stack.enter_context(made_up.llama())
+            groups = stack.enter_context(made_up.groups(servers, busy=True))
+            running: dict[str, tuple[int, int]] = {}
+            for name, checkout in checkouts.items():
+                tree = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                made_up.machine(tree, servers, port)
+                running[name] = stack.enter_context(exporter(checkout, tree, groups))
+            used: dict[str, list[float]] = {name: [] for name in names}
+            series = {}
+            for number in range(repeat + 3):
+                for name in names:  # a page within a second would come from the snapshot
+                    pid, at = running[name]
+                    before = cpu_s(pid)
+                    text = scrape(at)
+                    time.sleep(0.6)
+                    if number >= 3:
+                        used[name].append((cpu_s(pid) - before) * 1e3)
+                    series[name] = sum(not line.startswith(b"#") for line in text.splitlines())
+        cells = " | ".join(f"{series[name]} | {quartiles(used[name], '.1f')}" for name in names)
+        ratio = statistics.median(used[names[-1]]) / statistics.median(used[names[0]])
+        lines.append(f"| {servers} | {cells} | {ratio:.2f} |")
+        print(lines[-1], flush=True)
+    return lines
+
+
+def growth(checkouts: dict[str, Path], repeat: int) -> list[str]:
+    names = list(checkouts)
+    head = " | ".join(f"{name}: series | CPU, ms" for name in names)
+    lines = [f"| groups | CPUs | ran on | {head} | ratio |", "|---" * (4 + 2 * len(names)) + "|"]
+    for size in MAPS:
+        took: dict[str, list[float]] = {name: [] for name in names}
+        series = {}
+        for _ in range(repeat):
+            for name in random.sample(names, len(names)):
+                checkout = checkouts[name]
+                command = [sys.executable, "-B", "-c", GROW, str(checkout), *map(str, size)]
+                said = subprocess.run(
+                    command, env=environment(checkout), check=True, capture_output=True, text=True
+                ).stdout.split()
+                series[name] = said[0]
+                took[name].append(float(said[1]))
+        cells = " | ".join(f"{series[name]} | {quartiles(took[name], '.1f')}" for name in names)
+        ratio = statistics.median(took[names[-1]]) / statistics.median(took[names[0]])
+        lines.append(f"| {' | '.join(map(str, size))} | {cells} | {ratio:.2f} |")
+        print(lines[-1], flush=True)
+    return lines
+
+
+def writers(repeat: int) -> list[str]:
+    command = [sys.executable, "-B", "-c", WRITE, str(HERE), str(repeat)]
+    done = subprocess.run(
+        command, env=environment(HERE), check=True, capture_output=True, text=True
+    )
+    series, ours, library = map(float, done.stdout.split())
+    lines = ["| series | ours, ms | prometheus_client, ms | ratio |", "|---|---|---|---|"]
+    lines.append(f"| {series:.0f} | {ours:.1f} | {library:.1f} | {ours / library:.2f} |")
+    print(lines[-1], flush=True)
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("before", type=Path, help="a checkout whose probes are compiled")
     parser.add_argument("--repeat", type=int, default=15)
     parser.add_argument("--events", nargs="+", choices=EVENTS, default=list(EVENTS))
+    parser.add_argument("--servers", type=int, nargs="+", default=[0, 13, 45])
     parser.add_argument("--output", type=Path, help="write the results there, as Markdown")
     given = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("paired: needs root")
     checkouts = {"before": given.before.resolve(), "now": HERE}
-    lines = ["## Probes", "", *probes(checkouts, given.repeat, given.events), ""]
+    parts = {
+        "Probes": lambda: probes(checkouts, given.repeat, given.events),
+        "A scrape": lambda: exporters(checkouts, given.repeat, given.servers),
+        "Groups and CPUs": lambda: growth(checkouts, 3),
+        "Who writes the page": lambda: writers(given.repeat),
+    }
+    lines: list[str] = []
+    for title, measure in parts.items():
+        lines += [f"## {title}", "", *measure(), ""]
     if given.output:
-        given.output.write_text("\n".join([made_up.environment(), "", *lines]))
+        commits = [
+            subprocess.run(
+                ["git", "rev-parse", "--short", "HEAD"],
+                cwd=checkout,
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout.strip()
+            for checkout in checkouts.values()
+        ]
+        given.output.write_text(
+            f"# Before and now: {' and '.join(commits)}\n\n{made_up.environment()} "
+            f"{given.repeat} pairs each, in turns; medians with quartiles. Made by "
+            "`benchmarks/paired.py`, which says what is measured.\n\n" + "\n".join(lines)
+        )
 
 
 if __name__ == "__main__":

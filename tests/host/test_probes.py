@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import shutil
 import signal
@@ -521,6 +522,29 @@ def test_the_verifier_takes_the_programs_of_the_scheduler(generation: tuple[str,
     with Object(path, btf=types_of_a_scheduler(types)) as programs:
         programs.load({*generation, "fence_signaled"})
         programs.attach("fence_signaled")
+
+
+def test_a_probe_that_could_not_be_read_is_tried_again(
+    probes: Probes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visit = Object.visit
+
+    def refuse(self: Object, name: str) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), name)
+
+    def state() -> ProbeState:
+        [found] = [each for each in probes.states() if each.name == "page_faults"]
+        return found
+
+    monkeypatch.setattr(Object, "visit", refuse)
+    left = {name for name, _ in samples(probes)}
+    assert state().state == "failed"
+    assert "Cannot allocate memory" in state().why
+    assert "infertune_page_faults_total" not in left
+    assert "infertune_direct_reclaim_seconds_count" in left
+    monkeypatch.setattr(Object, "visit", visit)
+    assert "infertune_page_faults_total" in {name for name, _ in samples(probes)}
+    assert (state().state, state().why) == ("attached", "")
 
 
 def test_own_cost_is_known_only_while_it_is_measured(probes: Probes) -> None:

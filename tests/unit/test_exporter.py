@@ -34,7 +34,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from infertune.boot import record
 from infertune.boot.record import Phase
 from infertune.exporter.base import Absent, Collector, Histogram, Metric, Sample
-from infertune.exporter.collectors import COLLECTORS, llama
+from infertune.exporter.collectors import COLLECTORS, knobs, llama
 from infertune.exporter.collectors.memory import Group, effective
 from infertune.exporter.energy import ENERGY_METRICS
 from infertune.exporter.page import (
@@ -48,6 +48,7 @@ from infertune.exporter.runner import Runner, collect
 from infertune.exporter.servers import MAX_SERVERS, ports
 from infertune.host import gpu_metrics
 from infertune.host.gpu import DpmClock, amdgpu_cards, dpm_levels
+from infertune.machine import Machine, read_machine
 from infertune.root import Root
 from infertune.snapshot import open_snapshot
 
@@ -461,6 +462,30 @@ def test_knobs_say_who_set_them(serving: Root) -> None:
     assert found["infertune_knob_value", "vm.swappiness"] == 100
     assert found["infertune_knob_wanted_info", "vm.swappiness", "10"] == 1
     assert found["infertune_knob_files", "cpufreq.scaling_governor", "powersave"] == 32
+
+
+def test_where_knobs_are_is_looked_for_once_a_minute(
+    serving: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking costs several times what reading does; what they hold is read each time."""
+    looked, now = [], [0.0]
+
+    def machine(root: Root) -> Machine:
+        looked.append(now[0])
+        return read_machine(root)
+
+    monkeypatch.setattr(knobs, "read_machine", machine)
+    monkeypatch.setattr(knobs, "_places", knobs._Places(lambda: now[0]))
+    file = serving.at("/proc/sys/vm/swappiness")
+    file.chmod(0o644)
+    for number in range(5):
+        now[0] = 20.0 * number
+        file.write_text(f"{number}\n")
+        assert values(serving, "knobs")["infertune_knob_value", "vm.swappiness"] == number
+    assert looked == [0.0, 80.0]
+    file.unlink()
+    found = values(serving, "knobs")
+    assert found["infertune_knob_owner", "vm.swappiness", "gone"] == 1
 
 
 def test_journal_of_another_boot_is_not_applied(serving: Root) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -511,6 +512,28 @@ def test_without_pressure_nobody_knows_who_is_stalled(tmp_path: Path) -> None:
         assert "psi=0" in states[name].why
     assert states["page_faults"].state == "absent"
     found.close()
+
+
+def test_a_collection_that_hangs_holds_up_nobody_who_asks_for_states(tmp_path: Path) -> None:
+    found = probes.Probes(root=machine(tmp_path, {kernel.VMLINUX: with_tracepoints()}))
+    found.attach()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hang() -> dict[int, str]:
+        begun.set()
+        go_on.wait(30)
+        return {}
+
+    found._cgroups = hang
+    collector = found.collector()
+    assert collector.timeout_s < 8  # the runner goes on without it
+    reading = threading.Thread(target=lambda: list(collector.read(Root(tmp_path))))
+    reading.start()
+    assert begun.wait(10)
+    assert len(found.states()) == len(FILES)
+    found.close()  # nor does the end of the exporter wait for it
+    go_on.set()
+    reading.join()
 
 
 @pytest.fixture(autouse=True)
