@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -61,12 +63,16 @@ for _ in range(2000):
 """
 FORKS = """
 import os
+import re
+import shutil
 for _ in range(1000):
     if not (pid := os.fork()): os._exit(0)
     os.waitpid(pid, 0)
 """
 STORM = """
 import os
+import re
+import shutil
 for _ in range(5):
     pids = []
     for _ in range(100):
@@ -76,6 +82,8 @@ for _ in range(5):
 """
 PROGRAMS = """
 import os
+import re
+import shutil
 for _ in range(300): os.waitpid(os.posix_spawn('/bin/true', ['true'], {}), 0)
 """
 LARGE = """
@@ -260,3 +268,48 @@ def test_what_is_below_a_unit_is_the_unit_s(probes: Probes, cgroup: Path) -> Non
         ended(process)
         running = value(probes, RUNNING, server="test", state="running") - before
         assert running == pytest.approx(cpu_time(cgroup) - charged, rel=0.01, abs=0.001)
+
+
+PERF = """
+mountpoint -q /sys/kernel/tracing || mount -t tracefs none /sys/kernel/tracing
+cd "$1" || exit 1
+perf sched record -q -o data -- sh -c 'echo ready; read -r line' 2>said || exec cat said
+exec perf sched latency -p -i data 2>&1
+"""
+PINNED = "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n" + SPIN
+
+
+def test_perf_sched_sees_the_same_waiting(probes: Probes, cgroup: Path, tmp_path: Path) -> None:
+    if shutil.which("perf") is None or shutil.which("unshare") is None:
+        pytest.skip("perf is not installed")
+    name = "infertune_run_queue_latency_seconds_sum"
+    processes = [start(cgroup, PINNED) for _ in range(3)]
+    for each in processes:
+        said(each)
+    waited = 0.0
+    with subprocess.Popen(
+        ["unshare", "-m", "sh", "-c", PERF, "sh", str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as perf:
+        recording = said(perf) == "ready"
+        if recording:
+            before = value(probes, name, server="test")
+            for each in processes:
+                go_on(each)
+            for each in processes:
+                said(each)
+            waited = value(probes, name, server="test") - before
+        printed, _ = perf.communicate("\n")
+    for each in processes:
+        each.kill()
+        each.communicate()
+    if not recording or "lost" in printed:
+        pytest.skip(f"perf cannot record here: {printed.strip()[-200:]}")
+    rows = re.findall(r":(\d+) +\|[^|]*\| +(\d+) \| avg: +([\d.]+) ms", printed)
+    theirs = {int(pid): int(switches) * float(average) / 1e3 for pid, switches, average in rows}
+    total = sum(theirs[each.pid] for each in processes)
+    assert total > 1, "three processes on one CPU must wait"
+    # It begins a wait at other events than the kernel does; run_delay, above, is the exact one.
+    assert waited == pytest.approx(total, rel=0.05)
