@@ -98,7 +98,7 @@ def cpu(root: Root) -> Cpu:
             continue
         cores[cpus[0]] = Core(
             cpus=cpus,
-            package=root.get_int(f"{here}/topology/physical_package_id"),
+            package=package(root, number),
             l3=_l3_group(root, here),
             kind=("efficiency" if number in efficient else "performance") if efficient else None,
         )
@@ -111,6 +111,11 @@ def cpu(root: Root) -> Cpu:
         scaling_driver=(root.get(drivers[0]) or None) if drivers else None,
         amd_pstate=root.get(f"{CPUS}/amd_pstate/status") or None,
     )
+
+
+def package(root: Root, number: int) -> int | None:
+    """The package that a CPU is in; None where the kernel does not say."""
+    return root.get_int(f"{CPUS}/cpu{number}/topology/physical_package_id")
 
 
 def _l3_group(root: Root, here: str) -> int | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from infertune.host.cpu import CPUS, cpulist
+from infertune.host.cpu import cpulist, package
 from infertune.root import Root
 
 _PMU = "/sys/bus/event_source/devices/power"
@@ -37,6 +37,5 @@ def energy_pmu(root: Root) -> EnergyPmu | None:
         return None
     packages: dict[str, int] = {}
     for cpu in sorted(cpulist(root, f"{_PMU}/cpumask")):
-        number = root.get_int(f"{CPUS}/cpu{cpu}/topology/physical_package_id")
-        packages.setdefault(str(0 if number is None else number), cpu)
+        packages.setdefault(str(package(root, cpu) or 0), cpu)
     return EnergyPmu(kind, int(event[1], 16), joules, packages) if packages else None
