@@ -365,7 +365,8 @@ def test_prometheus_scrapes_it(start: Start, tmp_path: Path) -> None:
     try:
         assert until(lambda: query("up{job='infertune'}") == [1], 60)
         assert until(
-            lambda: query("count(infertune_collector_success == 1)") == [len(COLLECTORS)], 60
+            lambda: query("count(infertune_collector_success == 1)") == [len(COLLECTORS) + 2],
+            60,  # probes, energy
         )
         assert until(lambda: len(query("rate(process_cpu_seconds_total[10s])")) == 1, 60)
         assert query("count(infertune_knob_files)")[0] > 5

@@ -21,7 +21,7 @@ from infertune.exporter.collectors import COLLECTORS
 from infertune.exporter.runner import BUDGET_S, STATES, Result, Runner
 from infertune.root import Root
 
-_PER_COLLECTOR = f"one per collector ({len(COLLECTORS) + 1})"
+_PER_COLLECTOR = f"one per collector ({len(COLLECTORS)}, probes and energy)"
 _OURS = "the exporter itself"
 
 RUNNER_METRICS = (
