@@ -29,7 +29,7 @@ from infertune.errors import (
     TracepointMissing,
 )
 from infertune.exporter import declarations as declared
-from infertune.exporter.base import Collector, Metric, Sample
+from infertune.exporter.base import Collector, Metric, Sample, one_of
 from infertune.exporter.declarations import Declaration, Program
 from infertune.exporter.totals import Totals, check
 from infertune.host.memory import has_pressure
@@ -49,7 +49,7 @@ PROBE_METRICS = (
         help=f"1 for the state that a probe is in: {', '.join(STATES)}.",
         labels=("probe", "state"),
         source="infertune probes",
-        series="one per probe",
+        series=f"{len(STATES)} per probe",
     ),
     Metric(
         name="infertune_probe_lost_total",
@@ -257,7 +257,7 @@ class Probes:
 
     def _about_ourselves(self) -> Iterator[Sample]:
         for each in self._states.values():
-            yield Sample("infertune_probe_state", (each.name, each.state), 1)
+            yield from one_of("infertune_probe_state", (each.name,), STATES, each.state)
         measured = kernel.statistics_enabled(self._root)
         for name, probe in self._attached.items():
             yield Sample("infertune_probe_lost_total", (name,), probe.lost())
