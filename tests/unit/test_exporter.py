@@ -45,7 +45,7 @@ from infertune.exporter.page import (
 )
 from infertune.exporter.probes import metrics as probe_metrics
 from infertune.exporter.runner import Runner, collect
-from infertune.exporter.servers import MAX_SERVERS, ports
+from infertune.exporter.servers import MAX_SERVERS, cgroup_ids, ports
 from infertune.host import gpu_metrics
 from infertune.host.gpu import DpmClock, amdgpu_cards, dpm_levels
 from infertune.machine import Machine, read_machine
@@ -383,6 +383,11 @@ def test_unset_fields_of_gpu_metrics_are_left_out(serving: Root) -> None:
     assert found["infertune_gpu_metrics_power_watts", "card1", "socket"] == 81.007
     assert ("infertune_gpu_metrics_power_watts", "card1", "system") not in found
     assert found["infertune_gpu_metrics_throttle_cycles_total", "card1", "spl"] == 1200345
+
+
+def test_probes_know_servers_and_not_their_slice(serving: Root) -> None:
+    """Its zeros would stand beside theirs as a server's."""
+    assert sorted(cgroup_ids(serving).values()) == ["coder", "gemma"]
 
 
 def test_a_drm_client_counts_once(serving: Root) -> None:

@@ -517,11 +517,12 @@ def test_without_pressure_nobody_knows_who_is_stalled(tmp_path: Path) -> None:
 def test_a_collection_that_hangs_holds_up_nobody_who_asks_for_states(tmp_path: Path) -> None:
     found = probes.Probes(root=machine(tmp_path, {kernel.VMLINUX: with_tracepoints()}))
     found.attach()
-    begun, go_on = threading.Event(), threading.Event()
+    begun, go_on, over = threading.Event(), threading.Event(), threading.Event()
 
     def hang() -> dict[int, str]:
         begun.set()
-        go_on.wait(30)
+        go_on.wait(20)
+        over.set()
         return {}
 
     found._cgroups = hang
@@ -532,6 +533,7 @@ def test_a_collection_that_hangs_holds_up_nobody_who_asks_for_states(tmp_path: P
     assert begun.wait(10)
     assert len(found.states()) == len(FILES)
     found.close()  # nor does the end of the exporter wait for it
+    assert not over.is_set()
     go_on.set()
     reading.join()
 
