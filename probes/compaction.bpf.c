@@ -26,13 +26,13 @@ int zone_begin(void *ctx)
 SEC("tp_btf/mm_compaction_end")
 int zone_end(void *ctx)
 {
-	__u64 *at = bpf_task_storage_get(&began, bpf_get_current_task_btf(), 0, 0);
-	__u64 cgroup = cgroup_of(bpf_get_current_task_btf());
+	struct task_struct *task = bpf_get_current_task_btf();
+	__u64 *at = bpf_task_storage_get(&began, task, 0, 0);
 	struct histogram *histogram;
 
 	if (!at || !*at)
 		return 0;
-	histogram = counters_of(&compactions, &cgroup, &none);
+	histogram = counters_of_group(&compactions, task, &none);
 	if (histogram)
 		record(histogram, bpf_ktime_get_ns() - *at);
 	*at = 0;

@@ -114,7 +114,7 @@ int BPF_PROG(context_switch, bool preempt, struct task_struct *prev, struct task
 
 	if (prev->pid) {
 		cgroup = cgroup_of(prev);
-		counters = counters_of(&switches, &cgroup, &no_switches);
+		counters = counters_of(&switches, &cgroup, &no_switches, prev);
 		if (counters) {
 			/* as __schedule() does for nvcsw and nivcsw */
 			if (prev_state && !preempt)
@@ -133,7 +133,7 @@ int BPF_PROG(context_switch, bool preempt, struct task_struct *prev, struct task
 	waited = waited_until(next, queued);
 	other = cgroup_of(next);
 	if (!counters || other != cgroup)
-		counters = counters_of(&switches, &other, &no_switches);
+		counters = counters_of(&switches, &other, &no_switches, next);
 	if (counters)
 		record_alone(&counters->latency, waited);
 	return 0;

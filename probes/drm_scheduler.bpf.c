@@ -80,7 +80,7 @@ static const struct jobs none;
 
 static __always_inline void ended(struct job *job, bool failed)
 {
-	struct jobs *counters = counters_of(&jobs, &job->key, &none);
+	struct jobs *counters = bpf_map_lookup_elem(&jobs, &job->key);
 
 	if (!counters)
 		return;
@@ -99,6 +99,7 @@ static __always_inline int queued(struct drm_sched_job *submitted)
 	struct drm_gpu_scheduler *sched = BPF_CORE_READ(submitted, sched);
 	__u64 fence = (__u64)BPF_CORE_READ(submitted, s_fence);
 	struct device *device = BPF_CORE_READ(sched, dev);
+	struct task_struct *task = bpf_get_current_task_btf();
 	struct job job = {}, *stale;
 	struct jobs *counters;
 	const char *name;
@@ -111,13 +112,13 @@ static __always_inline int queued(struct drm_sched_job *submitted)
 			name = BPF_CORE_READ(device, kobj.name);
 		bpf_probe_read_kernel_str(job.key.pci_address, sizeof(job.key.pci_address), name);
 	}
-	job.key.cgroup = cgroup_of(bpf_get_current_task_btf());
+	job.key.cgroup = cgroup_of(task);
 	job.queued_at = bpf_ktime_get_ns();
 
 	stale = bpf_map_lookup_elem(&in_flight, &fence);
 	if (stale) /* it ended unseen, and its fence is used again */
 		ended(stale, 1);
-	counters = counters_of(&jobs, &job.key, &none);
+	counters = counters_of(&jobs, &job.key, &none, task);
 	if (!counters)
 		return 0;
 	if (bpf_map_update_elem(&in_flight, &fence, &job, BPF_ANY)) {
@@ -138,7 +139,7 @@ static __always_inline int running(struct drm_sched_job *job)
 	if (!known || known->run_at) /* queued before we were here; run again after a reset */
 		return 0;
 	known->run_at = bpf_ktime_get_ns();
-	counters = counters_of(&jobs, &known->key, &none);
+	counters = bpf_map_lookup_elem(&jobs, &known->key);
 	if (counters) {
 		__sync_fetch_and_add(&counters->run, 1);
 		record(&counters->wait, known->run_at - known->queued_at);

@@ -137,13 +137,51 @@ static __always_inline void count_lost(void)
 		__sync_fetch_and_add(count, 1);
 }
 
-/* The counters of a key, new ones if there are none yet; NULL, counted as lost, if the map is full. */
-static __always_inline void *counters_of(void *map, const void *key, const void *zeroes)
+/* Inode number of the directory of a thread's control group in the v2 hierarchy. */
+static __always_inline __u64 cgroup_of(struct task_struct *task)
+{
+	return task->cgroups->dfl_cgrp->kn->id;
+}
+
+/*
+ * The group that a group is in, for all in which something was counted and those above them.  Who
+ * reads finds the unit: what is below it is the unit's, also when it is gone by then.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 8192);
+	__type(key, __u64);
+	__type(value, __u64);
+} above SEC(".maps");
+
+#define MAX_DEPTH 16
+
+static __always_inline void note_above(struct task_struct *task)
+{
+	struct cgroup *group = task->cgroups->dfl_cgrp;
+	__u64 id, parent;
+
+	for (int up = 0; up < MAX_DEPTH && group->level > 0; up++) {
+		id = group->kn->id;
+		group = group->self.parent->cgroup;
+		parent = group->kn->id;
+		bpf_map_update_elem(&above, &id, &parent, BPF_ANY);
+	}
+}
+
+/*
+ * The counters of a key with the control group of a thread, new ones if there are none yet; NULL,
+ * counted as lost, if the map is full.
+ */
+static __always_inline void *counters_of(void *map, const void *key, const void *zeroes,
+					 struct task_struct *task)
 {
 	void *value = bpf_map_lookup_elem(map, key);
 
 	if (value)
 		return value;
+	note_above(task);
 	bpf_map_update_elem(map, key, zeroes, BPF_NOEXIST);
 	value = bpf_map_lookup_elem(map, key);
 	if (!value)
@@ -151,32 +189,13 @@ static __always_inline void *counters_of(void *map, const void *key, const void 
 	return value;
 }
 
-/* Where units have their groups: /infertune.slice/infertune-server@NAME.service */
-#define UNIT_LEVEL 2
-/* A group that is still further below is counted as one between it and its unit. */
-#define MAX_BELOW 16
-
-/*
- * Inode number of the directory of a thread's control group in the v2 hierarchy.  What is below a
- * unit is the unit's: a container engine makes groups in its own.
- */
-static __always_inline __u64 cgroup_of(struct task_struct *task)
-{
-	struct cgroup *group = task->cgroups->dfl_cgrp;
-	int below = group->level - UNIT_LEVEL;
-
-	for (int up = 0; up < MAX_BELOW && up < below; up++)
-		group = group->self.parent->cgroup;
-	return group->kn->id;
-}
-
-/* The counters of a thread's control group. */
+/* The same where the key is the control group and nothing else. */
 static __always_inline void *counters_of_group(void *map, struct task_struct *task,
 					       const void *zeroes)
 {
 	__u64 cgroup = cgroup_of(task);
 
-	return counters_of(map, &cgroup, zeroes);
+	return counters_of(map, &cgroup, zeroes, task);
 }
 
 /*

@@ -36,13 +36,14 @@ static __always_inline int begin(void)
 
 static __always_inline int end(enum limit limit, unsigned long pages)
 {
-	struct key key = { .cgroup = cgroup_of(bpf_get_current_task_btf()), .limit = limit };
-	__u64 *at = bpf_task_storage_get(&began, bpf_get_current_task_btf(), 0, 0);
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct key key = { .cgroup = cgroup_of(task), .limit = limit };
+	__u64 *at = bpf_task_storage_get(&began, task, 0, 0);
 	struct reclaim *counters;
 
 	if (!at || !*at) /* it is not stalled, or was before we were here */
 		return 0;
-	counters = counters_of(&reclaims, &key, &none);
+	counters = counters_of(&reclaims, &key, &none, task);
 	if (counters) {
 		record(&counters->time, bpf_ktime_get_ns() - *at);
 		__sync_fetch_and_add(&counters->pages, pages);

@@ -256,7 +256,7 @@ def test_a_server_has_zeros_before_anything_happens(probes: Probes) -> None:
 
 
 def test_what_is_below_a_unit_is_the_unit_s(probes: Probes, cgroup: Path) -> None:
-    """A container engine makes groups in the unit's; they may be gone before anybody looks."""
+    """A container engine makes groups in the unit's, as deep as it likes."""
     deep = cgroup
     for name in ("inner", *(f"deeper{n}" for n in range(5))):
         deep /= name
@@ -268,6 +268,18 @@ def test_what_is_below_a_unit_is_the_unit_s(probes: Probes, cgroup: Path) -> Non
         ended(process)
         running = value(probes, RUNNING, server="test", state="running") - before
         assert running == pytest.approx(cpu_time(cgroup) - charged, rel=0.01, abs=0.001)
+
+
+def test_a_group_below_a_unit_that_nobody_ever_saw(probes: Probes, cgroup: Path) -> None:
+    """It was made and removed between two looks."""
+    before = value(probes, FAULTS, server="test")
+    minor = 0
+    for number in range(5):
+        inner = cgroup / f"inner{number}" / "most"
+        inner.mkdir(parents=True)
+        minor += ended(start(inner, THREADS))[1]
+        remove(inner.parent)
+    assert value(probes, FAULTS, server="test") - before == pytest.approx(minor, rel=0.01)
 
 
 PERF = """

@@ -573,7 +573,7 @@ def test_in_a_pid_namespace_of_its_own_it_says_so() -> None:
     )
     if "unshare failed" in done.stderr:
         pytest.skip(done.stderr.strip())
-    assert done.stdout.count("not applicable") == done.stdout.count("own namespace: pid") >= 4
+    assert done.stdout.count("not applicable") == done.stdout.count("PID namespace of its own") >= 4
 
 
 # -- without root ----------------------------------------------------------------------

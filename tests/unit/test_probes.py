@@ -7,6 +7,8 @@ import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,7 @@ from infertune.exporter import declarations, probes
 from infertune.exporter.base import Histogram
 from infertune.exporter.declarations import Counted, Declaration, parse
 from infertune.exporter.page import render
-from infertune.exporter.totals import OTHER, Totals, check
+from infertune.exporter.totals import OTHER, Totals, check, with_those_below
 from infertune.root import Root
 
 DECLARED, _ = probes.package_directories()
@@ -296,6 +298,32 @@ def test_a_restart_between_two_looks_counts_both_lives(
     assert first(totals, declared)["llama", "a"] == 2600
 
 
+def test_what_is_below_a_named_group_has_its_name() -> None:
+    #       1 - 2 (llama) - 3 - 4 (other server) - 5;  6 and 7 are in each other
+    above = {2: 1, 3: 2, 4: 3, 5: 4, 6: 7, 7: 6}
+    found = with_those_below({2: "llama", 4: "other server", 9: "idle"}, above)
+    assert found == {
+        2: "llama",
+        3: "llama",
+        4: "other server",
+        5: "other server",
+        9: "idle",
+    }
+
+
+def test_what_is_above_nothing_any_more_is_forgotten() -> None:
+    """Or groups that come and go would fill the map."""
+    forgotten: list[tuple[str, int]] = []
+    attached: Any = SimpleNamespace(
+        object=SimpleNamespace(
+            forget=lambda name, key: forgotten.append((name, int.from_bytes(key, "little")))
+        ),
+        _totals={"a": SimpleNamespace(groups=lambda: {3}), "b": SimpleNamespace(groups=set)},
+    )
+    probes._Attached._forget_above(attached, {2: 1, 3: 2, 4: 2, 5: 4})
+    assert sorted(forgotten) == [("above", 4), ("above", 5)]
+
+
 def test_a_key_that_was_removed_starts_again(declared: Declaration, totals: Totals) -> None:
     totals.update([(key(5), counted(100))], {})
     assert totals.update([(key(5), counted(100))], {}) == [key(5)]
@@ -477,20 +505,14 @@ def test_a_kernel_without_the_tracepoints(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pid", "cgroup", "state"),
-    [
-        ("pid:[4026531836]", "cgroup:[4026531835]", "absent"),
-        ("pid:[4026532567]", "cgroup:[4026531835]", "not applicable"),
-        ("pid:[4026531836]", "cgroup:[4026532568]", "not applicable"),
-    ],
+    ("pid", "state"), [("pid:[4026531836]", "absent"), ("pid:[4026532567]", "not applicable")]
 )
 def test_in_a_container_it_would_count_a_part_for_the_whole(
-    tmp_path: Path, pid: str, cgroup: str, state: str
+    tmp_path: Path, pid: str, state: str
 ) -> None:
     root = machine(tmp_path, {kernel.VMLINUX: with_tracepoints(), "/proc/pressure/memory": b""})
     (tmp_path / "proc/self/ns").mkdir(parents=True)
     (tmp_path / "proc/self/ns/pid").symlink_to(pid)
-    (tmp_path / "proc/self/ns/cgroup").symlink_to(cgroup)
     states = probes.Probes(root=root).attach()
     assert {each.state for each in states} == {state}
     assert all(("on the host" in each.why) == (state != "absent") for each in states)

@@ -31,14 +31,16 @@ from infertune.errors import (
 from infertune.exporter import declarations as declared
 from infertune.exporter.base import Collector, Metric, Sample, one_of
 from infertune.exporter.declarations import Declaration, Program
-from infertune.exporter.totals import Totals, check
+from infertune.exporter.totals import Totals, check, with_those_below
 from infertune.host.memory import has_pressure
-from infertune.host.processes import own_namespaces
+from infertune.host.processes import sees_all_processes
 from infertune.root import Root
 
 State = Literal["attached", "absent", "not applicable", "failed"]
 STATES: tuple[State, ...] = ("attached", "absent", "not applicable", "failed")
 RETRY_S = 5.0
+_ABOVE = "above"
+"""The map that every probe has: which control group is in which."""
 _CLOSE_S = 1.0
 """How long a collection that hangs in the kernel is waited for at the end."""
 
@@ -235,9 +237,9 @@ class Probes:
 
         if declaration.needs == "pressure" and not has_pressure(self._root):
             return not_attached("not applicable", declaration.not_applicable)
-        if own := own_namespaces(self._root):
-            why = f"this is a container (own namespace: {', '.join(own)}); run it on the host"
-            return not_attached("not applicable", f"{why}: it would count a part for the whole")
+        if not sees_all_processes(self._root):
+            why = "it would count a part for the whole: this is a PID namespace of its own"
+            return not_attached("not applicable", f"{why}; run the exporter on the host")
         try:
             programs = _generation(declaration, types)
             probe = _Attached(declaration, programs, self._objects, types, self._root)
@@ -330,14 +332,28 @@ class _Attached:
         for program in self.programs:
             if program.when == "collect":
                 self.object.visit(program.name)
+        above = {_number(group): _number(parent) for group, parent in self.object.entries(_ABOVE)}
+        known = with_those_below(names, above)
         for name, totals in self._totals.items():
             entries = self.object.entries(name)
-            idle = totals.update(entries, names)
+            idle = totals.update(entries, known)
             # Control groups come and go; those that are gone must not fill the map.
             if 2 * len(entries) > self.object.capacity(name):
                 for key in idle:
                     self.object.forget(name, key)
                     totals.forget(key)
+        if 2 * len(above) > self.object.capacity(_ABOVE):
+            self._forget_above(above)
+
+    def _forget_above(self, above: Mapping[int, int]) -> None:
+        """What is above no group that is counted in any more."""
+        needed: set[int] = set()
+        for group in set().union(*(totals.groups() for totals in self._totals.values())):
+            while group in above and group not in needed:
+                needed.add(group)
+                group = above[group]
+        for group in above.keys() - needed:
+            self.object.forget(_ABOVE, group.to_bytes(8, "little"))
 
     def samples(self) -> Iterator[Sample]:
         for counted in self._counted:
@@ -347,6 +363,10 @@ class _Attached:
         return sum(
             sum(struct.unpack(f"<{len(raw) // 8}Q", raw)) for _, raw in self.object.entries("lost")
         )
+
+
+def _number(raw: bytes) -> int:
+    return int.from_bytes(raw, "little")
 
 
 def _generation(declaration: Declaration, types: kernel.Types) -> Sequence[Program]:

@@ -62,7 +62,7 @@ def processes(root: Root) -> dict[int, str]:
 
 
 def cgroup_ids(root: Root) -> dict[int, str]:
-    """Server by cgroup id: what a probe sees, which counts what is below a unit as the unit's."""
+    """Server by cgroup id: what a probe sees, and what is below it."""
     found = {group_id(root, unit.cgroup): unit.server for unit in units(root) if unit.server}
     return {number: name for number, name in found.items() if number is not None}
 

@@ -26,6 +26,8 @@ Labels = tuple[str, ...]
 Numbers = Sequence[int]
 """The fields of a value, which all have eight bytes, in their order."""
 _WRAP = 1 << 64
+_DEEPEST = 64
+"""More than MAX_DEPTH of probe.h: groups that are in each other in a circle end, too."""
 
 
 def check(counted: Counted, key: Layout, value: Layout) -> None:
@@ -47,6 +49,19 @@ def check(counted: Counted, key: Layout, value: Layout) -> None:
                 f"{name}: {buckets} buckets in '{counted.map}', {len(bounds) + 1} between min and "
                 "max"
             )
+
+
+def with_those_below(names: Mapping[int, str], above: Mapping[int, int]) -> dict[int, str]:
+    """Names of the groups that have one, and of all below them; ``above``: which is in which."""
+    found = dict(names)
+    for group in above:
+        path: list[int] = []
+        while group not in found and group in above and len(path) < _DEEPEST:
+            path.append(group)
+            group = above[group]
+        if group in found:
+            found.update(dict.fromkeys(path, found[group]))
+    return found
 
 
 @dataclass(slots=True)
@@ -111,6 +126,10 @@ class Totals:
     def forget(self, key: bytes) -> None:
         """The key was removed from the map: when it comes back it starts at zero."""
         self._seen.pop(key, None)
+
+    def groups(self) -> set[int]:
+        """The control groups of which the map had a key at the last look."""
+        return {entry.group for entry in self._seen.values()}
 
     def samples(self, counted: Counted) -> Iterator[Sample]:
         """One for each combination of labels."""

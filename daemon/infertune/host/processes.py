@@ -145,14 +145,13 @@ def rolled_up(root: Root, pid: int) -> Mapping[str, int]:
     return sizes(root.read(f"/proc/{pid}/smaps_rollup"))
 
 
-_FIRST = {"pid": 0xEFFFFFFC, "cgroup": 0xEFFFFFFB}
-"""Inode numbers of the kernel's own namespaces (include/linux/proc_ns.h)."""
+_FIRST_PID_NAMESPACE = "pid:[4026531836]"
+"""PROC_PID_INIT_INO (include/linux/proc_ns.h)."""
 
 
-def own_namespaces(root: Root) -> tuple[str, ...]:
-    """Of ``pid`` and ``cgroup``, those in which this process does not see the whole machine."""
-    links = {kind: root.readlink(f"/proc/self/ns/{kind}") for kind in _FIRST}
-    return tuple(k for k, link in links.items() if link and link != f"{k}:[{_FIRST[k]}]")
+def sees_all_processes(root: Root) -> bool:
+    """Whether this process is in the kernel's own PID namespace, and no container's."""
+    return root.readlink("/proc/self/ns/pid") in (None, _FIRST_PID_NAMESPACE)
 
 
 def drm_clients(root: Root, pid: int) -> Iterator[DrmClient]:
