@@ -16,6 +16,7 @@ import io
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -27,11 +28,12 @@ from infertune.cli.main import build_parser, commands
 from infertune.cli.main import main as infertune
 from infertune.doctor.rules import SUBJECTS
 from infertune.errors import Exit
+from infertune.exporter import declarations
 from infertune.exporter.base import Metric
 from infertune.exporter.collectors import COLLECTORS
 from infertune.exporter.energy import ENERGY_METRICS
 from infertune.exporter.page import EXPORTER_METRICS, RUNNER_METRICS
-from infertune.exporter.probes import metrics as probe_metrics
+from infertune.exporter.probes import PROBE_METRICS, package_directories
 from infertune.knobs import KNOBS
 from infertune.knobs.base import Knob
 from infertune.knobs.guards import GUARDS
@@ -212,7 +214,11 @@ def metrics_page() -> str:
             out.append(f"Read every {collector.max_age_s:g} s at most.")
         out += _metrics(collector.metrics)
     out += ["", "## Probes", "", "Counted by eBPF programs in the kernel; see `probes/`."]
-    out += _metrics(probe_metrics())
+    for probe in declarations.load(package_directories()[0]):
+        help_text = textwrap.wrap(probe.help, 100, break_on_hyphens=False)
+        out += ["", f"### {probe.title}", "", *help_text]
+        out += _metrics(counted.metric for counted in probe.counted)
+    out += ["", "### The probes themselves", *_metrics(PROBE_METRICS)]
     out += ["", "## energy", "", "Energy of the processor.", *_metrics(ENERGY_METRICS)]
     out += ["", "## The exporter itself", "", "Beside these the page has `process_*`."]
     return "\n".join([*out, *_metrics((*RUNNER_METRICS, *EXPORTER_METRICS))]) + "\n"
