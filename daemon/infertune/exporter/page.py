@@ -187,7 +187,7 @@ class Page:
 def render(metrics: Iterable[Metric], samples: Iterable[Sample]) -> bytes:
     """Samples as text, in the order of the declarations; a metric without samples is left out.
 
-    Byte for byte what the library makes of the same (tested), in a fifth of the time
+    Byte for byte what the library makes of the same (tested), in less than a third of the time
     (benchmarks/results): what the samples of a metric have in common is put together once.
     """
     by_metric: dict[str, list[Sample]] = {}

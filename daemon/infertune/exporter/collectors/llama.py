@@ -203,7 +203,8 @@ def parse(server: str, text: str) -> Iterable[Sample]:
 
 LLAMA = Collector(
     id="llama",
-    summary="llama-server's own metrics, by declared server.",
+    summary="llama-server's own metrics, by declared server. It tells sums and no histograms: times "
+    "that are made of them are averages, and say nothing of the slowest request.",
     metrics=METRICS,
     read=read,
     timeout_s=4.0,
