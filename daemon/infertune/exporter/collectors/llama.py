@@ -203,8 +203,8 @@ def parse(server: str, text: str) -> Iterable[Sample]:
 
 LLAMA = Collector(
     id="llama",
-    summary="llama-server's own metrics, by declared server. It tells sums and no histograms: times "
-    "that are made of them are averages, and say nothing of the slowest request.",
+    summary="llama-server's own metrics, by declared server. It tells sums and no histograms: what "
+    "is made of them is an average, and says nothing of the slowest request.",
     metrics=METRICS,
     read=read,
     timeout_s=4.0,
