@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from infertune.engine import Report, Status
 from infertune.host.unknown import Unknown
 from infertune.plan import Item
+from infertune.records import asdict, fields
 
 if TYPE_CHECKING:
     from infertune.pools.judge import Picture, Pool

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 
@@ -23,6 +22,7 @@ from infertune.knobs import KNOBS, Reading, Target, read_live, targets
 from infertune.knobs.live import read_target
 from infertune.machine import Machine, read_machine
 from infertune.plan import Item, Outcome, plan
+from infertune.records import dataclass, replace
 from infertune.resolve import Desired, Setting
 from infertune.root import Held, Root
 from infertune.transaction import Done, apply, restore

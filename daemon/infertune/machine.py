@@ -8,7 +8,6 @@ empty tuple), not an error.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from infertune.host import cgroup, cpu, devices, gpu, memory, system, tuners
 from infertune.host.boot_loader import boot_loader
@@ -19,6 +18,7 @@ from infertune.host.memory import Memory
 from infertune.host.swap import Swaps, swaps
 from infertune.host.system import Dmi
 from infertune.host.tuners import Tuner
+from infertune.records import dataclass
 from infertune.root import Root
 
 

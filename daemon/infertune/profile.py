@@ -41,7 +41,6 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +49,7 @@ from infertune.errors import ProfileError, UsageError, did_you_mean
 from infertune.knobs import KNOBS
 from infertune.launch_settings import ENVIRONMENT_ALLOWED, LAUNCH_SETTINGS, check_environment
 from infertune.machine import Machine
+from infertune.records import dataclass, replace
 from infertune.root import Root, changeable_by_others, read_plain_file
 from infertune.server_settings import SERVER_SETTINGS
 from infertune.values import Value

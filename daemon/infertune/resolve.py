@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from infertune.errors import ProfileError, UsageError
 from infertune.machine import Machine
 from infertune.profile import BACKENDS, CATALOGUE, Given, Profile, Section, Source, value_type
+from infertune.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,11 +24,11 @@ import stat
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from infertune.errors import UsageError
 from infertune.recorded import as_the_kernel_would
+from infertune.records import dataclass
 
 _SOMEBODY = "another infertune"
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 
 from infertune.errors import describe
 from infertune.journal import Journal, Journals, Record
 from infertune.knobs import KNOBS, Reading, Target
 from infertune.knobs.live import is_file_of, read_target
 from infertune.plan import Item, Outcome, is_foreign, restore_order
+from infertune.records import dataclass, field, replace
 from infertune.root import Held, Root
 from infertune.values import HeldMicroseconds
 

@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -42,6 +41,7 @@ from infertune.exporter.runner import Runner, collect
 from infertune.exporter.servers import MAX_SERVERS, ports
 from infertune.host import gpu_metrics
 from infertune.host.gpu import DpmClock, amdgpu_cards, dpm_levels
+from infertune.records import replace
 from infertune.root import Root
 from infertune.snapshot import open_snapshot
 

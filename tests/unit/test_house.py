@@ -338,6 +338,12 @@ def test_other_calls_are_no_reads_of_a_kernel_file(source: str) -> None:
     assert not kernel_files(source)
 
 
+def test_dataclasses_are_ours() -> None:
+    """One module that takes the standard library's would cost every verb what ours saves."""
+    theirs = re.compile(r"^\s*(from|import) dataclasses", re.MULTILINE)
+    assert not [path for path in SOURCES if theirs.search(path.read_text())]
+
+
 # -- documents equal declarations --------------------------------------------------
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import json
 import zlib
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from infertune.engine import ApplyFailed, session, status
 from infertune.errors import Exit
 from infertune.journal import MAX_BYTES, PERSISTENT, Journal, Loaded, Record, Store, dump, parse
 from infertune.machine import read_machine
+from infertune.records import replace
 from infertune.root import MAX_READ, Root
 from support import LONG, apply, build, desired, reset, revert, values
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from infertune.knobs import KNOBS
 from infertune.knobs.guards import GUARDS, STRIX_HALO
 from infertune.machine import read_machine
 from infertune.plan import Item, restore_order, set_order
+from infertune.records import replace
 from infertune.root import Root
 from infertune.snapshot import open_root
 from support import (

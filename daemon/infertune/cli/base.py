@@ -8,9 +8,9 @@ import json
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+from infertune.records import dataclass, field
 from infertune.root import Root
 
 

@@ -8,7 +8,6 @@ import difflib
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from infertune.boot import guard, record, staging, words
@@ -32,6 +31,7 @@ from infertune.machine import read_machine
 from infertune.pools.facts import read_facts
 from infertune.pools.judge import Picture, picture
 from infertune.profile import load_profile
+from infertune.records import dataclass
 from infertune.resolve import Desired, assume_backend, resolve
 from infertune.units import format_size
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from infertune.cli.base import JSON, Command, Context, argument, wrapped
@@ -17,6 +16,7 @@ from infertune.doctor.rules import RULES, SUBJECTS
 from infertune.doctor.smoke import smoke_run
 from infertune.doctor.surroundings import look_around, recorded
 from infertune.errors import Exit, UsageError
+from infertune.records import asdict
 
 
 def _doctor(ctx: Context) -> Exit:

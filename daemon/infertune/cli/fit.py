@@ -11,7 +11,6 @@ import json
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
 from typing import Any
 
 from infertune.boot.sizes import outlooks
@@ -30,6 +29,7 @@ from infertune.machine import Machine, read_machine
 from infertune.pools.facts import read_facts
 from infertune.pools.promised import with_reservations
 from infertune.profile import load_profile
+from infertune.records import asdict, replace
 from infertune.resolve import assume_backend, resolve
 from infertune.root import Root, full_path
 from infertune.server_settings import SERVER_SETTINGS, check_together, parse_server_setting

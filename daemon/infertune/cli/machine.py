@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, replace
 
 from infertune import kernel_log
 from infertune.boot.sizes import look
@@ -24,6 +23,7 @@ from infertune.host.unknown import Unknown
 from infertune.knobs import KNOBS, read_live, targets
 from infertune.machine import Gpu, Machine, read_machine
 from infertune.pools.judge import Picture, held_by
+from infertune.records import asdict, replace
 from infertune.root import Root, write_user_file
 from infertune.snapshot import record, redact_cmdline
 from infertune.units import GIB, MIB, PAGES_PER_GIB, format_cpulist, format_size

@@ -7,7 +7,6 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -24,6 +23,7 @@ from infertune.launch.client import Completion
 from infertune.launch.place import Placed
 from infertune.launch_settings import LAUNCH_SETTINGS, Limit
 from infertune.machine import Machine
+from infertune.records import asdict
 from infertune.run import Request, Result, run
 from infertune.units import format_size
 

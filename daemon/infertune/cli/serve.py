@@ -11,7 +11,6 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from infertune.launch.ready import Progress, choose_port
 from infertune.launch.system import show_log
 from infertune.machine import Machine, read_machine
 from infertune.profile import load_profile
+from infertune.records import replace
 from infertune.resolve import Desired, resolve
 from infertune.root import Root, read_plain_file
 from infertune.run import Request, Result, Run, prepare

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 from infertune import kernel_log
@@ -46,6 +45,7 @@ from infertune.machine import Gpu, Machine, read_machine
 from infertune.pools.boot import Outlook
 from infertune.pools.facts import PoolFacts
 from infertune.pools.facts import read_facts as read_pool_facts
+from infertune.records import dataclass
 from infertune.redaction import GPU_MODULES
 from infertune.root import Root
 from infertune.units import KIB

@@ -11,7 +11,6 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from infertune.boot.state import State, read_status
@@ -30,6 +29,7 @@ from infertune.launch.binary import (
 )
 from infertune.launch.system import kernel_journal
 from infertune.machine import read_machine
+from infertune.records import asdict, dataclass
 from infertune.redaction import SHOWN_ENVIRONMENT, program_label
 from infertune.root import Root
 from infertune.server_settings import parse_help

@@ -11,12 +11,12 @@ import difflib
 import re
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from infertune import toml_lines
 from infertune.errors import DeclarationError
+from infertune.records import dataclass
 
 TYPES = ("counter", "gauge", "histogram")
 DECODERS = ("cgroup", "text", "cpu")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import Metric as Family
@@ -21,6 +20,7 @@ from infertune.exporter.base import Collector, Metric, Sample, one_of, present
 from infertune.exporter.collectors import COLLECTORS
 from infertune.exporter.probing import PROBE_METRICS, Probing
 from infertune.exporter.runner import STATES, Result, Runner
+from infertune.records import dataclass
 from infertune.root import Root
 
 _PER_COLLECTOR = f"one per collector ({len(COLLECTORS)})"

@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +36,7 @@ from infertune.errors import (
 from infertune.exporter import declarations as declared
 from infertune.exporter.declarations import Declaration, MetricRow, Program
 from infertune.exporter.totals import Histogram, Totals, check
+from infertune.records import dataclass
 from infertune.root import Root
 
 State = Literal["attached", "absent", "not applicable", "failed"]

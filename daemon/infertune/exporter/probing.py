@@ -10,12 +10,12 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client.core import Metric as Family
 
 from infertune.exporter.base import Metric, Sample, one_of
+from infertune.records import dataclass
 
 STATES = ("attached", "absent", "not applicable", "failed")
 RETRY_S = 5.0

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass
 
 from infertune.exporter.base import bounded
 from infertune.host.cgroup import cgroup, entries, group_id, processes_of
+from infertune.records import dataclass
 from infertune.root import Root
 
 SLICE = "infertune.slice"

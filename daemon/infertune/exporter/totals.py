@@ -8,10 +8,10 @@ group that is named only now moves from ``other`` to its name with what it count
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from infertune.bpf.btf import Layout
 from infertune.exporter.declarations import Metric
+from infertune.records import dataclass
 
 OTHER = "other"
 """The label of all control groups that have no name."""

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 
 from infertune.host.text import pairs
+from infertune.records import asdict, dataclass
 from infertune.root import Root
 from infertune.units import parse_cpulist
 

@@ -6,11 +6,11 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 
 from infertune.host.cgroup import group_of, owner_of
 from infertune.host.memory import PAGE
 from infertune.host.text import integer, pairs, sizes
+from infertune.records import dataclass, field
 from infertune.root import Root
 from infertune.units import printable_line
 

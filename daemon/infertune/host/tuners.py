@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from infertune.host.cgroup import Cgroup
 from infertune.host.processes import comms
+from infertune.records import dataclass
 from infertune.root import Root
 
 

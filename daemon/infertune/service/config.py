@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
 
 from infertune.errors import UsageError
 from infertune.profile import BACKENDS
+from infertune.records import dataclass
 from infertune.root import Root
 from infertune.service.names import NAME
 

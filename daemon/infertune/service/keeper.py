@@ -11,7 +11,6 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from typing import Any
 
 from infertune.documents import report_document, status_document
@@ -30,6 +29,7 @@ from infertune.errors import Failed, InfertuneError, UsageError
 from infertune.knobs import KNOBS, targets
 from infertune.machine import Machine, read_machine
 from infertune.profile import load_profile
+from infertune.records import dataclass, replace
 from infertune.resolve import Desired, resolve
 from infertune.root import Held, Root
 from infertune.service.ownership import Ownership

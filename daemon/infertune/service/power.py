@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 from dbus_fast.aio import MessageBus
 
 from infertune.errors import Failed
 from infertune.host.tuners import tuner_by_id
 from infertune.machine import read_machine
+from infertune.records import dataclass
 from infertune.service.calls import Remote, call
 from infertune.service.keeper import Choice, Keeper
 from infertune.service.names import BUS_NAME

@@ -14,12 +14,12 @@ import re
 import shlex
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
 from infertune.errors import ProfileError, UsageError
 from infertune.machine import Machine
 from infertune.pools.promised import LOCK
 from infertune.profile import BACKENDS
+from infertune.records import dataclass
 from infertune.resolve import Desired
 from infertune.server_settings import (
     FilePath,

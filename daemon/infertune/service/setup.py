@@ -7,11 +7,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from infertune.boot import record
 from infertune.errors import Failed, NotPermitted, UsageError
+from infertune.records import dataclass
 from infertune.root import Root
 from infertune.service.declared import declared_names, remove_declaration
 from infertune.service.dropins import remove_drop_in, remove_notes, units_with_drop_in

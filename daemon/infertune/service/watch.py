@@ -8,9 +8,9 @@ admin writes wakes nobody up (inotify does not fire there).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
+from infertune.records import dataclass
 from infertune.root import Root
 from infertune.units import parse_cpulist
 

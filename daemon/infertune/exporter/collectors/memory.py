@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from infertune.exporter.base import Absent, Collector, Metric, Sample, present
 from infertune.exporter.servers import Unit, units
@@ -22,6 +21,7 @@ from infertune.host.cgroup import (
     swap_used,
 )
 from infertune.host.memory import meminfo
+from infertune.records import dataclass
 from infertune.root import Root
 
 _DOC = "Documentation/admin-guide/cgroup-v2.rst"
