@@ -28,8 +28,6 @@ from infertune.root import Held, Root
 from infertune.transaction import Done, apply, restore
 
 LOCK = "/run/infertune/lock"
-DAEMON_LOCK = "/run/infertune/daemon"
-"""Held by infertuned for as long as it lives: whether it runs is asked without a bus."""
 
 
 @dataclass(frozen=True, slots=True)

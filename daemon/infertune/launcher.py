@@ -95,7 +95,7 @@ def main() -> int:
     """``launcher NAME``: exec the server that is declared under this name."""
     if len(sys.argv) != 2:
         print("launcher: takes the name of a declared server", file=sys.stderr)
-        return int(Exit.USAGE)
+        return Exit.USAGE
     root = Root("/")
     try:
         declared = find_declaration(root, sys.argv[1])
@@ -115,7 +115,7 @@ def main() -> int:
         _, job = prepare(Run(root, machine, request, result, _Log()))
     except InfertuneError as error:
         _tell(error)
-        return int(error.exit_code)
+        return error.exit_code
     _close_turn()
     print(_line(f"starting {' '.join(job.argv)}"), flush=True)
     return os.execve(job.program, list(job.argv), dict(job.env))  # noqa: S606

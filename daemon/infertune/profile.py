@@ -45,6 +45,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from infertune import toml_lines
+from infertune.backends import BACKENDS
 from infertune.errors import ProfileError, UsageError, did_you_mean
 from infertune.knobs import KNOBS
 from infertune.launch_settings import ENVIRONMENT_ALLOWED, LAUNCH_SETTINGS, check_environment
@@ -68,11 +69,10 @@ MAX_LINE = 1000
 MAX_DEPTH = 8
 """Levels of ``extends``, the profile itself included."""
 
-BACKENDS = ("rocm", "vulkan", "cpu")
-
 Section = Literal["now", "boot", "launch", "env", "server"]
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+"""What a profile or a server may be called."""
 _NAME_RULE = "lower-case letters, digits, '-' and '_', at most 64, starting with a letter or digit"
 _MAX_SUGGESTIONS = 100
 """Problems of one file that get a "did you mean": finding one takes time."""
@@ -203,7 +203,7 @@ def places(root: Root) -> dict[str, list[Place]]:
             continue
         for entry in entries:
             name = entry.removesuffix(".toml")
-            if entry.endswith(".toml") and _NAME.fullmatch(name):
+            if entry.endswith(".toml") and NAME.fullmatch(name):
                 place = Place(name, f"{shown}/{entry}", directory / entry, level)
                 found.setdefault(name, []).append(place)
     return dict(sorted(found.items()))
@@ -230,14 +230,19 @@ def check_profile(root: Root, name: str) -> tuple[Profile | None, list[ProfileEr
     Raises UsageError if there is none of that name.
     """
     loader = _Loader(root)
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"{_shown(name)} is not a profile name", hint=f"A name is {_NAME_RULE}.")
+    check_name(name)
     if name not in loader.places:
         raise UsageError(
             f"there is no profile '{name}'{did_you_mean(name, loader.places)}",
             hint="'infertune profiles' lists them.",
         )
     return loader.check(loader.places[name][0])
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError for what no profile can be called."""
+    if not NAME.fullmatch(name):
+        raise UsageError(f"{shown(name)} is not a profile name", hint=f"A name is {_NAME_RULE}.")
 
 
 def check_file(root: Root, path: str) -> tuple[Profile | None, list[ProfileError]]:
@@ -349,9 +354,9 @@ class _FileReader:
         line = self.lines[(key,)]
         ids = [name for table in CATALOGUE.values() for name in table]
         if any(name == key or name.startswith(f"{key}.") for name in ids):
-            self.problem(f"{_shown(key)} stands outside a table; put it under [now]", line)
+            self.problem(f"{shown(key)} stands outside a table; put it under [now]", line)
         else:
-            self.problem(f"unknown key {_shown(key)}{self.suggest(key, keys)}", line)
+            self.problem(f"unknown key {shown(key)}{self.suggest(key, keys)}", line)
 
     def description(self) -> str:
         value = self.document.get("description", "")
@@ -372,8 +377,8 @@ class _FileReader:
             return ()
         good: dict[str, int] = {}
         for name, at in named:
-            if not isinstance(name, str) or not _NAME.fullmatch(name):
-                self.problem(f"{_shown(name)} is not a profile name; a name is {_NAME_RULE}", at)
+            if not isinstance(name, str) or not NAME.fullmatch(name):
+                self.problem(f"{shown(name)} is not a profile name; a name is {_NAME_RULE}", at)
             elif name in good:
                 self.problem(f"'{name}' is extended twice", at)
             else:
@@ -387,7 +392,7 @@ class _FileReader:
             return
         for backend, tables in value.items():
             if backend not in BACKENDS:
-                what = f"unknown backend {_shown(backend)}; one of {', '.join(BACKENDS)}"
+                what = f"unknown backend {shown(backend)}; one of {', '.join(BACKENDS)}"
                 self.problem(what + self.suggest(backend, BACKENDS), self.lines[*path, backend])
             elif not isinstance(tables, dict):
                 what = f"[backend.{backend}] holds the tables now, launch and server"
@@ -422,7 +427,7 @@ class _FileReader:
             if key == "boot":
                 self.problem("[boot] is for the whole machine, not for one backend", line)
             else:
-                what = f"unknown table {_shown(key)}{self.suggest(key, sections)}"
+                what = f"unknown table {shown(key)}{self.suggest(key, sections)}"
                 self.problem(what, line)
 
     def environment(self, table: object, path: toml_lines.Path, layer: Layer) -> None:
@@ -451,7 +456,7 @@ class _FileReader:
             fields = ("value", "required", "because")
             for key in value:
                 if key not in fields:
-                    what = f"'{name}': unknown key {_shown(key)}{self.suggest(key, fields)}"
+                    what = f"'{name}': unknown key {shown(key)}{self.suggest(key, fields)}"
                     self.problem(what, self.lines[*path, key])
             if "value" not in value:
                 self.problem(f"'{name}' has no value; write {{ value = ... }}", line)
@@ -472,7 +477,7 @@ class _FileReader:
         except ValueError as error:
             known = [rule.pattern for rule in ENVIRONMENT_ALLOWED if "*" not in rule.pattern]
             hint = self.suggest(name, known) if section == "env" and name not in known else ""
-            self.problem(f"{_shown(name)}: {error}{hint}", line)
+            self.problem(f"{shown(name)}: {error}{hint}", line)
             return
         layer[section, name] = Given(
             section=section,
@@ -491,7 +496,7 @@ class _FileReader:
                     "boot": " (it takes effect at the next boot)",
                 }.get(other, "")
                 return f"'{name}' belongs in [{other}]{why}"
-        what = f"unknown {_TITLES[section]} {_shown(name)}"
+        what = f"unknown {_TITLES[section]} {shown(name)}"
         return what + self.suggest(name, CATALOGUE[section])
 
 
@@ -648,7 +653,7 @@ def _dotted(path: toml_lines.Path) -> str:
     return ".".join(str(part) for part in path)
 
 
-def _shown(name: object) -> str:
+def shown(name: object) -> str:
     """A name from a file, quoted, with control characters escaped and of bearable length."""
     return _clip(repr(name), 80)
 

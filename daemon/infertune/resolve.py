@@ -6,9 +6,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 
+from infertune.backends import BACKENDS
 from infertune.errors import ProfileError, UsageError
 from infertune.machine import Machine
-from infertune.profile import BACKENDS, CATALOGUE, Given, Profile, Section, Source, value_type
+from infertune.profile import CATALOGUE, Given, Profile, Section, Source, value_type
 from infertune.records import dataclass
 
 

@@ -21,16 +21,14 @@ import hashlib
 import os
 import re
 import stat
-import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from infertune import locks
 from infertune.errors import UsageError
 from infertune.recorded import as_the_kernel_would
 from infertune.records import dataclass
-
-_SOMEBODY = "another infertune"
 
 _DESCRIPTORS = "/proc/self/fd"
 
@@ -456,13 +454,13 @@ class Root:
             try:
                 if writable:
                     os.fchmod(fd, 0o600)
-                    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_WRLCK))
+                    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, locks.whole_file(fcntl.F_WRLCK))
                 else:
                     # The first keeps out who could write, the second who could not either.
-                    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_RDLCK))
+                    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, locks.whole_file(fcntl.F_RDLCK))
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
-                yield _owner(fd)
+                yield locks.noted_owner(fd)
                 return
             # The name is for people.  On a full /run the lock is held without it: what was
             # changed must be able to go back.
@@ -475,7 +473,7 @@ class Root:
             finally:
                 if writable:
                     os.ftruncate(fd, 0)
-                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_UNLCK))
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, locks.whole_file(fcntl.F_UNLCK))
         finally:
             os.close(fd)
 
@@ -530,18 +528,7 @@ class Root:
 
         Whoever may not read the file is told that somebody does, and not who.
         """
-        try:
-            fd = _open(self.at(path), os.O_RDONLY | os.O_NOFOLLOW)
-        except PermissionError:
-            return _SOMEBODY if _is_locked(self.at(path)) else None
-        except OSError:
-            return None
-        try:
-            answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _whole_file(fcntl.F_WRLCK))
-            kind = struct.unpack_from("h", answer)[0]
-            return None if kind == fcntl.F_UNLCK else _owner(fd)
-        finally:
-            os.close(fd)
+        return locks.owner(str(self.at(path)))
 
     # -- the steps themselves ------------------------------------------------
 
@@ -613,32 +600,6 @@ def _flock(fd: int, patience_s: float) -> bool:
             time.sleep(0.02)
         else:
             return True
-
-
-def _whole_file(kind: int) -> bytes:
-    """``struct flock`` for a lock of one kind on a whole file."""
-    return struct.pack("hhqqi", kind, os.SEEK_SET, 0, 0, 0)
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether /proc/locks has a lock on a file; takes no right to open it (proc_locks(5))."""
-    try:
-        status = path.stat(follow_symlinks=False)
-        lines = Path("/proc/locks").read_bytes().splitlines()
-    except OSError:
-        return False
-    device = status.st_dev
-    wanted = f"{os.major(device):02x}:{os.minor(device):02x}:{status.st_ino}"
-    return any(wanted.encode() in line.split() for line in lines)
-
-
-def _owner(fd: int) -> str:
-    """What the holder of a lock wrote into its file, a moment after it took the lock."""
-    for _ in range(20):
-        if text := os.pread(fd, 4096, 0).decode("utf-8", "replace").strip():
-            return text
-        time.sleep(0.005)
-    return _SOMEBODY
 
 
 def _successor(target: Path) -> Path:

@@ -18,8 +18,9 @@ from xml.etree import ElementTree
 import pytest
 
 from infertune import __version__
-from infertune.engine import DAEMON_LOCK, session
+from infertune.engine import session
 from infertune.errors import Failed
+from infertune.locks import DAEMON_LOCK
 from infertune.root import Root
 from support import LONG, build, values
 

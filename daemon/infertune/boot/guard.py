@@ -172,7 +172,7 @@ def main() -> int:
                 _reboot(root, run)
     except InfertuneError as error:
         print(error.message, file=sys.stderr)
-        return int(error.exit_code)
+        return error.exit_code
     except OSError as error:
         print(describe(error), file=sys.stderr)
         return 3

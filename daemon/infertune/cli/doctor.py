@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from infertune.cli.base import JSON, Command, Context, argument, wrapped
+from infertune.cli.base import JSON, Command, Context, argument, verb, wrapped
 from infertune.doctor.base import SEVERITIES, Advice, Finding, Rule, Unknown
 from infertune.doctor.diagnose import Outcome, Result, diagnose
 from infertune.doctor.facts import Smoke, read_facts
@@ -19,7 +19,7 @@ from infertune.errors import Exit, UsageError
 from infertune.records import asdict
 
 
-def _doctor(ctx: Context) -> Exit:
+def _doctor(ctx: Context) -> int:
     rules = _chosen(ctx.args.rule)
     if ctx.args.list:
         return _list(ctx, rules)
@@ -163,7 +163,7 @@ def _counted(number: int, noun: str) -> str:
     return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
 
 
-def _list(ctx: Context, rules: Sequence[Rule]) -> Exit:
+def _list(ctx: Context, rules: Sequence[Rule]) -> int:
     if ctx.args.json:
         documents = [
             {
@@ -232,9 +232,8 @@ def _document(results: Sequence[Result], smoke: Smoke | None) -> dict[str, Any]:
 
 
 COMMANDS: tuple[Command, ...] = (
-    Command(
+    verb(
         "doctor",
-        "look for what is known to be bad on this machine",
         _doctor,
         (
             argument(

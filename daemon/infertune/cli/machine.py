@@ -7,7 +7,7 @@ import os
 
 from infertune import kernel_log
 from infertune.boot.sizes import look
-from infertune.cli.base import JSON, Command, Context, argument
+from infertune.cli.base import JSON, Context, argument, verb
 from infertune.doctor.facts import read_facts
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
 from infertune.doctor.surroundings import Surroundings, look_around, recorded
@@ -31,7 +31,7 @@ from infertune.units import GIB, MIB, PAGES_PER_GIB, format_cpulist, format_size
 UNKNOWN = "unknown"
 
 
-def show_machine(context: Context) -> Exit:
+def show_machine(context: Context) -> int:
     machine = read_machine(context.root)
     if machine.cmdline:
         # Made to be pasted somewhere, so the same rule as for a snapshot.
@@ -185,7 +185,7 @@ def _cgroup(cgroup: Cgroup) -> list[tuple[str, str]]:
     return lines
 
 
-def save_snapshot(context: Context) -> Exit:
+def save_snapshot(context: Context) -> int:
     file = context.args.file
     if file == "-" and context.args.json:
         raise UsageError("'-' and --json would both print", hint="give a file name with --json")
@@ -234,18 +234,16 @@ def _read_everything(root: Root, around: Surroundings) -> None:
 
 
 COMMANDS = (
-    Command(
+    verb(
         "machine",
-        "show what this machine is",
         show_machine,
         (JSON,),
         "Shows the facts profiles are resolved against: CPU, memory, GPU with carve-out and GTT "
         "limit, kernel, boot style, cgroups, and the other tuners that run. Needs no privileges. "
         "What cannot be read is said to be unknown.",
     ),
-    Command(
+    verb(
         "snapshot",
-        "record this machine as a text file for --root",
         save_snapshot,
         (
             argument("file", metavar="FILE", help="file to write; '-' prints it"),

@@ -68,17 +68,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"infertune-exporter: {error.message}", file=sys.stderr)
         if error.hint:
             print(f"  {error.hint}", file=sys.stderr)
-        return int(error.exit_code)
+        return error.exit_code
     except KeyboardInterrupt:
         return 130
     except OSError as error:
         if args.debug:
             raise
         print(f"infertune-exporter: {error.strerror}: {error.filename}", file=sys.stderr)
-        return int(Exit.FAILED)
+        return Exit.FAILED
 
 
-def _run(args: argparse.Namespace) -> Exit:
+def _run(args: argparse.Namespace) -> int:
     config = webconfig.load(args.web_config) if args.web_config else webconfig.WebConfig()
     with open_root(args.root) as root:
         if not root.live and not args.once:
@@ -97,7 +97,7 @@ def _run(args: argparse.Namespace) -> Exit:
             probing.close()
 
 
-def _once(root: Root, args: argparse.Namespace) -> Exit:
+def _once(root: Root, args: argparse.Namespace) -> int:
     page = Page(root)
     unknown = set(args.collect) - set(page.names)
     if unknown:
@@ -109,7 +109,7 @@ def _once(root: Root, args: argparse.Namespace) -> Exit:
     return Exit.DONE
 
 
-def _check(probing: Probing) -> Exit:
+def _check(probing: Probing) -> int:
     states = probing.states()
     for probe in states:
         print(f"{probe.name}: {probe.state}{': ' if probe.why else ''}{probe.why}")
@@ -118,7 +118,7 @@ def _check(probing: Probing) -> Exit:
 
 def _serve(
     root: Root, args: argparse.Namespace, config: webconfig.WebConfig, probing: Probing
-) -> Exit:
+) -> int:
     notifier = Notifier(os.environ)
     again = threading.Event()
     listener = _passed_socket() or web.listening_socket(args.listen or web.DEFAULT)

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import tomllib
 
+from infertune.backends import BACKENDS
 from infertune.errors import UsageError
-from infertune.profile import BACKENDS
+from infertune.profile import NAME
 from infertune.records import dataclass
 from infertune.root import Root
-from infertune.service.names import NAME
 
 CONFIG = "/etc/infertune/infertuned.toml"
 _MAX_BYTES = 64 * 1024

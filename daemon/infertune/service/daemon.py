@@ -19,8 +19,8 @@ from dbus_fast import BusType, Message, MessageType, NameFlag, RequestNameReply
 from dbus_fast.aio import MessageBus
 
 from infertune import __version__
-from infertune.engine import DAEMON_LOCK
 from infertune.errors import Exit, Failed, InfertuneError, UsageError
+from infertune.locks import DAEMON_LOCK
 from infertune.notify import Notifier
 from infertune.root import Root
 from infertune.service.api import Manager, remember_caller
@@ -316,25 +316,25 @@ def main(root: Root | None = None) -> int:
     """Entry point of ``infertuned``; ``root`` is for tests."""
     if sys.argv[1:] == ["--version"]:
         print(f"infertuned {__version__}")
-        return int(Exit.DONE)
+        return Exit.DONE
     if sys.argv[1:]:
         print("infertuned: takes no arguments; see infertuned.service", file=sys.stderr)
-        return int(Exit.USAGE)
+        return Exit.USAGE
     listen_to_libraries()
     try:
         again = asyncio.run(Daemon(root or Root("/"), os.environ).run())
     except InfertuneError as error:
         log(3, error.message)
-        return int(error.exit_code)
+        return error.exit_code
     except OSError as error:
         log(3, f"{error.strerror}: {error.filename or 'the system bus'}")
-        return int(Exit.FAILED)
+        return Exit.FAILED
     except EOFError:
         log(3, "the system bus went away")
-        return int(Exit.FAILED)
+        return Exit.FAILED
     if again:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
-    return int(Exit.DONE)
+    return Exit.DONE
 
 
 if __name__ == "__main__":

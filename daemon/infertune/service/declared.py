@@ -7,9 +7,9 @@ import contextlib
 from functools import partial
 
 from infertune.errors import Failed, InfertuneError, ProfileError
+from infertune.profile import NAME
 from infertune.root import Root, changeable_by_others
 from infertune.service.config import read_config
-from infertune.service.names import NAME
 from infertune.service.servers import (
     DECLARED,
     TRANSIENT,

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import re
-
 from infertune.errors import Busy, InfertuneError, NotPermitted, ProfileError, UsageError
 
 BUS_NAME = "org.infertune.Infertune1"
@@ -16,9 +14,6 @@ ACTION_READ = "org.infertune.read"
 ACTION_APPLY = "org.infertune.apply"
 ACTION_SERVE = "org.infertune.serve"
 ACTION_BOOT = "org.infertune.boot"
-
-NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-"""What a profile or a server may be called, and so the only text a caller can hand in."""
 
 ERRORS: dict[str, type[InfertuneError]] = {
     "NotAuthorized": NotPermitted,

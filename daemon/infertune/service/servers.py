@@ -15,10 +15,11 @@ import shlex
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 
+from infertune.backends import BACKENDS
 from infertune.errors import ProfileError, UsageError
 from infertune.machine import Machine
 from infertune.pools.promised import LOCK
-from infertune.profile import BACKENDS
+from infertune.profile import NAME
 from infertune.records import dataclass
 from infertune.resolve import Desired
 from infertune.server_settings import (
@@ -27,7 +28,6 @@ from infertune.server_settings import (
     files_of,
     parse_server_setting,
 )
-from infertune.service.names import NAME
 from infertune.units import format_cpulist, parse_cpulist
 
 DECLARED = "/etc/infertune/servers.d"
