@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
+import fnmatch
 import os
 import re
 import stat
@@ -91,18 +91,23 @@ class Root:
         # Not by name: "//" and "/proc/1/root" are this machine too, and get no make-believe.
         self.live = self.base.exists() and self.base.samefile("/")
         self._hook = hook
+        self._prefix = str(self.base).rstrip("/")
 
     def at(self, path: str) -> Path:
         """Where ``path`` of the machine lies on this file system."""
-        if not path.startswith("/") or "\0" in path or ".." in path.split("/"):
+        return Path(self._at(path))
+
+    def _at(self, path: str) -> str:
+        # Text, for what only reads: most of a look at the machine was making Path of paths.
+        if not path.startswith("/") or "\0" in path or ("/.." in path and ".." in path.split("/")):
             raise ValueError(f"not an absolute path: {path!r}")
-        return self.base / path.lstrip("/")
+        return self._prefix + path
 
     # -- reading -------------------------------------------------------------
 
     def read_bytes(self, path: str) -> bytes:
         """The whole file, at most MAX_READ bytes.  Raises OSError as the kernel gave it."""
-        fd = _open(self.at(path), os.O_RDONLY)
+        fd = _open(self._at(path), os.O_RDONLY)
         try:
             parts: list[bytes] = []
             size = 0
@@ -118,7 +123,7 @@ class Root:
 
     def read_value(self, path: str, size: int) -> bytes:
         """At most ``size`` bytes from one single read (character devices such as PM-QoS)."""
-        fd = _open(self.at(path), os.O_RDONLY)
+        fd = _open(self._at(path), os.O_RDONLY)
         try:
             return os.read(fd, size)
         finally:
@@ -130,7 +135,7 @@ class Root:
         Anything but a regular file of at most ``limit`` bytes of text is an error that says so:
         a FIFO would hang whoever reads it, and a large file is not what it seems.
         """
-        with _plain(self.at(path), path, follow=True) as (fd, status):
+        with _plain(self._at(path), path, follow=True) as (fd, status):
             if status.st_size > limit:
                 raise OSError(errno.EFBIG, f"Larger than {limit // 1024} KiB", path)
             data = os.read(fd, limit)
@@ -145,7 +150,7 @@ class Root:
         """
         parts: list[bytes] = []
         size = 0
-        fd = _open(self.at(path), os.O_RDONLY)
+        fd = _open(self._at(path), os.O_RDONLY)
         try:
             while size < limit:
                 try:
@@ -165,7 +170,7 @@ class Root:
     def modified(self, path: str) -> int | None:
         """When the file was last written, in seconds since 1970; None where there is none."""
         try:
-            return int(self.at(path).stat().st_mtime)
+            return int(os.stat(self._at(path)).st_mtime)
         except OSError:
             return None
 
@@ -194,76 +199,94 @@ class Root:
         Raises OSError: ELOOP for a symbolic link, EISDIR for a directory, EINVAL for a FIFO or
         a device.
         """
-        return _read_plain(self.at(path), path, limit, follow=False)
+        return _read_plain(self._at(path), path, limit, follow=False)
 
     def read_part(self, path: str, offset: int, size: int) -> bytes:
         """At most ``size`` bytes (and MAX_READ) from ``offset`` of a regular file; less at its end.
 
         Raises OSError as ``read_file`` does.
         """
-        with _plain(self.at(path), path, follow=False) as (fd, _):
+        with _plain(self._at(path), path, follow=False) as (fd, _):
             return os.pread(fd, min(size, MAX_READ), offset)
 
     def size(self, path: str) -> int:
         """Bytes of a regular file, as large as it may be.  Raises OSError as ``read_file`` does."""
-        with _plain(self.at(path), path, follow=False) as (_, status):
+        with _plain(self._at(path), path, follow=False) as (_, status):
             return status.st_size
 
     def digest(self, path: str) -> str:
         """SHA-256 of a regular file, as large as it may be.  Raises OSError as ``read_file``."""
         with (
-            _plain(self.at(path), path, follow=False) as (fd, _),
+            _plain(self._at(path), path, follow=False) as (fd, _),
             os.fdopen(fd, "rb", closefd=False) as file,
         ):
+            import hashlib  # loads OpenSSL, and no daily verb needs it
+
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def space(self, path: str) -> Space:
         """Of the file system that a path lies on.  Raises OSError where there is none."""
-        target = self.at(path)
+        target = self._at(path)
         found = os.statvfs(target)
         return Space(
-            target.stat().st_dev, found.f_bavail * found.f_frsize, bool(found.f_flag & os.ST_RDONLY)
+            os.stat(target).st_dev,
+            found.f_bavail * found.f_frsize,
+            bool(found.f_flag & os.ST_RDONLY),
         )
 
     def exists(self, path: str) -> bool:
         """Whether there is something; what may not be looked at counts as not there."""
         try:
-            return self.at(path).exists()
+            return os.path.exists(self._at(path))
         except OSError:
             return False
 
     def readlink(self, path: str) -> str | None:
         """Target of a symbolic link as written, or None."""
         try:
-            return os.readlink(self.at(path))
+            return os.readlink(self._at(path))
         except OSError:
             return None
 
     def real(self, path: str) -> str:
         """``path`` with symbolic links resolved, as a path of the machine."""
-        resolved = self.at(path).resolve()
-        return "/" + str(resolved.relative_to(self.base.resolve()))
+        resolved = os.path.realpath(self._at(path))
+        base = os.path.realpath(self._prefix or "/").rstrip("/")
+        if not f"{resolved}/".startswith(f"{base}/"):
+            raise ValueError(f"{path!r} leads out of the recorded tree")
+        return resolved[len(base) :] or "/"
 
     def names(self, path: str) -> list[str]:
         """Sorted names in a directory; empty where there is none."""
         try:
-            return sorted(os.listdir(self.at(path)))
+            return sorted(os.listdir(self._at(path)))
         except OSError:
             return []
 
     def listed(self, path: str) -> list[str]:
         """Sorted names in a directory.  Raises OSError where it cannot be listed."""
-        return sorted(os.listdir(self.at(path)))
+        return sorted(os.listdir(self._at(path)))
 
     def glob(self, pattern: str) -> list[str]:
         """Existing paths that match, in natural order (cpu2 before cpu10)."""
-        self.at(pattern)
-        found = self.base.glob(pattern.lstrip("/"))
-        return sorted(("/" + str(p.relative_to(self.base)) for p in found), key=_natural)
+        found = [""]
+        for part in pattern.strip("/").split("/"):
+            if any(sign in part for sign in "*?["):
+                found = [f"{path}/{name}" for path in found for name in self._like(path, part)]
+            else:
+                found = [f"{path}/{part}" for path in found]
+                found = [path for path in found if os.path.exists(self._at(path))]
+        return sorted(found, key=_natural)
+
+    def _like(self, directory: str, pattern: str) -> list[str]:
+        try:
+            return fnmatch.filter(os.listdir(self._at(directory or "/")), pattern)
+        except OSError:
+            return []
 
     def writable(self, path: str) -> bool:
         """Whether this process may open the file for writing."""
-        return os.access(self.at(path), os.W_OK)
+        return os.access(self._at(path), os.W_OK)
 
     # -- effects -------------------------------------------------------------
 
@@ -528,7 +551,7 @@ class Root:
 
         Whoever may not read the file is told that somebody does, and not who.
         """
-        return locks.owner(str(self.at(path)))
+        return locks.owner(self._at(path))
 
     # -- the steps themselves ------------------------------------------------
 
@@ -564,7 +587,7 @@ class Root:
             raise ShortWrite(path, written, size)
 
 
-def _open(path: Path, flags: int, mode: int = 0o644) -> int:
+def _open(path: str | Path, flags: int, mode: int = 0o644) -> int:
     # O_NONBLOCK: a FIFO, or a driver that waits, must not hang a root process.
     return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, mode)
 
@@ -642,7 +665,9 @@ def changeable_by_others(path: Path, status: os.stat_result, base: Path) -> str 
     return None
 
 
-def _read_plain(path: Path, name: str, size: int, *, follow: bool) -> tuple[bytes, os.stat_result]:
+def _read_plain(
+    path: str | Path, name: str, size: int, *, follow: bool
+) -> tuple[bytes, os.stat_result]:
     with (
         _plain(path, name, follow=follow) as (fd, status),
         os.fdopen(fd, "rb", closefd=False) as file,
@@ -651,7 +676,7 @@ def _read_plain(path: Path, name: str, size: int, *, follow: bool) -> tuple[byte
 
 
 @contextlib.contextmanager
-def _plain(path: Path, name: str, *, follow: bool) -> Iterator[tuple[int, os.stat_result]]:
+def _plain(path: str | Path, name: str, *, follow: bool) -> Iterator[tuple[int, os.stat_result]]:
     """A regular file, open for reading, and its status; ``name`` is for errors.  Raises OSError.
 
     What is something else is never opened, only looked at (O_PATH): whoever owns a file that root
@@ -675,7 +700,7 @@ def _plain(path: Path, name: str, *, follow: bool) -> Iterator[tuple[int, os.sta
         os.close(fd)
 
 
-def _reopened(seen: int, path: Path, last: int) -> int:
+def _reopened(seen: int, path: str | Path, last: int) -> int:
     """For reading, the very file that was looked at, whatever is at its path by now."""
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
     try:

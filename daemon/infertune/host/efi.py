@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import os
 import re
-import uuid
 from functools import lru_cache
 
 from infertune.host.unknown import Unknown
@@ -109,6 +108,8 @@ def honours_one_shot(root: Root) -> bool | Unknown:
 
 def loader_partition(root: Root) -> str | None:
     """GPT id of the partition the loader was started from, in lower case."""
+    import uuid  # it asks the system for half a dozen things when it is imported
+
     text = _text(root, "LoaderDevicePartUUID")
     try:
         return str(uuid.UUID(text)) if text else None
