@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 
 from infertune.backends import BACKENDS
@@ -74,6 +73,8 @@ def resolve(profile: Profile, machine: Machine, backend: str = "auto") -> Desire
     if backend == "auto":
         backend, _ = assume_backend(machine)
     elif backend not in BACKENDS:
+        import difflib
+
         close = difflib.get_close_matches(backend, BACKENDS, n=1)
         hint = f"Did you mean '{close[0]}'?" if close else None
         raise UsageError(

@@ -228,11 +228,8 @@ class Root:
         """Of the file system that a path lies on.  Raises OSError where there is none."""
         target = self._at(path)
         found = os.statvfs(target)
-        return Space(
-            os.stat(target).st_dev,
-            found.f_bavail * found.f_frsize,
-            bool(found.f_flag & os.ST_RDONLY),
-        )
+        free, read_only = found.f_bavail * found.f_frsize, bool(found.f_flag & os.ST_RDONLY)
+        return Space(os.stat(target).st_dev, free, read_only)
 
     def exists(self, path: str) -> bool:
         """Whether there is something; what may not be looked at counts as not there."""

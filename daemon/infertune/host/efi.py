@@ -108,11 +108,13 @@ def honours_one_shot(root: Root) -> bool | Unknown:
 
 def loader_partition(root: Root) -> str | None:
     """GPT id of the partition the loader was started from, in lower case."""
+    text = _text(root, "LoaderDevicePartUUID")
+    if not text:
+        return None
     import uuid  # it asks the system for half a dozen things when it is imported
 
-    text = _text(root, "LoaderDevicePartUUID")
     try:
-        return str(uuid.UUID(text)) if text else None
+        return str(uuid.UUID(text))
     except ValueError:
         return None
 
