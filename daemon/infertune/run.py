@@ -184,7 +184,7 @@ def prepare(one: Run) -> tuple[Desired, Job]:
 
 
 def _under_profile(one: Run, job: Job, desired: Desired, signals: Signals) -> None:
-    with session(one.root, f"run {desired.profile}") as held:
+    with session(one.root, f"run {desired.profile}", lambda: one.machine) as held:
         if held.recovered:
             one.result.recovered = held.recovered
             one.audience.recovered(held.recovered)

@@ -222,7 +222,7 @@ def test_a_policy_whose_cpus_are_offline_is_away_and_its_original_is_kept(tmp_pa
     original = values(tmp_path)
     apply(Root(tmp_path), "a", {GOVERNOR: "performance"})
     offline = OfflineCpu(tmp_path)
-    outcomes = {item.path: item.outcome for item in status(offline, read_machine(offline)).items}
+    outcomes = {item.path: item.outcome for item in status(offline).items}
     assert outcomes[f"{CPUFREQ}/policy1/scaling_governor"] == "absent"
     with session(offline, "test") as one:
         report = one.revert()

@@ -78,8 +78,9 @@ def verify(ctx: Context) -> int:
 def apply(ctx: Context) -> dict[str, Any]:
     """Make the machine what the profile says.  Raises what the engine does."""
     left_out = without(ctx)
-    wanted = _desired(ctx, read_machine(ctx.root))
-    with session(ctx.root, f"apply {wanted.profile}") as held:
+    machine = read_machine(ctx.root)
+    wanted = _desired(ctx, machine)
+    with session(ctx.root, f"apply {wanted.profile}", lambda: machine) as held:
         _say_recovered(ctx, held)
         try:
             return report_document(held.apply(wanted, without=left_out))
@@ -90,7 +91,7 @@ def apply(ctx: Context) -> dict[str, Any]:
 
 def status(ctx: Context) -> dict[str, Any]:
     """What is applied now."""
-    return status_document(applied_now(ctx.root, read_machine(ctx.root)))
+    return status_document(applied_now(ctx.root))
 
 
 def put_back(ctx: Context, verb: str) -> dict[str, Any]:

@@ -163,7 +163,7 @@ class Keeper:
 
     def status(self) -> dict[str, Any]:
         self.look()
-        document = status_document(status(self.root, read_machine(self.root)))
+        document = status_document(status(self.root))
         document["drift"] = self.ownership.document()
         if self.holder and self._delegated[1]:
             knobs = ", ".join(sorted(self._delegated[1]))
