@@ -215,13 +215,19 @@ def load_profile(root: Root, name: str) -> Profile:
     Raises UsageError if there is none of that name, ProfileError with file and
     line if it, or one that it extends, is not valid.
     """
-    profile, problems = check_profile(root, name)
+    return read_profile(root, name)[0]
+
+
+def read_profile(root: Root, name: str) -> tuple[Profile, tuple[str, ...]]:
+    """The same, and every file on this system that it was read from."""
+    loader = _Loader(root)
+    profile, problems = loader.named(name)
     if profile is None:
         first = problems[0]
         if len(problems) > 1:
             first.hint = f"{len(problems)} problems in all; see 'infertune profile check {name}'"
         raise first
-    return profile
+    return profile, tuple(map(str, loader.loaded))
 
 
 def check_profile(root: Root, name: str) -> tuple[Profile | None, list[ProfileError]]:
@@ -229,14 +235,7 @@ def check_profile(root: Root, name: str) -> tuple[Profile | None, list[ProfileEr
 
     Raises UsageError if there is none of that name.
     """
-    loader = _Loader(root)
-    check_name(name)
-    if name not in loader.places:
-        raise UsageError(
-            f"there is no profile '{name}'{did_you_mean(name, loader.places)}",
-            hint="'infertune profiles' lists them.",
-        )
-    return loader.check(loader.places[name][0])
+    return _Loader(root).named(name)
 
 
 def check_name(name: str) -> None:
@@ -528,6 +527,16 @@ class _Loader:
         self.places = places(root)
         self.problems: list[ProfileError] = []
         self.loaded: dict[Path, Profile | None] = {}
+
+    def named(self, name: str) -> tuple[Profile | None, list[ProfileError]]:
+        """See ``check_profile``."""
+        check_name(name)
+        if name not in self.places:
+            raise UsageError(
+                f"there is no profile '{name}'{did_you_mean(name, self.places)}",
+                hint="'infertune profiles' lists them.",
+            )
+        return self.check(self.places[name][0])
 
     def check(self, place: Place) -> tuple[Profile | None, list[ProfileError]]:
         profile = self.load(place, ())

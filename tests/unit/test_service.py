@@ -363,7 +363,7 @@ def test_names_that_are_none(tmp_path: Path, bus_address: str) -> None:
         original = values(world.base)
         for name in BAD_NAMES:
             with pytest.raises(
-                RuntimeError, match=rf"{ERROR}\.InvalidArgument: not a profile name"
+                RuntimeError, match=rf"{ERROR}\.InvalidArgument: .{{,80}} is not a profile name"
             ):
                 await ask(bus, "Apply", "ssasu", name, "cpu", [], 0)
             for member in ("Serve", "Stop"):

@@ -27,6 +27,7 @@ from infertune.service.api import Manager, remember_caller
 from infertune.service.authority import Authority
 from infertune.service.config import read_config
 from infertune.service.declared import declared_names
+from infertune.service.facts import Facts
 from infertune.service.guarded import GuardedBus
 from infertune.service.keeper import Choice, Keeper, boottime
 from infertune.service.log import listen_to_libraries, log
@@ -66,7 +67,9 @@ class Daemon:
         self._root = root
         self._environment = environment
         self._notify = Notifier(environment)
-        self._keeper = Keeper(root)
+        # What is read in one step of the loop is true until its next one.
+        self._facts = Facts(root, soon=lambda work: asyncio.get_running_loop().call_soon(work))
+        self._keeper = Keeper(root, facts=self._facts)
         self._deadline = Deadline()
         self._over = asyncio.Event()
         self._life = contextlib.ExitStack()
@@ -237,6 +240,7 @@ class Daemon:
         if owner == "" and name in self._keeper.owners():
             self._later(lambda: self._keeper.owner_left(name))
         elif name in NAMES and name != LOGIND:
+            self._facts.tuner_changed()
             # A power profiles service that comes is asked for its hold at the end of a turn.
             self._later(lambda: None)
             who = self._power.provider() if name in dict(PROVIDERS) else NAMES[name]
@@ -252,10 +256,12 @@ class Daemon:
             log(4, f"hot-plug is not watched: {error}")
         if self._devices:
             asyncio.get_running_loop().add_reader(self._devices.fileno(), self._devices_changed)
+            self._facts.watch()
 
     def _devices_changed(self) -> None:
         assert self._devices is not None
         events = self._devices.events()
+        self._facts.device_changed()
         if self._supplies.changed(events) or worth_a_look(events):
             anew = started_anew(self._root, events)
             self._later(lambda: self._keeper.look(was_reset=anew, why="hot-plug"))
