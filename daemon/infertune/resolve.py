@@ -124,9 +124,11 @@ def resolve(profile: Profile, machine: Machine, backend: str = "auto") -> Desire
 
 def _in_order(settings: Iterable[Given]) -> list[Given]:
     """Sorted as in the catalogue; variables, which it does not list, by name."""
-    position = {
-        (section, name): number
-        for section, names in CATALOGUE.items()
-        for number, name in enumerate(names)
-    }
-    return sorted(settings, key=lambda g: (position.get((g.section, g.id), 0), g.id))
+    return sorted(settings, key=lambda g: (_POSITION.get((g.section, g.id), 0), g.id))
+
+
+_POSITION = {
+    (section, name): number
+    for section, names in CATALOGUE.items()
+    for number, name in enumerate(names)
+}

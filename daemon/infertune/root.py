@@ -329,7 +329,8 @@ class Root:
         temporary = _successor(target)
         self._step("create", path)
         # Not written over: what is there may be another name of a file that counts.
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         fd = _open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
         with _closing(fd), _removed_if_it_fails(temporary, path):
             if owner is not None and owner != (os.fstat(fd).st_uid, os.fstat(fd).st_gid):
@@ -350,7 +351,8 @@ class Root:
         temporary = _successor(target)
         with _plain(self.at(path), path, follow=False) as (source, status):
             self._step("create", to)
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             fd = _open(temporary, flags, 0o600)
             with _closing(fd), _removed_if_it_fails(temporary, to):
@@ -378,7 +380,7 @@ class Root:
         with _closing(_open(source, os.O_RDONLY | os.O_NOFOLLOW)) as fd:
             self._rename(source, target, to, fd)
 
-    def _rename(self, source: Path, target: Path, path: str, fd: int) -> None:
+    def _rename(self, source: str, target: str, path: str, fd: int) -> None:
         """Rename a file that is open as ``fd``; its new name always leads to a whole file.
 
         FAT has no journal.  A name is written with its file and not with its directory
@@ -409,28 +411,30 @@ class Root:
         A half-written successor that a killed ``replace`` left goes with it.
         """
         target = self._inside(path)
-        there = [file for file in (target, _successor(target)) if file.exists()]
+        there = [file for file in (target, _successor(target)) if os.path.exists(file)]
         if not there:
             return
         self._step("unlink", path)
         for file in there:
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(file)
         self._sync_directory(os.path.dirname(path))
 
     def discard(self, path: str) -> None:
         """Remove the half-written successor that a killed ``replace`` left beside a file."""
         left = _successor(self._inside(path))
-        if left.exists():
-            self._step("unlink", str(left))
-            left.unlink(missing_ok=True)
+        if os.path.exists(left):
+            self._step("unlink", left)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(left)
             self._sync_directory(os.path.dirname(path))
 
     def mkdir(self, path: str, mode: int = 0o755) -> None:
         """Make a directory and its parents; an existing one is fine.  Raises OSError."""
-        if self.at(path).is_dir():
+        if os.path.isdir(self._at(path)):
             return
         self._step("mkdir", path)
-        target = self._inside(path)
+        target = Path(self._inside(path))
         missing = [each for each in (target, *target.parents) if not each.is_dir()]
         for each in reversed(missing):
             # Whatever the caller's umask: reading verbs need no privilege, and nobody else may
@@ -443,7 +447,7 @@ class Root:
         """Remove an empty directory; one that is already gone is fine.  Raises OSError."""
         self._step("rmdir", path)
         with contextlib.suppress(FileNotFoundError):
-            os.rmdir(self.at(path))
+            os.rmdir(self._at(path))
 
     def hold(self, path: str, data: bytes) -> Held:
         """Write ``data`` and keep the file open until the result is closed.  Raises OSError."""
@@ -451,7 +455,7 @@ class Root:
         if not self.live:
             # A recorded machine has no driver whose request could end with the descriptor.
             return Held(path, None)
-        fd = _open(self.at(path), os.O_RDWR)
+        fd = _open(self._at(path), os.O_RDWR)
         try:
             self._write(fd, path, data, taken)
         except OSError:
@@ -555,20 +559,20 @@ class Root:
     def _step(self, action: str, path: str, size: int = 0) -> int | None:
         return self._hook(Step(action, path, size)) if self._hook else None
 
-    def _inside(self, path: str) -> Path:
+    def _inside(self, path: str) -> str:
         """Where an effect on ``path`` lands: in a recorded tree never outside of it, and never on
         a file system that is mounted into it (/proc and /sys of a chroot are this kernel's)."""
-        target = self.at(path)
+        target = self._at(path)
         if not self.live:
             base = self.base.resolve()
-            real = next(each for each in target.parents if each.exists()).resolve()
+            real = next(each for each in Path(target).parents if each.exists()).resolve()
             if not real.is_relative_to(base) or real.stat().st_dev != base.stat().st_dev:
                 raise OSError(errno.EXDEV, "outside the recorded tree", path)
         return target
 
     def _sync_directory(self, path: str) -> None:
         self._step("sync-directory", path)
-        fd = os.open(self.at(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(self._at(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
         finally:
@@ -598,7 +602,7 @@ def _closing(fd: int) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _removed_if_it_fails(temporary: Path, path: str) -> Iterator[None]:
+def _removed_if_it_fails(temporary: str, path: str) -> Iterator[None]:
     """``path`` is what an error is about, where it does not say."""
     try:
         yield
@@ -622,10 +626,11 @@ def _flock(fd: int, patience_s: float) -> bool:
             return True
 
 
-def _successor(target: Path) -> Path:
+def _successor(target: str) -> str:
     # A fixed name: a leftover of a killed process is replaced, not collected.  Hidden, as
     # grub-mkconfig runs whatever else it finds in /etc/grub.d; and nobody else's.
-    return target.with_name(f".{target.name}.infertune")
+    directory, name = os.path.split(target)
+    return f"{directory}/.{name}.infertune"
 
 
 def _natural(text: str) -> list[tuple[int, str]]:

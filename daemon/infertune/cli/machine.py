@@ -227,7 +227,7 @@ def _record(root: Root) -> str:
 
 def _read_everything(root: Root, around: Surroundings) -> None:
     machine = read_machine(root)
-    read_facts(root, around)
+    read_facts(root, around, machine=machine)
     for knob in KNOBS.values():
         read_live(root, targets(root, machine, knob))
     boot_id(root)

@@ -257,9 +257,17 @@ class Facts:
         return list(dict.fromkeys([*own, *found]))
 
 
-def read_facts(root: Root, surroundings: Surroundings, smoke: Smoke | None = None) -> Facts:
-    """Everything, once.  Never raises for what a machine, or a broken file of it, can hold."""
-    machine = read_machine(root)
+def read_facts(
+    root: Root,
+    surroundings: Surroundings,
+    smoke: Smoke | None = None,
+    machine: Machine | None = None,
+) -> Facts:
+    """Everything, once.  Never raises for what a machine, or a broken file of it, can hold.
+
+    ``machine`` is for whoever has read it.
+    """
+    machine = machine or read_machine(root)
     given = _guarded(lambda: _parameters(machine))
     sources = read_sources(root)
     options = given if isinstance(given, Unknown) else _options(sources)
