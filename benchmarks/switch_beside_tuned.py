@@ -153,13 +153,13 @@ def call(*command: str | Path, daemon: int | None = None) -> Took:
     return wall, (used.ru_utime + used.ru_stime) * 1e3 + after - before
 
 
-def version(daemon: Path, cache: Path) -> list[str | Path]:
+def version(python: str, daemon: Path, cache: Path) -> list[str | Path]:
     """The command of one version of infertune; the package has the same in its script."""
     script = (
         f"import sys; sys.path.insert(0, {str(daemon)!r}); sys.argv[0] = 'infertune'\n"
         "from infertune.cli.main import main\nsys.exit(main())"
     )
-    return [sys.executable, "-I", "-X", f"pycache_prefix={cache}", "-c", script]
+    return [python, "-I", "-X", f"pycache_prefix={cache}", "-c", script]
 
 
 def infertuned(cache: Path) -> list[str | Path]:
@@ -227,9 +227,11 @@ def pss_mib(pid: int) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:"))
 
 
-def verbs(rounds: int, now: list[str | Path], before: list[str | Path]) -> dict[str, list[Took]]:
+def verbs(
+    rounds: int, python: str, now: list[str | Path], before: list[str | Path]
+) -> dict[str, list[Took]]:
     """Verbs that need no daemon, of both versions, and of Python alone."""
-    bare = [sys.executable, "-I", "-c", "pass"]
+    bare = [python, "-I", "-c", "pass"]
     took: dict[str, list[Took]] = {"python -I -c pass": []}
     for number in range(rounds + 1):
         each = {"python -I -c pass": call(*bare)}
@@ -301,19 +303,21 @@ def beside(took: dict[str, list[Took]]) -> list[str]:
 
 def measure(args: argparse.Namespace, scratch: Path) -> list[str]:
     cache = scratch / "cache"
-    now = version(REPOSITORY / "daemon", cache)
+    now = version(args.python, REPOSITORY / "daemon", cache)
     old = scratch / "before"
     git = ["git", "-C", str(REPOSITORY)]
     subprocess.run([*git, "worktree", "add", "--detach", "-f", old, args.before], check=True,
                    capture_output=True)  # fmt: skip
     lines: list[str] = []
     try:
-        plain = verbs(args.rounds, now, version(old / "daemon", cache))
+        plain = verbs(args.rounds, args.python, now, version(args.python, old / "daemon", cache))
         lines += rows(f"Verbs without a daemon, beside {args.before}", plain, "python -I -c pass")
         lines += beside(plain)
         if args.processes:
             with processes(args.processes):
-                many = verbs(args.rounds, now, version(old / "daemon", cache))
+                many = verbs(
+                    args.rounds, args.python, now, version(args.python, old / "daemon", cache)
+                )
             lines += ["", f"With {args.processes} processes more, over without:", ""]
             lines += ["| | wall x | CPU x |", "|---|---|---|"]
             for name, each in many.items():
@@ -351,6 +355,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--idle", type=int, default=30)
     parser.add_argument("--before", default="v0.1.0", help="what the verbs are compared with")
+    parser.add_argument(
+        "--python",
+        default="/usr/bin/python3",
+        help="runs the verbs; TuneD's own, so that nothing but the programs differs",
+    )
     parser.add_argument("--processes", type=int, default=0)
     args = parser.parse_args()
     if os.environ.get("INFERTUNE_BENCHMARK") is None:

@@ -94,8 +94,8 @@ def call(member: str, signature: str = "", arguments: Sequence[Any] = ()) -> Any
         refused = library.sd_bus_message_get_error(answer)
         if refused:
             raise _error(*map(_text, (refused.contents.name, refused.contents.message)))
-        # The way back is one value, or none.
-        return None if _next(library, answer) is None else _read(library, answer)
+        values = _Reader(library, answer).values()
+        return values[0] if values else None
     except OSError as error:
         raise Unreachable("the daemon does not answer") from error
     finally:
@@ -167,35 +167,39 @@ def _write(library: Any, message: c_void_p, signature: str, arguments: Sequence[
                 raise ValueError(f"no call of infertuned takes a {kind!r}")
 
 
-def _next(library: Any, message: c_void_p) -> tuple[bytes, bytes] | None:
-    """The type of the next value, and of those in it; None at the end."""
-    kind, inside = c_char(), c_char_p()
-    if not library.sd_bus_message_peek_type(message, byref(kind), byref(inside)):
-        return None
-    return kind.value, inside.value or b""
+class _Reader:
+    """Reads what is in a message: variants as what is in them, dictionaries as such."""
 
+    def __init__(self, library: Any, message: c_void_p) -> None:
+        self._library = library
+        self._message = message
+        # Made once: most of an answer's way was making these for each of its values.
+        self._kind, self._inside, self._text = c_char(), c_char_p(), c_char_p()
+        self._peek = (message, byref(self._kind), byref(self._inside))
+        self._numbers = {kind: number() for kind, number in _NUMBERS.items()}
 
-def _read(library: Any, message: c_void_p) -> Any:
-    """The next value: variants as what is in them, dictionaries as such."""
-    found = _next(library, message)
-    assert found is not None
-    kind, inside = found
-    if kind in _TEXTS:
-        text = c_char_p()
-        library.sd_bus_message_read_basic(message, kind, byref(text))
-        return _text(text.value)
-    if kind in _NUMBERS:
-        number = _NUMBERS[kind]()
-        library.sd_bus_message_read_basic(message, kind, byref(number))
-        return bool(number.value) if kind == b"b" else number.value
-    library.sd_bus_message_enter_container(message, kind, inside)
-    values = []
-    while _next(library, message) is not None:
-        values.append(_read(library, message))
-    library.sd_bus_message_exit_container(message)
-    if kind == b"v":
-        return None if inside == _NONE else values[0]
-    return dict(values) if inside.startswith(b"{") else values
+    def values(self) -> list[Any]:
+        """Those that are left of what is open now."""
+        found = []
+        while self._library.sd_bus_message_peek_type(*self._peek):
+            found.append(self._value(self._kind.value, self._inside.value))
+        return found
+
+    def _value(self, kind: bytes, inside: bytes | None) -> Any:
+        library, message = self._library, self._message
+        if kind in _TEXTS:
+            library.sd_bus_message_read_basic(message, kind, byref(self._text))
+            return _text(self._text.value)
+        if kind in self._numbers:
+            number = self._numbers[kind]
+            library.sd_bus_message_read_basic(message, kind, byref(number))
+            return bool(number.value) if kind == b"b" else number.value
+        library.sd_bus_message_enter_container(message, kind, inside)
+        values = self.values()
+        library.sd_bus_message_exit_container(message)
+        if kind == b"v":
+            return None if inside == _NONE else values[0]
+        return dict(values) if (inside or b"").startswith(b"{") and kind == b"a" else values
 
 
 def _text(data: bytes | None) -> str:
