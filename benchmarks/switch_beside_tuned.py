@@ -165,7 +165,7 @@ def version(python: str, daemon: Path, cache: Path) -> list[str | Path]:
 def infertuned(cache: Path) -> list[str | Path]:
     script = (
         f"import sys; sys.path.insert(0, {str(REPOSITORY / 'daemon')!r}); sys.argv[1:] = []\n"
-        "from infertune.service.daemon import main\nsys.exit(main())"
+        "from infertune.service.start import main\nsys.exit(main())"
     )
     return [sys.executable, "-I", "-X", f"pycache_prefix={cache}", "-c", script]
 
@@ -310,14 +310,13 @@ def measure(args: argparse.Namespace, scratch: Path) -> list[str]:
                    capture_output=True)  # fmt: skip
     lines: list[str] = []
     try:
-        plain = verbs(args.rounds, args.python, now, version(args.python, old / "daemon", cache))
+        then = version(args.python, old / "daemon", cache)
+        plain = verbs(args.rounds, args.python, now, then)
         lines += rows(f"Verbs without a daemon, beside {args.before}", plain, "python -I -c pass")
         lines += beside(plain)
         if args.processes:
             with processes(args.processes):
-                many = verbs(
-                    args.rounds, args.python, now, version(args.python, old / "daemon", cache)
-                )
+                many = verbs(args.rounds, args.python, now, then)
             lines += ["", f"With {args.processes} processes more, over without:", ""]
             lines += ["| | wall x | CPU x |", "|---|---|---|"]
             for name, each in many.items():

@@ -7,7 +7,7 @@ Calls take milliseconds and are made one at a time by the daemon's one loop.
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -267,7 +267,7 @@ class Keeper:
             self._settle_holds()
             raise
         # 128 random bits, and it works only for its owner: a cookie that leaks opens nothing.
-        one = Hold(secrets.token_hex(16), owner, choice, reason)
+        one = Hold(os.urandom(16).hex(), owner, choice, reason)
         self._holds.append(one)
         return one.cookie
 
