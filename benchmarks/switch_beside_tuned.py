@@ -20,6 +20,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -162,12 +163,13 @@ def version(python: str, daemon: Path, cache: Path) -> list[str | Path]:
     return [python, "-I", "-X", f"pycache_prefix={cache}", "-c", script]
 
 
-def infertuned(cache: Path) -> list[str | Path]:
+def infertuned(python: str, cache: Path) -> list[str | Path]:
     script = (
         f"import sys; sys.path.insert(0, {str(REPOSITORY / 'daemon')!r}); sys.argv[1:] = []\n"
+        f"sys.path.append({sysconfig.get_paths()['platlib']!r})\n"  # dbus-fast
         "from infertune.service.start import main\nsys.exit(main())"
     )
-    return [sys.executable, "-I", "-X", f"pycache_prefix={cache}", "-c", script]
+    return [python, "-I", "-X", f"pycache_prefix={cache}", "-c", script]
 
 
 def switches(
@@ -329,7 +331,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> list[str]:
     tuned = ("tuned", "-l", str(scratch / "tuned.log"), "-P", "/run/tuned/tuned.pid")
     with bus, running(*tuned, until=lambda: on_the_bus(THEIRS[0])) as theirs:
         call("tuned-adm", "profile", "calm")
-        with running(*infertuned(cache), until=lambda: on_the_bus(OURS[0])) as ours:
+        with running(*infertuned(args.python, cache), until=lambda: on_the_bus(OURS[0])) as ours:
             time.sleep(3)  # a profile that was just written is not kept
             pids = {"TuneD": theirs.pid, "infertuned": ours.pid}
             found = switches(args.rounds, now, theirs.pid, ours.pid)

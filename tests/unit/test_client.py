@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -279,3 +280,19 @@ def test_ctrl_c_ends_the_wait(tmp_path: Path, bus_address: str) -> None:  # noqa
             assert await asyncio.wait_for(process.wait(), 60) == 130
 
     asyncio.run(play())
+
+
+def test_the_daemon_takes_no_tls_along() -> None:
+    """Also where a library of its own would: what is not there cannot be imported."""
+    script = (
+        "import sys; from infertune.service.start import main\n"
+        "sys.argv[1:] = ['--version']; code = main()\n"
+        "print(code, 'asyncio.sslproto' in sys.modules, '_ssl' in sys.modules, 'libcrypto' in open('/proc/self/maps').read())"
+    )
+    environment = {"PYTHONPATH": str(REPOSITORY / "daemon")}
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", script], env=environment, capture_output=True, check=True
+    )
+    assert done.stdout.split()[-4:] == [b"0", b"True", b"False", b"False"]
+    unit = (REPOSITORY / "systemd/infertune.service").read_text()
+    assert "-m infertune.service.start\n" in unit

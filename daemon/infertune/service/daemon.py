@@ -252,7 +252,7 @@ class Daemon:
     def _watch_devices(self) -> None:
         try:
             self._devices = self._open_devices(self._root)
-        except (OSError, ImportError) as error:
+        except OSError as error:
             log(4, f"hot-plug is not watched: {error}")
         if self._devices:
             asyncio.get_running_loop().add_reader(self._devices.fileno(), self._devices_changed)
