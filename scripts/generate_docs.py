@@ -304,7 +304,7 @@ def man_page() -> str:
     ]
     out += [".SH EXIT STATUS"]
     for code, meaning in EXIT_MEANING.items():
-        out += [".TP", f".B {int(code)}", _roff(meaning)]
+        out += [".TP", f".B {code}", _roff(meaning)]
     out += [
         ".SH FILES",
         ".TP",

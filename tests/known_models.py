@@ -8,9 +8,10 @@ Tensor names and shapes: llama.cpp's model files (src/models/).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from gguf_files import Spec, Value
+from infertune.records import replace
 
 Tensors = Iterator[Spec]
 

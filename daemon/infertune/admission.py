@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from infertune.boot.sizes import outlooks
 from infertune.budget.budget import REFUSED, Budget, budget
@@ -16,6 +15,7 @@ from infertune.errors import UsageError
 from infertune.machine import Machine
 from infertune.pools.facts import read_facts
 from infertune.pools.promised import LOCK, OF_ROOT, reserve, with_reservations
+from infertune.records import dataclass
 from infertune.root import Root
 
 _PATIENCE_S = 30.0

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from infertune.backends import BACKENDS
 from infertune.errors import DeclarationError
-from infertune.profile import BACKENDS
+from infertune.records import dataclass
 from infertune.root import Root
 from infertune.tables import read_table
 

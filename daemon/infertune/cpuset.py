@@ -19,10 +19,10 @@ performance cores.  Upper and lower case are the same.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from infertune.host.cpu import Core, Cpu
 from infertune.machine import Machine
+from infertune.records import dataclass
 from infertune.units import format_cpulist, parse_cpulist
 from infertune.values import Value
 

@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Engine values as plain data: what ``--json`` prints and what crosses the bus (docs/json.md)."""
+"""Engine values as plain data: what ``--json`` and tables show and what crosses the bus
+(docs/json.md)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from infertune.engine import Report, Status
 from infertune.host.unknown import Unknown
+from infertune.knobs import KNOBS
 from infertune.plan import Item
+from infertune.records import asdict
+from infertune.values import Size
 
 if TYPE_CHECKING:
     from infertune.pools.judge import Picture, Pool
 
 
 def report_document(report: Report) -> dict[str, Any]:
-    """A report; the inverse of :func:`report_from`."""
+    """What a verb found or did."""
     outcomes = sorted({item.outcome for item in report.items})
     return {
         "profile": report.profile,
@@ -24,18 +26,18 @@ def report_document(report: Report) -> dict[str, Any]:
         "differs": report.differs,
         "counts": {outcome: report.count(outcome) for outcome in outcomes},
         "notes": list(report.notes),
-        "items": [asdict(item) for item in report.items],
+        "items": [_item(item) for item in report.items],
     }
 
 
-def report_from(document: Mapping[str, Any]) -> Report:
-    """The report a document was made from; fields that are missing are unknown (None)."""
-    return Report(
-        document.get("profile"),
-        document.get("backend"),
-        items_from(document),
-        tuple(document.get("notes", ())),
-    )
+def _item(item: Item) -> dict[str, Any]:
+    """An item, and what of its knob is needed to show it without the catalogue."""
+    knob = KNOBS.get(item.knob)  # a journal of another version may name one that is not there
+    return {
+        **asdict(item),
+        "unit_bytes": knob.value.unit_bytes if knob and isinstance(knob.value, Size) else None,
+        "held": knob is not None and knob.held,
+    }
 
 
 def status_document(status: Status) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def status_document(status: Status) -> dict[str, Any]:
         "applied": about,
         "notes": list(status.notes),
         "damaged_journals": list(status.damaged),
-        "items": [asdict(item) for item in status.items],
+        "items": [_item(item) for item in status.items],
         "drift": [_drift(item) for item in status.items if item.outcome in _DRIFT],
     }
 
@@ -68,15 +70,6 @@ def _drift(item: Item) -> dict[str, Any]:
     """What a journal alone can tell of a file that is not ours any more."""
     state = _DRIFT[item.outcome]
     return {"knob": item.knob, "path": item.path, "state": state, "value": item.before, "by": None}
-
-
-def items_from(document: Mapping[str, Any]) -> tuple[Item, ...]:
-    """The items of a report's or a status' document."""
-    return tuple(map(_item, document.get("items", ())))
-
-
-def _item(document: Mapping[str, Any]) -> Item:
-    return Item(**{field.name: document.get(field.name) for field in fields(Item)})  # type: ignore[arg-type]
 
 
 def picture_document(found: Picture) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from functools import partial
 
 from infertune.errors import Busy, Failed, InfertuneError, NotPermitted, describe
 from infertune.host.system import boot_id
@@ -33,12 +33,10 @@ from infertune.knobs import KNOBS, Reading, Target, read_live, targets
 from infertune.knobs.live import read_target
 from infertune.machine import Machine, read_machine
 from infertune.plan import Item, Outcome, plan
+from infertune.records import dataclass, replace
 from infertune.resolve import Desired, Setting
 from infertune.root import Held, Root
 from infertune.transaction import Done, apply, restore
-
-DAEMON_LOCK = "/run/infertune/daemon"
-"""Held by infertuned for as long as it lives: whether it runs is asked without a bus."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +137,7 @@ def drift(
     return (*differing, *(each for each in moved if each.path not in seen), *gone)
 
 
-def status(root: Root, machine: Machine) -> Status:
+def status(root: Root) -> Status:
     """What is applied, by whom, and whether the files still hold it.  Changes nothing."""
     journals = Journals(root)
     notes: list[str] = []
@@ -179,9 +177,12 @@ def after_unclean_shutdown(root: Root) -> str | None:
 
 
 @contextlib.contextmanager
-def session(root: Root, owner: str) -> Iterator[Session]:
+def session(
+    root: Root, owner: str, machine: Callable[[], Machine] | None = None
+) -> Iterator[Session]:
     """Hold the machine; ``owner`` tells others who does (``run long-context``).
 
+    ``machine`` gives its facts when they are needed, to whoever knows them already.
     Raises NotPermitted where the caller may not write, Busy where somebody else
     holds it; nothing was touched then.  What an interrupted predecessor left is
     put back first (``Session.recovered``).
@@ -203,7 +204,7 @@ def session(root: Root, owner: str) -> Iterator[Session]:
                 f"busy: {holder} holds this machine; nothing was touched",
                 hint="wait for it, or stop it: its values are put back when it ends",
             )
-        one = Session(root, owner)
+        one = Session(root, owner, machine or partial(read_machine, root))
         try:
             one.recover_interrupted()
             yield one
@@ -214,10 +215,10 @@ def session(root: Root, owner: str) -> Iterator[Session]:
 class Session:
     """The machine, held."""
 
-    def __init__(self, root: Root, owner: str) -> None:
+    def __init__(self, root: Root, owner: str, machine: Callable[[], Machine]) -> None:
         self.root = root
         self.owner = owner
-        self.machine = read_machine(root)
+        self._machine = machine
         self.recovered: Report | None = None
         """What was put right before anything else, if a predecessor was interrupted."""
         self.unrecovered: ApplyFailed | None = None
@@ -249,8 +250,9 @@ class Session:
         machine is then as it was before the call.
         """
         old = self._load().journal
+        machine = self._machine()
         may_hold = hold or stays
-        items, touched = _plan(self.root, self.machine, desired, old, without, may_hold)
+        items, touched = _plan(self.root, machine, desired, old, without, may_hold)
         blocking = [item for item in items if item.blocks]
         if blocking:
             first = blocking[0]
@@ -276,7 +278,7 @@ class Session:
         except OSError as error:
             raise Failed(f"journal: {describe(error)}; nothing was touched") from error
         done = apply(self.root, self._journals, old, new, items, touched)
-        notes = (*_notes(self.root, self.machine, desired, done.items), *aside)
+        notes = (*_notes(self.root, machine, desired, done.items), *aside)
         report = Report(desired.profile, desired.backend, done.items, notes)
         if done.failure:
             raise _apply_failed(done, report)
@@ -306,8 +308,9 @@ class Session:
             return Report(desired.profile, desired.backend, ())
         # PM-QoS requests live as long as their owner, and no reset reaches them.
         apart = {*leave, *(path for knob in KNOBS.values() if knob.held for path in knob.paths)}
+        machine = self._machine()
         items, touched = _plan(
-            self.root, self.machine, desired, old, without, True, reset=reset, leave=apart
+            self.root, machine, desired, old, without, True, reset=reset, leave=apart
         )
         new = old.with_records(())
         done = apply(self.root, self._journals, old, new, items, touched, reset)

@@ -3,17 +3,20 @@
 
 A user sees one line (``message``) and, where there is one, a second that says
 what would be right (``hint``).  Tracebacks are for ``--debug``.
+
+Every verb has this module, so it imports next to nothing.
 """
 
 from __future__ import annotations
 
-import difflib
 import errno
-from collections.abc import Iterable
-from enum import IntEnum
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
-class Exit(IntEnum):
+class Exit:
     """Exit codes of the ``infertune`` command (documented in CONTRIBUTING.md)."""
 
     DONE = 0
@@ -153,5 +156,7 @@ def cause(error: BaseException) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: the known one that is nearest, if any is."""
+    import difflib
+
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""

@@ -22,11 +22,11 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from infertune.host.system import boot_id
 from infertune.knobs import KNOBS
+from infertune.records import asdict, dataclass, replace
 from infertune.root import Root
 
 RUNTIME = "/run/infertune/journal"

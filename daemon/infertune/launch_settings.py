@@ -8,13 +8,13 @@ for each.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
 from infertune.cpuset import CpuSet
 from infertune.knobs.base import Evidence
 from infertune.machine import Machine
+from infertune.records import dataclass
 from infertune.units import GIB, parse_size
 from infertune.values import Choice, Integer, Value
 

@@ -96,7 +96,7 @@ def main() -> int:
     """``launcher NAME``: exec the server that is declared under this name."""
     if len(sys.argv) != 2:
         print("launcher: takes the name of a declared server", file=sys.stderr)
-        return int(Exit.USAGE)
+        return Exit.USAGE
     root = Root("/")
     try:
         declared = find_declaration(root, sys.argv[1])
@@ -117,7 +117,7 @@ def main() -> int:
         _, job = prepare(Run(root, machine, request, result, _Log()))
     except InfertuneError as error:
         _tell(error)
-        return int(error.exit_code)
+        return error.exit_code
     _close_turn()
     # Not before it was admitted: that looks at what other servers hold.
     if why := keep_apart():

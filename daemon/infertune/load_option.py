@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from infertune.records import dataclass
 
 _HARD_DRIVE, _FILE = (4, 1), (4, 4)
 """Type and subtype of the nodes that say where on a disk the file is."""

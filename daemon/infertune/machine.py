@@ -8,7 +8,6 @@ empty tuple), not an error.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from infertune.host import cgroup, cpu, devices, gpu, memory, system, tuners
 from infertune.host.boot_loader import boot_loader
@@ -16,9 +15,11 @@ from infertune.host.cgroup import Cgroup
 from infertune.host.cpu import Cpu
 from infertune.host.gpu import Card, CarveoutSize, Ttm
 from infertune.host.memory import Memory
+from infertune.host.processes import comms
 from infertune.host.swap import Swaps, swaps
 from infertune.host.system import Dmi
 from infertune.host.tuners import Tuner
+from infertune.records import dataclass, replace
 from infertune.root import Root
 
 
@@ -104,13 +105,35 @@ GPU_MODELS = re.compile(r"w/ (Radeon \S+)")
 # -- reading ---------------------------------------------------------------------
 
 
-def read_machine(root: Root) -> Machine:
+def read_machine(
+    root: Root, known: Machine | None = None, names: frozenset[str] | None = None
+) -> Machine:
     """Choose every fact once.
 
     Never raises for what is absent, unreadable or makes no sense: that fact is None.
+
+    ``known`` is the machine as it was a while ago, where no device has come, gone or changed since:
+    what the kernel tells nobody of is read again, and the rest is taken from it.  ``names``: those
+    of processes, for whoever has them.
     """
+    if known is None or known.cpu.online != cpu.online_cpus(root):
+        known = _read_hardware(root)
+    else:
+        driver, mode = cpu.scaling_driver(root), cpu.amd_pstate(root)
+        known = replace(known, cpu=replace(known.cpu, scaling_driver=driver, amd_pstate=mode))
+    return replace(
+        known,
+        memory=memory.memory(root, known.memory.numa_nodes),
+        gpus=tuple(_with_carveout(root, each) for each in known.gpus),
+        ttm=gpu.ttm(root),
+        tuners=tuners.tuners(root, known.cgroup, comms(root) if names is None else names),
+        swap=swaps(root),
+    )
+
+
+def _read_hardware(root: Root) -> Machine:
+    """The machine, but for what changes without a word of the kernel."""
     processor = cpu.cpu(root)
-    groups = cgroup.cgroup(root)
     release = system.os_release(root)
     loader = boot_loader(root)
     targets = {node.render_minor: node.gfx_target for node in gpu.kfd_nodes(root)}
@@ -122,15 +145,25 @@ def read_machine(root: Root) -> Machine:
         boot_style=loader.id,
         dmi=system.dmi(root),
         cpu=processor,
-        memory=memory.memory(root, cpu.numa_nodes(root)),
+        memory=Memory(None, None, None, None, None, None, cpu.numa_nodes(root)),
         gpus=tuple(_gpu(root, card, targets, processor) for card in gpu.cards(root)),
         kfd=gpu.has_kfd(root),
         npu=next((each.driver for each in devices.accelerators(root) if each.driver), None),
-        ttm=gpu.ttm(root),
-        cgroup=groups,
-        tuners=tuners.tuners(root, groups),
-        swap=swaps(root),
+        ttm=None,
+        cgroup=cgroup.cgroup(root),
+        tuners=(),
         boot_evidence=loader.evidence,
+    )
+
+
+def _with_carveout(root: Root, one: Gpu) -> Gpu:
+    carveout = gpu.carveout(root, one.path)
+    return replace(
+        one,
+        carveout=carveout.chosen,
+        carveout_options=carveout.options,
+        carveout_sizes=carveout.sizes,
+        carveout_bytes=carveout.chosen_bytes,
     )
 
 
@@ -139,7 +172,6 @@ def _gpu(root: Root, card: Card, targets: dict[int | None, str], processor: Cpu)
     if name and (model := GPU_MODELS.search(processor.model or "")):
         name = model[1]
     sizes = gpu.memory_info(root, card.device)
-    carveout = gpu.carveout(root, card.device)
     return Gpu(
         path=card.device,
         pci_id=card.pci_id,
@@ -151,10 +183,8 @@ def _gpu(root: Root, card: Card, targets: dict[int | None, str], processor: Cpu)
         visible_vram_bytes=sizes.visible_vram_bytes,
         gtt_bytes=sizes.gtt_bytes,
         gttsize_bytes=gpu.gttsize_bytes(root) if card.driver == "amdgpu" else None,
-        carveout=carveout.chosen,
-        carveout_options=carveout.options,
-        carveout_sizes=carveout.sizes,
-        carveout_bytes=carveout.chosen_bytes,
+        carveout=None,
+        carveout_options=(),
     )
 
 

@@ -9,7 +9,6 @@ verifying is planning again, and drift is a plan that is not empty.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from infertune.journal import Record
@@ -17,6 +16,7 @@ from infertune.knobs import KNOBS, Knob, Reading, Target
 from infertune.knobs.guards import refusal
 from infertune.knobs.live import is_file_of
 from infertune.machine import Machine
+from infertune.records import dataclass
 from infertune.resolve import Setting
 
 Outcome = Literal[

@@ -39,16 +39,17 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from infertune import toml_lines
+from infertune.backends import BACKENDS
 from infertune.errors import ProfileError, UsageError, did_you_mean
 from infertune.knobs import KNOBS
 from infertune.launch_settings import ENVIRONMENT_ALLOWED, LAUNCH_SETTINGS, check_environment
 from infertune.machine import Machine
 from infertune.names import NAME, NAME_RULE
+from infertune.records import dataclass, replace
 from infertune.root import Root, changeable_by_others, read_plain_file
 from infertune.server_settings import SERVER_SETTINGS
 from infertune.tables import clipped, parse_toml, shown
@@ -65,8 +66,6 @@ SEARCH_PATH = (
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 8
 """Levels of ``extends``, the profile itself included."""
-
-BACKENDS = ("rocm", "vulkan", "cpu")
 
 Section = Literal["now", "boot", "launch", "env", "server"]
 
@@ -212,13 +211,19 @@ def load_profile(root: Root, name: str) -> Profile:
     Raises UsageError if there is none of that name, ProfileError with file and
     line if it, or one that it extends, is not valid.
     """
-    profile, problems = check_profile(root, name)
+    return read_profile(root, name)[0]
+
+
+def read_profile(root: Root, name: str) -> tuple[Profile, tuple[str, ...]]:
+    """The same, and every file on this system that it was read from."""
+    loader = _Loader(root)
+    profile, problems = loader.named(name)
     if profile is None:
         first = problems[0]
         if len(problems) > 1:
             first.hint = f"{len(problems)} problems in all; see 'infertune profile check {name}'"
         raise first
-    return profile
+    return profile, tuple(map(str, loader.loaded))
 
 
 def check_profile(root: Root, name: str) -> tuple[Profile | None, list[ProfileError]]:
@@ -226,15 +231,13 @@ def check_profile(root: Root, name: str) -> tuple[Profile | None, list[ProfileEr
 
     Raises UsageError if there is none of that name.
     """
-    loader = _Loader(root)
+    return _Loader(root).named(name)
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError for what no profile can be called."""
     if not NAME.fullmatch(name):
         raise UsageError(f"{shown(name)} is not a profile name", hint=f"A name is {NAME_RULE}.")
-    if name not in loader.places:
-        raise UsageError(
-            f"there is no profile '{name}'{did_you_mean(name, loader.places)}",
-            hint="'infertune profiles' lists them.",
-        )
-    return loader.check(loader.places[name][0])
 
 
 def check_file(root: Root, path: str) -> tuple[Profile | None, list[ProfileError]]:
@@ -503,6 +506,16 @@ class _Loader:
         self.places = places(root)
         self.problems: list[ProfileError] = []
         self.loaded: dict[Path, Profile | None] = {}
+
+    def named(self, name: str) -> tuple[Profile | None, list[ProfileError]]:
+        """See ``check_profile``."""
+        check_name(name)
+        if name not in self.places:
+            raise UsageError(
+                f"there is no profile '{name}'{did_you_mean(name, self.places)}",
+                hint="'infertune profiles' lists them.",
+            )
+        return self.check(self.places[name][0])
 
     def check(self, place: Place) -> tuple[Profile | None, list[ProfileError]]:
         profile = self.load(place, ())

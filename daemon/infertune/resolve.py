@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
+from infertune.backends import BACKENDS
 from infertune.errors import ProfileError, UsageError
 from infertune.machine import Machine
-from infertune.profile import BACKENDS, CATALOGUE, Given, Profile, Section, Source, value_type
+from infertune.profile import CATALOGUE, Given, Profile, Section, Source, value_type
+from infertune.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +73,8 @@ def resolve(profile: Profile, machine: Machine, backend: str = "auto") -> Desire
     if backend == "auto":
         backend, _ = assume_backend(machine)
     elif backend not in BACKENDS:
+        import difflib
+
         close = difflib.get_close_matches(backend, BACKENDS, n=1)
         hint = f"Did you mean '{close[0]}'?" if close else None
         raise UsageError(
@@ -122,9 +124,11 @@ def resolve(profile: Profile, machine: Machine, backend: str = "auto") -> Desire
 
 def _in_order(settings: Iterable[Given]) -> list[Given]:
     """Sorted as in the catalogue; variables, which it does not list, by name."""
-    position = {
-        (section, name): number
-        for section, names in CATALOGUE.items()
-        for number, name in enumerate(names)
-    }
-    return sorted(settings, key=lambda g: (position.get((g.section, g.id), 0), g.id))
+    return sorted(settings, key=lambda g: (_POSITION.get((g.section, g.id), 0), g.id))
+
+
+_POSITION = {
+    (section, name): number
+    for section, names in CATALOGUE.items()
+    for number, name in enumerate(names)
+}

@@ -17,20 +17,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
+import fnmatch
 import os
 import re
 import stat
-import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+from infertune import locks
 from infertune.errors import UsageError
 from infertune.recorded import as_the_kernel_would
-
-_SOMEBODY = "another infertune"
+from infertune.records import dataclass
 
 _DESCRIPTORS = "/proc/self/fd"
 
@@ -92,28 +90,24 @@ class Root:
         self.base = Path(base)
         # Not by name: "//" and "/proc/1/root" are this machine too, and get no make-believe.
         self.live = self.base.exists() and self.base.samefile("/")
-        self._above = str(self.base).rstrip("/")
         self._hook = hook
+        self._prefix = str(self.base).rstrip("/")
 
     def at(self, path: str) -> Path:
         """Where ``path`` of the machine lies on this file system."""
-        return self.base / self._checked(path).lstrip("/")
+        return Path(self._at(path))
 
-    def _name(self, path: str) -> str:
-        """The same as text: pathlib takes longer than the kernel does for a file of sysfs."""
-        return f"{self._above}{self._checked(path)}"
-
-    @staticmethod
-    def _checked(path: str) -> str:
-        if not path.startswith("/") or "\0" in path or (".." in path and ".." in path.split("/")):
+    def _at(self, path: str) -> str:
+        # Text, for what only reads: most of a look at the machine was making Path of paths.
+        if not path.startswith("/") or "\0" in path or ("/.." in path and ".." in path.split("/")):
             raise ValueError(f"not an absolute path: {path!r}")
-        return path
+        return self._prefix + path
 
     # -- reading -------------------------------------------------------------
 
     def read_bytes(self, path: str) -> bytes:
         """The whole file, at most MAX_READ bytes.  Raises OSError as the kernel gave it."""
-        fd = _open(self._name(path), os.O_RDONLY)
+        fd = _open(self._at(path), os.O_RDONLY)
         try:
             parts: list[bytes] = []
             size = 0
@@ -129,7 +123,7 @@ class Root:
 
     def read_value(self, path: str, size: int) -> bytes:
         """At most ``size`` bytes from one single read (character devices such as PM-QoS)."""
-        fd = _open(self._name(path), os.O_RDONLY)
+        fd = _open(self._at(path), os.O_RDONLY)
         try:
             return os.read(fd, size)
         finally:
@@ -141,7 +135,7 @@ class Root:
         Anything but a regular file of at most ``limit`` bytes of text is an error that says so:
         a FIFO would hang whoever reads it, and a large file is not what it seems.
         """
-        with _plain(self.at(path), path, follow=True) as (fd, status):
+        with _plain(self._at(path), path, follow=True) as (fd, status):
             if status.st_size > limit:
                 raise OSError(errno.EFBIG, f"Larger than {limit // 1024} KiB", path)
             data = os.read(fd, limit)
@@ -156,7 +150,7 @@ class Root:
         """
         parts: list[bytes] = []
         size = 0
-        fd = _open(self.at(path), os.O_RDONLY)
+        fd = _open(self._at(path), os.O_RDONLY)
         try:
             while size < limit:
                 try:
@@ -176,7 +170,7 @@ class Root:
     def modified(self, path: str) -> int | None:
         """When the file was last written, in seconds since 1970; None where there is none."""
         try:
-            return int(self.at(path).stat().st_mtime)
+            return int(os.stat(self._at(path)).st_mtime)
         except OSError:
             return None
 
@@ -205,41 +199,42 @@ class Root:
         Raises OSError: ELOOP for a symbolic link, EISDIR for a directory, EINVAL for a FIFO or
         a device.
         """
-        return _read_plain(self.at(path), path, limit, follow=False)
+        return _read_plain(self._at(path), path, limit, follow=False)
 
     def read_part(self, path: str, offset: int, size: int) -> bytes:
         """At most ``size`` bytes (and MAX_READ) from ``offset`` of a regular file; less at its end.
 
         Raises OSError as ``read_file`` does.
         """
-        with _plain(self.at(path), path, follow=False) as (fd, _):
+        with _plain(self._at(path), path, follow=False) as (fd, _):
             return os.pread(fd, min(size, MAX_READ), offset)
 
     def size(self, path: str) -> int:
         """Bytes of a regular file, as large as it may be.  Raises OSError as ``read_file`` does."""
-        with _plain(self.at(path), path, follow=False) as (_, status):
+        with _plain(self._at(path), path, follow=False) as (_, status):
             return status.st_size
 
     def digest(self, path: str) -> str:
         """SHA-256 of a regular file, as large as it may be.  Raises OSError as ``read_file``."""
         with (
-            _plain(self.at(path), path, follow=False) as (fd, _),
+            _plain(self._at(path), path, follow=False) as (fd, _),
             os.fdopen(fd, "rb", closefd=False) as file,
         ):
+            import hashlib  # loads OpenSSL, and no daily verb needs it
+
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def space(self, path: str) -> Space:
         """Of the file system that a path lies on.  Raises OSError where there is none."""
-        target = self.at(path)
+        target = self._at(path)
         found = os.statvfs(target)
-        return Space(
-            target.stat().st_dev, found.f_bavail * found.f_frsize, bool(found.f_flag & os.ST_RDONLY)
-        )
+        free, read_only = found.f_bavail * found.f_frsize, bool(found.f_flag & os.ST_RDONLY)
+        return Space(os.stat(target).st_dev, free, read_only)
 
     def exists(self, path: str) -> bool:
         """Whether there is something; what may not be looked at counts as not there."""
         try:
-            os.stat(self._name(path))
+            os.stat(self._at(path))
         except OSError:
             return False
         return True
@@ -247,35 +242,49 @@ class Root:
     def readlink(self, path: str) -> str | None:
         """Target of a symbolic link as written, or None."""
         try:
-            return os.readlink(self._name(path))
+            return os.readlink(self._at(path))
         except OSError:
             return None
 
     def real(self, path: str) -> str:
         """``path`` with symbolic links resolved, as a path of the machine."""
-        resolved = self.at(path).resolve()
-        return "/" + str(resolved.relative_to(self.base.resolve()))
+        resolved = os.path.realpath(self._at(path))
+        base = os.path.realpath(self._prefix or "/").rstrip("/")
+        if not f"{resolved}/".startswith(f"{base}/"):
+            raise ValueError(f"{path!r} leads out of the recorded tree")
+        return resolved[len(base) :] or "/"
 
     def names(self, path: str) -> list[str]:
         """Sorted names in a directory; empty where there is none."""
         try:
-            return sorted(os.listdir(self._name(path)))
+            return sorted(os.listdir(self._at(path)))
         except OSError:
             return []
 
     def listed(self, path: str) -> list[str]:
         """Sorted names in a directory.  Raises OSError where it cannot be listed."""
-        return sorted(os.listdir(self._name(path)))
+        return sorted(os.listdir(self._at(path)))
 
     def glob(self, pattern: str) -> list[str]:
         """Existing paths that match, in natural order (cpu2 before cpu10)."""
-        self.at(pattern)
-        found = self.base.glob(pattern.lstrip("/"))
-        return sorted(("/" + str(p.relative_to(self.base)) for p in found), key=_natural)
+        found = [""]
+        for part in pattern.strip("/").split("/"):
+            if any(sign in part for sign in "*?["):
+                found = [f"{path}/{name}" for path in found for name in self._like(path, part)]
+            else:
+                found = [f"{path}/{part}" for path in found]
+                found = [path for path in found if os.path.exists(self._at(path))]
+        return sorted(found, key=_natural)
+
+    def _like(self, directory: str, pattern: str) -> list[str]:
+        try:
+            return fnmatch.filter(os.listdir(self._at(directory or "/")), pattern)
+        except OSError:
+            return []
 
     def writable(self, path: str) -> bool:
         """Whether this process may open the file for writing."""
-        return os.access(self.at(path), os.W_OK)
+        return os.access(self._at(path), os.W_OK)
 
     # -- effects -------------------------------------------------------------
 
@@ -321,7 +330,8 @@ class Root:
         temporary = _successor(target)
         self._step("create", path)
         # Not written over: what is there may be another name of a file that counts.
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         fd = _open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
         with _closing(fd), _removed_if_it_fails(temporary, path):
             if owner is not None and owner != (os.fstat(fd).st_uid, os.fstat(fd).st_gid):
@@ -342,7 +352,8 @@ class Root:
         temporary = _successor(target)
         with _plain(self.at(path), path, follow=False) as (source, status):
             self._step("create", to)
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             fd = _open(temporary, flags, 0o600)
             with _closing(fd), _removed_if_it_fails(temporary, to):
@@ -370,7 +381,7 @@ class Root:
         with _closing(_open(source, os.O_RDONLY | os.O_NOFOLLOW)) as fd:
             self._rename(source, target, to, fd)
 
-    def _rename(self, source: Path, target: Path, path: str, fd: int) -> None:
+    def _rename(self, source: str, target: str, path: str, fd: int) -> None:
         """Rename a file that is open as ``fd``; its new name always leads to a whole file.
 
         FAT has no journal.  A name is written with its file and not with its directory
@@ -401,28 +412,30 @@ class Root:
         A half-written successor that a killed ``replace`` left goes with it.
         """
         target = self._inside(path)
-        there = [file for file in (target, _successor(target)) if file.exists()]
+        there = [file for file in (target, _successor(target)) if os.path.exists(file)]
         if not there:
             return
         self._step("unlink", path)
         for file in there:
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(file)
         self._sync_directory(os.path.dirname(path))
 
     def discard(self, path: str) -> None:
         """Remove the half-written successor that a killed ``replace`` left beside a file."""
         left = _successor(self._inside(path))
-        if left.exists():
-            self._step("unlink", str(left))
-            left.unlink(missing_ok=True)
+        if os.path.exists(left):
+            self._step("unlink", left)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(left)
             self._sync_directory(os.path.dirname(path))
 
     def mkdir(self, path: str, mode: int = 0o755) -> None:
         """Make a directory and its parents; an existing one is fine.  Raises OSError."""
-        if self.at(path).is_dir():
+        if os.path.isdir(self._at(path)):
             return
         self._step("mkdir", path)
-        target = self._inside(path)
+        target = Path(self._inside(path))
         missing = [each for each in (target, *target.parents) if not each.is_dir()]
         for each in reversed(missing):
             # Whatever the caller's umask: reading verbs need no privilege, and nobody else may
@@ -435,7 +448,7 @@ class Root:
         """Remove an empty directory; one that is already gone is fine.  Raises OSError."""
         self._step("rmdir", path)
         with contextlib.suppress(FileNotFoundError):
-            os.rmdir(self.at(path))
+            os.rmdir(self._at(path))
 
     def hold(self, path: str, data: bytes) -> Held:
         """Write ``data`` and keep the file open until the result is closed.  Raises OSError."""
@@ -443,7 +456,7 @@ class Root:
         if not self.live:
             # A recorded machine has no driver whose request could end with the descriptor.
             return Held(path, None)
-        fd = _open(self.at(path), os.O_RDWR)
+        fd = _open(self._at(path), os.O_RDWR)
         try:
             self._write(fd, path, data, taken)
         except OSError:
@@ -466,13 +479,13 @@ class Root:
             try:
                 if writable:
                     os.fchmod(fd, 0o600)
-                    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_WRLCK))
+                    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, locks.whole_file(fcntl.F_WRLCK))
                 else:
                     # The first keeps out who could write, the second who could not either.
-                    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_RDLCK))
+                    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, locks.whole_file(fcntl.F_RDLCK))
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
-                yield _owner(fd)
+                yield locks.noted_owner(fd)
                 return
             # The name is for people.  On a full /run the lock is held without it: what was
             # changed must be able to go back.
@@ -485,7 +498,7 @@ class Root:
             finally:
                 if writable:
                     os.ftruncate(fd, 0)
-                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_UNLCK))
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, locks.whole_file(fcntl.F_UNLCK))
         finally:
             os.close(fd)
 
@@ -540,38 +553,27 @@ class Root:
 
         Whoever may not read the file is told that somebody does, and not who.
         """
-        try:
-            fd = _open(self.at(path), os.O_RDONLY | os.O_NOFOLLOW)
-        except PermissionError:
-            return _SOMEBODY if _is_locked(self.at(path)) else None
-        except OSError:
-            return None
-        try:
-            answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _whole_file(fcntl.F_WRLCK))
-            kind = struct.unpack_from("h", answer)[0]
-            return None if kind == fcntl.F_UNLCK else _owner(fd)
-        finally:
-            os.close(fd)
+        return locks.owner(self._at(path))
 
     # -- the steps themselves ------------------------------------------------
 
     def _step(self, action: str, path: str, size: int = 0) -> int | None:
         return self._hook(Step(action, path, size)) if self._hook else None
 
-    def _inside(self, path: str) -> Path:
+    def _inside(self, path: str) -> str:
         """Where an effect on ``path`` lands: in a recorded tree never outside of it, and never on
         a file system that is mounted into it (/proc and /sys of a chroot are this kernel's)."""
-        target = self.at(path)
+        target = self._at(path)
         if not self.live:
             base = self.base.resolve()
-            real = next(each for each in target.parents if each.exists()).resolve()
+            real = next(each for each in Path(target).parents if each.exists()).resolve()
             if not real.is_relative_to(base) or real.stat().st_dev != base.stat().st_dev:
                 raise OSError(errno.EXDEV, "outside the recorded tree", path)
         return target
 
     def _sync_directory(self, path: str) -> None:
         self._step("sync-directory", path)
-        fd = os.open(self.at(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(self._at(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
         finally:
@@ -601,7 +603,7 @@ def _closing(fd: int) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _removed_if_it_fails(temporary: Path, path: str) -> Iterator[None]:
+def _removed_if_it_fails(temporary: str, path: str) -> Iterator[None]:
     """``path`` is what an error is about, where it does not say."""
     try:
         yield
@@ -625,36 +627,11 @@ def _flock(fd: int, patience_s: float) -> bool:
             return True
 
 
-def _whole_file(kind: int) -> bytes:
-    """``struct flock`` for a lock of one kind on a whole file."""
-    return struct.pack("hhqqi", kind, os.SEEK_SET, 0, 0, 0)
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether /proc/locks has a lock on a file; takes no right to open it (proc_locks(5))."""
-    try:
-        status = path.stat(follow_symlinks=False)
-        lines = Path("/proc/locks").read_bytes().splitlines()
-    except OSError:
-        return False
-    device = status.st_dev
-    wanted = f"{os.major(device):02x}:{os.minor(device):02x}:{status.st_ino}"
-    return any(wanted.encode() in line.split() for line in lines)
-
-
-def _owner(fd: int) -> str:
-    """What the holder of a lock wrote into its file, a moment after it took the lock."""
-    for _ in range(20):
-        if text := os.pread(fd, 4096, 0).decode("utf-8", "replace").strip():
-            return text
-        time.sleep(0.005)
-    return _SOMEBODY
-
-
-def _successor(target: Path) -> Path:
+def _successor(target: str) -> str:
     # A fixed name: a leftover of a killed process is replaced, not collected.  Hidden, as
     # grub-mkconfig runs whatever else it finds in /etc/grub.d; and nobody else's.
-    return target.with_name(f".{target.name}.infertune")
+    directory, name = os.path.split(target)
+    return f"{directory}/.{name}.infertune"
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
@@ -691,7 +668,9 @@ def changeable_by_others(path: Path, status: os.stat_result, base: Path) -> str 
     return None
 
 
-def _read_plain(path: Path, name: str, size: int, *, follow: bool) -> tuple[bytes, os.stat_result]:
+def _read_plain(
+    path: str | Path, name: str, size: int, *, follow: bool
+) -> tuple[bytes, os.stat_result]:
     with (
         _plain(path, name, follow=follow) as (fd, status),
         os.fdopen(fd, "rb", closefd=False) as file,
@@ -700,7 +679,7 @@ def _read_plain(path: Path, name: str, size: int, *, follow: bool) -> tuple[byte
 
 
 @contextlib.contextmanager
-def _plain(path: Path, name: str, *, follow: bool) -> Iterator[tuple[int, os.stat_result]]:
+def _plain(path: str | Path, name: str, *, follow: bool) -> Iterator[tuple[int, os.stat_result]]:
     """A regular file, open for reading, and its status; ``name`` is for errors.  Raises OSError.
 
     What is something else is never opened, only looked at (O_PATH): whoever owns a file that root
@@ -724,7 +703,7 @@ def _plain(path: Path, name: str, *, follow: bool) -> Iterator[tuple[int, os.sta
         os.close(fd)
 
 
-def _reopened(seen: int, path: Path, last: int) -> int:
+def _reopened(seen: int, path: str | Path, last: int) -> int:
     """For reading, the very file that was looked at, whatever is at its path by now."""
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
     try:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -44,6 +43,7 @@ from infertune.launch.process import (
 from infertune.launch.ready import DEFAULT_PORT, choose_port, wait_ready
 from infertune.machine import Machine, read_machine
 from infertune.profile import load_profile
+from infertune.records import dataclass, field
 from infertune.resolve import Desired, Setting, assume_backend, resolve
 from infertune.root import Root, read_plain_file
 from infertune.server_settings import (
@@ -187,7 +187,7 @@ def prepare(one: Run) -> tuple[Desired, Job]:
 
 
 def _under_profile(one: Run, job: Job, desired: Desired, signals: Signals) -> None:
-    with session(one.root, f"run {desired.profile}") as held:
+    with session(one.root, f"run {desired.profile}", lambda: one.machine) as held:
         if held.recovered:
             one.result.recovered = held.recovered
             one.audience.recovered(held.recovered)

@@ -12,10 +12,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from infertune.errors import did_you_mean
 from infertune.machine import Machine
+from infertune.records import dataclass
 from infertune.units import MIB, printable_line
 from infertune.values import Choice, Integer, Size, Switch, Value
 

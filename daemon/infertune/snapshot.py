@@ -40,7 +40,6 @@ import re
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
@@ -48,6 +47,7 @@ from typing import NoReturn
 from infertune.errors import NotPermitted, SnapshotError, UsageError
 from infertune.host.system import hostname
 from infertune.host.tuners import TUNERS
+from infertune.records import dataclass, field
 from infertune.root import MAX_READ, Root, lay_out, read_user_file
 
 MAGIC = "# infertune snapshot 1"

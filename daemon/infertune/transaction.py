@@ -11,15 +11,15 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 
 from infertune.errors import describe
 from infertune.journal import Journal, Journals, Record
 from infertune.knobs import KNOBS, Reading, Target
 from infertune.knobs.live import is_file_of, read_target
 from infertune.plan import Item, Outcome, is_foreign, restore_order
+from infertune.records import dataclass, field, replace
 from infertune.root import Held, Root
-from infertune.values import HeldMicroseconds
+from infertune.values import HeldMicroseconds, Table
 
 
 @dataclass
@@ -296,9 +296,10 @@ def _restore_one(root: Root, record: Record, reading: Reading) -> Item:
 
 def write(root: Root, target: Target, canonical: str) -> str | None:
     """Write one value and read it back.  Raises OSError as the kernel gave it."""
+    value = target.knob.value
     # A table such as pp_power_profile_mode is written by row number: the text says which.
-    raw = root.read_value(target.path, 4096)
-    root.write_value(target.path, target.knob.value.encode(canonical, raw))
+    raw = root.read_value(target.path, 4096) if isinstance(value, Table) else b""
+    root.write_value(target.path, value.encode(canonical, raw))
     return read_target(root, target).value
 
 

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes and CPU lists as people write them, and as the kernel does."""
+"""Sizes and CPU lists as people write them, and as the kernel does.
+
+Regular expressions are imported where one is needed: to show a size takes none, and a verb that the
+daemon does takes hardly longer than to import them.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -23,7 +28,7 @@ _UNITS = {
     "GB": 1000**3,
     "TB": 1000**4,
 }
-_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([A-Za-z]{1,3}|%)")
+_SIZE = r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([A-Za-z]{1,3}|%)"
 
 
 def parse_size(text: str | int, *, total: int | None = None, step: int = 1) -> int:
@@ -49,7 +54,9 @@ def parse_size(text: str | int, *, total: int | None = None, step: int = 1) -> i
 
 
 def _parse_amount(text: str, total: int | None, step: int) -> int:
-    match = _SIZE.fullmatch(text.strip())
+    import re
+
+    match = re.fullmatch(_SIZE, text.strip())
     if not match:
         raise ValueError(f"'{text}' is not a size; write '96GiB', '512MiB' or '85%'")
     number, unit = float(match[1]), match[2]
@@ -80,6 +87,8 @@ def parse_cpulist(text: str) -> frozenset[int]:
 
     The empty text is the empty set.  Raises ValueError for anything else that is not a list.
     """
+    import re
+
     cpus: set[int] = set()
     text = text.strip()
     if not text:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 from infertune.machine import Machine
+from infertune.records import dataclass
 from infertune.units import parse_size
 
 

@@ -97,8 +97,7 @@ def test_killed_at_every_step_on_this_kernel(
 ) -> None:
     def apply(root: Root) -> None:
         with session(root, "apply long-context") as held:
-            machine = held.machine
-            held.apply(resolve(load_profile(root, "long-context"), machine, "cpu"))
+            held.apply(resolve(load_profile(root, "long-context"), read_machine(root), "cpu"))
 
     counter = Counter()
     apply(Root("/", hook=counter))

@@ -10,9 +10,6 @@ import select
 import pytest
 
 from infertune.root import Root
-
-pytest.importorskip("pyudev", reason="extra 'daemon' is not installed")
-
 from infertune.service.watch import open_udev
 
 

@@ -16,7 +16,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,7 @@ from infertune.budget.settings import server_memory
 from infertune.budget.shape import read_shape
 from infertune.launch.client import healthy
 from infertune.launch.ready import choose_port
+from infertune.records import replace
 from infertune.units import MIB
 
 pytestmark = [pytest.mark.root_only, pytest.mark.timeout(600)]

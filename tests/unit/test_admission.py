@@ -8,7 +8,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +28,7 @@ from infertune.pools.promised import (
     sweep,
     with_reservations,
 )
+from infertune.records import replace
 from infertune.root import Root, Step
 from infertune.units import GIB
 from known_models import KNOWN

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from infertune.boot import staging
 from infertune.boot.change import Change, Way
 from infertune.boot.stacks.bls import bls
 from infertune.machine import read_machine
+from infertune.records import replace
 from infertune.root import Root
 
 WORDS = ("ttm.pages_limit=25165824", "amd_iommu=off")

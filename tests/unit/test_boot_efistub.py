@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from infertune.errors import Failed
 from infertune.host import efi
 from infertune.load_option import load_option
 from infertune.machine import read_machine
+from infertune.records import replace
 from infertune.root import Root
 
 WORDS = ("ttm.pages_limit=25165824", "amd_iommu=off")

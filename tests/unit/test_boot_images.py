@@ -8,7 +8,6 @@ import os
 import shutil
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from infertune.boot.commands import Ran
 from infertune.boot.images import Built
 from infertune.errors import Failed
 from infertune.host import pe
+from infertune.records import replace
 from infertune.root import Root, Space, Step
 from support import At, Counter, fail, in_child, kill, shorten
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ from infertune.cli.main import main
 from infertune.machine import read_machine
 from infertune.pools.facts import PoolFacts, read_facts
 from infertune.pools.judge import system_reserve
+from infertune.records import replace
 from infertune.snapshot import open_root
 from infertune.units import GIB, MIB
 from known_models import KNOWN, Known, thin

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from infertune.budget.parts import Part, parts
 from infertune.budget.settings import ServerMemory, server_memory
 from infertune.budget.shape import Shape, read_shape
 from infertune.cli.main import main
+from infertune.records import replace
 from infertune.units import GIB, MIB
 from known_models import KNOWN, Known, thin
 

@@ -9,7 +9,6 @@ tests/real starts such a server again.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from infertune.budget.compute import compute
 from infertune.budget.gguf_file import read_model
 from infertune.budget.settings import server_memory
 from infertune.budget.shape import Shape, read_shape
+from infertune.records import replace
 from infertune.units import MIB
 from known_models import KNOWN, Known, thin
 

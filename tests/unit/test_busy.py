@@ -11,7 +11,6 @@ import pytest
 
 from infertune.engine import session, status
 from infertune.errors import Busy, InfertuneError
-from infertune.machine import read_machine
 from support import FakeKernel, Values, apply, build, desired, revert, values
 
 APPLIERS = 8
@@ -107,7 +106,7 @@ def test_status_sees_the_holder_and_does_not_disturb_it(tmp_path: Path) -> None:
     apply(root, "p", PROFILES[0])
     with session(root, "run p"):
         for _ in range(3):
-            now = status(root, read_machine(root))
+            now = status(root)
             assert now.state == "running"
             assert any(f"run p (pid {os.getpid()})" in note for note in now.notes)
-    assert status(root, read_machine(root)).state == "applied"
+    assert status(root).state == "applied"

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from infertune.cli.base import printable
-from infertune.cli.main import VERBS, commands, main
+from infertune.cli.main import _plain, build_parser, commands, main
+from infertune.cli.verbs import VERBS
 from support import build, values
 
 REPOSITORY = Path(__file__).parents[2]
@@ -33,9 +34,36 @@ def profile(base: Path, text: str, name: str = "mine") -> None:
 def test_every_verb_is_found_in_its_module() -> None:
     for verbs in VERBS.values():
         for verb in verbs:
-            assert tuple(command.name for command in commands(verb)) == verbs
+            assert {command.name: command.help for command in commands(verb)} == verbs
     modules = {path.stem for path in (REPOSITORY / "daemon/infertune/cli").glob("*.py")}
-    assert set(VERBS) == modules - {"__init__", "base", "main", "render"}
+    assert set(VERBS) == modules - {"__init__", "base", "here", "main", "render", "verbs"}
+
+
+def test_what_argparse_is_not_asked_it_would_say_too() -> None:
+    parser = build_parser(commands())
+    plain = []
+    for command in commands():
+        wanted = [each for each in command.arguments if not each.names[0].startswith("-")]
+        words = [command.name, *(f"word-{number}" for number in range(len(wanted)))]
+        found = _plain(commands(command.name), words)
+        if found is not None:
+            assert vars(found) == vars(parser.parse_args(words))
+            plain.append(command.name)
+        for more in (["--json"], ["--", "x"], ["x"]):
+            assert _plain(commands(command.name), [*words, *more]) is None
+    assert {"apply", "status", "revert", "plan", "doctor"} <= set(plain)
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["nonsense"], ["-h", "apply"]])
+def test_what_needs_no_verb_imports_none(words: list[str]) -> None:
+    done = infertune(*words, capture_output=True, more={"PYTHONPROFILEIMPORTTIME": "1"})
+    assert done.returncode == (2 if words == ["nonsense"] else 0)
+    said = done.stdout + done.stderr
+    for verbs in VERBS.values():
+        assert words == ["--version"] or all(verb.encode() in said for verb in verbs)
+    for module in VERBS:
+        assert f"infertune.cli.{module}\n".encode() not in done.stderr
+    assert (b" argparse\n" in done.stderr) == (words != ["--version"])
 
 
 @pytest.mark.parametrize("words", [["status"], ["--root", "doctor", "status"]])

@@ -86,7 +86,9 @@ def test_help_has_no_escapes_of_another_format() -> None:
 def test_the_manual_page_has_every_exit_code_as_it_is() -> None:
     page = (REPOSITORY / "docs/man/infertune.1").read_text()
     codes = page[page.index(".SH EXIT STATUS") : page.index(".SH FILES")]
-    assert re.findall(r"^\.B (\d)", codes, re.M) == [str(int(code)) for code in Exit]
+    assert re.findall(r"^\.B (\d)", codes, re.M) == [
+        str(code) for name, code in vars(Exit).items() if name.isupper()
+    ]
     assert "planned" not in page.lower()
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -54,6 +54,7 @@ from infertune.doctor.surroundings import (
 from infertune.kernel_log import SIGNS, find, messages, records, reduce_log
 from infertune.launch.binary import linked_backends, others_may_write
 from infertune.launch.system import kernel_journal
+from infertune.records import replace
 from infertune.redaction import reduce_file
 from infertune.root import Root
 from infertune.snapshot import open_snapshot, record

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +45,7 @@ from infertune.host.unknown import Unknown
 from infertune.knobs import KNOBS
 from infertune.machine import read_machine
 from infertune.pools.boot import most_for_gpu
+from infertune.records import replace
 from infertune.redaction import reduce_file
 from infertune.root import Root
 from infertune.units import GIB, KIB

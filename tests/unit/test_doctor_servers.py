@@ -8,7 +8,6 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from infertune.doctor.rules.llama_cpp import GONE_FLAGS
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
 from infertune.doctor.surroundings import NO_HELP, LlamaServer, look_around, recorded
 from infertune.host.servers import SERVERS_LIMIT, Declared, read_servers
+from infertune.records import replace
 from infertune.redaction import reduce_file
 from infertune.root import Root
 from infertune.server_files.block_yaml import NotUnderstood, load

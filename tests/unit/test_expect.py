@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from infertune.budget.measured import CHIPS, SPEEDS, speeds_of
 from infertune.budget.shape import Shape, read_shape
 from infertune.cli.main import main
 from infertune.machine import Machine, read_machine
+from infertune.records import replace
 from infertune.snapshot import open_root
 from known_models import KNOWN
 

@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +48,7 @@ from infertune.exporter.servers import MAX_SERVERS, cgroup_ids, ports, processes
 from infertune.host import gpu_metrics
 from infertune.host.gpu import DpmClock, amdgpu_cards, dpm_levels
 from infertune.machine import Machine, read_machine
+from infertune.records import replace
 from infertune.root import Root
 from infertune.servers.adopted import ADOPTED, Adopted, Book, Changed, write_book
 from infertune.snapshot import open_snapshot

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import json
 import zlib
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ from infertune.journal import (
     left_unclean,
     parse,
 )
-from infertune.machine import read_machine
+from infertune.records import replace
 from infertune.root import MAX_READ, Root
 from support import LONG, apply, build, desired, reset, revert, values
 
@@ -149,7 +148,7 @@ def test_damaged_start_is_degraded_and_restores_only_what_is_true(
         apply(root, "long", LONG)
         flipped = data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
         _damage(root, flipped if kind == "flip" else data[:position])
-        assert status(root, read_machine(root)).state == "degraded"
+        assert status(root).state == "degraded"
         with session(root, "start") as held:
             report = held.recovered
         assert report is not None
@@ -157,7 +156,7 @@ def test_damaged_start_is_degraded_and_restores_only_what_is_true(
         for path, now in values(tmp_path).items():
             assert now in (original[path], tuned[path])
         # It stays visible until somebody has looked.
-        after = status(root, read_machine(root))
+        after = status(root)
         assert after.state == "degraded"
         assert len(after.damaged) == 1
         kept = tmp_path / after.damaged[0].lstrip("/")
@@ -188,7 +187,7 @@ def test_a_journal_of_an_earlier_boot_is_not_restored(tmp_path: Path) -> None:
     apply(root, "long", LONG)
     (tmp_path / "proc/sys/kernel/random/boot_id").write_text("another\n")
     (tmp_path / "proc/sys/vm/swappiness").write_text("33\n")
-    now = status(root, read_machine(root))
+    now = status(root)
     assert now.state == "idle"
     assert any("an earlier boot ended while 'long' was applied" in note for note in now.notes)
     assert any("platform_profile" in note for note in now.notes)
@@ -259,13 +258,13 @@ def test_a_right_checksum_is_no_check(line: int, name: str, value: object, tmp_p
     apply(root, "long", {"transparent_hugepage.enabled": "always", "vm.swappiness": 10})
     assert parse(_with(0)) == Loaded(JOURNAL)
     _damage(root, _with(line, **{name: value}))
-    assert status(root, read_machine(root)).state == "degraded"
+    assert status(root).state == "degraded"
     with session(root, "start") as held:
         assert held.recovered is not None
         assert "damaged" in held.recovered.notes[0]
     left = {"/proc/sys/vm/swappiness"} if line else set()
     assert {path for path, now in values(tmp_path).items() if now != original[path]} == left
-    assert status(root, read_machine(root)).damaged == ("/run/infertune/journal.damaged-1",)
+    assert status(root).damaged == ("/run/infertune/journal.damaged-1",)
 
 
 @pytest.mark.parametrize("path", ["run/infertune/journal", "var/lib/infertune/journal"])
@@ -273,14 +272,14 @@ def test_a_directory_in_its_place_is_set_aside(path: str, tmp_path: Path) -> Non
     root = build(tmp_path)
     original = values(tmp_path)
     (tmp_path / path / "within").mkdir(parents=True)
-    assert status(root, read_machine(root)).state == "degraded"
+    assert status(root).state == "degraded"
     with session(root, "apply") as held:
         report = held.apply(desired("long", LONG))
     said = (report, *filter(None, [held.recovered]))
     assert any("damaged" in note for each in said for note in each.notes)
     assert (tmp_path / f"{path}.damaged-1" / "within").is_dir()
     assert (tmp_path / path).is_file()
-    assert status(root, read_machine(root)).damaged == (f"/{path}.damaged-1",)
+    assert status(root).damaged == (f"/{path}.damaged-1",)
     revert(root)
     assert values(tmp_path) == original
 
@@ -292,4 +291,4 @@ def test_a_damaged_lasting_journal_does_not_stop_a_revert(tmp_path: Path) -> Non
     (tmp_path / "var/lib/infertune/journal").write_text("nonsense\n")
     assert main(["--root", str(tmp_path), "revert"]) == Exit.DIFFERS
     assert values(tmp_path) == original
-    assert status(root, read_machine(root)).damaged == ("/var/lib/infertune/journal.damaged-1",)
+    assert status(root).damaged == ("/var/lib/infertune/journal.damaged-1",)

@@ -314,3 +314,51 @@ def test_verbs_have_json_and_a_description() -> None:
     for command in MACHINE_COMMANDS:
         assert command.description
         assert any("--json" in argument.names for argument in command.arguments)
+
+
+class CountingNames(Root):
+    """How many processes are asked for their name."""
+
+    asked = 0
+
+    def get(self, path: str) -> str | None:
+        self.asked += path.endswith("/comm")
+        return super().get(path)
+
+
+def test_thousands_of_processes_are_not_all_asked_for_their_name(tree: Tree) -> None:
+    for pid in range(2, 1300):
+        tree.file(f"/proc/{pid}/comm", "sh")
+    tree.file("/proc/1001/comm", "tuned-ppd")
+    tree.file("/proc/1002/comm", "tuned")
+    root = CountingNames(tree.base)
+    assert [each.id for each in read_machine(root).tuners] == ["tuned-ppd"]
+    assert root.asked == 1000
+
+
+def test_a_known_machine_is_asked_for_what_the_kernel_tells_nobody_of(tree: Tree) -> None:
+    """And for the rest once: a file of another CPU, of DMI, of the boot loader is not opened."""
+    tree.file("/sys/devices/system/cpu/online", "0-1")
+    tree.file("/proc/meminfo", "MemTotal: 1000 kB\n")
+    tree.file("/proc/swaps", "Filename Type Size Used Priority\n")
+    tree.file("/sys/class/dmi/id/product_name", "one")
+    known = read_machine(Root(tree.base))
+    tree.file("/sys/class/dmi/id/product_name", "another")
+    tree.file("/proc/meminfo", "MemTotal: 2000 kB\n")
+    tree.file("/proc/swaps", "Filename Type Size Used Priority\n/dev/zram0 partition 8 0 100\n")
+    tree.file("/sys/devices/system/cpu/amd_pstate/status", "active")
+    tree.file("/sys/devices/system/cpu/cpufreq/policy0/scaling_driver", "amd-pstate-epp")
+    tree.directory("/sys/module/amdgpu")
+    tree.file("/sys/module/ttm/parameters/pages_limit", "7")
+    now = read_machine(Root(tree.base), known)
+    assert now.dmi.product == "one"
+    assert now.memory.total_bytes == 2000 * 1024
+    assert now.swap is not None
+    assert now.swap.in_memory == "zram"
+    assert (now.cpu.amd_pstate, now.cpu.scaling_driver) == ("active", "amd-pstate-epp")
+    assert now.ttm is not None
+    assert now.ttm.pages_limit == 7
+    # A CPU that went offline is news, whoever tells of it.
+    tree.file("/sys/devices/system/cpu/online", "0")
+    assert read_machine(Root(tree.base), known).dmi.product == "another"
+    assert read_machine(Root(tree.base), known).cpu.online == (0,)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from infertune.knobs import KNOBS
 from infertune.knobs.guards import GUARDS, STRIX_HALO
 from infertune.machine import read_machine
 from infertune.plan import Item, restore_order, set_order
+from infertune.records import replace
 from infertune.root import Root
 from infertune.snapshot import open_root
 from support import (
@@ -222,7 +222,7 @@ def test_a_policy_whose_cpus_are_offline_is_away_and_its_original_is_kept(tmp_pa
     original = values(tmp_path)
     apply(Root(tmp_path), "a", {GOVERNOR: "performance"})
     offline = OfflineCpu(tmp_path)
-    outcomes = {item.path: item.outcome for item in status(offline, read_machine(offline)).items}
+    outcomes = {item.path: item.outcome for item in status(offline).items}
     assert outcomes[f"{CPUFREQ}/policy1/scaling_governor"] == "absent"
     with session(offline, "test") as one:
         report = one.revert()

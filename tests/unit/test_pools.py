@@ -8,7 +8,6 @@ import json
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from infertune.machine import read_machine
 from infertune.pools.boot import Change, after_boot, most_for_gpu
 from infertune.pools.facts import Configured, PoolFacts, read_facts
 from infertune.pools.judge import Pool, gpu_pool, held_by, ram
+from infertune.records import replace
 from infertune.snapshot import open_root
 from infertune.units import GIB, MIB, format_size
 from known_models import KNOWN

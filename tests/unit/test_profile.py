@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from infertune.backends import BACKENDS
 from infertune.cli.main import main
 from infertune.cli.profile import as_toml
 from infertune.errors import ProfileError
-from infertune.profile import BACKENDS, SEARCH_PATH, Given, Profile, load_profile, package_directory
+from infertune.profile import SEARCH_PATH, Given, Profile, load_profile, package_directory
 from infertune.root import Root
 
 SHIPPED = ["base", "big-moe", "desktop-share", "long-context", "low-latency", "quiet", "throughput"]

@@ -19,7 +19,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from infertune.engine import session, status
 from infertune.journal import Journals, Loaded
-from infertune.machine import read_machine
 from infertune.root import Step
 from support import At, Counter, FakeKernel, build, desired, with_hook
 
@@ -160,7 +159,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def look(self) -> None:
-        now = status(self.root, read_machine(self.root))
+        now = status(self.root)
         assert (now.state == "interrupted") == self.crashed
         drifted = {item.knob for item in now.items if item.outcome == "conflict"}
         if not self.crashed:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -16,6 +15,7 @@ from infertune.errors import UsageError
 from infertune.launch.binary import Server
 from infertune.machine import Machine, read_machine
 from infertune.profile import load_profile
+from infertune.records import replace
 from infertune.resolve import Desired, resolve
 from infertune.root import Root
 from infertune.run import Request, Result, Run, _serving

@@ -9,7 +9,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from infertune.errors import DeclarationError, UsageError
 from infertune.launch_settings import LAUNCH_SETTINGS
 from infertune.machine import read_machine
 from infertune.profile import load_profile
+from infertune.records import replace
 from infertune.resolve import Desired, resolve
 from infertune.root import Root
 from infertune.servers.declaration import (

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from infertune.host.memory import PAGE
 from infertune.machine import Machine, read_machine
 from infertune.pools.facts import PoolFacts
 from infertune.profile import Profile, load_profile, package_directory
+from infertune.records import replace
 from infertune.resolve import resolve
 from infertune.root import Root
 from infertune.snapshot import open_root

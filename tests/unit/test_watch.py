@@ -640,6 +640,35 @@ def test_what_a_tuner_writes_are_knobs(tuner: Any) -> None:
         assert any(fnmatchcase(knob, pattern) for knob in KNOBS), pattern
 
 
+def test_what_is_known_of_the_machine_is_forgotten_when_it_may_be_untrue(
+    tmp_path: Path, address: str
+) -> None:
+    async def work(world: World, bus: MessageBus, devices: Devices) -> None:
+        async def planned() -> tuple[str, str]:
+            plan = await ask(bus, "Plan", "ssas", "long", "cpu", [])
+            [outcome] = [
+                item["outcome"] for item in plan["items"] if item["knob"] == "platform_profile"
+            ]
+            return outcome, " ".join(plan["notes"])
+
+        assert await planned() == ("set", "")
+        product = world.base / "sys/class/dmi/id/product_name"
+        product.parent.mkdir(parents=True)
+        product.write_text("ROG Flow Z13 GZ302EA\n")
+        (world.base / "proc/4711").mkdir(parents=True)
+        (world.base / "proc/4711/comm").write_text("tuned\n")
+        assert await planned() == ("set", "")
+        devices.happen(DeviceEvent("module", "add", "/sys/module/asus_wmi"))
+        await settled(world)
+        assert await planned() == ("refused", "")
+        tuned = await Service.start(world, "com.redhat.tuned")
+        await settled(world)
+        assert (await planned())[1].startswith("TuneD is running")
+        await close(tuned.bus)
+
+    play(work, tmp_path, address)
+
+
 def test_a_plan_says_who_else_sets_a_knob(tmp_path: Path) -> None:
     from infertune.engine import make_plan
     from infertune.machine import read_machine

@@ -14,7 +14,6 @@ from infertune.cli.main import ACTING, commands, main
 from infertune.cli.render import outcome_word
 from infertune.knobs import KNOBS
 from infertune.knobs.guards import GUARDS
-from infertune.plan import Item
 
 FIXTURE = str(Path(__file__).parents[1] / "fixtures" / "strix-halo-128.snapshot")
 HELD = "cpu_dma_latency"
@@ -76,9 +75,7 @@ def test_a_rehearsal_says_that_it_is_one(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_what_an_apply_that_failed_did_not_reach_was_not_changed() -> None:
-    item = Item(
-        knob="vm.swappiness", path="/x", before="60", want="10", original="60", outcome="set"
-    )
+    item = {"knob": "vm.swappiness", "path": "/x", "before": "60", "want": "10", "outcome": "set"}
     assert outcome_word(item, "past") == "not changed"
     assert outcome_word(item, "present") == "differs"
 

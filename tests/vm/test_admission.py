@@ -8,12 +8,12 @@ import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import gguf_files
+from infertune.records import replace
 from known_models import KNOWN
 from vm.guest import Guest
 from vm.test_daemon import wait_until

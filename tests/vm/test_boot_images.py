@@ -16,7 +16,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from infertune.boot.builders import initramfs_image, uki_image
 from infertune.boot.change import Image
 from infertune.boot.commands import Runner, runner
 from infertune.errors import Failed
+from infertune.records import replace
 from infertune.root import Root
 from infertune.units import MIB
 from vm import lab

@@ -13,12 +13,12 @@ import re
 import shlex
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from infertune.boot.change import Image, Words
 from infertune.boot.commands import find
 from infertune.host import pe
 from infertune.host.system import release
+from infertune.records import dataclass
 from infertune.root import Root
 
 HELD = "etc/modprobe.d/zz-infertune.conf"

@@ -9,10 +9,10 @@ guard to put back.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from infertune.boot.options import Option
+from infertune.records import dataclass
 
 Words = tuple[str, ...]
 """Words of a kernel command line."""

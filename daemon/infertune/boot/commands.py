@@ -13,9 +13,9 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from infertune.errors import Failed
+from infertune.records import dataclass
 from infertune.root import Root
 from infertune.units import printable_line
 

@@ -11,7 +11,6 @@ put back here is only what lies beside the default entry.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
 
 from infertune.boot import record, staging
 from infertune.boot.commands import Ran, Runner, find, runner
@@ -20,6 +19,7 @@ from infertune.boot.state import live, not_in_force
 from infertune.errors import Failed, InfertuneError, UsageError, describe
 from infertune.host.system import boot_id, command_line, parameters
 from infertune.machine import read_machine
+from infertune.records import dataclass, replace
 from infertune.root import Root
 
 
@@ -172,7 +172,7 @@ def main() -> int:
                 _reboot(root, run)
     except InfertuneError as error:
         print(error.message, file=sys.stderr)
-        return int(error.exit_code)
+        return error.exit_code
     except OSError as error:
         print(describe(error), file=sys.stderr)
         return 3

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from infertune.boot.change import Command, Image
@@ -22,6 +21,7 @@ from infertune.boot.commands import Runner, run_step
 from infertune.errors import Failed, cause, describe
 from infertune.host import pe
 from infertune.host.mounts import mounted
+from infertune.records import dataclass
 from infertune.root import Root
 from infertune.units import MIB
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from infertune.errors import UsageError
 from infertune.host.gpu import TTM_MODULES, carveout_shown_is_real, is_loaded
@@ -17,6 +16,7 @@ from infertune.host.modprobe import Sources
 from infertune.host.system import COMMAND_LINE
 from infertune.knobs import KNOBS
 from infertune.machine import Gpu, Machine
+from infertune.records import dataclass
 from infertune.resolve import Desired, Setting
 from infertune.root import Root
 from infertune.units import format_size

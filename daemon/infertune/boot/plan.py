@@ -10,7 +10,6 @@ do drivers' options go to modprobe.d, and into the running kernel's initramfs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 
 from infertune.boot.builders import ByHand, initramfs_image
 from infertune.boot.change import AT_THE_TRY, Change, NewFile, Part, Way, Words
@@ -31,6 +30,7 @@ from infertune.boot.words import HEADER
 from infertune.errors import NotPermitted, UsageError
 from infertune.host.system import command_line
 from infertune.machine import Machine
+from infertune.records import dataclass, replace
 from infertune.root import Root
 
 MODPROBE = "/etc/modprobe.d/zz-infertune.conf"

@@ -16,7 +16,6 @@ import stat
 import types
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -24,6 +23,7 @@ from infertune.boot.change import NO_PART, Enforcer, Part, Sweep, Words
 from infertune.boot.images import Built
 from infertune.boot.options import Option
 from infertune.errors import Failed, NotPermitted, describe
+from infertune.records import dataclass, fields, is_dataclass
 from infertune.root import MAX_READ, Root
 
 PATH = "/var/lib/infertune/boot"

@@ -8,7 +8,6 @@ counts beside a carve-out that the profile makes larger.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from os.path import basename
 
 from infertune.boot import record
@@ -33,6 +32,7 @@ from infertune.pools.boot import (
 from infertune.pools.facts import Configured, PoolFacts, read_facts
 from infertune.pools.judge import Picture, picture
 from infertune.profile import load_profile, places
+from infertune.records import replace
 from infertune.resolve import assume_backend, resolve
 from infertune.root import Root
 from infertune.units import GIB, MIB, format_size

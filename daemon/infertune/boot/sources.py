@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from infertune.host.modprobe import Assignment, Sources
+from infertune.records import dataclass
 from infertune.units import printable_line
 
 

@@ -13,7 +13,6 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 
@@ -25,6 +24,7 @@ from infertune.boot.state import live
 from infertune.errors import Busy, Failed, NotPermitted, UsageError, cause, describe
 from infertune.host.mounts import mounted
 from infertune.host.system import boot_id
+from infertune.records import dataclass, field, replace
 from infertune.root import Root
 
 LOCK = "/run/infertune/boot.lock"

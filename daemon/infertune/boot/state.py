@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from infertune.boot import record
@@ -18,6 +17,7 @@ from infertune.host.modprobe import Sources, read_sources
 from infertune.host.system import COMMAND_LINE, boot_id
 from infertune.knobs import KNOBS
 from infertune.machine import Gpu, Machine
+from infertune.records import dataclass
 from infertune.root import Root
 
 NOT_LOADED = "its module is not loaded"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from infertune.records import dataclass
 
 _MAGIC = 0xEB9F
 _HEADER = struct.Struct("<HBBIIIII")

@@ -8,7 +8,6 @@ import ctypes
 import errno
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from infertune.errors import (
     ObjectMissing,
     TracepointMissing,
 )
+from infertune.records import dataclass
 from infertune.root import Root
 
 PER_CPU_TYPES = {5, 6, 10, 21}

@@ -9,8 +9,9 @@ is unknown, not plain: a guess would be off by a factor.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
+
+from infertune.records import dataclass
 
 Recurrent = Literal["none", "all", "beside", "no_kv_heads", "no_kv_heads_no_ffn", "interval"]
 State = Literal["ssm", "wkv", "shortconv", "kda"]

@@ -7,7 +7,6 @@ How much there is, and who holds it, is :mod:`infertune.pools`' to say; here it 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Literal
 
 from infertune.budget.kv import cells, pad
@@ -18,6 +17,7 @@ from infertune.host.unknown import Unknown
 from infertune.pools.boot import Outlook
 from infertune.pools.facts import Holder, PoolFacts
 from infertune.pools.judge import Pool, Ram, gpu_pool, held_by, pinned, ram
+from infertune.records import dataclass, replace
 from infertune.units import GIB, MIB, format_size
 
 Verdict = Literal["fits", "tight", "unknown", "does not fit now", "does not fit"]

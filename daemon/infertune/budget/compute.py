@@ -9,11 +9,10 @@ Vulkan backend (docs/memory.md, "How well").
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from infertune.budget.kv import cells
 from infertune.budget.settings import ServerMemory
 from infertune.budget.shape import Shape
+from infertune.records import dataclass
 from infertune.units import MIB
 
 _F32 = 4

@@ -8,13 +8,13 @@ server cannot be faster than memory; what others measured says how near it comes
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from infertune.budget.kv import kv_bytes, pad
 from infertune.budget.measured import CHIPS, Chip, Speed, speeds_of
 from infertune.budget.settings import ServerMemory
 from infertune.budget.shape import Shape
 from infertune.machine import Machine
+from infertune.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ import re
 import stat
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 
 from infertune.errors import Exit, UsageError
+from infertune.records import dataclass
 from infertune.units import KIB, MIB, format_size
 
 Scalar = int | float | bool | str

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from infertune.budget.shape import Shape
+from infertune.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Literal
 
 from infertune.budget.compute import SERVER_BYTES, TOKEN_BYTES, compute
 from infertune.budget.kv import checkpoint_bytes, kv_bytes, state_bytes
 from infertune.budget.settings import ServerMemory
 from infertune.budget.shape import Shape, mtp_shape
+from infertune.records import dataclass, replace
 from infertune.units import format_size
 
 Where = Literal["GPU", "host"]

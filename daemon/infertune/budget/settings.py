@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 
 from infertune.budget.companions import ALONE, Companions, read_companions
+from infertune.records import dataclass, replace
 from infertune.units import MIB
 
 CACHE_RAM = 8192 * MIB

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from infertune.cli.base import JSON, Command, Context, argument
+from infertune.cli.base import JSON, Command, Context, argument, verb
 from infertune.cli.engine import BACKEND, daemon_runs
 from infertune.cli.render import counted
 from infertune.errors import Exit, Unreachable, UsageError
@@ -37,7 +37,7 @@ def name_for(unit: str) -> str:
     return re.sub(r"[^a-z0-9_-]+", "-", stem.lower()).strip("-")[:64]
 
 
-def _adopt(ctx: Context) -> Exit:
+def _adopt(ctx: Context) -> int:
     args = ctx.args
     unit = args.unit if "." in args.unit else f"{args.unit}.service"
     if not is_foreign_unit(unit):
@@ -80,7 +80,7 @@ def _say(ctx: Context, done: dict[str, Any]) -> None:
     ctx.print(f"infertune release {done['name']} puts everything back")
 
 
-def _release(ctx: Context) -> Exit:
+def _release(ctx: Context) -> int:
     name = ctx.args.name
     if not NAME.fullmatch(name):
         name = name_for(name if "." in name else f"{name}.service")
@@ -96,9 +96,8 @@ def _release(ctx: Context) -> Exit:
 
 
 COMMANDS: tuple[Command, ...] = (
-    Command(
+    verb(
         "adopt",
-        "put a server that you already run under a profile",
         _adopt,
         (
             argument("unit", metavar="UNIT", help="its service or scope, such as ollama.service"),
@@ -116,9 +115,8 @@ COMMANDS: tuple[Command, ...] = (
         "'release' or the next boot; for good, declare it in /etc/infertune/servers.d: "
         'unit = "ollama.service".',
     ),
-    Command(
+    verb(
         "release",
-        "give an adopted unit back as it was",
         _release,
         (argument("name", metavar="NAME", help="name or unit of the adopted server"), JSON),
         "Puts back every property of the unit and of its slices. One that another program has "

@@ -1,17 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a verb of the command line is, and what it is given."""
+"""What a verb of the command line is, and what it is given.
+
+Every verb has this module, so it imports next to nothing.
+"""
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
-from infertune.root import Root
+from infertune.cli.verbs import help_of
+from infertune.records import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import SimpleNamespace
+    from typing import Any
+
+    from infertune.root import Root
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,8 @@ COLUMNS = 80
 
 def wrapped(text: str, indent: int) -> list[str]:
     """Lines of at most 80 columns; a word (an id, an address) is never cut."""
+    import textwrap
+
     return textwrap.wrap(
         text,
         COLUMNS,
@@ -55,17 +63,42 @@ def wrapped(text: str, indent: int) -> list[str]:
 JSON = argument("--json", action="store_true", help="print one JSON document (docs/json.md)")
 
 
-@dataclass
 class Context:
     """What every verb is given: the machine's files and where to print."""
 
-    root: Root
-    args: argparse.Namespace
-    stdout: Any = field(default_factory=lambda: sys.stdout)
-    command: tuple[str, ...] = ()
-    """What stood after ``--``."""
-    unheard: OSError | None = None
-    """Why output could not be written.  What a verb does to the machine does not depend on it."""
+    def __init__(
+        self,
+        root: Root | None,
+        args: SimpleNamespace,
+        stdout: Any = None,
+        command: tuple[str, ...] = (),
+    ) -> None:
+        """``root`` is None for this machine, which a verb of the daemon's does not even open."""
+        self._root = root
+        self.args = args
+        self.stdout = stdout or sys.stdout
+        self.command = command
+        """What stood after ``--``."""
+        self.unheard: OSError | None = None
+        """Why output could not be written.  What a verb does to the machine does not depend on
+        it."""
+
+    @property
+    def root(self) -> Root:
+        if self._root is None:
+            from infertune.root import Root
+
+            self._root = Root("/")
+        return self._root
+
+    @root.setter
+    def root(self, root: Root) -> None:
+        self._root = root
+
+    @property
+    def live(self) -> bool:
+        """Whether this is about the machine it runs on, not a recorded one."""
+        return self._root is None or self._root.live
 
     def print(self, text: str = "") -> None:
         self._write(printable(text))
@@ -78,6 +111,8 @@ class Context:
 
     def print_json(self, schema: str, document: dict[str, Any]) -> None:
         """Print one document; ``schema`` is its versioned name, e.g. ``infertune.plan/1``."""
+        import json
+
         self._write(json.dumps({"schema": schema, **document}, indent=2))
 
     def _write(self, text: str) -> None:
@@ -111,3 +146,16 @@ class Command:
     subcommands: tuple[Command, ...] = ()
     takes_command: bool = False
     """Whether ``-- COMMAND...`` may follow; the words are in ``Context.command``."""
+
+
+def verb(
+    name: str,
+    run: Callable[[Context], int] | None = None,
+    arguments: tuple[Argument, ...] = (),
+    description: str = "",
+    *,
+    subcommands: tuple[Command, ...] = (),
+    takes_command: bool = False,
+) -> Command:
+    """A verb that stands in VERBS, which has its help."""
+    return Command(name, help_of(name), run, arguments, description, subcommands, takes_command)

@@ -8,7 +8,6 @@ import difflib
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from infertune.boot import guard, record, staging, words
@@ -19,7 +18,7 @@ from infertune.boot.plan import plan
 from infertune.boot.sizes import SIZES, after_staging, check_sizes, remarks
 from infertune.boot.sources import Finding, findings
 from infertune.boot.state import OptionStatus, is_ready, overruled, read_status, sorts_after
-from infertune.cli.base import JSON, Command, Context, argument, printable
+from infertune.cli.base import JSON, Command, Context, argument, printable, verb
 from infertune.cli.engine import PROFILE
 from infertune.documents import picture_document
 from infertune.errors import Exit, UsageError
@@ -32,6 +31,7 @@ from infertune.machine import read_machine
 from infertune.pools.facts import read_facts
 from infertune.pools.judge import Picture, picture
 from infertune.profile import load_profile
+from infertune.records import dataclass
 from infertune.resolve import Desired, assume_backend, resolve
 from infertune.units import format_size
 
@@ -89,7 +89,7 @@ def _rivals(found: Sequence[Option], sources: Sources) -> list[str]:
     ]
 
 
-def _plan(ctx: Context) -> Exit:
+def _plan(ctx: Context) -> int:
     prepared = _prepared(ctx)
     if ctx.args.json:
         ctx.print_json("infertune.boot-plan/1", _plan_document(ctx, prepared))
@@ -100,7 +100,7 @@ def _plan(ctx: Context) -> Exit:
     return Exit.DONE
 
 
-def _stage(ctx: Context) -> Exit:
+def _stage(ctx: Context) -> int:
     with staging.lock(ctx.root, "boot stage"):
         prepared = _prepared(ctx)
         wanted, change = prepared.wanted, prepared.change
@@ -125,7 +125,7 @@ def _stage(ctx: Context) -> Exit:
     return Exit.DIFFERS if change.by_hand else Exit.DONE
 
 
-def _status(ctx: Context) -> Exit:
+def _status(ctx: Context) -> int:
     found = read_status(ctx.root, read_machine(ctx.root))
     stage = found.stage
     if ctx.args.json:
@@ -167,7 +167,7 @@ def _status(ctx: Context) -> Exit:
     return Exit.DONE if found.fine else Exit.DIFFERS
 
 
-def _confirm(ctx: Context) -> Exit:
+def _confirm(ctx: Context) -> int:
     with staging.lock(ctx.root, "boot confirm"):
         confirmed = guard.confirm(ctx.root, _runner(ctx))
     if ctx.args.json:
@@ -177,7 +177,7 @@ def _confirm(ctx: Context) -> Exit:
     return Exit.DONE if confirmed else Exit.DIFFERS
 
 
-def _undo(ctx: Context) -> Exit:
+def _undo(ctx: Context) -> int:
     with staging.lock(ctx.root, "boot undo"):
         done = staging.undo(ctx.root, _runner(ctx), force=ctx.args.force)
     left = done.left if done else ()
@@ -350,9 +350,8 @@ def _diff(ctx: Context, file: NewFile | Edit) -> str:
 
 
 COMMANDS: tuple[Command, ...] = (
-    Command(
+    verb(
         "boot",
-        "settings that take effect at the next boot",
         subcommands=(
             Command(
                 "plan",

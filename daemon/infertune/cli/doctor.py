@@ -6,26 +6,27 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
-from infertune.cli.base import JSON, Command, Context, argument, wrapped
+from infertune.cli.base import JSON, Command, Context, argument, verb, wrapped
 from infertune.doctor.base import SEVERITIES, Advice, Finding, Rule, Unknown
 from infertune.doctor.diagnose import Outcome, Result, diagnose
 from infertune.doctor.facts import Smoke, read_facts
 from infertune.doctor.rules import RULES, SUBJECTS
-from infertune.doctor.smoke import smoke_run
 from infertune.doctor.surroundings import look_around, recorded
 from infertune.errors import Exit, UsageError
+from infertune.machine import read_machine
+from infertune.records import asdict
 
 
-def _doctor(ctx: Context) -> Exit:
+def _doctor(ctx: Context) -> int:
     rules = _chosen(ctx.args.rule)
     if ctx.args.list:
         return _list(ctx, rules)
     smoke = _smoke(ctx)
-    around = look_around(ctx.root, os.environ) if ctx.root.live else recorded(ctx.root)
-    results = diagnose(read_facts(ctx.root, around, smoke), rules)
+    machine = read_machine(ctx.root)
+    around = look_around(ctx.root, os.environ, machine) if ctx.root.live else recorded(ctx.root)
+    results = diagnose(read_facts(ctx.root, around, smoke, machine), rules)
     if ctx.args.json:
         ctx.print_json("infertune.doctor/1", _document(results, smoke))
     else:
@@ -50,6 +51,8 @@ def _smoke(ctx: Context) -> Smoke | None:
         raise UsageError("--smoke works on this machine only", hint="leave out --root")
     if not ctx.args.json:
         ctx.print("asking the server for one token; nothing is applied")
+    from infertune.doctor.smoke import smoke_run  # an HTTP client, which nothing else here needs
+
     return smoke_run(os.environ, model or None)
 
 
@@ -163,7 +166,7 @@ def _counted(number: int, noun: str) -> str:
     return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
 
 
-def _list(ctx: Context, rules: Sequence[Rule]) -> Exit:
+def _list(ctx: Context, rules: Sequence[Rule]) -> int:
     if ctx.args.json:
         documents = [
             {
@@ -232,9 +235,8 @@ def _document(results: Sequence[Result], smoke: Smoke | None) -> dict[str, Any]:
 
 
 COMMANDS: tuple[Command, ...] = (
-    Command(
+    verb(
         "doctor",
-        "look for what is known to be bad on this machine",
         _doctor,
         (
             argument(

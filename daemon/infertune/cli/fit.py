@@ -11,7 +11,6 @@ import json
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
 from typing import Any
 
 from infertune.boot.sizes import outlooks
@@ -21,7 +20,7 @@ from infertune.budget.expect import Expectation, expect
 from infertune.budget.gguf_file import ModelFile, read_model
 from infertune.budget.settings import ServerMemory, read_memory
 from infertune.budget.shape import Shape, read_shape
-from infertune.cli.base import COLUMNS, JSON, Argument, Command, Context, argument, printable
+from infertune.cli.base import COLUMNS, JSON, Argument, Command, Context, argument, printable, verb
 from infertune.cli.engine import BACKEND
 from infertune.errors import Exit, UsageError
 from infertune.host.system import load_average
@@ -30,6 +29,7 @@ from infertune.machine import Machine, read_machine
 from infertune.pools.facts import read_facts
 from infertune.pools.promised import with_reservations
 from infertune.profile import load_profile
+from infertune.records import asdict, replace
 from infertune.resolve import assume_backend, resolve
 from infertune.root import Root, full_path
 from infertune.server_settings import SERVER_SETTINGS, check_together, parse_server_setting
@@ -84,7 +84,7 @@ def canonical(given: Mapping[str, str | int | bool], machine: Machine) -> dict[s
 # -- fit ------------------------------------------------------------------------------
 
 
-def _fit(ctx: Context) -> Exit:
+def _fit(ctx: Context) -> int:
     args = ctx.args
     model = _model(args.model)
     shape = read_shape(model)
@@ -230,7 +230,7 @@ def _model_document(shape: Shape) -> dict[str, Any]:
 # -- expect ---------------------------------------------------------------------------
 
 
-def _expect(ctx: Context) -> Exit:
+def _expect(ctx: Context) -> int:
     model = _model(ctx.args.model)
     shape = read_shape(model)
     machine = read_machine(ctx.root)
@@ -314,9 +314,8 @@ _ARGUMENTS: tuple[Argument, ...] = (
 )
 
 COMMANDS: tuple[Command, ...] = (
-    Command(
+    verb(
         "fit",
-        "say whether a model fits into this machine, and what would make it fit",
         _fit,
         _ARGUMENTS,
         "Reads the head of a GGUF file (all parts of a split one) and adds what a llama-server "
@@ -330,9 +329,8 @@ COMMANDS: tuple[Command, ...] = (
         "does not fit, or not known.",
         takes_command=True,
     ),
-    Command(
+    verb(
         "expect",
-        "say how fast a model can be on this machine",
         _expect,
         (MODEL, CTX, JSON),
         "Bytes that are read for each token, the memory bandwidth of this machine (measured for a "

@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from infertune.cli.base import JSON, Command, Context, argument
+from infertune.cli.base import JSON, Command, Context, argument, verb
 from infertune.errors import Exit, UsageError
 from infertune.knobs import KNOBS, Knob, Reading, read_live, targets
 from infertune.knobs.guards import GUARDS
@@ -40,7 +40,7 @@ def _document(knob: Knob, found: dict[str, Reading], note: str | None) -> dict[s
     }
 
 
-def _knobs(ctx: Context) -> Exit:
+def _knobs(ctx: Context) -> int:
     machine = read_machine(ctx.root)
     wanted = ctx.args.id
     if wanted is not None and wanted not in KNOBS:
@@ -99,9 +99,8 @@ def _describe(ctx: Context, knob: Knob, found: dict[str, Reading], note: str | N
 
 
 COMMANDS: tuple[Command, ...] = (
-    Command(
+    verb(
         "knobs",
-        "list the settings a profile can use",
         _knobs,
         (argument("id", nargs="?", metavar="KNOB", help="show one knob in full"), JSON),
         "Prints each knob with its present value on this machine, its risk, and what is known "

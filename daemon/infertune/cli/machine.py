@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, replace
 
 from infertune import kernel_log
 from infertune.boot.sizes import look
-from infertune.cli.base import JSON, Command, Context, argument
+from infertune.cli.base import JSON, Context, argument, verb
 from infertune.doctor.facts import read_facts
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
 from infertune.doctor.surroundings import Surroundings, look_around, recorded
@@ -24,6 +23,7 @@ from infertune.host.unknown import Unknown
 from infertune.knobs import KNOBS, read_live, targets
 from infertune.machine import Gpu, Machine, read_machine
 from infertune.pools.judge import Picture, held_by
+from infertune.records import asdict, replace
 from infertune.root import Root, write_user_file
 from infertune.snapshot import record, redact_cmdline
 from infertune.units import GIB, MIB, PAGES_PER_GIB, format_cpulist, format_size
@@ -31,7 +31,7 @@ from infertune.units import GIB, MIB, PAGES_PER_GIB, format_cpulist, format_size
 UNKNOWN = "unknown"
 
 
-def show_machine(context: Context) -> Exit:
+def show_machine(context: Context) -> int:
     machine = read_machine(context.root)
     if machine.cmdline:
         # Made to be pasted somewhere, so the same rule as for a snapshot.
@@ -185,7 +185,7 @@ def _cgroup(cgroup: Cgroup) -> list[tuple[str, str]]:
     return lines
 
 
-def save_snapshot(context: Context) -> Exit:
+def save_snapshot(context: Context) -> int:
     file = context.args.file
     if file == "-" and context.args.json:
         raise UsageError("'-' and --json would both print", hint="give a file name with --json")
@@ -227,25 +227,23 @@ def _record(root: Root) -> str:
 
 def _read_everything(root: Root, around: Surroundings) -> None:
     machine = read_machine(root)
-    read_facts(root, around)
+    read_facts(root, around, machine=machine)
     for knob in KNOBS.values():
         read_live(root, targets(root, machine, knob))
     boot_id(root)
 
 
 COMMANDS = (
-    Command(
+    verb(
         "machine",
-        "show what this machine is",
         show_machine,
         (JSON,),
         "Shows the facts profiles are resolved against: CPU, memory, GPU with carve-out and GTT "
         "limit, kernel, boot style, cgroups, and the other tuners that run. Needs no privileges. "
         "What cannot be read is said to be unknown.",
     ),
-    Command(
+    verb(
         "snapshot",
-        "record this machine as a text file for --root",
         save_snapshot,
         (
             argument("file", metavar="FILE", help="file to write; '-' prints it"),

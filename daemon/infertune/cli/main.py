@@ -3,35 +3,22 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import io
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from importlib import import_module
+from types import SimpleNamespace
 
 from infertune import __version__
 from infertune.cli.base import Command, Context, printable
+from infertune.cli.verbs import VERBS, module_of
 from infertune.errors import Exit, InfertuneError, describe
-from infertune.snapshot import open_root
 
-VERBS: Mapping[str, tuple[str, ...]] = {
-    "machine": ("machine", "snapshot"),
-    "knobs": ("knobs",),
-    "doctor": ("doctor",),
-    "profile": ("profiles", "profile"),
-    "engine": ("plan", "apply", "confirm", "verify", "status", "revert", "recover"),
-    "boot": ("boot",),
-    "fit": ("fit", "expect"),
-    "run": ("run",),
-    "serve": ("serve", "start", "servers", "stop", "logs"),
-    "adopt": ("adopt", "release"),
-    "setup": ("setup",),
-    "probes": ("probes",),
-}
-"""Modules of this package and the verbs in each.  Only the module of the verb is imported: all of
-them take longer than most verbs do."""
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+_VERSION = f"infertune {__version__}"
 
 ACTING = frozenset(
     [
@@ -56,20 +43,28 @@ other verb the output is all there is, and without it the verb has failed."""
 
 
 def commands(verb: str | None = None) -> tuple[Command, ...]:
-    """Those of the module that has this verb; all where none has, to say what there is."""
-    modules = [name for name, verbs in VERBS.items() if verb in verbs] or VERBS
-    found = (import_module(f"infertune.cli.{name}").COMMANDS for name in modules)
-    return tuple(command for group in found for command in group)
+    """Those of the module that has this verb; all where none is given."""
+    modules = VERBS if verb is None else [module_of(verb)]
+    return tuple(command for module in modules for command in _commands_of(module))
+
+
+def _commands_of(module: str | None) -> tuple[Command, ...]:
+    found: tuple[Command, ...] = __import__(
+        f"infertune.cli.{module}", fromlist=["COMMANDS"]
+    ).COMMANDS
+    return found
 
 
 def build_parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
     """The command line of these; completion and the man page are made from it too."""
+    import argparse
+
     parser = argparse.ArgumentParser(
         prog="infertune",
         description="Tune this machine for local LLM inference, and put everything back.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"infertune {__version__}")
+    parser.add_argument("--version", action="version", version=_VERSION)
     _add_common(parser, suppress=False)
     _add_commands(parser, commands)
     return parser
@@ -77,17 +72,18 @@ def build_parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
 
 def _add_common(parser: argparse.ArgumentParser, *, suppress: bool) -> None:
     """Options that may stand before or after the verb."""
-    default = argparse.SUPPRESS if suppress else None
+    from argparse import SUPPRESS
+
     parser.add_argument(
         "--root",
         metavar="PATH",
-        default=default if suppress else "/",
+        default=SUPPRESS if suppress else "/",
         help="work on a recorded machine: a directory tree or a snapshot file",
     )
     parser.add_argument(
         "--debug",
         action="store_true",
-        default=default if suppress else False,
+        default=SUPPRESS if suppress else False,
         help="show a traceback when something fails",
     )
 
@@ -113,27 +109,22 @@ def _add_commands(parser: argparse.ArgumentParser, commands: Sequence[Command]) 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    # argparse cannot tell options after "--" from ours when there are options before it.
-    cut = words.index("--") if "--" in words else len(words)
-    parser = build_parser(commands(_verb(words[:cut])))
-    args = parser.parse_args(words[:cut])
-    command = tuple(words[cut + 1 :])
-    if cut < len(words) and not (args.command.takes_command and command):
-        parser.error("this verb takes no '--', or nothing follows it")
+    if words == ["--version"]:
+        print(_VERSION)
+        return Exit.DONE
+    args, command = _parsed(words)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # "µ" on an ASCII terminal
-    context = None
+    context = Context(None, args, command=command)
     try:
-        with open_root(args.root) as root:
-            context = Context(root, args, command=command)
-            code = int(args.command.run(context))
-        return int(Exit.FAILED) if _failed_to_say(args.command, context) else code
+        code = _run(context)
+        return Exit.FAILED if _failed_to_say(args.command, context) else code
     except InfertuneError as error:
         if args.debug:
             raise
         _complain(error.message, error.hint)
-        return int(error.exit_code)
+        return error.exit_code
     except KeyboardInterrupt:
         return 130
     except OSError as error:
@@ -141,14 +132,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _complain(describe(error))
         refused = isinstance(error, PermissionError)
-        return int(Exit.NOT_PERMITTED if refused else Exit.FAILED)
+        return Exit.NOT_PERMITTED if refused else Exit.FAILED
     except Exception as error:
         if args.debug:
             raise
         _complain(f"a bug: {type(error).__name__}: {error}", "'--debug' shows where; please report")
-        return int(Exit.FAILED)
+        return Exit.FAILED
     finally:
-        if context and context.unheard:
+        if context.unheard:
             _not_heard(context.unheard)
         try:
             if sys.stderr:
@@ -157,12 +148,69 @@ def main(argv: Sequence[str] | None = None) -> int:
             _let_go_of(2)
 
 
+def _run(context: Context) -> int:
+    """The verb, on the machine that was asked for."""
+    if context.args.root == "/":
+        return int(context.args.command.run(context))
+    from infertune.snapshot import open_root
+
+    with open_root(context.args.root) as root:
+        context.root = root
+        return int(context.args.command.run(context))
+
+
+def _parsed(words: Sequence[str]) -> tuple[SimpleNamespace, tuple[str, ...]]:
+    """The arguments of a command line, and what stands after ``--``.  Exits with what is wrong."""
+    # argparse cannot tell options after "--" from ours when there are options before it.
+    cut = words.index("--") if "--" in words else len(words)
+    ours, command = words[:cut], tuple(words[cut + 1 :])
+    verb = _verb(ours)
+    known = commands(verb) if module_of(verb) else ()
+    if known and words[0] == verb and (plain := _plain(known, words)):
+        return plain, ()
+    # Help, and the answer to a verb that there is not, are had without any verb's module.
+    parser = build_parser(known or _named())
+    args = parser.parse_args(ours, SimpleNamespace())
+    if cut < len(words) and not (args.command.takes_command and command):
+        parser.error("this verb takes no '--', or nothing follows it")
+    return args, command
+
+
+def _named() -> tuple[Command, ...]:
+    """Every verb, by name and help alone."""
+    return tuple(Command(name, text) for verbs in VERBS.values() for name, text in verbs.items())
+
+
+def _plain(known: Sequence[Command], words: Sequence[str]) -> SimpleNamespace | None:
+    """The arguments of a verb with nothing but names after it; None for others.
+
+    What argparse says of them, which takes longer to import than such a verb to run.
+    """
+    verb, *names = words
+    command = next(each for each in known if each.name == verb)
+    wanted = [each for each in command.arguments if not each.names[0].startswith("-")]
+    if command.subcommands or len(names) != len(wanted) or any(w.startswith("-") for w in names):
+        return None
+    if any(each.options.keys() & {"nargs", "choices", "type"} for each in wanted):
+        return None
+    args = {
+        each.names[-1].lstrip("-").replace("-", "_"): each.options.get(
+            "default", False if each.options.get("action") == "store_true" else None
+        )
+        for each in command.arguments
+    }
+    args |= zip((each.names[0] for each in wanted), names, strict=True)
+    return SimpleNamespace(root="/", debug=False, command=command, **args)
+
+
 def _verb(words: Sequence[str]) -> str | None:
-    """The first word that is not an option or the value of one."""
+    """The first word that is not an option or the value of one; None where help comes before."""
     rest = iter(words)
     for word in rest:
         if word == "--root":
             next(rest, None)
+        elif word in ("-h", "--help"):
+            return None
         elif not word.startswith("-"):
             return word
     return None
@@ -170,10 +218,12 @@ def _verb(words: Sequence[str]) -> str | None:
 
 def _complain(message: str, hint: str | None = None) -> None:
     """One line, and a second that says what would be right."""
-    with contextlib.suppress(OSError, AttributeError):  # standard error may be full or closed
+    try:
         print(f"infertune: {printable(message, lines=False)}", file=sys.stderr)
         if hint:
             print(f"  {printable(hint)}", file=sys.stderr)
+    except (OSError, AttributeError):
+        pass  # standard error may be full or closed
 
 
 def _failed_to_say(command: Command, context: Context) -> bool:
@@ -193,5 +243,7 @@ def _not_heard(error: OSError) -> None:
 def _let_go_of(descriptor: int) -> None:
     """What is still buffered must not fail once more when the interpreter ends: it would then end
     with 120, seen with Python 3.13."""
+    import contextlib
+
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)

@@ -10,14 +10,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from infertune.cli.base import JSON, Command, Context, argument
+from infertune.cli.base import JSON, Command, Context, argument, verb
 from infertune.errors import Exit, NotPermitted, Unreachable, UsageError
 
 _ADDRESS = "127.0.0.1:9877"
 _FIELDS = ("name", "state", "why", "programs")
 
 
-def _probes(ctx: Context) -> Exit:
+def _probes(ctx: Context) -> int:
     if not ctx.root.live:
         raise UsageError("a recorded machine has no kernel to attach probes to")
     probes = _attach() if ctx.args.attach else ask(ctx.args.exporter)
@@ -77,9 +77,8 @@ def _attach() -> Sequence[dict[str, Any]]:
 
 
 COMMANDS: tuple[Command, ...] = (
-    Command(
+    verb(
         "probes",
-        "show which eBPF probes are attached",
         _probes,
         (
             argument("--attach", action="store_true", help="attach them here for a moment (root)"),

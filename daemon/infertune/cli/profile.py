@@ -8,14 +8,14 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from infertune.cli.base import JSON, Command, Context, argument
+from infertune.backends import BACKENDS
+from infertune.cli.base import JSON, Command, Context, argument, verb
 from infertune.cli.engine import BACKEND, PROFILE
 from infertune.errors import Exit, ProfileError
 from infertune.knobs import KNOBS
 from infertune.launch_settings import LAUNCH_SETTINGS, Limit
 from infertune.machine import Machine, read_machine
 from infertune.profile import (
-    BACKENDS,
     SEARCH_PATH,
     Given,
     Profile,
@@ -43,7 +43,7 @@ _TABLES: dict[Section, str] = {
 # -- profiles ------------------------------------------------------------------
 
 
-def _list(ctx: Context) -> Exit:
+def _list(ctx: Context) -> int:
     rows: list[dict[str, Any]] = []
     for name, found in places(ctx.root).items():
         profile, problems = check_profile(ctx.root, name)
@@ -80,7 +80,7 @@ def _list(ctx: Context) -> Exit:
 # -- profile show --------------------------------------------------------------
 
 
-def _show(ctx: Context) -> Exit:
+def _show(ctx: Context) -> int:
     profile = load_profile(ctx.root, ctx.args.profile)
     if ctx.args.json:
         ctx.print_json("infertune.profile/1", _document(profile))
@@ -158,7 +158,7 @@ def _given(given: Given) -> dict[str, Any]:
 # -- profile check -------------------------------------------------------------
 
 
-def _check(ctx: Context) -> Exit:
+def _check(ctx: Context) -> int:
     name: str = ctx.args.profile
     check = check_file if "/" in name or name.endswith(".toml") else check_profile
     profile, problems = check(ctx.root, name)
@@ -187,7 +187,7 @@ def _count(number: int, what: str) -> str:
 # -- profile explain -----------------------------------------------------------
 
 
-def _explain(ctx: Context) -> Exit:
+def _explain(ctx: Context) -> int:
     profile = load_profile(ctx.root, ctx.args.profile)
     machine = read_machine(ctx.root)
     backend, why = ctx.args.backend, "as asked"
@@ -307,9 +307,8 @@ def _explanation(desired: Desired, machine: Machine, why: str) -> dict[str, Any]
 # -- the verbs -----------------------------------------------------------------
 
 COMMANDS: tuple[Command, ...] = (
-    Command(
+    verb(
         "profiles",
-        "list the profiles",
         _list,
         arguments=(JSON,),
         description=(
@@ -320,9 +319,8 @@ COMMANDS: tuple[Command, ...] = (
             "in a later directory."
         ),
     ),
-    Command(
+    verb(
         "profile",
-        "show, check or explain one profile",
         subcommands=(
             Command(
                 "show",

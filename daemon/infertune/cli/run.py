@@ -7,15 +7,15 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from infertune.admission import Admission, Asked, admit, release
 from infertune.budget.gguf_file import ModelError, read_model
-from infertune.cli.base import JSON, Command, Context, argument
-from infertune.cli.engine import BACKEND, PROFILE, WITHOUT, without
+from infertune.cli.base import JSON, Command, Context, argument, verb
+from infertune.cli.engine import BACKEND, PROFILE, WITHOUT
 from infertune.cli.fit import FORCE
+from infertune.cli.here import without
 from infertune.cli.render import print_report
 from infertune.documents import report_document
 from infertune.engine import Report
@@ -24,6 +24,7 @@ from infertune.launch.client import Completion
 from infertune.launch.place import Placed
 from infertune.launch_settings import LAUNCH_SETTINGS, Limit
 from infertune.machine import Machine
+from infertune.records import asdict
 from infertune.run import Request, Result, run
 from infertune.units import format_size
 
@@ -42,7 +43,7 @@ class Printer:
         self.restored(report)
 
     def applied(self, report: Report) -> None:
-        print_report(self.ctx, report, "past")
+        print_report(self.ctx, report_document(report), "past")
 
     def placed(self, outcomes: Sequence[Placed]) -> None:
         if outcomes:
@@ -216,9 +217,8 @@ def _tokens(text: str) -> int:
 
 
 COMMANDS: tuple[Command, ...] = (
-    Command(
+    verb(
         "run",
-        "apply a profile, serve under it, put everything back",
         _run,
         (
             PROFILE,

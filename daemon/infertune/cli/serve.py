@@ -11,12 +11,11 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from infertune.admission import Asked, check
-from infertune.cli.base import JSON, Command, Context, argument, printable
+from infertune.cli.base import JSON, Command, Context, argument, printable, verb
 from infertune.cli.engine import BACKEND, PROFILE, daemon_runs
 from infertune.cli.fit import FORCE, parse_setting
 from infertune.cli.run import Silent
@@ -30,6 +29,7 @@ from infertune.launch.system import show_log
 from infertune.machine import Machine, read_machine
 from infertune.names import NAME, server_unit
 from infertune.profile import load_profile
+from infertune.records import replace
 from infertune.resolve import Desired, resolve
 from infertune.root import Root, read_plain_file
 from infertune.run import Request, Result, Run, prepare
@@ -74,7 +74,7 @@ def _need_daemon(ctx: Context) -> None:
         )
 
 
-def _serve(ctx: Context) -> Exit:
+def _serve(ctx: Context) -> int:
     args = ctx.args
     name = args.name or args.profile
     if not NAME.fullmatch(name):
@@ -153,7 +153,7 @@ def _refuse_misfit(
         print(f"infertune: {printable(remark)}", file=sys.stderr)
 
 
-def _start(ctx: Context) -> Exit:
+def _start(ctx: Context) -> int:
     _need_daemon(ctx)
     name = ctx.args.name
     about = _about(name)
@@ -162,7 +162,7 @@ def _start(ctx: Context) -> Exit:
     return _wait_and_say(ctx, name, _call("Serve", "s", name), about["port"])
 
 
-def _wait_and_say(ctx: Context, name: str, unit: str, port: int) -> Exit:
+def _wait_and_say(ctx: Context, name: str, unit: str, port: int) -> int:
     url = f"http://127.0.0.1:{port}"
     ready_s = _wait(ctx.root, name, port, url)
     if ctx.args.json:
@@ -309,7 +309,7 @@ def _wait(root: Root, name: str, port: int, url: str) -> float:
     raise Failed(f"{name}: no answer in {_READY_S:.0f} s", hint=f"infertune logs {name}")
 
 
-def _servers(ctx: Context) -> Exit:
+def _servers(ctx: Context) -> int:
     _need_daemon(ctx)
     found = _call("Servers")
     if ctx.args.json:
@@ -335,7 +335,7 @@ def _servers(ctx: Context) -> Exit:
     return Exit.DONE
 
 
-def _stop(ctx: Context) -> Exit:
+def _stop(ctx: Context) -> int:
     _need_daemon(ctx)
     _call("Stop", "s", ctx.args.name)
     if ctx.args.json:
@@ -345,7 +345,7 @@ def _stop(ctx: Context) -> Exit:
     return Exit.DONE
 
 
-def _logs(ctx: Context) -> Exit:
+def _logs(ctx: Context) -> int:
     if not NAME.fullmatch(ctx.args.name):
         raise UsageError("not a server name", hint=f"a name matches {NAME.pattern}")
     unit = server_unit(ctx.args.name)
@@ -354,9 +354,8 @@ def _logs(ctx: Context) -> Exit:
 
 
 COMMANDS: tuple[Command, ...] = (
-    Command(
+    verb(
         "serve",
-        "start a model server as a unit, under a profile",
         _serve,
         (
             PROFILE,
@@ -381,18 +380,16 @@ COMMANDS: tuple[Command, ...] = (
         "profile's may follow after --, as SETTING=VALUE (ctx_size=8192).",
         takes_command=True,
     ),
-    Command(
+    verb(
         "start",
-        "start a declared server that was stopped",
         _start,
         (NAMED, JSON),
         "Starts a server of /etc/infertune/servers.d by hand; they start with the daemon.",
     ),
-    Command("servers", "list model servers", _servers, (JSON,), "Declared and running servers."),
-    Command("stop", "stop a model server", _stop, (NAMED, JSON), "Stops the unit and forgets it."),
-    Command(
+    verb("servers", _servers, (JSON,), "Declared and running servers."),
+    verb("stop", _stop, (NAMED, JSON), "Stops the unit and forgets it."),
+    verb(
         "logs",
-        "show what a model server printed",
         _logs,
         (NAMED, argument("--follow", action="store_true", help="go on until Ctrl-C"), JSON),
         "The unit's lines of the system journal; as JSON one entry per line, as journalctl prints.",

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from infertune.cli.base import JSON, Command, Context, argument
+from infertune.cli.base import JSON, Command, Context, argument, verb
 from infertune.errors import Exit, UsageError
 from infertune.service.setup import check, install, remove
 
 
-def _setup(ctx: Context) -> Exit:
+def _setup(ctx: Context) -> int:
     if ctx.args.remove and ctx.args.check:
         raise UsageError("'--check' says what setup would install; it goes without '--remove'")
     work = remove if ctx.args.remove else check if ctx.args.check else install
@@ -26,9 +26,8 @@ def _setup(ctx: Context) -> Exit:
 
 
 COMMANDS: tuple[Command, ...] = (
-    Command(
+    verb(
         "setup",
-        "install the files of the service, or remove them",
         _setup,
         (
             argument("--remove", action="store_true", help="remove what setup installs"),

@@ -9,12 +9,12 @@ What cannot be read is Unknown, which is neither a finding nor its absence.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 from infertune.doctor.facts import Facts
 from infertune.host.unknown import Missing, Unknown, need
 from infertune.host.version import Version, format_version
+from infertune.records import dataclass
 
 __all__ = [
     "SEVERITIES",

@@ -7,7 +7,6 @@ The llama-server on the search path, and images whose tag has a number (``server
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Literal
 
 from infertune.doctor.base import When, Window, need
@@ -15,6 +14,7 @@ from infertune.doctor.facts import Facts
 from infertune.doctor.surroundings import LlamaServer
 from infertune.host.servers import Declared
 from infertune.host.unknown import Missing
+from infertune.records import dataclass
 from infertune.server_files.command_line import LLAMA
 
 Backend = Literal["rocm", "vulkan"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 from infertune import kernel_log
@@ -46,6 +45,7 @@ from infertune.machine import Gpu, Machine, read_machine
 from infertune.pools.boot import Outlook
 from infertune.pools.facts import PoolFacts
 from infertune.pools.facts import read_facts as read_pool_facts
+from infertune.records import dataclass
 from infertune.redaction import GPU_MODULES
 from infertune.root import Root
 from infertune.units import KIB
@@ -257,9 +257,17 @@ class Facts:
         return list(dict.fromkeys([*own, *found]))
 
 
-def read_facts(root: Root, surroundings: Surroundings, smoke: Smoke | None = None) -> Facts:
-    """Everything, once.  Never raises for what a machine, or a broken file of it, can hold."""
-    machine = read_machine(root)
+def read_facts(
+    root: Root,
+    surroundings: Surroundings,
+    smoke: Smoke | None = None,
+    machine: Machine | None = None,
+) -> Facts:
+    """Everything, once.  Never raises for what a machine, or a broken file of it, can hold.
+
+    ``machine`` is for whoever has read it.
+    """
+    machine = machine or read_machine(root)
     given = _guarded(lambda: _parameters(machine))
     sources = read_sources(root)
     options = given if isinstance(given, Unknown) else _options(sources)

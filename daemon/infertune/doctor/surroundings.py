@@ -11,7 +11,6 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from infertune.boot.state import State, read_status
@@ -29,7 +28,8 @@ from infertune.launch.binary import (
     others_may_write,
 )
 from infertune.launch.system import kernel_journal
-from infertune.machine import read_machine
+from infertune.machine import Machine, read_machine
+from infertune.records import asdict, dataclass
 from infertune.redaction import SHOWN_ENVIRONMENT, program_label
 from infertune.root import Root
 from infertune.server_settings import parse_help
@@ -135,21 +135,23 @@ def _nodes_to_file(nodes: Mapping[str, Node]) -> dict[str, dict[str, Any]]:
     return {path: asdict(node) | {"mode": mode(node)} for path, node in nodes.items()}
 
 
-def look_around(root: Root, caller: Mapping[str, str]) -> Surroundings:
+def look_around(
+    root: Root, caller: Mapping[str, str], machine: Machine | None = None
+) -> Surroundings:
     """The surroundings of a caller on this machine.  Never raises."""
     return Surroundings(
         environment={name: caller[name] for name in SHOWN_ENVIRONMENT if name in caller},
         server=llama_server(caller),
         devices=gpu_nodes(root),
         journal=_journal(),
-        staged=_staged(root),
+        staged=_staged(root, machine or read_machine(root)),
         compute_clients=kfd_client_count(root),
     )
 
 
-def _staged(root: Root) -> Staged | Unknown:
+def _staged(root: Root, machine: Machine) -> Staged | Unknown:
     try:
-        status = read_status(root, read_machine(root))
+        status = read_status(root, machine)
     except InfertuneError as error:
         return Unknown(error.message)
     except OSError as error:

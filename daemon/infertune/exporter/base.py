@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
 
+from infertune.records import dataclass
 from infertune.root import Root
 
 Kind = Literal["gauge", "counter", "histogram"]

@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from infertune.errors import DeclarationError
 from infertune.exporter.base import Kind, Metric
+from infertune.records import dataclass
 from infertune.tables import Table, read_table
 
 TYPES = ("counter", "gauge", "histogram")

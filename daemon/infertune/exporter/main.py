@@ -69,17 +69,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"infertune-exporter: {error.message}", file=sys.stderr)
         if error.hint:
             print(f"  {error.hint}", file=sys.stderr)
-        return int(error.exit_code)
+        return error.exit_code
     except KeyboardInterrupt:
         return 130
     except OSError as error:
         if args.debug:
             raise
         print(f"infertune-exporter: {error.strerror}: {error.filename}", file=sys.stderr)
-        return int(Exit.FAILED)
+        return Exit.FAILED
 
 
-def _run(args: argparse.Namespace) -> Exit:
+def _run(args: argparse.Namespace) -> int:
     config = webconfig.load(args.web_config) if args.web_config else webconfig.WebConfig()
     with open_root(args.root) as root:
         if not root.live and not args.once:
@@ -101,7 +101,7 @@ def _run(args: argparse.Namespace) -> Exit:
             energy.close()
 
 
-def _once(root: Root, args: argparse.Namespace) -> Exit:
+def _once(root: Root, args: argparse.Namespace) -> int:
     page = Page(root)
     unknown = set(args.collect) - set(page.names)
     if unknown:
@@ -113,7 +113,7 @@ def _once(root: Root, args: argparse.Namespace) -> Exit:
     return Exit.DONE
 
 
-def _check(probes: Probes) -> Exit:
+def _check(probes: Probes) -> int:
     states = probes.states()
     for probe in states:
         print(f"{probe.name}: {probe.state}{': ' if probe.why else ''}{probe.why}")
@@ -122,7 +122,7 @@ def _check(probes: Probes) -> Exit:
 
 def _serve(
     args: argparse.Namespace, config: webconfig.WebConfig, page: Page, probes: Probes
-) -> Exit:
+) -> int:
     notifier = Notifier(os.environ)
     again = threading.Event()
     listener = _passed_socket() or web.listening_socket(args.listen or web.DEFAULT)

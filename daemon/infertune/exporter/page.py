@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.utils import floatToGoString
@@ -19,6 +18,7 @@ from infertune import __version__
 from infertune.exporter.base import Collector, Histogram, Metric, Sample, present
 from infertune.exporter.collectors import COLLECTORS
 from infertune.exporter.runner import BUDGET_S, STATES, Result, Runner
+from infertune.records import dataclass
 from infertune.root import Root
 
 _PER_COLLECTOR = f"one per collector ({len(COLLECTORS)}, probes and energy)"

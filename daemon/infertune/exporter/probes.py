@@ -16,7 +16,6 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +33,7 @@ from infertune.exporter.declarations import Declaration, Program
 from infertune.exporter.totals import Totals, check, with_those_below
 from infertune.host.memory import has_pressure
 from infertune.host.processes import sees_all_processes
+from infertune.records import dataclass, replace
 from infertune.root import Root
 
 State = Literal["attached", "absent", "not applicable", "failed"]

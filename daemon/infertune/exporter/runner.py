@@ -13,9 +13,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from infertune.exporter.base import Absent, Collector, Sample, take_left_out
+from infertune.records import dataclass
 from infertune.root import Root
 
 BUDGET_S = 8.0

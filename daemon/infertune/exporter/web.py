@@ -18,7 +18,6 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from urllib.parse import parse_qs, urlsplit
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
@@ -30,6 +29,7 @@ from infertune.exporter.page import Page
 from infertune.exporter.probes import Probes
 from infertune.exporter.runner import BUDGET_S
 from infertune.exporter.webconfig import Gate, WebConfig
+from infertune.records import asdict
 
 DEFAULT = "127.0.0.1:9877"
 MAX_CONNECTIONS = 32

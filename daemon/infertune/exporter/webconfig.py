@@ -12,9 +12,9 @@ import os
 import re
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from infertune.errors import UsageError
+from infertune.records import dataclass, field
 from infertune.root import read_user_file
 
 _TLS = ("cert_file", "key_file", "client_ca_file", "client_auth_type", "min_version")

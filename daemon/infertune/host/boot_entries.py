@@ -11,11 +11,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from infertune.host import efi
 from infertune.host.mounts import mounts
 from infertune.host.system import command_line, machine_id, parameters
+from infertune.records import dataclass
 from infertune.root import Root
 from infertune.units import KIB
 

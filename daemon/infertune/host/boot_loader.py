@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from infertune.host import efi
 from infertune.host.boot_entries import PLACES, boot_entries
@@ -19,6 +18,7 @@ from infertune.host.ini import part_of, sections
 from infertune.host.mounts import mounted
 from infertune.host.system import command_line, loader_number, parameters
 from infertune.load_option import LoadOption, without_ids
+from infertune.records import dataclass
 from infertune.root import Root
 from infertune.units import printable_line
 

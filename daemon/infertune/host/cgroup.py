@@ -6,10 +6,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from infertune.host.mounts import mounts
 from infertune.host.text import counters, integer
+from infertune.records import dataclass
 from infertune.root import Root
 
 

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from infertune.host.ini import DIRECTORIES, drop_ins, part_of, sections
 from infertune.host.unknown import Unknown
+from infertune.records import dataclass
 from infertune.root import Root
 from infertune.units import GIB
 

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from infertune.host.text import pairs
+from infertune.records import dataclass
 from infertune.root import Root
 from infertune.units import parse_cpulist
 
@@ -84,7 +83,7 @@ def _first_processor(root: Root) -> dict[str, str]:
 def cpu(root: Root) -> Cpu:
     """Cores with their siblings, cache groups and kinds; only CPUs that are online."""
     info = _first_processor(root)
-    online = cpulist(root, f"{CPUS}/online")
+    online = frozenset(online_cpus(root))
     efficient = _efficient_cpus(root, online)
     cores: dict[int, Core] = {}
     for number in sorted(online):
@@ -102,15 +101,30 @@ def cpu(root: Root) -> Cpu:
             l3=_l3_group(root, here),
             kind=("efficiency" if number in efficient else "performance") if efficient else None,
         )
-    drivers = root.glob(f"{CPUS}/cpufreq/policy*/scaling_driver")
     return Cpu(
         vendor=info.get("vendor_id"),
         model=info.get("model name"),
         online=tuple(sorted(online)),
         cores=tuple(cores.values()),
-        scaling_driver=(root.get(drivers[0]) or None) if drivers else None,
-        amd_pstate=root.get(f"{CPUS}/amd_pstate/status") or None,
+        scaling_driver=scaling_driver(root),
+        amd_pstate=amd_pstate(root),
     )
+
+
+def scaling_driver(root: Root) -> str | None:
+    """cpufreq driver of the first policy; it is another one after a write to amd_pstate/status."""
+    drivers = root.glob(f"{CPUS}/cpufreq/policy*/scaling_driver")
+    return (root.get(drivers[0]) or None) if drivers else None
+
+
+def amd_pstate(root: Root) -> str | None:
+    """Mode of amd-pstate (admin-guide/pm/amd-pstate)."""
+    return root.get(f"{CPUS}/amd_pstate/status") or None
+
+
+def online_cpus(root: Root) -> tuple[int, ...]:
+    """CPUs that are online, lowest first."""
+    return tuple(sorted(cpulist(root, f"{CPUS}/online")))
 
 
 def package(root: Root, number: int) -> int | None:

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from infertune.host.gpu import driver_of
+from infertune.records import dataclass
 from infertune.root import Root
 
 _MOST = 400

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import os
 import re
-import uuid
 from functools import lru_cache
 
 from infertune.host.unknown import Unknown
@@ -110,8 +109,12 @@ def honours_one_shot(root: Root) -> bool | Unknown:
 def loader_partition(root: Root) -> str | None:
     """GPT id of the partition the loader was started from, in lower case."""
     text = _text(root, "LoaderDevicePartUUID")
+    if not text:
+        return None
+    import uuid  # it asks the system for half a dozen things when it is imported
+
     try:
-        return str(uuid.UUID(text)) if text else None
+        return str(uuid.UUID(text))
     except ValueError:
         return None
 

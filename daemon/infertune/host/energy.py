@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from infertune.host.cpu import cpulist, package
+from infertune.records import dataclass
 from infertune.root import Root
 
 _PMU = "/sys/bus/event_source/devices/power"

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from infertune.host.text import integer, pairs
 from infertune.host.unknown import Unknown
+from infertune.records import dataclass
 from infertune.root import Root
 from infertune.units import MIB
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import islice
 
+from infertune.records import dataclass
 from infertune.root import Root
 
 _LIMIT = 4096

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from infertune.host.text import bracketed, counters, sizes
+from infertune.records import dataclass
 from infertune.root import Root
 
 PAGE = 4096

@@ -12,10 +12,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from infertune.errors import describe
 from infertune.host.system import COMMAND_LINE, command_line_bytes, parameters
+from infertune.records import dataclass
 from infertune.root import Root
 
 DIRECTORIES = (

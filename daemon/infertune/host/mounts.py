@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
+from infertune.records import dataclass
 from infertune.root import Root
 
 

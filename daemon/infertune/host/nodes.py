@@ -6,8 +6,8 @@ from __future__ import annotations
 import grp
 import pwd
 import stat
-from dataclasses import dataclass
 
+from infertune.records import dataclass
 from infertune.root import Root
 
 _NOBODY = 65534

@@ -7,10 +7,10 @@ Read as simply as the files are: a service that takes its settings elsewhere is 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Literal
 
 from infertune.host.ini import drop_ins, part_of, sections
+from infertune.records import dataclass
 from infertune.root import Root
 
 Setting = Literal["TuneD profile", "platform profile", "governor", "energy preference"]

@@ -6,16 +6,18 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 
 from infertune.host.cgroup import group_of, owner_of
 from infertune.host.memory import PAGE
 from infertune.host.text import integer, pairs, sizes
+from infertune.records import dataclass, field
 from infertune.root import Root
 from infertune.units import printable_line
 
 MAX_PROCESSES = 4096
 """Bound of processes looked at."""
+MAX_NAMES = 1000
+"""Bound of processes whose names alone are asked for."""
 MAX_DESCRIPTORS = 1024
 """Bound of descriptors of one process looked at."""
 _NAME_LENGTH = 64
@@ -56,8 +58,8 @@ class Process:
 
 def pids(root: Root) -> tuple[int, ...]:
     """Every process that is shown, at most MAX_PROCESSES."""
-    found = (integer(name) for name in root.names("/proc"))
-    return tuple(sorted(pid for pid in found if pid is not None))[:MAX_PROCESSES]
+    found = (int(name) for name in root.names("/proc") if name.isdecimal() and len(name) < 12)
+    return tuple(sorted(found))[:MAX_PROCESSES]
 
 
 def comm(root: Root, pid: int | str) -> str | None:
@@ -66,9 +68,11 @@ def comm(root: Root, pid: int | str) -> str | None:
 
 
 def comms(root: Root) -> frozenset[str]:
-    """Names of all processes."""
-    # Not by glob, which asks for each path three times: this is most of the time of an apply.
-    names = (root.get(f"/proc/{name}/comm") for name in root.names("/proc") if name.isdecimal())
+    """Names of processes: of the MAX_NAMES with the lowest numbers, as services start early.
+
+    It is most of what a verb reads, and somebody who starts thousands must not make it slow.
+    """
+    names = (root.get(f"/proc/{pid}/comm") for pid in pids(root)[:MAX_NAMES])
     return frozenset(name for name in names if name)
 
 

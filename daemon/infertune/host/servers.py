@@ -12,10 +12,10 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from infertune.records import dataclass, field, replace
 from infertune.redaction import PRESET_VARIABLE, is_reduced, reduce_file
 from infertune.root import Root
 from infertune.server_files import formats, script

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import socket
 import sys
-from dataclasses import dataclass
 
+from infertune.records import dataclass
 from infertune.root import Root
 
 _LISTEN = "0A"  # TCP_LISTEN of linux/tcp_states.h

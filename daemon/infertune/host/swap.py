@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from infertune.host.text import integer
 from infertune.host.unknown import Unknown
+from infertune.records import dataclass
 from infertune.root import Root
 from infertune.units import KIB
 

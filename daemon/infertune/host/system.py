@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from infertune.host.text import bracketed, integer, pairs
 from infertune.host.unknown import Unknown
+from infertune.records import dataclass
 from infertune.root import Root
 
 COMMAND_LINE = "/proc/cmdline"

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from infertune.host.cgroup import Cgroup
-from infertune.host.processes import comms
+from infertune.records import dataclass
 from infertune.root import Root
 
 
@@ -134,11 +132,13 @@ def tuner_by_id(tuner: str) -> KnownTuner:
 _UNIT_DIRECTORIES = ("/etc/systemd/system", "/usr/lib/systemd/system", "/usr/lib/systemd/user")
 
 
-def tuners(root: Root, cgroup: Cgroup) -> tuple[Tuner, ...]:
-    """The tuners that are installed; running: a service, a process or a mark says so."""
+def tuners(root: Root, cgroup: Cgroup, names: frozenset[str]) -> tuple[Tuner, ...]:
+    """The tuners that are installed; running: a service, a process or a mark says so.
+
+    ``names`` are those of processes (processes.comms).
+    """
     # systemd's own tree: the v2 one, or beside it the named v1 hierarchy.
     trees = {cgroup.mount, "/sys/fs/cgroup/systemd"} - {None}
-    names = comms(root)
     found = []
     for known in TUNERS:
         running = (

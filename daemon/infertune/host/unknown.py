@@ -7,8 +7,9 @@ null in a document, and never zero.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeVar
+
+from infertune.records import dataclass
 
 T = TypeVar("T")
 

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 from infertune.machine import Machine
+from infertune.records import dataclass
 from infertune.values import HeldMicroseconds, Value
 
 Risk = Literal["safe", "power", "boot"]

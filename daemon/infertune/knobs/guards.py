@@ -7,10 +7,10 @@ One guard is one row.  Every condition that is given must hold.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from infertune.machine import Machine
+from infertune.records import dataclass
 
 STRIX_HALO = "1002:1586"
 

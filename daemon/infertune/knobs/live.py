@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from infertune.errors import errno_name
 from infertune.knobs.base import Knob
 from infertune.machine import Machine
+from infertune.records import dataclass
 from infertune.root import Root
 
 

@@ -15,11 +15,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 from infertune.errors import Failed, UsageError
 from infertune.launch.process import cause, environment
+from infertune.records import dataclass
 
 Backend = Literal["rocm", "vulkan", "cpu"]
 BACKENDS: tuple[Backend, ...] = ("rocm", "vulkan", "cpu")

@@ -12,10 +12,10 @@ import json
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from infertune.errors import Failed
+from infertune.records import dataclass, field
 from infertune.units import MIB, printable_line
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 from infertune.errors import Failed
+from infertune.records import dataclass
 from infertune.server_settings import CACHE_TYPES, NGRAMS, SERVER_SETTINGS, Choices
 from infertune.values import Choice
 

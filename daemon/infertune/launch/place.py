@@ -14,7 +14,6 @@ import os
 import resource
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 from infertune.host.cgroup import (
@@ -28,6 +27,7 @@ from infertune.host.cgroup import (
     processes_of,
 )
 from infertune.launch_settings import LAUNCH_SETTINGS, LaunchSetting
+from infertune.records import dataclass
 from infertune.root import Root
 from infertune.units import format_cpulist, parse_cpulist
 

@@ -6,8 +6,6 @@ What is configured counts whoever configured it; a change that is looked at come
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from infertune.host.gpu import MemoryInfo
 from infertune.host.memory import PAGE
 from infertune.host.modprobe import Assignment
@@ -15,6 +13,7 @@ from infertune.host.text import integer
 from infertune.host.unknown import Unknown
 from infertune.pools.facts import Configured, PoolFacts
 from infertune.pools.judge import is_default, ttm_limit
+from infertune.records import dataclass, replace
 from infertune.units import GIB, MIB
 
 SMALLEST_CARVEOUT = 512 * MIB

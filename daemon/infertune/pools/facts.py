@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 
 from infertune.host.cgroup import group_limit
 from infertune.host.gpu import (
@@ -22,6 +21,7 @@ from infertune.host.modprobe import Assignment, read_sources
 from infertune.host.processes import Process, drm_clients, opens_gpu, pids, process
 from infertune.host.text import integer
 from infertune.machine import Gpu, Machine
+from infertune.records import dataclass, field
 from infertune.root import Root
 from infertune.units import GIB, MIB
 

@@ -8,12 +8,12 @@ never to the carve-out: the driver allocates from one of the two (docs/memory.md
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from infertune.host.memory import PAGE
 from infertune.host.unknown import Unknown
 from infertune.pools.facts import Holder, PoolFacts
+from infertune.records import dataclass
 from infertune.units import GIB, MIB, format_size
 
 PoolName = Literal["GTT", "carve-out", "VRAM"]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from infertune.host.cgroup import group_of, owner_of
@@ -21,6 +20,7 @@ from infertune.host.unknown import Unknown
 from infertune.names import server_of_unit
 from infertune.pools.facts import Holder, PoolFacts
 from infertune.pools.judge import gpu_pool
+from infertune.records import asdict, dataclass, replace
 from infertune.root import Root
 from infertune.units import printable_line
 

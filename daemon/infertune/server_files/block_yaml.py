@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from infertune.records import dataclass
 
 Node = str | list["Node"] | dict[str, "Node"] | None
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from itertools import takewhile
+
+from infertune.records import dataclass, field, replace
 
 COMMAND_LIMIT = 16 * 1024
 """Bytes of one command line that are looked at; ARG_MAX is larger, no server's is."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from itertools import islice
 
+from infertune.records import dataclass, field
 from infertune.server_files import command_line
 from infertune.server_files.block_yaml import Node, NotUnderstood, load
 from infertune.server_files.command_line import INHERITED, LLAMA, Command

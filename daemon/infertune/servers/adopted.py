@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 
 from infertune.errors import Failed
+from infertune.records import asdict, dataclass, field
 from infertune.root import Root
 
 ADOPTED = "/run/infertune/adopted.json"

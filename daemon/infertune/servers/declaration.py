@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
+from infertune.backends import BACKENDS
 from infertune.errors import DeclarationError, UsageError
 from infertune.machine import Machine
 from infertune.names import NAME, NAME_RULE, is_foreign_unit, server_unit
-from infertune.profile import BACKENDS
+from infertune.records import dataclass
 from infertune.resolve import Desired
 from infertune.server_settings import (
     FilePath,

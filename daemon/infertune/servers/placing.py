@@ -12,13 +12,13 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from infertune.errors import Exit, Failed, InfertuneError
 from infertune.host.cgroup import cgroup, processes_below
 from infertune.host.processes import started_ticks, threads
 from infertune.launch.place import nice, oom_score_adj, set_nice, set_oom_score_adj
 from infertune.names import NAME
+from infertune.records import dataclass
 from infertune.root import Root
 from infertune.servers.adopted import Adopted, read_book
 
@@ -133,14 +133,14 @@ def main() -> int:
     """``placing NAME``."""
     if len(sys.argv) != 2 or not NAME.fullmatch(sys.argv[1]):
         print("placing: takes the name of an adopted server", file=sys.stderr)
-        return int(Exit.USAGE)
+        return Exit.USAGE
     try:
         done, back = place(Root("/"), sys.argv[1])
     except (InfertuneError, OSError) as error:
         print(f"<3>{error}", file=sys.stderr)
-        return int(Exit.FAILED)
+        return Exit.FAILED
     print(f"{sys.argv[1]}: {done} set, {back} put back")
-    return int(Exit.DONE)
+    return Exit.DONE
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from infertune.errors import Failed
 from infertune.host.cgroup import cgroup, entries, group_id, processes_of
 from infertune.names import SLICE, server_of_unit
+from infertune.records import dataclass
 from infertune.root import Root
 from infertune.servers.adopted import read_book
 

@@ -11,11 +11,11 @@ import contextlib
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from infertune.errors import UsageError
 from infertune.launch_settings import LAUNCH_SETTINGS
 from infertune.pools.promised import LOCK
+from infertune.records import dataclass
 from infertune.resolve import Desired
 from infertune.servers.declaration import Declaration, files
 from infertune.units import format_cpulist, parse_cpulist

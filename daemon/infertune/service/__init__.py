@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""infertuned: the engine on the system bus.  Needs the extra ``daemon`` (dbus-fast, pyudev)."""
+"""infertuned: the engine on the system bus.  Needs the extra ``daemon`` (dbus-fast)."""

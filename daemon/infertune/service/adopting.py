@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from infertune.errors import Failed, InfertuneError, UsageError
 from infertune.names import is_foreign_unit, placing_unit
+from infertune.records import replace
 from infertune.resolve import Desired
 from infertune.root import Root
 from infertune.servers.adopted import (

@@ -18,13 +18,14 @@ from dbus_fast.annotations import DBusSignature
 from dbus_fast.service import ServiceInterface, dbus_method, dbus_property
 
 from infertune import __version__
+from infertune.backends import BACKENDS
 from infertune.config import read_config
 from infertune.documents import report_document
 from infertune.engine import ApplyFailed
 from infertune.errors import Failed, InfertuneError, NotPermitted, UsageError
 from infertune.knobs import KNOBS
 from infertune.names import NAME
-from infertune.profile import BACKENDS
+from infertune.profile import check_name
 from infertune.service.authority import Authority
 from infertune.service.callers import Callers
 from infertune.service.keeper import Choice, Keeper
@@ -41,6 +42,7 @@ from infertune.service.peers import Peers
 from infertune.service.power import Power
 from infertune.service.serving import Serving
 from infertune.service.wire import to_bus
+from infertune.tables import shown
 
 MAX_CONFIRM_S = 24 * 3600
 MAX_REASON = 200
@@ -341,12 +343,15 @@ def _server_name(name: str) -> None:
 
 def _choice(profile: str, backend: str, without: list[str]) -> Choice:
     """What the caller asks for, if it is made of names that exist."""
-    if not NAME.fullmatch(profile):
-        raise UsageError("not a profile name", hint=f"a name matches {NAME.pattern}")
+    check_name(profile)
     if backend not in ("auto", *BACKENDS):
         raise UsageError("not a backend", hint=f"one of auto, {', '.join(BACKENDS)}")
     if len(without) > len(KNOBS) or any(knob not in KNOBS for knob in without):
-        raise UsageError("there is no such knob to leave out")
+        unknown = [knob for knob in without if knob not in KNOBS] or without
+        raise UsageError(
+            f"there is no such knob to leave out: {shown(unknown[0])}",
+            hint="see 'infertune knobs'",
+        )
     return Choice(profile, backend, tuple(without))
 
 

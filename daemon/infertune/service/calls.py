@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Any
 
 from dbus_fast import Message, MessageFlag, MessageType
 from dbus_fast.aio import MessageBus
+
+from infertune.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,13 +20,14 @@ from dbus_fast.aio import MessageBus
 
 from infertune import __version__
 from infertune.config import read_config
-from infertune.engine import DAEMON_LOCK
 from infertune.errors import Exit, Failed, InfertuneError, UsageError
+from infertune.locks import DAEMON_LOCK
 from infertune.notify import Notifier
 from infertune.root import Root
 from infertune.service.api import Manager, remember_caller
 from infertune.service.authority import Authority
 from infertune.service.callers import Callers
+from infertune.service.facts import Facts
 from infertune.service.guarded import GuardedBus
 from infertune.service.keeper import Choice, Keeper, boottime
 from infertune.service.log import listen_to_libraries, log, log_debug
@@ -65,7 +66,9 @@ class Daemon:
         self._root = root
         self._environment = environment
         self._notify = Notifier(environment)
-        self._keeper = Keeper(root)
+        # What is read in one step of the loop is true until its next one.
+        self._facts = Facts(root, soon=lambda work: asyncio.get_running_loop().call_soon(work))
+        self._keeper = Keeper(root, facts=self._facts)
         self._deadline = Deadline()
         self._over = asyncio.Event()
         self._life = contextlib.ExitStack()
@@ -245,6 +248,7 @@ class Daemon:
         if owner == "" and name in self._keeper.owners():
             self._later(lambda: self._keeper.owner_left(name))
         elif name in NAMES and name != LOGIND:
+            self._facts.tuner_changed()
             # A power profiles service that comes is asked for its hold at the end of a turn.
             self._later(lambda: None)
             who = self._power.provider() if name in dict(PROVIDERS) else NAMES[name]
@@ -256,14 +260,16 @@ class Daemon:
     def _watch_devices(self) -> None:
         try:
             self._devices = self._open_devices(self._root)
-        except (OSError, ImportError) as error:
+        except OSError as error:
             log(4, f"hot-plug is not watched: {error}")
         if self._devices:
             asyncio.get_running_loop().add_reader(self._devices.fileno(), self._devices_changed)
+            self._facts.watch()
 
     def _devices_changed(self) -> None:
         assert self._devices is not None
         events = self._devices.events()
+        self._facts.device_changed()
         if self._supplies.changed(events) or worth_a_look(events):
             anew = started_anew(self._root, events)
             self._later(lambda: self._keeper.look(was_reset=anew, why="hot-plug"))
@@ -327,10 +333,10 @@ def main(root: Root | None = None) -> int:
     """Entry point of ``infertuned``; ``root`` is for tests."""
     if sys.argv[1:] == ["--version"]:
         print(f"infertuned {__version__}")
-        return int(Exit.DONE)
+        return Exit.DONE
     if sys.argv[1:] not in ([], ["--debug"]):
         print("infertuned: takes --debug, --version or nothing", file=sys.stderr)
-        return int(Exit.USAGE)
+        return Exit.USAGE
     listen_to_libraries()
     if sys.argv[1:]:
         log_debug()
@@ -338,16 +344,16 @@ def main(root: Root | None = None) -> int:
         again = asyncio.run(Daemon(root or Root("/"), os.environ).run())
     except InfertuneError as error:
         log(3, error.message)
-        return int(error.exit_code)
+        return error.exit_code
     except OSError as error:
         log(3, f"{error.strerror}: {error.filename or 'the system bus'}")
-        return int(Exit.FAILED)
+        return Exit.FAILED
     except EOFError:
         log(3, "the system bus went away")
-        return int(Exit.FAILED)
+        return Exit.FAILED
     if again:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
-    return int(Exit.DONE)
+    return Exit.DONE
 
 
 if __name__ == "__main__":

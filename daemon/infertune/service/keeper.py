@@ -7,11 +7,10 @@ Calls take milliseconds and are made one at a time by the daemon's one loop.
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from typing import Any
 
 from infertune.documents import report_document, status_document
@@ -28,10 +27,11 @@ from infertune.engine import (
 from infertune.errors import Failed, InfertuneError, UsageError
 from infertune.journal import LOCK
 from infertune.knobs import KNOBS, targets
-from infertune.machine import Machine, read_machine
-from infertune.profile import load_profile
+from infertune.machine import Machine
+from infertune.records import dataclass, replace
 from infertune.resolve import Desired, resolve
 from infertune.root import Held, Root
+from infertune.service.facts import Facts
 from infertune.service.ownership import Ownership
 
 MAX_HOLDS = 16
@@ -65,9 +65,15 @@ class Keeper:
     """The engine with a memory."""
 
     def __init__(
-        self, root: Root, *, owner: str = "infertuned", now: Callable[[], float] | None = None
+        self,
+        root: Root,
+        *,
+        owner: str = "infertuned",
+        now: Callable[[], float] | None = None,
+        facts: Facts | None = None,
     ) -> None:
         self.root = root
+        self.facts = facts or Facts(root)
         self._owner = owner
         self._base: Choice | None = None
         self._holds: list[Hold] = []
@@ -105,7 +111,7 @@ class Keeper:
     def take_over(self) -> Report | None:
         """Put right what a predecessor left; returns what was recovered, if anything."""
         self._unclean = after_unclean_shutdown(self.root)
-        with session(self.root, self._owner) as held:
+        with self._machine() as held:
             recovered = held.recovered
             applied = held.applied
         if applied:
@@ -163,7 +169,7 @@ class Keeper:
 
     def status(self) -> dict[str, Any]:
         self.look()
-        document = status_document(status(self.root, read_machine(self.root)))
+        document = status_document(status(self.root))
         document["drift"] = self.ownership.document()
         if self.holder and self._delegated[1]:
             knobs = ", ".join(sorted(self._delegated[1]))
@@ -254,14 +260,14 @@ class Keeper:
             raise Failed(f"there are {MAX_HOLDS} holds already; nothing was touched")
         if self._session is None:
             # Held values must not outlive us, so the machine is ours as long as they last.
-            self._session = self._kept.enter_context(session(self.root, self._owner))
+            self._session = self._kept.enter_context(self._machine())
         try:
             self._become(choice, hold=True)
         except InfertuneError:
             self._settle_holds()
             raise
         # 128 random bits, and it works only for its owner: a cookie that leaks opens nothing.
-        one = Hold(secrets.token_hex(16), owner, choice, reason)
+        one = Hold(os.urandom(16).hex(), owner, choice, reason)
         self._holds.append(one)
         return one.cookie
 
@@ -388,7 +394,7 @@ class Keeper:
         self.holder = holder
         choice = self.choice
         if holder and choice and self._desired:
-            machine = read_machine(self.root)
+            machine = self.facts.machine()
             self._say_what_is_held(
                 make_plan(self.root, machine, self._desired, without=choice.without)
             )
@@ -441,7 +447,7 @@ class Keeper:
         return self.ownership.knobs != before
 
     def _differences(self, choice: Choice, desired: Desired) -> list[Difference]:
-        return list(drift(self.root, read_machine(self.root), desired, without=choice.without))
+        return list(drift(self.root, self.facts.machine(), desired, without=choice.without))
 
     def _somebody_else_works(self) -> bool:
         return self._session is None and self.root.lock_owner(LOCK) is not None
@@ -451,15 +457,15 @@ class Keeper:
         if self._session is not None:
             yield self._session
             return
-        with session(self.root, self._owner) as held:
+        with session(self.root, self._owner, self.facts.machine) as held:
             yield held
 
     def _resolve(self, choice: Choice) -> tuple[Machine, Desired]:
         for knob in choice.without:
             if knob not in KNOBS:
                 raise UsageError("there is no such knob to leave out")
-        machine = read_machine(self.root)
-        return machine, resolve(load_profile(self.root, choice.profile), machine, choice.backend)
+        machine = self.facts.machine()
+        return machine, resolve(self.facts.profile(choice.profile), machine, choice.backend)
 
     def _release_open(self) -> None:
         for held in self._held_open:

@@ -11,10 +11,10 @@ and left alone until the next apply.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from infertune.engine import Difference
+from infertune.records import dataclass
 
 WINDOW_S = 600.0
 SIGNAL_S = 5.0

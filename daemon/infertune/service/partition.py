@@ -39,15 +39,15 @@ def main() -> int:
     wanted = sys.argv[1:]
     if len(wanted) != 1 or wanted[0] not in ("root", "isolated"):
         print("partition: takes 'root' or 'isolated'", file=sys.stderr)
-        return int(Exit.USAGE)
+        return Exit.USAGE
     root = Root("/")
     cgroup = read_machine(root).cgroup
     if cgroup.version != 2 or cgroup.mount is None:
         print("<4>cpus_partition: absent: cgroup v2 is not what this system uses")
-        return int(Exit.DONE)
+        return Exit.DONE
     why = make_partition(root, cgroup.mount, wanted[0])
     print(f"<4>cpus_partition: clamped: {why}" if why else f"cpus_partition: {wanted[0]}")
-    return int(Exit.DONE)
+    return Exit.DONE
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 from dbus_fast.aio import MessageBus
 
 from infertune.errors import Failed, InfertuneError
 from infertune.host.tuners import tuner_by_id
-from infertune.machine import read_machine
+from infertune.records import dataclass
 from infertune.service.calls import Remote, call
 from infertune.service.keeper import Choice, Keeper
 from infertune.service.log import debug
@@ -168,7 +167,7 @@ class Power:
 
     def provider(self) -> str:
         """How people call the service that has the API now."""
-        running = [tuner for tuner in read_machine(self._keeper.root).tuners if tuner.running]
+        running = [tuner for tuner in self._keeper.facts.machine().tuners if tuner.running]
         names = {name for name, _ in PROVIDERS}
         return next(
             (tuner.name for tuner in running if names & set(tuner_by_id(tuner.id).bus_names)),

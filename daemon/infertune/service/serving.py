@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from dataclasses import replace
 from typing import Any
 
 from infertune.errors import Failed, InfertuneError, UsageError
@@ -15,6 +14,7 @@ from infertune.machine import read_machine
 from infertune.names import SLICE, server_of_unit, server_unit
 from infertune.pools.promised import LOCK, OF_ROOT, sweep
 from infertune.profile import load_profile
+from infertune.records import replace
 from infertune.resolve import Desired, resolve
 from infertune.root import Root
 from infertune.servers.adopted import ADOPTED, Adopted

@@ -7,12 +7,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from infertune.boot import record
 from infertune.errors import Failed, NotPermitted, UsageError
 from infertune.names import SLICE
+from infertune.records import dataclass
 from infertune.root import Root
 from infertune.servers.adopted import ADOPTED
 from infertune.servers.declaration import TRANSIENT

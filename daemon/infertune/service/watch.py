@@ -8,13 +8,15 @@ admin writes wakes nobody up (inotify does not fire there).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
+from infertune.records import dataclass
 from infertune.root import Root
+from infertune.service.udev import Monitor
 from infertune.units import parse_cpulist
 
 SUBSYSTEMS = ("cpu", "drm", "power_supply", "platform-profile", "module")
+_ONLINE, _WEDGED = "POWER_SUPPLY_ONLINE", "WEDGED"
 UDEVD = "/run/udev/control"
 """There where udevd runs (libudev asks the same)."""
 
@@ -47,37 +49,28 @@ class Udev:
     """Device events from udevd, or from the kernel itself where there is none."""
 
     def __init__(self, root: Root) -> None:
-        # Imported here: it loads libudev, which a container may not have.
-        import pyudev
-
         # From udevd they come after its rules ran: a rule may set a knob as well.
         source = "udev" if root.exists(UDEVD) else "kernel"
-        self._monitor: Any = pyudev.Monitor.from_netlink(pyudev.Context(), source)
-        for subsystem in SUBSYSTEMS:
-            self._monitor.filter_by(subsystem)
-        self._monitor.start()
+        self._monitor = Monitor(source, SUBSYSTEMS, (_ONLINE, _WEDGED))
 
     def fileno(self) -> int:
-        return int(self._monitor.fileno())
+        return self._monitor.fileno()
 
     def events(self) -> Sequence[DeviceEvent]:
-        found = []
-        while (device := self._monitor.poll(timeout=0)) is not None:
-            about = device.properties
-            found.append(
-                DeviceEvent(
-                    subsystem=str(device.subsystem),
-                    action=str(device.action),
-                    path=str(device.sys_path),
-                    online=about.get("POWER_SUPPLY_ONLINE"),
-                    wedged="WEDGED" in about,
-                )
+        return [
+            DeviceEvent(
+                subsystem=each.subsystem,
+                action=each.action,
+                path=each.path,
+                online=each.properties.get(_ONLINE),
+                wedged=_WEDGED in each.properties,
             )
-        return found
+            for each in self._monitor.events()
+        ]
 
 
 def open_udev(root: Root) -> Source | None:
-    """Device events of this machine; None for a recorded one.  Raises OSError or ImportError."""
+    """Device events of this machine; None for a recorded one.  Raises OSError."""
     return Udev(root) if root.live else None
 
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import replace
 
 from infertune.boot.builders import ByHand, uki_image
 from infertune.boot.change import NO_PART, Edit, Image, NewFile, Part, Shelter, Way, Words, by_hand
@@ -35,6 +34,7 @@ from infertune.host import efi, pe
 from infertune.host.boot_entries import boot_entries, boot_partitions, selected_entry
 from infertune.host.system import command_line
 from infertune.machine import Machine
+from infertune.records import replace
 from infertune.root import Root
 
 DROP_IN = "/etc/cmdline.d/zz-infertune.conf"

@@ -16,11 +16,11 @@ import selectors
 import socket
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 from infertune.exporter.base import Absent, Collector, Metric, Sample, one_of
 from infertune.exporter.servers import ports
+from infertune.records import dataclass
 from infertune.root import Root
 
 STATES = ("up", "loading", "no-metrics", "denied", "timeout", "unreachable", "not-understood")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from infertune.exporter.base import Absent, Collector, Metric, Sample, present
 from infertune.exporter.servers import units
@@ -21,6 +20,7 @@ from infertune.host.cgroup import (
     memory_used,
 )
 from infertune.names import SLICE
+from infertune.records import dataclass
 from infertune.root import Root
 from infertune.servers.running import Unit
 

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same verbs where no daemon runs: the engine in this process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from infertune.cli.base import Context
+from infertune.cli.engine import daemon_runs, emit, say_restored, summary
+from infertune.cli.render import counted, print_report
+from infertune.documents import report_document, status_document
+from infertune.engine import ApplyFailed, Session, make_plan, session
+from infertune.engine import status as applied_now
+from infertune.errors import Exit, UsageError
+from infertune.knobs import KNOBS
+from infertune.machine import Machine, read_machine
+from infertune.profile import load_profile
+from infertune.resolve import Desired, resolve
+
+
+def without(ctx: Context) -> list[str]:
+    """The knobs to leave alone; raises UsageError for one that does not exist."""
+    for knob in ctx.args.without:
+        if knob not in KNOBS:
+            raise UsageError(
+                f"--without {knob}: there is no such knob", hint="see 'infertune knobs'"
+            )
+    return list(ctx.args.without)
+
+
+def _desired(ctx: Context, machine: Machine) -> Desired:
+    """The profile that the command line names, resolved for this machine."""
+    return resolve(load_profile(ctx.root, ctx.args.profile), machine, ctx.args.backend)
+
+
+def plan(ctx: Context) -> int:
+    """What ``apply`` would do."""
+    machine = read_machine(ctx.root)
+    wanted = _desired(ctx, machine)
+    report = make_plan(ctx.root, machine, wanted, without=without(ctx), may_hold=daemon_runs(ctx))
+    document = report_document(report)
+    launch = {
+        section: {setting.id: setting.canonical for setting in settings.values()}
+        for section, settings in (
+            ("launch", wanted.launch),
+            ("env", wanted.env),
+            ("server", wanted.server),
+        )
+    }
+    emit(ctx, "plan", document, **launch)
+    if not ctx.args.json:
+        for section, title in (("launch", "process"), ("env", "environment"), ("server", "server")):
+            pairs = "  ".join(f"{name}={value}" for name, value in launch[section].items())
+            ctx.print(f"at launch, {title}: {pairs or '-'}")
+        ctx.print(f"{summary(document, 'to change', 'set', 'restore')}; nothing was written")
+        for item in report.items:
+            if item.blocks:
+                ctx.print(f"'apply' will refuse: {item.source} requires {item.knob}")
+    return Exit.DONE
+
+
+def verify(ctx: Context) -> int:
+    """Whether there is nothing for ``apply`` to do."""
+    machine = read_machine(ctx.root)
+    wanted = _desired(ctx, machine)
+    report = make_plan(ctx.root, machine, wanted, without=without(ctx), may_hold=daemon_runs(ctx))
+    emit(ctx, "verify", report_document(report))
+    if not ctx.args.json:
+        differing = {item.knob for item in report.items if item.differs}
+        if differing:
+            count = counted(len(differing), "setting differs", "settings differ")
+            ctx.print(f"{count} from the profile")
+        else:
+            ctx.print("this machine is what the profile says")
+    return Exit.DIFFERS if report.differs else Exit.DONE
+
+
+def apply(ctx: Context) -> dict[str, Any]:
+    """Make the machine what the profile says.  Raises what the engine does."""
+    left_out = without(ctx)
+    machine = read_machine(ctx.root)
+    wanted = _desired(ctx, machine)
+    with session(ctx.root, f"apply {wanted.profile}", lambda: machine) as held:
+        _say_recovered(ctx, held)
+        try:
+            return report_document(held.apply(wanted, without=left_out))
+        except ApplyFailed as failed:
+            emit(ctx, "apply", report_document(failed.report), failed=failed.message)
+            raise
+
+
+def status(ctx: Context) -> dict[str, Any]:
+    """What is applied now."""
+    return status_document(applied_now(ctx.root))
+
+
+def put_back(ctx: Context, verb: str) -> dict[str, Any]:
+    """Put every original back, also after a crash.  Raises what the engine does."""
+    with session(ctx.root, verb) as held:
+        try:
+            if held.unrecovered:
+                raise held.unrecovered
+            return report_document(held.recovered or held.revert())
+        except ApplyFailed as failed:
+            emit(ctx, verb, report_document(failed.report), failed=failed.message)
+            raise
+
+
+def _say_recovered(ctx: Context, held: Session) -> None:
+    if held.recovered is None or ctx.args.json:
+        return
+    recovered = report_document(held.recovered)
+    ctx.print("an earlier run was cut short; its values were put back first:")
+    print_report(ctx, recovered, "past")
+    if held.unrecovered:
+        ctx.print(f"note: {held.unrecovered.message}")
+    else:
+        say_restored(ctx, recovered)
