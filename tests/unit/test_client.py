@@ -296,4 +296,4 @@ def test_the_daemon_takes_no_tls_along() -> None:
     )
     assert done.stdout.split()[-4:] == [b"0", b"True", b"False", b"False"]
     unit = (REPOSITORY / "systemd/infertune.service").read_text()
-    assert "-m infertune.service.start\n" in unit
+    assert "-m infertune.service.start" in unit
