@@ -80,12 +80,18 @@ def _say(ctx: Context, done: dict[str, Any]) -> None:
     ctx.print(f"infertune release {done['name']} puts everything back")
 
 
+def _adopted_name(given: str) -> str:
+    """The name of an adopted server, which may be given by its unit."""
+    if NAME.fullmatch(given):
+        return given
+    unit = given if "." in given else f"{given}.service"
+    servers = _call("Servers", "")
+    return next((each["name"] for each in servers if each.get("unit") == unit), name_for(unit))
+
+
 def _release(ctx: Context) -> int:
-    name = ctx.args.name
-    if not NAME.fullmatch(name):
-        name = name_for(name if "." in name else f"{name}.service")
     _need_daemon(ctx)
-    done = _call("GiveBack", "s", name)
+    done = _call("GiveBack", "s", _adopted_name(ctx.args.name))
     if ctx.args.json:
         ctx.print_json("infertune.release/1", done)
     else:
