@@ -7,9 +7,10 @@ The systemd is made up: after a reload its files decide what a unit is, as with 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infertune.cli import adopt as cli
+from infertune.cli.main import main
 from infertune.errors import Failed, UsageError
+from infertune.names import NAME
 from infertune.profile import Source
+from infertune.records import replace
 from infertune.resolve import Desired, Setting
 from infertune.root import Root, Step
 from infertune.servers import placing
@@ -542,3 +547,83 @@ def test_any_sequence_with_kills_comes_back(
     manager.before = lambda _: None
     asyncio.run(Adopting(Root(base), manager).give_all_back())  # type: ignore[arg-type]
     assert _cleaned(state(manager)) == before
+
+
+# -- the command line -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("unit", "name"),
+    [
+        ("ollama.service", "ollama"),
+        ("llm-server@qwen.service", "llm-server-qwen"),
+        (f"libpod-{'0123456789ab' + 52 * 'f'}.scope", "libpod-0123456789ab"),
+        (f"docker-{'0123456789ab' + 52 * 'f'}.scope", "docker-0123456789ab"),
+        (r"app\x2dllm.service", "app-x2dllm"),
+    ],
+)
+def test_what_a_unit_is_called_as_a_server(unit: str, name: str) -> None:
+    assert cli.name_for(unit) == name
+    assert NAME.fullmatch(name)
+
+
+def run(*words: str) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(list(words))
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manager:
+    """A command line whose daemon answers from a machine that is made up."""
+    manager, adopting = world(tmp_path)
+
+    def call(member: str, signature: str, *words: str) -> Any:
+        if member == "Servers":
+            return [{"name": "mine", "unit": "ollama.service"}]
+        if member == "GiveBack":
+            left = asyncio.run(adopting.give_back(words[0]))
+            return {"name": words[0], "unit": "ollama.service", "notes": left}
+        unit, name = words[:2]
+        work = adopting.plan if member == "PlanAdoption" else adopting.adopt
+        return asyncio.run(work(name, unit, wanted()))
+
+    monkeypatch.setattr(cli, "_call", call)
+    monkeypatch.setattr(cli, "daemon_runs", lambda ctx: True)
+    return manager
+
+
+def test_what_is_said_of_an_adoption(daemon: Manager) -> None:
+    before = state(daemon)
+    code, out, err = run("adopt", "ollama", "--name", "mine", "--plan")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == "5 properties to change; nothing written"
+    assert state(daemon) == before
+    code, out, _ = run("adopt", "ollama", "--name", "mine")
+    assert code == 0
+    assert "the rest takes effect at its next start: systemctl restart ollama.service" in out
+    assert out.splitlines()[-1] == "infertune release mine puts everything back"
+    code, out, _ = run("release", "ollama.service")
+    assert (code, out) == (0, "ollama.service: given back\n")
+    assert state(daemon) == before
+
+
+def test_what_the_command_line_refuses(daemon: Manager) -> None:
+    for unit, says in (
+        ("dbus", "'dbus' cannot be adopted"),
+        ("system.slice", "'system.slice' cannot be adopted"),
+        ("nothing", "there is no unit 'nothing.service'"),
+    ):
+        code, out, err = run("adopt", unit)
+        assert code == 2, unit
+        assert out == ""
+        assert says in err
+    code, _, err = run("adopt", "_.service")
+    assert code == 2
+    assert "'_' is not a valid server name" in err or "give a --name" in err
+
+
+def test_without_a_daemon_nothing_is_adopted() -> None:
+    for words in (("adopt", "ollama", "--root", "/nowhere"), ("release", "x", "--root", "/")):
+        assert run(*words)[0] in (2, 5)
