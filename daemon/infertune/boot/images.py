@@ -51,11 +51,15 @@ def planned(image: Image) -> Built:
     return Built(image)
 
 
+OLD = "infertune-old.efi"
+"""What the copy of an old unified image is called."""
+
+
 def kept(image: Image) -> str:
     """Where the copy of the old image lies."""
     if image.kind == "uki":
         # An ending that loaders look for: it can be booted from there.
-        return f"{os.path.dirname(image.path)}/infertune-old.efi"
+        return f"{os.path.dirname(image.path)}/{OLD}"
     return f"{image.path}.infertune-old"
 
 

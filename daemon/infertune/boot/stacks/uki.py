@@ -24,7 +24,7 @@ import re
 from infertune.boot.builders import ByHand, uki_image
 from infertune.boot.change import NO_PART, Edit, Image, NewFile, Part, Shelter, Way, Words, by_hand
 from infertune.boot.commands import find
-from infertune.boot.images import kept
+from infertune.boot.images import OLD, kept
 from infertune.boot.stacks import firmware
 from infertune.boot.stacks.one_shot import ID, one_shot
 from infertune.boot.stacks.systemd_boot import systemd_boot
@@ -32,7 +32,7 @@ from infertune.boot.stacks.text import KERNEL_CMDLINE, ONCE, ask_to_look, kernel
 from infertune.boot.words import HEADER
 from infertune.host import efi, pe
 from infertune.host.boot_entries import boot_entries, boot_partitions, selected_entry
-from infertune.host.system import command_line
+from infertune.host.system import command_line, release
 from infertune.machine import Machine
 from infertune.records import replace
 from infertune.root import Root
@@ -137,6 +137,10 @@ def _booted(root: Root) -> tuple[str, str] | None:
         found = [path for path in there if path.lower() == f"{place}{file}".lower()]
         if found or root.exists(place + file):
             return place, (found or [place + file])[0]
+        if os.path.basename(file).lower() == os.path.basename(OLD):
+            # Power was cut while a tool wrote: the copy was booted, and has its own name again.
+            ours = [path for path in there if (release(root) or "?") in path] or there
+            return (place, ours[0]) if len(ours) == 1 else None
     return None
 
 
