@@ -229,7 +229,7 @@ def test_a_group_that_is_gone_before_anybody_looks(cgroup: Path) -> None:
         probes.attach()
         first = start(cgroup, "print('ready', flush=True)\ninput()" + FORKS)
         said(first)
-        others, before = value(probes, FAULTS, server=""), value(probes, FAULTS, server="test")
+        before = value(probes, FAULTS, server="test")
         go_on(first)
         _, minor = ended(first)
         # systemd removes the directory, and makes a new one for the next start.
@@ -241,7 +241,6 @@ def test_a_group_that_is_gone_before_anybody_looks(cgroup: Path) -> None:
         found = value(probes, FAULTS, server="test")
         assert found == pytest.approx(minor + again, rel=0.01)
         assert found - before > minor  # before the first look it had a few
-        assert value(probes, FAULTS, server="") - others < minor / 2
     finally:
         probes.close()
 

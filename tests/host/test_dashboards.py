@@ -234,7 +234,7 @@ def here(
         DECLARED.parent.mkdir(parents=True, exist_ok=True)
         if new:
             undo.callback(DECLARED.parent.rmdir)
-        DECLARED.write_text(f"port = {port}\n")
+        DECLARED.write_text(f'profile = "quiet"\nport = {port}\n')
         undo.callback(DECLARED.unlink)
         above = not group.parent.exists()
         group.mkdir(parents=True)

@@ -174,7 +174,7 @@ def test_each_call_is_logged_where_that_was_asked_for(
             assert f"<7>turn done, held: low (cpu), held by {me}" in lines
             assert "<7>turn done, idle" in lines
             assert any(
-                line.startswith(f"<7>Plan of {me}, uid {uid}: {ERROR}.InvalidArgument: not")
+                line.startswith(f"<7>Plan of {me}, uid {uid}: {ERROR}.InvalidArgument: ")
                 for line in lines
             )
             assert f"<7>org.freedesktop.DBus.Properties.GetAll of {me}" in lines

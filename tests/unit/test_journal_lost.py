@@ -16,7 +16,6 @@ from infertune.errors import Exit, Failed
 from infertune.exporter.collectors import COLLECTORS
 from infertune.exporter.runner import collect
 from infertune.journal import PERSISTENT, RUNTIME, STATES, Journals, Loaded, Store
-from infertune.machine import read_machine
 from infertune.root import Root, Step
 from support import (
     LONG,
@@ -49,7 +48,7 @@ def _another_boot(root: Root) -> None:
 
 def _state(root: Root) -> str:
     """What status says; the exporter must say the same."""
-    said = status(root, read_machine(root)).state
+    said = status(root).state
     result = collect(COLLECTORS["journal"], root)
     assert result.state == "ok", result.why
     states = {
@@ -68,7 +67,7 @@ def test_a_lost_run_loses_nothing(tmp_path: Path) -> None:
     tuned = values(tmp_path)
     _lose(root)
     assert _state(root) == "applied"
-    now = status(root, read_machine(root))
+    now = status(root)
     assert {item.outcome for item in now.items} == {"already"}
     assert now.notes == (f"{RUNTIME} was lost; its copy in {PERSISTENT} is used",)
     assert values(tmp_path) == tuned
@@ -150,7 +149,7 @@ def test_a_damaged_journal_has_a_copy(text: bytes, tmp_path: Path) -> None:
     assert _state(root) == "degraded"
     recover(root)
     assert values(tmp_path) == original
-    assert status(root, read_machine(root)).damaged == (f"{RUNTIME}.damaged-1",)
+    assert status(root).damaged == (f"{RUNTIME}.damaged-1",)
 
 
 def test_a_lost_run_and_a_damaged_copy(tmp_path: Path) -> None:
@@ -168,7 +167,7 @@ def test_a_lost_run_and_a_damaged_copy(tmp_path: Path) -> None:
     left = {path for path, now in values(tmp_path).items() if now != original[path]}
     assert left == {SWAPPINESS}
     assert _state(root) == "degraded"
-    assert status(root, read_machine(root)).damaged == (f"{PERSISTENT}.damaged-1",)
+    assert status(root).damaged == (f"{PERSISTENT}.damaged-1",)
 
 
 def test_nothing_of_a_lost_run_can_be_trusted(tmp_path: Path) -> None:
@@ -215,7 +214,7 @@ def test_a_copy_of_an_earlier_boot(tmp_path: Path) -> None:
     apply(root, "low", {"vm.swappiness": 1})
     _another_boot(root)
     assert _state(root) == "idle"
-    assert status(root, read_machine(root)).notes == ()
+    assert status(root).notes == ()
     assert after_unclean_shutdown(root) is None
     (tmp_path / SWAPPINESS.lstrip("/")).write_text("1\n")
     revert(root)
@@ -339,7 +338,7 @@ def test_a_copy_of_the_version_before_and_of_an_earlier_boot(tmp_path: Path) -> 
     _another_boot(root)
     assert after_unclean_shutdown(root) == "long"
     assert _state(root) == "idle"
-    assert any("cpufreq.scaling_governor" in n for n in status(root, read_machine(root)).notes)
+    assert any("cpufreq.scaling_governor" in n for n in status(root).notes)
 
 
 def build_root(base: Path) -> Root:
