@@ -88,7 +88,7 @@ def test_a_unit_of_others_is_declared_with_what_it_gets() -> None:
     with pytest.raises(DeclarationError, match=r"x:3: unknown key 'model'"):
         parse_declaration("ollama", text.replace("port", "model"), "x")
     for unit in ("dbus.service", "infertune.service", "/etc/passwd", "user@0.service"):
-        with pytest.raises(DeclarationError, match=r"x:1: 'unit': .* cannot|can be adopted"):
+        with pytest.raises(DeclarationError, match=r"x:1: 'unit': .* is not a service that can be"):
             parse_declaration("ollama", text.replace("ollama.service", unit), "x")
 
 
