@@ -8,6 +8,9 @@ import re
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 NAME_RULE = "lower-case letters, digits, '-' and '_', at most 64, starting with a letter or digit"
 
+USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,30}|[1-9][0-9]{0,9}")
+"""A user by name or number; never root, whose units are the system's."""
+
 SLICE = "infertune.slice"
 """The slice of all servers that infertune starts."""
 _UNIT = re.compile(rf"infertune-server@({NAME.pattern})\.service")
@@ -21,6 +24,16 @@ def server_unit(name: str) -> str:
 def placing_unit(name: str) -> str:
     """The unit that gives processes of an adopted server what the profile says."""
     return f"infertune-adopted@{name}.service"
+
+
+def user_unit(uid: int) -> str:
+    """The unit that does in a user's manager what the daemon asks for."""
+    return f"infertune-user@{uid}.service"
+
+
+def manager_unit(uid: int) -> str:
+    """The unit that a user's manager is."""
+    return f"user@{uid}.service"
 
 
 def server_of_unit(unit: str) -> str | None:

@@ -117,6 +117,27 @@ def processes_below(root: Root, group: str, levels: int = 8) -> Iterator[int]:
             yield from processes_below(root, f"{group}/{name}", levels - 1)
 
 
+_MOST_SLICES = 256
+"""Bound of what is looked into for a unit: a user can make as many groups as he likes."""
+
+
+def group_of_unit(root: Root, above: str, unit: str) -> str | None:
+    """The group of a unit that is in ``above`` or in slices below it; None where it does not run.
+
+    Of several the one that is nearest to the top.
+    """
+    groups = [above]
+    for _ in range(_MOST_SLICES):
+        if not groups:
+            break
+        group = groups.pop(0)
+        names = entries(root, group)
+        if unit in names:
+            return f"{group}/{unit}"
+        groups += [f"{group}/{name}" for name in names if name.endswith(".slice")]
+    return None
+
+
 def group_limit(root: Root) -> int | None:
     """memory.max of the group this whole system is in (a container), in bytes; None: no limit."""
     # In the real root group there is no such file: it stands for a control group namespace.

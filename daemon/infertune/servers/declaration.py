@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from infertune.backends import BACKENDS
 from infertune.errors import DeclarationError, UsageError
 from infertune.machine import Machine
-from infertune.names import NAME, NAME_RULE, is_foreign_unit, server_unit
+from infertune.names import NAME, NAME_RULE, USER, is_foreign_unit, server_unit
 from infertune.records import dataclass
 from infertune.resolve import Desired
 from infertune.server_settings import (
@@ -62,6 +62,8 @@ class Foreign:
     backend: str = "auto"
     port: int | None = None
     """Where it answers; None: not said."""
+    user: str | None = None
+    """Name or number of whose manager has the unit; None for the system's."""
 
 
 def parse_declaration(
@@ -88,8 +90,11 @@ def parse_declaration(
 
 def _foreign(name: str, table: Table, default_profile: Callable[[], str | None]) -> Foreign:
     """What the unit runs is its own business: no model, no settings."""
-    table.only(("unit",), ("profile", "backend", "port"))
+    table.only(("unit",), ("profile", "backend", "port", "user"))
     unit = table.text("unit")
+    user = table.text("user") if "user" in table else None
+    if user is not None and not USER.fullmatch(user):
+        raise table.wrong("user", f"'user': {shown(user)} is no user: a name, or a number")
     if not is_foreign_unit(unit):
         raise table.wrong("unit", f"'unit': {shown(unit)} is not a service that can be adopted")
     return Foreign(
@@ -98,6 +103,7 @@ def _foreign(name: str, table: Table, default_profile: Callable[[], str | None])
         unit,
         table.one_of("backend", ("auto", *BACKENDS), "auto"),
         table.whole("port", 1, 65535) if "port" in table else None,
+        user,
     )
 
 
@@ -178,6 +184,8 @@ def declaration_text(declaration: Declaration | Foreign) -> str:
         lines.append(f"port = {declaration.port}")
     if isinstance(declaration, Foreign):
         lines.append(f"unit = {json.dumps(declaration.unit)}")
+        if declaration.user is not None:
+            lines.append(f"user = {json.dumps(declaration.user)}")
         return "\n".join([*lines, f"backend = {json.dumps(declaration.backend)}"]) + "\n"
     if declaration.model is not None:
         lines.append(f"model = {json.dumps(declaration.model, ensure_ascii=False)}")

@@ -11,11 +11,11 @@ import contextlib
 from collections.abc import Iterable, Iterator
 
 from infertune.errors import Failed
-from infertune.host.cgroup import cgroup, entries, group_id, processes_of
+from infertune.host.cgroup import cgroup, entries, group_id, group_of_unit, processes_of
 from infertune.names import SLICE, server_of_unit
 from infertune.records import dataclass
 from infertune.root import Root
-from infertune.servers.adopted import read_book
+from infertune.servers.adopted import Adopted, read_book
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +48,23 @@ def _own(root: Root, path: str) -> Iterator[Unit]:
 def _adopted(root: Root, mount: str) -> Iterator[Unit]:
     with contextlib.suppress(Failed):  # the daemon says what is wrong with it
         for name, each in read_book(root).units.items():
-            path = f"{mount}{each.group}"
-            if each.group and ".." not in each.group and entries(root, path):
+            if path := _group_of_adopted(root, mount, each):
                 yield Unit(each.unit.unit, name, path)
+
+
+def group_of_adopted(root: Root, adopted: Adopted) -> str | None:
+    """The control group of an adopted unit; None where it does not run."""
+    mount = cgroup(root).mount
+    return _group_of_adopted(root, mount, adopted) if mount else None
+
+
+def _group_of_adopted(root: Root, mount: str, adopted: Adopted) -> str | None:
+    if not adopted.group or ".." in adopted.group:
+        return None
+    path = f"{mount}{adopted.group}"
+    if adopted.user is not None:
+        return group_of_unit(root, path, adopted.unit.unit)
+    return path if entries(root, path) else None
 
 
 def processes(root: Root, units: Iterable[Unit]) -> dict[int, str]:

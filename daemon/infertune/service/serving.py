@@ -17,7 +17,7 @@ from infertune.profile import load_profile
 from infertune.records import replace
 from infertune.resolve import Desired, resolve
 from infertune.root import Root
-from infertune.servers.adopted import ADOPTED, Adopted
+from infertune.servers.adopted import ADOPTED, Adopted, Wanted
 from infertune.servers.declaration import DECLARED, TRANSIENT, Declaration, Foreign
 from infertune.servers.dropins import (
     drop_in_path,
@@ -26,12 +26,14 @@ from infertune.servers.dropins import (
     units_with_drop_in,
     write_drop_ins,
 )
+from infertune.servers.running import group_of_adopted
 from infertune.servers.store import (
     declared_names,
     declared_ports,
     find_declaration,
     gpu_groups,
     remove_declaration,
+    user_id,
     write_declaration,
 )
 from infertune.servers.unit import (
@@ -42,10 +44,12 @@ from infertune.servers.unit import (
     promised,
     slice_drop_in,
     together,
+    wanted,
 )
 from infertune.service.adopting import Adopting
 from infertune.service.keeper import Choice
 from infertune.service.systemd import Systemd
+from infertune.service.users import Users
 
 _RUNNING = ("active", "activating", "reloading", "deactivating", "restarting")
 
@@ -56,7 +60,7 @@ class Serving:
     def __init__(self, root: Root, systemd: Systemd) -> None:
         self._root = root
         self._systemd = systemd
-        self._adopting = Adopting(root, systemd)
+        self._adopting = Adopting(root, systemd, Users(root, systemd))
         # The slice's drop-in is the sum over all servers: one change at a time.
         self._one = asyncio.Lock()
 
@@ -129,28 +133,46 @@ class Serving:
             )
             remove_notes(self._root, SLICE)
 
-    async def plan_adoption(self, name: str, unit: str, choice: Choice) -> dict[str, Any]:
+    async def plan_adoption(
+        self, name: str, unit: str, choice: Choice, user: str | None = None
+    ) -> dict[str, Any]:
         """What putting a unit of others under a profile would change.  Raises UsageError."""
-        foreign = self._foreign(name, unit, choice)
-        return await self._adopting.plan(name, unit, self._desired(foreign))
+        foreign = self._foreign(name, unit, choice, user)
+        return await self._adopting.plan(name, unit, self._wanted(foreign), self._uid(foreign))
 
-    async def adopt(self, name: str, unit: str, choice: Choice) -> dict[str, Any]:
+    async def adopt(
+        self,
+        name: str,
+        unit: str,
+        choice: Choice,
+        user: str | None = None,
+        *,
+        waits: bool = False,
+    ) -> dict[str, Any]:
         """Put a unit of others under a profile until the next boot.
 
-        Raises UsageError or Failed with everything as it was.
+        ``user`` is whose manager has it; ``waits``: it may start later.  Raises UsageError or
+        Failed with everything as it was.
         """
-        foreign = self._foreign(name, unit, choice)
-        done = await self._adopting.adopt(name, unit, self._desired(foreign))
+        foreign = self._foreign(name, unit, choice, user)
+        wanted, uid = self._wanted(foreign), self._uid(foreign)
+        done = await self._adopting.adopt(name, unit, wanted, uid, waits=waits)
         if not self._lasting(name):
             write_declaration(self._root, replace(foreign, unit=done["unit"]))
         return done
 
-    def _foreign(self, name: str, unit: str, choice: Choice) -> Foreign:
+    def _wanted(self, foreign: Foreign) -> Wanted:
+        return wanted(self._desired(foreign))
+
+    def _uid(self, foreign: Foreign) -> int | None:
+        return None if foreign.user is None else user_id(self._root, foreign.user)
+
+    def _foreign(self, name: str, unit: str, choice: Choice, user: str | None) -> Foreign:
         found = self._found(name)
         if isinstance(found, Declaration) or (found and found.unit != unit and self._lasting(name)):
             raise UsageError(f"'{name}' is another server, {found.unit}", hint="another --name")
         port = found.port if found else None
-        return Foreign(name, choice.profile, unit, choice.backend, port)
+        return Foreign(name, choice.profile, unit, choice.backend, port, user)
 
     def _lasting(self, name: str) -> bool:
         return self._root.exists(f"{DECLARED}/{name}.toml")
@@ -198,7 +220,8 @@ class Serving:
             try:
                 found = find_declaration(self._root, name)
                 if isinstance(found, Foreign):
-                    await self.adopt(name, found.unit, Choice(found.profile, found.backend))
+                    choice = Choice(found.profile, found.backend)
+                    await self.adopt(name, found.unit, choice, found.user, waits=True)
                 elif states.get(server_unit(name)) in _RUNNING:
                     # systemd may start it again by itself; without this file it could not.
                     self._make_lock()
@@ -228,13 +251,15 @@ class Serving:
         return {name for place in places for name in declared_names(self._root, place)}
 
     async def _about_adopted(self, adopted: Adopted) -> dict[str, Any]:
-        unit = adopted.unit.unit
-        return {
-            "name": adopted.name,
-            "unit": unit,
-            "state": (await self._systemd.states(unit)).get(unit, "inactive"),
-            "profile": adopted.profile,
-        }
+        unit, user = adopted.unit.unit, adopted.user
+        if user is None:
+            state = (await self._systemd.states(unit)).get(unit, "inactive")
+        else:
+            # His manager could say anything; the kernel does not.
+            state = "active" if group_of_adopted(self._root, adopted) else "inactive"
+        about = {"name": adopted.name, "unit": unit, "state": state}
+        whose = None if user is None else str(user)
+        return {**about, "profile": adopted.wanted.profile, "user": whose}
 
     async def _about(self, name: str, state: str) -> dict[str, Any]:
         about: dict[str, Any] = {"name": name, "state": state}
@@ -248,7 +273,7 @@ class Serving:
         except InfertuneError as error:
             return {**about, "error": error.message}
         if isinstance(found, Foreign):
-            about |= {"unit": found.unit, "profile": found.profile}
+            about |= {"unit": found.unit, "profile": found.profile, "user": found.user}
         elif found:
             about |= {"profile": found.profile, "port": found.port, "model": found.model}
         return about
