@@ -11,6 +11,16 @@ NAME_RULE = "lower-case letters, digits, '-' and '_', at most 64, starting with 
 USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,30}|[1-9][0-9]{0,9}")
 """A user by name or number; never root, whose units are the system's."""
 
+DECLARED = "/etc/infertune/servers.d"
+"""Declarations of servers that start with the daemon: NAME.toml each."""
+
+
+def declared_server(file: str) -> str | None:
+    """The server that a file there declares, by its name; None for any other file."""
+    name = file.removesuffix(".toml")
+    return name if name != file and NAME.fullmatch(name) else None
+
+
 SLICE = "infertune.slice"
 """The slice of all servers that infertune starts."""
 _UNIT = re.compile(rf"infertune-server@({NAME.pattern})\.service")

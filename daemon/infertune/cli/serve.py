@@ -27,14 +27,13 @@ from infertune.launch.client import healthy, how_to_talk
 from infertune.launch.ready import Progress, choose_port
 from infertune.launch.system import show_log
 from infertune.machine import Machine, read_machine
-from infertune.names import NAME, server_unit
+from infertune.names import DECLARED, NAME, server_unit
 from infertune.profile import load_profile
 from infertune.records import replace
 from infertune.resolve import Desired, resolve
 from infertune.root import Root, read_plain_file
 from infertune.run import Request, Result, Run, prepare
 from infertune.servers.declaration import (
-    DECLARED,
     TRANSIENT,
     Declaration,
     declaration_text,

@@ -24,8 +24,6 @@ from infertune.server_settings import (
 )
 from infertune.tables import Table, read_table, shown
 
-DECLARED = "/etc/infertune/servers.d"
-"""Servers that start with the daemon."""
 TRANSIENT = "/run/infertune/servers.d"
 """Servers of this boot: ``infertune serve``."""
 

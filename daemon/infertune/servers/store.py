@@ -8,10 +8,9 @@ from functools import partial
 
 from infertune.config import read_config
 from infertune.errors import DeclarationError, Failed, InfertuneError, UsageError
-from infertune.names import NAME, USER
+from infertune.names import DECLARED, NAME, USER, declared_server
 from infertune.root import Root, changeable_by_others
 from infertune.servers.declaration import (
-    DECLARED,
     TRANSIENT,
     Declaration,
     Foreign,
@@ -64,8 +63,7 @@ def _default_profile(root: Root) -> str | None:
 
 def declared_names(root: Root, directory: str) -> list[str]:
     """Names of the servers that a directory declares."""
-    files = (name for name in root.names(directory) if name.endswith(".toml"))
-    return [name for file in files if NAME.fullmatch(name := file.removesuffix(".toml"))]
+    return [name for file in root.names(directory) if (name := declared_server(file))]
 
 
 def declared_ports(root: Root) -> dict[str, int]:
