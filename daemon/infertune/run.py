@@ -13,10 +13,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from infertune.doctor.at_launch import warnings
 from infertune.engine import ApplyFailed, Report, Session, session
 from infertune.errors import Failed, InfertuneError, UsageError
+from infertune.foreground import Foreground, forget, note
+from infertune.host.cgroup import group_of
 from infertune.journal import Journal
 from infertune.launch.binary import (
     BACKENDS,
@@ -338,7 +341,7 @@ def _serve(one: Run, job: Job, desired: Desired, signals: Signals) -> int:
         child = start(
             job.argv,
             job.env,
-            lambda pid: _place(one, pid, desired),
+            lambda pid: _place(one, pid, desired, job.url),
             capture=job.model is not None,
             program=job.program,
             stdout=one.request.stdout,
@@ -350,11 +353,12 @@ def _serve(one: Run, job: Job, desired: Desired, signals: Signals) -> int:
     finally:
         if child:
             child.stop()
+            forget(one.root, child.pid)
         if one.group:
             one.group.remove()
 
 
-def _place(one: Run, pid: int, desired: Desired) -> None:
+def _place(one: Run, pid: int, desired: Desired, url: str) -> None:
     outcomes, one.group = place(one.root, one.machine.cgroup, pid, _canonical(desired.launch))
     one.result.placed = outcomes
     one.audience.placed(outcomes)
@@ -362,6 +366,11 @@ def _place(one: Run, pid: int, desired: Desired) -> None:
         setting = desired.launch[each.id]
         if setting.required and each.outcome in ("absent", "rejected"):
             raise Failed(f"{each.id}: {each.why}, but {setting.source} requires it")
+    mount = one.machine.cgroup.mount
+    if mount and (group := group_of(one.root, pid)):
+        port = urlsplit(url).port
+        path = mount + group.rstrip("/")
+        note(one.root, Foreground(desired.profile, pid, path, one.group is not None, port))
 
 
 def _attend(one: Run, job: Job, child: Child, signals: Signals) -> int:

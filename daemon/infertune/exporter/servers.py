@@ -7,7 +7,6 @@ from infertune.exporter.base import bounded
 from infertune.root import Root
 from infertune.servers import running
 from infertune.servers.running import Unit
-from infertune.servers.store import declared_ports
 
 MAX_SERVERS = 64
 """Bound of the label ``server``.  A machine with one memory serves a handful."""
@@ -31,5 +30,5 @@ def cgroup_ids(root: Root) -> dict[int, str]:
 
 
 def ports(root: Root) -> dict[str, int]:
-    """Port by name of every declared server; a declaration that is not valid has none."""
-    return dict(bounded(list(declared_ports(root).items()), MAX_SERVERS))
+    """Port by name of every server that has one; a declaration that is not valid has none."""
+    return dict(bounded(list(running.ports(root).items()), MAX_SERVERS))

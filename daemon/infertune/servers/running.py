@@ -11,30 +11,50 @@ import contextlib
 from collections.abc import Iterable, Iterator
 
 from infertune.errors import Failed
+from infertune.foreground import foreground
 from infertune.host.cgroup import cgroup, entries, group_id, group_of_unit, processes_of
 from infertune.names import SLICE, server_of_unit
 from infertune.records import dataclass
 from infertune.root import Root
 from infertune.servers.adopted import Adopted, read_book
+from infertune.servers.store import declared_ports
+
+RUN = "infertune run"
+"""What a server in the foreground has for a unit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """The slice, or one server's unit in it."""
+    """The slice, or the control group of one server."""
 
     name: str
-    """As systemd has it: ``infertune.slice``, ``infertune-server@gemma.service``."""
+    """As systemd has it: ``infertune.slice``, ``infertune-server@gemma.service``; or RUN."""
     server: str
     """Name of the server; empty for the slice."""
     cgroup: str
 
 
 def units(root: Root) -> tuple[Unit, ...]:
-    """The slice and the units in it, then what is adopted; empty where no server is a unit."""
+    """The slice and the units in it, then what is adopted, then what runs in the foreground.
+
+    Empty where no server has a group of its own.
+    """
     mount = cgroup(root).mount
     if not mount:
         return ()
-    return (*_own(root, f"{mount}/{SLICE}"), *_adopted(root, mount))
+    return (*_own(root, f"{mount}/{SLICE}"), *_adopted(root, mount), *_foreground(root))
+
+
+def ports(root: Root) -> dict[str, int]:
+    """Port by name of every server that is declared, or runs in the foreground."""
+    runs = {each.name: each.port for each in foreground(root) if each.port is not None}
+    return {**declared_ports(root), **runs}
+
+
+def _foreground(root: Root) -> Iterator[Unit]:
+    for each in foreground(root):
+        if each.own:
+            yield Unit(RUN, each.name, each.group)
 
 
 def _own(root: Root, path: str) -> Iterator[Unit]:

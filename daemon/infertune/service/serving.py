@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from infertune.errors import Failed, InfertuneError, UsageError
+from infertune.foreground import foreground
 from infertune.host.sockets import listeners
 from infertune.machine import read_machine
 from infertune.names import DECLARED, SLICE, server_of_unit, server_unit
@@ -26,7 +27,7 @@ from infertune.servers.dropins import (
     units_with_drop_in,
     write_drop_ins,
 )
-from infertune.servers.running import group_of_adopted
+from infertune.servers.running import RUN, group_of_adopted
 from infertune.servers.store import (
     declared_names,
     declared_ports,
@@ -206,6 +207,10 @@ class Serving:
             if name in adopted
             else await self._about(name, running.get(name, "inactive"))
             for name in sorted({*names, *adopted})
+        ] + [
+            {"name": each.name, "unit": RUN, "state": "active", "profile": each.profile}
+            | ({} if each.port is None else {"port": each.port})
+            for each in foreground(self._root)
         ]
 
     async def start_declared(self) -> list[str]:
