@@ -252,6 +252,7 @@ complete -c infertune -n '_shtab_infertune_using adopt' -s h -l help -d 'show th
 complete -c infertune -n '_shtab_infertune_using adopt' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using adopt' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using adopt' -l profile -x -d 'profile (default: the one that is applied)'
+complete -c infertune -n '_shtab_infertune_using adopt' -l container -d 'UNIT is the name of a container of root'"'"'s (podman, docker)'
 complete -c infertune -n '_shtab_infertune_using adopt' -l user -x -d 'whose manager has it (systemctl --user): name or number'
 complete -c infertune -n '_shtab_infertune_using adopt' -l name -x -d 'name of the server (default: the unit'"'"'s)'
 complete -c infertune -n '_shtab_infertune_using adopt' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'

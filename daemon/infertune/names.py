@@ -15,6 +15,10 @@ DECLARED = "/etc/infertune/servers.d"
 """Declarations of servers that start with the daemon: NAME.toml each."""
 
 
+OF_CONTAINER = "container/"
+"""What a container's name is given with, in place of a unit: no unit has a slash in its name."""
+
+
 def declared_server(file: str) -> str | None:
     """The server that a file there declares, by its name; None for any other file."""
     name = file.removesuffix(".toml")

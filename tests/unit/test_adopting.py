@@ -325,6 +325,17 @@ def test_what_is_refused(unit: str, says: str, tmp_path: Path) -> None:
     assert state(manager) == before
 
 
+def test_a_unit_that_only_starts_a_container_is_refused(tmp_path: Path) -> None:
+    manager, adopting = world(tmp_path)
+    before = state(manager)
+    argv = ["/usr/bin/docker", "run", "--name", "llm", "image"]
+    manager.now["ollama.service"]["ExecStart"] = [["/usr/bin/docker", argv, False, 0, 0]]
+    with pytest.raises(UsageError, match=r"ollama\.service starts a container with docker"):
+        asyncio.run(adopting.adopt("x", "ollama.service", wanted()))
+    del manager.now["ollama.service"]["ExecStart"]
+    assert state(manager) == before
+
+
 def test_a_unit_is_adopted_under_one_name(tmp_path: Path) -> None:
     _, adopting = world(tmp_path)
 
@@ -588,6 +599,7 @@ def test_any_sequence_with_kills_comes_back(
         (f"libpod-{'0123456789ab' + 52 * 'f'}.scope", "libpod-0123456789ab"),
         (f"docker-{'0123456789ab' + 52 * 'f'}.scope", "docker-0123456789ab"),
         (r"app\x2dllm.service", "app-x2dllm"),
+        ("my.llm", "my-llm"),
     ],
 )
 def test_what_a_unit_is_called_as_a_server(unit: str, name: str) -> None:

@@ -75,6 +75,8 @@ class World:
         self.system = Manager(base, before, SYSTEMS, SYSTEM)
         self.user = Manager(base, before, OF_USER, places_of(UID))
         self.runs = True
+        self.starts = False
+        self.begun: list[str] = []
         self.adopting = self.daemon()
 
     def daemon(self) -> Adopting:
@@ -100,7 +102,10 @@ class World:
         await self.system.run(unit)
 
     async def states(self, unit: str) -> dict[str, str]:
-        return {unit: "active"} if self.runs else {}
+        return {unit: "active"} if self.runs else {unit: "activating"} if self.starts else {}
+
+    async def begin(self, unit: str) -> None:
+        self.begun.append(unit)
 
     async def hear(self, unit: str) -> str | None:
         assert unit == user_unit(UID)
@@ -203,6 +208,27 @@ def test_a_user_who_is_not_there(tmp_path: Path) -> None:
 
     asyncio.run(scene())
     assert world.state() == before
+
+
+def test_a_manager_that_is_about_to_start_is_told_after_that(tmp_path: Path) -> None:
+    """It has begun without our drop-in, so it does not start our unit."""
+    world = World(tmp_path)
+    world.runs, world.starts = False, True
+    asyncio.run(world.adopting.adopt("llm", "llm.service", wanted(), UID, waits=True))
+    assert world.begun == [user_unit(UID)]
+    assert read_request(Root(tmp_path), UID).units.keys() == {"llm"}
+
+
+def test_a_plan_is_not_asked_for_again_when_the_manager_comes_back(tmp_path: Path) -> None:
+    world = World(tmp_path)
+
+    async def scene() -> None:
+        await world.adopting.adopt("llm", "llm.service", wanted(), UID)
+        await world.adopting.plan("b", "other.service", wanted(), UID)
+
+    asyncio.run(scene())
+    request = read_request(Root(tmp_path), UID)
+    assert (request.units.keys(), request.plan, request.about) == ({"llm"}, None, "")
 
 
 @pytest.mark.parametrize(

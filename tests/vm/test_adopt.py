@@ -194,6 +194,26 @@ def test_a_scope_is_adopted_for_as_long_as_it_lives(owners: Guest) -> None:
     same(guest, before)
 
 
+def test_a_server_in_the_foreground_is_known(owners: Guest) -> None:
+    guest = owners
+    guest.sh("systemd-run -q --scope -p Delegate=yes --unit=fg infertune run kept --launch-only "
+             "-- sleep infinity >/dev/null 2>&1 </dev/null &")  # fmt: skip
+
+    def names() -> list[str]:
+        servers = json.loads(guest.infertune("servers --json").out)["servers"]
+        return [each["name"] for each in servers]
+
+    wait_until(lambda: names() == ["run:kept"])
+    page = guest.sh("/usr/lib/infertune/bin/python -c 'from infertune.root import Root; "
+                    "from infertune.exporter.servers import units, cgroup_ids; "
+                    "print(units(Root(\"/\")), cgroup_ids(Root(\"/\")))'")  # fmt: skip
+    print(page)
+    assert "server='run:kept'" in page
+    assert page.count("'run:kept'") == 2
+    guest.sh("pkill -KILL -f 'infertune run kept'")
+    wait_until(lambda: names() == [])
+
+
 def faults(guest: Guest) -> int:
     text = group(guest, "system.slice/reader.service", "memory.stat")
     return int(dict(line.split() for line in text.splitlines())["pgmajfault"])
@@ -405,6 +425,10 @@ def test_a_user_s_manager_that_comes_back(lingering: Guest) -> None:
     declared = 'unit = "mine.service"\nuser = "user"\nprofile = "kept"\n'
     guest.write("/etc/infertune/servers.d/mine.toml", declared)
     guest.sh("systemctl restart infertune")
+    wait_until(lambda: is_protected(guest))
+    # Also after a power cut, where nobody logs in: his manager and the daemon start together.
+    guest.sh("sync")
+    guest.power_cut()
     wait_until(lambda: is_protected(guest))
     # All sessions end, and with them what was written; the next one finds it again.
     guest.sh(f"systemctl stop user@{UID} user-runtime-dir@{UID}")

@@ -11,7 +11,7 @@ from infertune.cli.base import JSON, Command, Context, argument, printable, verb
 from infertune.cli.engine import BACKEND, daemon_runs
 from infertune.cli.render import counted
 from infertune.errors import Exit, Unreachable, UsageError
-from infertune.names import NAME, NAME_RULE, USER, is_foreign_unit
+from infertune.names import NAME, NAME_RULE, OF_CONTAINER, USER, is_foreign_unit
 
 
 def _call(member: str, signature: str, *arguments: Any) -> Any:
@@ -34,19 +34,22 @@ def name_for(unit: str) -> str:
     ``ollama.service`` is ``ollama``, ``llm-server@qwen.service`` is ``llm-server-qwen``, and a
     container has twelve digits of its id: ``libpod-0123456789ab``.
     """
-    stem = re.sub(r"([0-9a-f]{12})[0-9a-f]{52}", r"\1", unit.rpartition(".")[0])
+    stem = re.sub(r"\.(service|scope)$", "", unit)
+    stem = re.sub(r"([0-9a-f]{12})[0-9a-f]{52}", r"\1", stem)
     return re.sub(r"[^a-z0-9_-]+", "-", stem.lower()).strip("-")[:64]
 
 
 def _adopt(ctx: Context) -> int:
     args = ctx.args
     unit = args.unit if "." in args.unit else f"{args.unit}.service"
-    if not is_foreign_unit(unit):
+    name = args.name or name_for(args.unit if args.container else unit)
+    if args.container:
+        unit = OF_CONTAINER + args.unit
+    elif not is_foreign_unit(unit):
         raise UsageError(
             f"'{args.unit}' cannot be adopted: a service or scope that runs a server can be",
             hint="'systemctl list-units --type=service,scope' shows what there is",
         )
-    name = args.name or name_for(unit)
     if not NAME.fullmatch(name):
         raise UsageError(f"'{name}' is not a valid server name: {NAME_RULE}", hint="give a --name")
     _need_daemon(ctx)
@@ -131,6 +134,11 @@ COMMANDS: tuple[Command, ...] = (
             argument("unit", metavar="UNIT", help="its service or scope, such as ollama.service"),
             argument(
                 "--profile", metavar="PROFILE", help="profile (default: the one that is applied)"
+            ),
+            argument(
+                "--container",
+                action="store_true",
+                help="UNIT is the name of a container of root's (podman, docker)",
             ),
             argument(
                 "--user",

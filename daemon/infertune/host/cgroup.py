@@ -109,12 +109,23 @@ def processes_of(root: Root, group: str) -> tuple[int, ...]:
     return tuple(pid for pid in map(integer, listed) if pid is not None)
 
 
-def processes_below(root: Root, group: str, levels: int = 8) -> Iterator[int]:
-    """Ids of the processes in a group and in those below it."""
-    yield from processes_of(root, group)
-    for name in entries(root, group) if levels else ():
-        if "." not in name or name.endswith((".service", ".scope", ".slice")):
-            yield from processes_below(root, f"{group}/{name}", levels - 1)
+_MOST_BELOW = 256
+"""Bound of groups below one: whoever has it can make as many as he likes."""
+
+
+def processes_below(root: Root, group: str) -> Iterator[int]:
+    """Ids of the processes in a group and in those below it, the nearest first."""
+    groups = [group]
+    for _ in range(_MOST_BELOW):
+        if not groups:
+            return
+        one = groups.pop(0)
+        yield from processes_of(root, one)
+        groups += [
+            f"{one}/{name}"
+            for name in entries(root, one)
+            if "." not in name or name.endswith((".service", ".scope", ".slice"))
+        ]
 
 
 _MOST_SLICES = 256

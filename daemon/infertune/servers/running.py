@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from infertune.errors import Failed
 from infertune.foreground import foreground
-from infertune.host.cgroup import cgroup, entries, group_id, group_of_unit, processes_of
+from infertune.host.cgroup import cgroup, entries, group_id, group_of_unit, processes_below
 from infertune.names import SLICE, server_of_unit
 from infertune.records import dataclass
 from infertune.root import Root
@@ -88,9 +88,12 @@ def _group_of_adopted(root: Root, mount: str, adopted: Adopted) -> str | None:
 
 
 def processes(root: Root, units: Iterable[Unit]) -> dict[int, str]:
-    """Server by process id, for every process of a server's unit."""
+    """Server by process id, for every process of a server's unit; a container's are below it."""
     return {
-        pid: unit.server for unit in units if unit.server for pid in processes_of(root, unit.cgroup)
+        pid: unit.server
+        for unit in units
+        if unit.server
+        for pid in processes_below(root, unit.cgroup)
     }
 
 

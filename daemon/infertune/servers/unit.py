@@ -107,7 +107,11 @@ def of_a_user(
         if delegated is not None and controller and controller not in delegated:
             why[name] = f"user@{uid}.service has no {controller}: Delegate= gives it"
         elif value in _NEED_RIGHTS.get(name, ()) or (name in _LOWERED and int(value) < 0):
-            why[name] = "a user's manager may not give it"
+            why[name] = (
+                "only for what runs now: a user's manager may not lower it at the next start"
+                if name in PLACED.values()
+                else "a user's manager may not give it"
+            )
     gone = {*why, *(name for name, other in _WITH_ANOTHER.items() if other in why)}
 
     def left(found: Mapping[str, _T]) -> dict[str, _T]:

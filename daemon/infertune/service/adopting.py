@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from infertune.errors import Failed, InfertuneError, UsageError
+from infertune.host.containers import elsewhere
 from infertune.names import is_foreign_unit, manager_unit, placing_unit, user_unit
 from infertune.records import replace
 from infertune.root import Root
@@ -199,9 +200,11 @@ class Adopting:
     async def _loaded(self, unit: str) -> dict[str, Any]:
         about = await self._systemd.unit(unit)
         if about is None:
-            raise UsageError(f"there is no unit '{unit}'", hint="systemctl status " + unit)
+            tool = "systemctl" if self._places is SYSTEM else "systemctl --user"
+            raise UsageError(f"there is no unit '{unit}'", hint=f"{tool} status {unit}")
         if self._places is not SYSTEM and about["Id"] != unit:
             raise UsageError(f"'{unit}' is another name of {about['Id']}", hint="adopt that")
+        _refuse_an_empty_shell(about)
         # Also what its other names, or a template, really are.
         if not is_foreign_unit(about["Id"]):
             raise UsageError(f"'{unit}' is {about['Id']}, which cannot be adopted")
@@ -467,6 +470,17 @@ def _refuse(unit: str) -> None:
             f"'{unit}' cannot be adopted: a service or scope that runs a server can be",
             hint="'systemctl list-units --type=service,scope' shows what there is",
         )
+
+
+def _refuse_an_empty_shell(about: Mapping[str, Any]) -> None:
+    """Raises UsageError for a unit that only starts a container, which is in another one."""
+    for _, argv, *_ in about.get("ExecStart", ()):
+        if engine := elsewhere(argv):
+            raise UsageError(
+                f"{about['Id']} starts a container with {engine}, and that is in a unit of its own",
+                hint="adopt that: --container NAME, or 'list-units libpod-* docker-*' has it; "
+                "podman's --cgroups=split keeps it inside",
+            )
 
 
 class _Done:

@@ -10,9 +10,10 @@ from typing import Any
 
 from infertune.errors import Failed, InfertuneError, UsageError
 from infertune.foreground import foreground
+from infertune.host.containers import CONTAINER, named
 from infertune.host.sockets import listeners
 from infertune.machine import read_machine
-from infertune.names import DECLARED, SLICE, server_of_unit, server_unit
+from infertune.names import DECLARED, OF_CONTAINER, SLICE, server_of_unit, server_unit
 from infertune.pools.promised import LOCK, OF_ROOT, sweep
 from infertune.profile import load_profile
 from infertune.records import replace
@@ -138,7 +139,7 @@ class Serving:
         self, name: str, unit: str, choice: Choice, user: str | None = None
     ) -> dict[str, Any]:
         """What putting a unit of others under a profile would change.  Raises UsageError."""
-        foreign = self._foreign(name, unit, choice, user)
+        foreign = self._foreign(name, self._unit(unit, user), choice, user)
         return await self._adopting.plan(name, unit, self._wanted(foreign), self._uid(foreign))
 
     async def adopt(
@@ -155,12 +156,30 @@ class Serving:
         ``user`` is whose manager has it; ``waits``: it may start later.  Raises UsageError or
         Failed with everything as it was.
         """
-        foreign = self._foreign(name, unit, choice, user)
+        foreign = self._foreign(name, self._unit(unit, user), choice, user)
         wanted, uid = self._wanted(foreign), self._uid(foreign)
         done = await self._adopting.adopt(name, unit, wanted, uid, waits=waits)
         if not self._lasting(name):
             write_declaration(self._root, replace(foreign, unit=done["unit"]))
         return done
+
+    def _unit(self, unit: str, user: str | None) -> str:
+        """The unit itself, where a container is named.  Raises UsageError for no container."""
+        container = unit.removeprefix(OF_CONTAINER)
+        if container == unit:
+            return unit
+        if user is not None:
+            raise UsageError(
+                "a user's containers are in units of his", hint="adopt that unit, with --user"
+            )
+        found = named(self._root, container) if CONTAINER.fullmatch(container) else ()
+        if len(found) != 1:
+            what = "no container" if not found else "more than one container"
+            raise UsageError(
+                f"root has {what} of the name '{container}'",
+                hint="'podman ps' and 'docker ps' show their names",
+            )
+        return found[0].scope
 
     def _wanted(self, foreign: Foreign) -> Wanted:
         return wanted(self._desired(foreign))

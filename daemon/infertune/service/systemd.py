@@ -52,6 +52,10 @@ class Systemd:
         if await self._settled(unit) == "failed":
             raise Failed(f"{unit} failed", hint=f"journalctl -u {unit}")
 
+    async def begin(self, unit: str) -> None:
+        """Have a unit started, and do not wait for it."""
+        await self._call("StartUnit", "ss", unit, "replace")
+
     async def hear(self, unit: str) -> str | None:
         """Run a unit that does one thing and ends, well or not; what it last said of itself."""
         await self._call("RefUnit", "s", unit)  # or it would be forgotten with what it said

@@ -34,12 +34,19 @@ class Users:
         try:
             return await self._answer(uid, request)
         finally:
+            # What stays is read again when the manager starts, and is no plan.
             if not units:
                 write_request(self._root, uid, None)
+            elif plan:
+                write_request(self._root, uid, Request(request.serial, units))
 
     async def _answer(self, uid: int, request: Request) -> Answer:
         manager = manager_unit(uid)
-        if (await self._systemd.states(manager)).get(manager) != "active":
+        state = (await self._systemd.states(manager)).get(manager)
+        if state == "activating":
+            # It has begun to start without ours: after it, and nobody waits here for that.
+            await self._systemd.begin(user_unit(uid))
+        if state != "active":
             return Answer(request.serial)
         # The manager may just have started it: that run has read what was asked before.
         for _ in range(_TRIES):
