@@ -210,7 +210,7 @@ def test_a_server_in_the_foreground_is_known(owners: Guest) -> None:
     print(page)
     assert "server='run:kept'" in page
     assert page.count("'run:kept'") == 2
-    guest.sh("pkill -KILL -f 'infertune run kept'")
+    guest.sh("systemctl kill -s KILL fg.scope")
     wait_until(lambda: names() == [])
 
 
