@@ -67,13 +67,19 @@ def owners(service: Guest) -> Iterator[Guest]:
     service.write("/etc/systemd/system/plain.service.d/override.conf", OWN)
     service.write("/opt/reader.py", READER)
     service.write("/etc/infertune/profiles/kept.toml", KEPT)
-    service.sh("systemctl daemon-reload && systemctl start plain many@one many@two")
-    service.sh("systemctl set-property --runtime many@two.service MemoryMin=4M CPUWeight=33")
+    service.sh("systemctl daemon-reload")
+    start_owners(service)
     yield service
     service.run("systemctl stop plain many@one many@two reader")
     service.sh("rm -rf /etc/systemd/system/{plain,many@,reader}.service* /opt/reader.py "
                "/etc/infertune/profiles /etc/infertune/servers.d /run/systemd/system.control "
                "/run/infertune/servers.d; systemctl daemon-reload")  # fmt: skip
+
+
+def start_owners(guest: Guest) -> None:
+    """What ends with the boot."""
+    guest.sh("systemctl start plain many@one many@two")
+    guest.sh("systemctl set-property --runtime many@two.service MemoryMin=4M CPUWeight=33")
 
 
 SHOWN = "MemoryMin,MemorySwapMax,AllowedCPUs,CPUWeight,OOMScoreAdjust,Nice,LimitMEMLOCK,Environment"
@@ -440,6 +446,7 @@ def test_a_user_s_manager_that_comes_back(lingering: Guest) -> None:
     wait_until(lambda: guest.run("infertune servers").code == 0)
     assert is_protected(guest)
     guest.sh("rm /etc/infertune/servers.d/mine.toml; systemctl stop infertune")
+    start_owners(guest)
     of_user(guest, "start again.service")
     of_user(guest, "set-property --runtime again.service MemoryMin=4M")
     same_of_user(guest, before)
