@@ -189,6 +189,22 @@ def test_a_manager_that_comes_back_is_told_again(tmp_path: Path) -> None:
     asyncio.run(scene())
 
 
+def test_a_controller_that_is_promised_and_not_there_is_not_counted_on(tmp_path: Path) -> None:
+    """Delegate= was changed after the manager had started."""
+    world = World(tmp_path)
+    mounts = tmp_path / "proc/self/mounts"
+    mounts.parent.mkdir(parents=True)
+    mounts.write_text("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n")
+    group = tmp_path / f"sys/fs/cgroup/x/{CHAIN[2]}"
+    group.mkdir(parents=True)
+    for text, missing in (("cpu memory pids", 0), ("memory pids", 1)):
+        (group / "cgroup.controllers").write_text(f"{text}\n")
+        given_ = wanted(cpu_weight="200")
+        done = asyncio.run(world.adopting.plan("llm", "llm.service", given_, UID))
+        assert len([each for each in done["notes"] if "CPUWeight" in each]) == missing
+        assert len([each for each in done["items"] if each["property"] == "CPUWeight"]) != missing
+
+
 def test_a_user_who_is_not_there(tmp_path: Path) -> None:
     world = World(tmp_path)
     before = world.state()

@@ -388,6 +388,10 @@ def test_a_unit_of_a_user_with_linger(lingering: Guest) -> None:
     minimum = [each["unit"] for each in planned["items"] if each["property"] == "MemoryMin"]
     assert minimum == ["user.slice", f"user-{UID}.slice", f"user@{UID}.service", "app.slice",
                        "app-models.slice", "mine.service"]  # fmt: skip
+    nothing = guest.infertune("adopt nothing --user user --profile kept", codes=(2,))
+    assert "there is no unit 'nothing.service'" in nothing.err
+    nobody = guest.infertune("adopt mine --user 4242 --profile kept", codes=(2,))
+    assert "no manager of user 4242 runs" in nobody.err
     same_of_user(guest, before)
 
     done = guest.infertune("adopt mine --user user --profile kept", codes=(1,))
@@ -422,6 +426,36 @@ def test_a_unit_of_a_user_with_linger(lingering: Guest) -> None:
     # The user himself may not, nor may he ask what is not his.
     for words in ("adopt mine --user user --profile kept", "release mine"):
         assert guest.run(f"infertune {words}", user="user").code == 4
+
+
+DEAF = """
+import os, socket, time
+os.chdir("/run/user/1000/systemd")
+os.rename("private", "real")
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("private")
+listener.listen()
+time.sleep(600)
+"""
+"""The user takes the place of his manager, and says nothing to anybody."""
+
+
+def test_a_user_s_manager_that_hangs(lingering: Guest) -> None:
+    guest = lingering
+    before = state_of_user(guest)
+    guest.write("/opt/deaf.py", DEAF)
+    guest.sh("chmod 644 /opt/deaf.py; systemd-run -q --unit=deaf --uid=1000 "
+             "python3 /opt/deaf.py")  # fmt: skip
+    wait_until(lambda: guest.run(f"test -S /run/user/{UID}/systemd/real").code == 0)
+    failed = guest.infertune("adopt mine --user user --profile kept", codes=(3,))
+    print(failed.err)
+    assert "no answer in" in failed.err
+    # Others are adopted all the same.
+    guest.infertune("adopt plain --profile kept")
+    guest.infertune("release plain")
+    guest.sh(f"systemctl stop deaf; cd /run/user/{UID}/systemd && mv real private; "
+             "rm /opt/deaf.py")  # fmt: skip
+    same_of_user(guest, before)
 
 
 def test_a_user_s_manager_that_comes_back(lingering: Guest) -> None:

@@ -324,7 +324,7 @@ def _servers(ctx: Context) -> int:
                 each["state"],
                 each.get("profile", "-"),
                 str(each.get("port", "-")),
-                each.get("error") or each.get("model") or each.get("unit") or "the embedded model",
+                each.get("error") or each.get("model") or _unit(each) or "the embedded model",
             )
             for each in found
         ]
@@ -332,6 +332,11 @@ def _servers(ctx: Context) -> int:
     else:
         ctx.print("no servers")
     return Exit.DONE
+
+
+def _unit(about: dict[str, Any]) -> str | None:
+    unit, user = about.get("unit"), about.get("user")
+    return f"{unit} of user {user}" if unit and user else unit
 
 
 def _stop(ctx: Context) -> int:

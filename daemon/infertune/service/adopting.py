@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from infertune.errors import Failed, InfertuneError, UsageError
+from infertune.host.cgroup import cgroup, controllers
 from infertune.host.containers import elsewhere
 from infertune.names import is_foreign_unit, manager_unit, placing_unit, user_unit
 from infertune.records import replace
@@ -136,7 +137,7 @@ class Adopting:
             adopted = self._as_adopted(name, about, wanted, old)
         else:
             about = await self._manager(user, waits)
-            wanted, why = of_a_user(wanted, user, about.get("DelegateControllers"))
+            wanted, why = of_a_user(wanted, user, self._delegated(about))
             adopted = _of_user(name, unit, wanted, user)
         self._refuse_another(adopted, old)
         new = await self._with_slices({**old.units, name: adopted}, old)
@@ -219,6 +220,15 @@ class Adopting:
                 hint=f"loginctl enable-linger {user} starts it without a session",
             )
         return about
+
+    def _delegated(self, about: Mapping[str, Any]) -> list[str] | None:
+        """Controllers that a user's manager was told it has, and that its group has by now."""
+        told, group = about.get("DelegateControllers"), about.get("ControlGroup")
+        mount = cgroup(self._root).mount
+        if told is None or not mount or not group:
+            return told
+        there = controllers(self._root, f"{mount}{group}")
+        return [each for each in told if each in there]
 
     def _as_adopted(
         self, name: str, about: Mapping[str, Any], wanted: Wanted, old: Book

@@ -74,8 +74,10 @@ class UserManager:
             return self._connection.ask(whom, signature, arguments, timeout_s=_TIMEOUT_S)
         except Refused as refused:
             raise Failed(f"{member}: {refused}") from None
+        except TimeoutError:
+            raise Failed(f"{member}: no answer in {_TIMEOUT_S:.0f} s") from None
         except OSError as error:
-            raise Failed(f"{member}: no answer ({error.strerror or error})") from None
+            raise Failed(f"{member}: no answer: {error.strerror}") from None
 
 
 async def carry_out(root: Root, uid: int, manager: Manager) -> Answer:
