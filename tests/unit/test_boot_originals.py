@@ -253,7 +253,7 @@ def test_power_cut_while_it_is_built_anew_after_all(machine: Machine) -> None:
         assert in_child(lambda: restore(machine, built)) & 127 == 9  # noqa: B023
         machine.hook = lambda _: None
         assert machine.boots(), number
-        assert restore(machine, built) == ""
+        restore(machine, built)
         assert machine.is_as_it_was() or is_built_anew(machine), number
 
 
