@@ -35,6 +35,7 @@ from infertune.boot.stacks.uki import DRACUT_DROP_IN, DROP_IN, TRIAL
 from infertune.cli.main import main
 from infertune.errors import Failed
 from infertune.host.modprobe import read_sources
+from infertune.host.unknown import Unknown
 from infertune.machine import read_machine
 from infertune.profile import load_profile
 from infertune.resolve import resolve
@@ -413,6 +414,22 @@ def test_status_says_what_undo_has(arch: Path, capsys: pytest.CaptureFixture[str
     main(["--root", str(arch), "boot", "status", "--json"])
     assert json.loads(capsys.readouterr().out)["originals"] == [
         {"path": f"/{IMAGE}", "kept": False, "copy": None, "bytes": None}
+    ]
+
+
+def test_status_of_what_only_root_may_see(
+    arch: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept(arch)
+    copy = originals.place(f"/{IMAGE}")
+    hidden = originals.Original(f"/{IMAGE}", copy, Unknown("EACCES: Permission denied"))
+    monkeypatch.setattr(originals, "look", lambda root, path: hidden)
+    main(["--root", str(arch), "boot", "status"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"not known: whether the original of /{IMAGE} is kept (EACCES" in said
+    main(["--root", str(arch), "boot", "status", "--json"])
+    assert json.loads(capsys.readouterr().out)["originals"] == [
+        {"path": f"/{IMAGE}", "kept": None, "copy": copy, "bytes": None}
     ]
 
 
