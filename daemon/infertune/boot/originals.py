@@ -6,7 +6,7 @@ that builds it anew makes other bytes of it (times, microcode, modules as they a
 copy stays here until undo.  It is of use only for as long as the image is the one that we built:
 what another program has built since is newer than the copy, and is built anew by its tool.
 
-Nothing here is needed for a machine to boot, and nothing raises: without a copy the tool builds.
+Nothing here is needed for a machine to boot: without a copy the tool builds.
 """
 
 from __future__ import annotations
