@@ -578,7 +578,7 @@ def test_in_a_pid_namespace_of_its_own_it_says_so() -> None:
         text=True,
         check=False,
     )
-    if "unshare failed" in done.stderr:
+    if done.stderr.startswith("unshare: "):  # not allowed, or / of a chroot, which is no mount
         pytest.skip(done.stderr.strip())
     assert done.stdout.count("not applicable") == done.stdout.count("PID namespace of its own") >= 4
 
