@@ -51,7 +51,7 @@ function _shtab_infertune_using
 end
 
 set -g _shtab_infertune_commands machine snapshot knobs doctor profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' fit expect run serve start servers stop logs adopt release setup probes
-set -g _shtab_infertune_opts_with_value --ask --backend --confirm-within --ctx --draft --exporter --mmproj --model --name --parallel --port --profile --root --rule --server --smoke --tokens --without
+set -g _shtab_infertune_opts_with_value --api-key-file --ask --backend --confirm-within --ctx --draft --exporter --host --mmproj --model --name --parallel --port --profile --root --rule --server --smoke --tokens --without
 
 complete -c infertune -e
 complete -c infertune -f
@@ -222,6 +222,8 @@ complete -c infertune -n '_shtab_infertune_using serve' -l debug -d 'show a trac
 complete -c infertune -n '_shtab_infertune_using serve' -l model -x -d 'model to serve (default: the embedded one)'
 complete -c infertune -n '_shtab_infertune_using serve' -l name -x -d 'name of the server (default: the profile'"'"'s)'
 complete -c infertune -n '_shtab_infertune_using serve' -l port -x -d 'default: the first free from 8080'
+complete -c infertune -n '_shtab_infertune_using serve' -l host -x -d 'address to listen on (default: loopback); another needs --api-key-file'
+complete -c infertune -n '_shtab_infertune_using serve' -l api-key-file -x -d 'file of root'"'"'s with the keys of clients, one a line'
 complete -c infertune -n '_shtab_infertune_using serve' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
 complete -c infertune -n '_shtab_infertune_using serve' -l print -d 'print the equivalent systemd-run command instead'
 complete -c infertune -n '_shtab_infertune_using serve' -l force -d 'start the server even if the model does not fit'

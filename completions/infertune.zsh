@@ -385,6 +385,8 @@ _shtab_infertune_serve_options=(
   "--model[model to serve (default\: the embedded one)]:GGUF:"
   "--name[name of the server (default\: the profile\'s)]:NAME:"
   "--port[default\: the first free from 8080]:PORT:"
+  "--host[address to listen on (default\: loopback)\; another needs --api-key-file]:ADDRESS:"
+  "--api-key-file[file of root\'s with the keys of clients, one a line]:FILE:"
   "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
   "--print[print the equivalent systemd-run command instead]"
   "--force[start the server even if the model does not fit]"

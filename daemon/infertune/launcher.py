@@ -22,6 +22,7 @@ from infertune.notify import Notifier
 from infertune.pools.promised import LOCK, OF_UNITS
 from infertune.root import Root
 from infertune.run import Request, Result, Run, prepare
+from infertune.servers.api_key import credential
 from infertune.servers.declaration import Declaration, own_settings
 from infertune.servers.store import find_declaration
 from infertune.units import printable_line
@@ -111,6 +112,8 @@ def main() -> int:
             port=declared.port,
             settings=own_settings(declared, machine),
             flags=declared.flags,
+            host=declared.host,
+            api_key_file=credential(os.environ) if declared.api_key_file else None,
             check=partial(_admit, root, declared),
         )
         result = Result(profile=declared.profile)

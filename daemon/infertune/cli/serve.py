@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from infertune.addresses import LOOPBACK, listen_address, reached_at
+from infertune.addresses import url as url_of
 from infertune.admission import Asked, check
 from infertune.cli.base import JSON, Command, Context, argument, printable, verb
 from infertune.cli.engine import BACKEND, PROFILE, daemon_runs
@@ -31,8 +33,9 @@ from infertune.names import NAME, server_unit
 from infertune.profile import load_profile
 from infertune.records import replace
 from infertune.resolve import Desired, resolve
-from infertune.root import Root, read_plain_file
+from infertune.root import Root, full_path, read_plain_file
 from infertune.run import Request, Result, Run, prepare
+from infertune.servers.api_key import credential_of, refuse_open_file
 from infertune.servers.declaration import (
     DECLARED,
     TRANSIENT,
@@ -87,9 +90,13 @@ def _serve(ctx: Context) -> int:
         backend=args.backend,
         settings=dict(parse_setting(text) for text in ctx.command),
         force=args.force,
+        host=args.host,
+        api_key_file=full_path(args.api_key_file) if args.api_key_file else None,
     )
     # What the daemon will refuse is refused before it is written.
     parse_declaration(name, declaration_text(declaration), f"{TRANSIENT}/{name}.toml")
+    if declaration.api_key_file and not args.print:
+        refuse_open_file(ctx.root, declaration.api_key_file)
     machine = read_machine(ctx.root)
     desired = resolve(load_profile(ctx.root, declaration.profile), machine, declaration.backend)
     declaration = _with_files_checked(declaration, desired)
@@ -121,7 +128,8 @@ def _serve(ctx: Context) -> int:
         declaration = replace(declaration, port=_free_port(ctx, name))
         write_declaration(ctx.root, declaration)
         unit = _call("Serve", "s", name)
-    return _wait_and_say(ctx, declaration.name, unit, declaration.port)
+    keyed = declaration.api_key_file is not None
+    return _wait_and_say(ctx, name, unit, declaration.port, declaration.host, keyed=keyed)
 
 
 def _warn(ctx: Context, desired: Desired) -> None:
@@ -159,18 +167,19 @@ def _start(ctx: Context) -> int:
     about = _about(name)
     if "port" not in about:
         raise UsageError(about.get("error") or f"no server '{name}' is declared", hint=DECLARED)
-    return _wait_and_say(ctx, name, _call("Serve", "s", name), about["port"])
+    unit, host = _call("Serve", "s", name), about.get("host", LOOPBACK)
+    return _wait_and_say(ctx, name, unit, about["port"], host, keyed=about.get("key", False))
 
 
-def _wait_and_say(ctx: Context, name: str, unit: str, port: int) -> int:
-    url = f"http://127.0.0.1:{port}"
-    ready_s = _wait(ctx.root, name, port, url)
+def _wait_and_say(ctx: Context, name: str, unit: str, port: int, host: str, *, keyed: bool) -> int:
+    url = url_of(host, port)
+    ready_s = _wait(ctx.root, name, port, host)
     if ctx.args.json:
         document = {"name": name, "unit": unit, "url": url, "ready_s": ready_s}
         ctx.print_json("infertune.serve/1", document)
     else:
         ctx.print(f"{name}: ready after {ready_s:.1f} s at {url}; unit {unit}")
-        for line in how_to_talk(url):
+        for line in how_to_talk(url, keyed=keyed):
             ctx.print(line)
     return Exit.DONE
 
@@ -217,6 +226,13 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _host(text: str) -> str:
+    try:
+        return listen_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: it {error}") from None
+
+
 def _as_systemd_run(ctx: Context, machine: Machine, declaration: Declaration) -> str:
     if declaration.model is None:
         raise UsageError("--print needs --model: the embedded one is unpacked at the first start")
@@ -227,6 +243,10 @@ def _as_systemd_run(ctx: Context, machine: Machine, declaration: Declaration) ->
         model=declaration.model,
         port=declaration.port,
         settings=own_settings(declaration, machine),
+        host=declaration.host,
+        api_key_file=credential_of(f"infertune-server-{declaration.name}.service")
+        if declaration.api_key_file
+        else None,
     )
     result = Result(profile=declaration.profile)
     one = Run(ctx.root, machine, request, result, Silent(ctx))
@@ -259,7 +279,7 @@ def _free_port(ctx: Context, name: str) -> int:
         raise UsageError(
             f"port {ctx.args.port} is declared for server '{owner}'", hint="leave --port out"
         )
-    return choose_port(ctx.args.port, others.values())
+    return choose_port(ctx.args.port, others.values(), ctx.args.host)
 
 
 def _about(name: str) -> dict[str, Any]:
@@ -267,21 +287,22 @@ def _about(name: str) -> dict[str, Any]:
     return next((each for each in _call("Servers") if each["name"] == name), {})
 
 
-def _answers(root: Root, name: str, port: int, uid: int, url: str) -> bool:
+def _answers(root: Root, name: str, port: int, uid: int, host: str) -> bool:
     """Whether the server says it is ready, and not somebody else on its port.  Raises Failed.
 
     The very socket that answers is its user's, and no other user has one there.
     """
-    before = listeners(root, port)
+    at = reached_at(host)
+    before = listeners(root, port, at)
     if others := {each.uid for each in before} - {uid}:
         raise Failed(
             f"{name}: port {port} is another program's, of uid {min(others)}",
             hint=f"infertune stop {name}, and end that program or take another port",
         )
-    return bool(before) and healthy(url) and listeners(root, port) == before
+    return bool(before) and healthy(url_of(host, port)) and listeners(root, port, at) == before
 
 
-def _wait(root: Root, name: str, port: int, url: str) -> float:
+def _wait(root: Root, name: str, port: int, host: str) -> float:
     """Seconds until the server answers.  Raises Failed where its unit ends first."""
     begin = time.monotonic()
     ask_again = begin
@@ -297,7 +318,7 @@ def _wait(root: Root, name: str, port: int, url: str) -> float:
                     why = f": {about['error']}" if about.get("error") else ""
                     raise Failed(f"{name}: its unit is {state}{why}", hint=f"infertune logs {name}")
                 ask_again = time.monotonic() + _ASK_S
-            if uid is not None and _answers(root, name, port, uid, url):
+            if uid is not None and _answers(root, name, port, uid, host):
                 return waited
             if uid is None and waited > _UID_S:
                 raise Failed(f"{name}: systemd does not say which user its unit runs as")
@@ -313,7 +334,7 @@ def _servers(ctx: Context) -> int:
     _need_daemon(ctx)
     found = _call("Servers")
     if ctx.args.json:
-        fields = ("name", "state", "profile", "port", "model", "unit", "error")
+        fields = ("name", "state", "profile", "host", "port", "model", "unit", "error")
         ctx.print_json(
             "infertune.servers/1",
             {"servers": [{field: each.get(field) for field in fields} for each in found]},
@@ -363,6 +384,18 @@ COMMANDS: tuple[Command, ...] = (
             argument("--name", metavar="NAME", help="name of the server (default: the profile's)"),
             argument(
                 "--port", type=_port, metavar="PORT", help="default: the first free from 8080"
+            ),
+            argument(
+                "--host",
+                type=_host,
+                default=LOOPBACK,
+                metavar="ADDRESS",
+                help="address to listen on (default: loopback); another needs --api-key-file",
+            ),
+            argument(
+                "--api-key-file",
+                metavar="FILE",
+                help="file of root's with the keys of clients, one a line",
             ),
             BACKEND,
             argument(
