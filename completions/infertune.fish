@@ -51,7 +51,7 @@ function _shtab_infertune_using
 end
 
 set -g _shtab_infertune_commands machine snapshot knobs doctor profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' fit expect run serve start servers stop logs adopt release setup probes
-set -g _shtab_infertune_opts_with_value --api-key-file --ask --backend --confirm-within --ctx --draft --exporter --host --mmproj --model --name --parallel --port --profile --root --rule --server --smoke --tokens --without
+set -g _shtab_infertune_opts_with_value --api-key-file --ask --backend --confirm-within --ctx --draft --exporter --host --idle --mmproj --model --name --parallel --port --profile --root --rule --server --smoke --tokens --without
 
 complete -c infertune -e
 complete -c infertune -f
@@ -117,13 +117,15 @@ complete -c infertune -n '_shtab_infertune_using plan' -l debug -d 'show a trace
 complete -c infertune -n '_shtab_infertune_using plan' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
 complete -c infertune -n '_shtab_infertune_using plan' -l without -x -d 'apply the profile as if it did not name this knob; may be given more than once'
 complete -c infertune -n '_shtab_infertune_using plan' -l json -d 'print one JSON document (docs/json.md)'
-complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a apply -d 'Writes the original values to a journal, then changes what differs. If any write fails, everything goes back and the exit code is 3. Another profile may be applied over it: only what differs is touched, and the originals stay those of the untuned machine.'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a apply -d 'Writes the original values to a journal, then changes what differs. If any write fails, everything goes back and the exit code is 3. Another profile may be applied over it: only what differs is touched, and the originals stay those of the untuned machine. With --while-serving nothing is changed now: infertuned applies the profile when a server that it started or adopted begins to use CPU time, and puts the originals back when all have been idle. '"'"'apply'"'"' and '"'"'revert'"'"' end that.'
 complete -c infertune -n '_shtab_infertune_using apply' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using apply' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using apply' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using apply' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
 complete -c infertune -n '_shtab_infertune_using apply' -l without -x -d 'apply the profile as if it did not name this knob; may be given more than once'
 complete -c infertune -n '_shtab_infertune_using apply' -l confirm-within -x -d 'put everything back after TIME (60s, 5min) unless '"'"'infertune confirm'"'"' is run'
+complete -c infertune -n '_shtab_infertune_using apply' -l while-serving -d 'apply it whenever a model server works, and put it back when all are idle'
+complete -c infertune -n '_shtab_infertune_using apply' -l idle -x -d 'with --while-serving: idle for so long before it goes back (default: 60s)'
 complete -c infertune -n '_shtab_infertune_using apply' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a confirm -d 'Ends the time limit of '"'"'apply --confirm-within'"'"'. Exit code 1 when nothing waits for it.'
 complete -c infertune -n '_shtab_infertune_using confirm' -s h -l help -d 'show this help message and exit'

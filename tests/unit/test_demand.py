@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,8 +14,8 @@ import pytest
 
 from infertune.config import Config, read_config
 from infertune.errors import DeclarationError
-from infertune.root import Root
-from support import values
+from infertune.root import Root, Step
+from support import At, Counter, build, in_child, kill, reset, values, with_hook
 
 dbus_fast = pytest.importorskip("dbus_fast", reason="extra 'daemon' is not installed")
 
@@ -22,6 +23,7 @@ from dbus_fast.aio import MessageBus  # noqa: E402
 
 from infertune.service import load  # noqa: E402
 from infertune.service.demand import DEMAND, Demand, read_demand, write_demand  # noqa: E402
+from infertune.service.keeper import Keeper  # noqa: E402
 from infertune.service.load import LOOK_S, Groups, Load, used  # noqa: E402
 from unit.test_service import GENEROUS_S, World, ask, bus_address, running  # noqa: E402, F401
 
@@ -370,6 +372,75 @@ def test_idle_times_that_are_none(
         assert await demand(bus) is None
 
     play(scene, tmp_path, bus_address, monkeypatch)
+
+
+def test_killed_at_every_step_on_demand(tmp_path: Path, unflushed: None) -> None:
+    """Of being put in force and taken back; the next daemon puts the originals back."""
+    low = Demand("low", "cpu", (), 60)
+
+    def fresh() -> None:
+        reset(tmp_path)
+        profiles = tmp_path / "etc/infertune/profiles"
+        profiles.mkdir(parents=True, exist_ok=True)
+        (profiles / "low.toml").write_text(
+            'description = "test"\n[now]\nvm.swappiness = 1\n'
+            '"transparent_hugepage.enabled" = "always"\n'
+        )
+
+    def served(root: Root) -> None:
+        one = Keeper(root)
+        one.while_serving(low)
+        one.meet(True)
+        one.meet(False)
+
+    build(tmp_path)
+    fresh()
+    original = values(tmp_path)
+    counter = Counter()
+    served(with_hook(tmp_path, counter))
+    assert values(tmp_path) == original
+    total = len(counter.steps)
+    assert total > 10
+    for number in range(1, total + 1):
+        fresh()
+        hook = At(number, kill)
+        assert in_child(lambda hook=hook: served(with_hook(tmp_path, hook))) == 9  # type: ignore[misc]
+        after = Keeper(with_hook(tmp_path, Counter()))
+        after.take_over()
+        assert values(tmp_path) == original, f"killed at step {number}"
+        assert after.demand in (None, low)
+        after.stop()
+
+
+def test_a_run_that_takes_no_writes_keeps_no_value_from_going_back(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    profiles = tmp_path / "etc/infertune/profiles"
+    profiles.mkdir(parents=True)
+    (profiles / "low.toml").write_text('description = "test"\n[now]\nvm.swappiness = 1\n')
+    original = values(tmp_path)
+    Keeper(root).while_serving(Demand("low", "cpu", (), 60))
+
+    def full(step: Step) -> None:
+        if step.path == DEMAND:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), step.path)
+
+    one = Keeper(with_hook(tmp_path, full))
+    one.take_over()
+    one.meet(True)
+    assert values(tmp_path) != original
+    one.revert()
+    assert (values(tmp_path), one.demand, one.is_met) == (original, None, False)
+    assert any("on demand again" in note for note in one.status()["notes"])
+
+
+def test_not_by_itself_after_the_machine_stopped_under_it(tmp_path: Path) -> None:
+    one = Keeper(build(tmp_path))
+    one._unclean = "low"
+    one.demand_default(Demand("low", "cpu", (), 60))
+    assert one.demand is None
+    assert one.refused_at_start
+    one.demand_default(LONG)
+    assert one.demand == LONG
 
 
 def test_nothing_is_used_where_there_is_no_server(tmp_path: Path) -> None:

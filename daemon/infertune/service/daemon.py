@@ -3,8 +3,9 @@
 
 Nothing here wakes up by the clock: a deadline is a timer of the kernel, and
 everything else is an event.  What servers do is looked at every two seconds, but
-only while one is up and a profile is to follow it (load.py).  Only systemd's watchdog, where it is on, is fed
-from the loop that also does the work, so that a stuck engine is noticed.
+only while one is up and a profile is to follow it (load.py).  Only systemd's
+watchdog, where it is on, is fed from the loop that also does the work, so that
+a stuck engine is noticed.
 """
 
 from __future__ import annotations
