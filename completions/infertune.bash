@@ -7,7 +7,7 @@
 
 _shtab_infertune_profile_subparsers=(show check explain)
 _shtab_infertune_boot_subparsers=(plan stage status confirm undo)
-_shtab_infertune_subparsers=(machine snapshot knobs doctor profiles profile plan apply confirm verify status revert recover boot fit expect run serve start servers stop logs adopt release setup probes)
+_shtab_infertune_subparsers=(machine snapshot knobs doctor profiles profile plan apply confirm verify status revert recover boot fit expect models run serve start servers stop logs adopt release setup probes)
 
 _shtab_infertune_machine_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_snapshot_option_strings=(-h --help --root --debug --force --json)
@@ -33,6 +33,7 @@ _shtab_infertune_boot_undo_option_strings=(-h --help --root --debug --force --js
 _shtab_infertune_boot_option_strings=(-h --help --root --debug)
 _shtab_infertune_fit_option_strings=(-h --help --root --debug --profile --ctx --parallel --mmproj --draft --backend --json)
 _shtab_infertune_expect_option_strings=(-h --help --root --debug --ctx --json)
+_shtab_infertune_models_option_strings=(-h --help --root --debug --backend --json)
 _shtab_infertune_run_option_strings=(-h --help --root --debug --model --server --backend --port --ask --tokens --without --launch-only --force --json)
 _shtab_infertune_serve_option_strings=(-h --help --root --debug --model --name --port --host --api-key-file --backend --print --force --json)
 _shtab_infertune_start_option_strings=(-h --help --root --debug --json)
@@ -54,10 +55,11 @@ _shtab_infertune_apply___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_verify___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_boot_pos_0_choices=(plan stage status confirm undo)
 _shtab_infertune_fit___backend_choices=(auto rocm vulkan cpu)
+_shtab_infertune_models___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_run___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_serve___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_adopt___backend_choices=(auto rocm vulkan cpu)
-_shtab_infertune_pos_0_choices=(machine snapshot knobs doctor profiles profile plan apply confirm verify status revert recover boot fit expect run serve start servers stop logs adopt release setup probes)
+_shtab_infertune_pos_0_choices=(machine snapshot knobs doctor profiles profile plan apply confirm verify status revert recover boot fit expect models run serve start servers stop logs adopt release setup probes)
 
 _shtab_infertune_machine__h_nargs=0
 _shtab_infertune_machine___help_nargs=0
@@ -163,6 +165,10 @@ _shtab_infertune_expect__h_nargs=0
 _shtab_infertune_expect___help_nargs=0
 _shtab_infertune_expect___debug_nargs=0
 _shtab_infertune_expect___json_nargs=0
+_shtab_infertune_models__h_nargs=0
+_shtab_infertune_models___help_nargs=0
+_shtab_infertune_models___debug_nargs=0
+_shtab_infertune_models___json_nargs=0
 _shtab_infertune_run__h_nargs=0
 _shtab_infertune_run___help_nargs=0
 _shtab_infertune_run___debug_nargs=0

@@ -50,7 +50,7 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands machine snapshot knobs doctor profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' fit expect run serve start servers stop logs adopt release setup probes
+set -g _shtab_infertune_commands machine snapshot knobs doctor profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' fit expect models run serve start servers stop logs adopt release setup probes
 set -g _shtab_infertune_opts_with_value --api-key-file --ask --backend --confirm-within --ctx --draft --exporter --host --idle --mmproj --model --name --parallel --port --profile --root --rule --server --smoke --tokens --without
 
 complete -c infertune -e
@@ -203,11 +203,17 @@ complete -c infertune -n '_shtab_infertune_using expect' -l root -x -d 'work on 
 complete -c infertune -n '_shtab_infertune_using expect' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using expect' -l ctx -x -d 'tokens of context, of all slots together'
 complete -c infertune -n '_shtab_infertune_using expect' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a models -d 'Models in the caches of Hugging Face and llama.cpp, of LM Studio, in ~/models and in /srv/models, with the type most of their weights have and whether they fit with the server'"'"'s own settings ('"'"'infertune fit'"'"' says why). '"'"'serve'"'"', '"'"'run'"'"' and '"'"'fit'"'"' take such a name, a repository (OWNER/NAME), or OWNER/NAME:QUANTISATION. Links that lead out of these places, and directories into which everybody may write, are passed over.'
+complete -c infertune -n '_shtab_infertune_using models' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using models' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using models' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using models' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
+complete -c infertune -n '_shtab_infertune_using models' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a run -d 'Applies the profile, starts llama-server with the profile'"'"'s settings as flags of that very binary, shows the model getting into memory, and serves in the foreground. When it ends, for whatever reason, every value goes back; after '"'"'kill -9'"'"' the next call of infertune does that. Without a llama-server on PATH the embedded one is used (extra '"'"'embedded'"'"'), without --model Gemma 3 270M, a base model that completes text and does not chat. A model that does not fit ('"'"'infertune fit'"'"') is refused unless --force is given. Any other command can stand after the options: '"'"'infertune run PROFILE -- COMMAND...'"'"'; it gets the profile'"'"'s placement and environment. A command starts with an empty environment plus PATH, HOME, LANG, TERM, TMPDIR, HIP_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES, GGML_VK_VISIBLE_DEVICES and what the profile sets; more can be given as '"'"'-- env NAME=VALUE COMMAND'"'"'. Signals go to the command; ten seconds after SIGINT or SIGTERM, or at the second one, it is killed, and so is what it left'
 complete -c infertune -n '_shtab_infertune_using run' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using run' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using run' -l debug -d 'show a traceback when something fails'
-complete -c infertune -n '_shtab_infertune_using run' -l model -x -d 'model to serve (default: a small one)'
+complete -c infertune -n '_shtab_infertune_using run' -l model -x -d 'GGUF file or name of a model ('"'"'infertune models'"'"'; default: a small one)'
 complete -c infertune -n '_shtab_infertune_using run' -l server -x -d 'llama-server to use (default: from PATH)'
 complete -c infertune -n '_shtab_infertune_using run' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
 complete -c infertune -n '_shtab_infertune_using run' -l port -x -d 'port on 127.0.0.1 (default: 8080 or next)'
@@ -221,7 +227,7 @@ complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npo
 complete -c infertune -n '_shtab_infertune_using serve' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using serve' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using serve' -l debug -d 'show a traceback when something fails'
-complete -c infertune -n '_shtab_infertune_using serve' -l model -x -d 'model to serve (default: the embedded one)'
+complete -c infertune -n '_shtab_infertune_using serve' -l model -x -d 'GGUF file or name of a model ('"'"'infertune models'"'"'; default: the embedded one)'
 complete -c infertune -n '_shtab_infertune_using serve' -l name -x -d 'name of the server (default: the profile'"'"'s)'
 complete -c infertune -n '_shtab_infertune_using serve' -l port -x -d 'default: the first free from 8080'
 complete -c infertune -n '_shtab_infertune_using serve' -l host -x -d 'address to listen on (default: loopback); another needs --api-key-file'

@@ -20,6 +20,7 @@ _shtab_infertune_commands() {
     knobs:'Prints each knob with its present value on this machine, its risk, and what is known about its effect on inference: measured, reported, protective but unmeasured, or no effect found.'
     logs:'The unit'"'"'s lines of the system journal; as JSON one entry per line, as journalctl prints.'
     machine:'Shows the facts profiles are resolved against: CPU, memory, GPU with carve-out and GTT limit, kernel, boot style, cgroups, and the other tuners that run. Needs no privileges. What cannot be read is said to be unknown.'
+    models:'Models in the caches of Hugging Face and llama.cpp, of LM Studio, in ~/models and in /srv/models, with the type most of their weights have and whether they fit with the server'"'"'s own settings ('"'"'infertune fit'"'"' says why). '"'"'serve'"'"', '"'"'run'"'"' and '"'"'fit'"'"' take such a name, a repository (OWNER/NAME), or OWNER/NAME:QUANTISATION. Links that lead out of these places, and directories into which everybody may write, are passed over.'
     plan:'Compares every knob of the profile with the machine and prints what '"'"'apply'"'"' would do. Needs no privilege.'
     probes:'Asks the running infertune-exporter, or with '"'"'--attach'"'"' tries itself and detaches again. A probe is absent where this kernel does not have what it attaches to (no GPU scheduler without a GPU driver), not applicable where it cannot work, failed where it should.'
     profile:'show, check or explain one profile'
@@ -195,7 +196,7 @@ _shtab_infertune_expect_options=(
   "--debug[show a traceback when something fails]"
   "--ctx[tokens of context, of all slots together]:N:"
   "--json[print one JSON document (docs\/json.md)]"
-  ":GGUF file (default\: the embedded one):"
+  ":GGUF file or name of a model (\'infertune models\'\; default\: the embedded one):"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -212,7 +213,7 @@ _shtab_infertune_fit_options=(
   "--draft[with this model that drafts]:FILE:"
   "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
   "--json[print one JSON document (docs\/json.md)]"
-  ":GGUF file (default\: the embedded one):"
+  ":GGUF file or name of a model (\'infertune models\'\; default\: the embedded one):"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -250,6 +251,17 @@ _shtab_infertune_machine_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_machine_defaults_added=0
+
+_shtab_infertune_models_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
+  "--json[print one JSON document (docs\/json.md)]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_models_defaults_added=0
 
 _shtab_infertune_plan_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -364,7 +376,7 @@ _shtab_infertune_run_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
   "--debug[show a traceback when something fails]"
-  "--model[model to serve (default\: a small one)]:GGUF:"
+  "--model[GGUF file or name of a model (\'infertune models\'\; default\: a small one)]:MODEL:"
   "--server[llama-server to use (default\: from PATH)]:PATH:"
   "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
   "--port[port on 127.0.0.1 (default\: 8080 or next)]:N:"
@@ -384,7 +396,7 @@ _shtab_infertune_serve_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
   "--debug[show a traceback when something fails]"
-  "--model[model to serve (default\: the embedded one)]:GGUF:"
+  "--model[GGUF file or name of a model (\'infertune models\'\; default\: the embedded one)]:MODEL:"
   "--name[name of the server (default\: the profile\'s)]:NAME:"
   "--port[default\: the first free from 8080]:PORT:"
   "--host[address to listen on (default\: loopback)\; another needs --api-key-file]:ADDRESS:"
@@ -507,6 +519,7 @@ _shtab_infertune() {
         knobs) _arguments -C -s $_shtab_infertune_knobs_options ;;
         logs) _arguments -C -s $_shtab_infertune_logs_options ;;
         machine) _arguments -C -s $_shtab_infertune_machine_options ;;
+        models) _arguments -C -s $_shtab_infertune_models_options ;;
         plan) _arguments -C -s $_shtab_infertune_plan_options ;;
         probes) _arguments -C -s $_shtab_infertune_probes_options ;;
         profile) _shtab_infertune_profile ;;

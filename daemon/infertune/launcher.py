@@ -24,6 +24,7 @@ from infertune.root import Root
 from infertune.run import Request, Result, Run, prepare
 from infertune.servers.api_key import credential
 from infertune.servers.declaration import Declaration, own_settings
+from infertune.servers.models import with_its_model
 from infertune.servers.store import find_declaration
 from infertune.units import printable_line
 
@@ -103,6 +104,7 @@ def main() -> int:
         declared = find_declaration(root, sys.argv[1])
         if not isinstance(declared, Declaration):
             raise UsageError(f"no server '{sys.argv[1]}' is declared")
+        declared = with_its_model(root, declared)
         machine = read_machine(root)
         request = Request(
             profile=declared.profile,

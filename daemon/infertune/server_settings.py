@@ -484,6 +484,16 @@ _NOT_FOR_A_UNIT = (
     "--model-url",
     "--docker-repo",
     "--rpc",
+    "--ui-mcp-proxy",  # asks any address for whoever asks the server
+    "--webui-mcp-proxy",
+    "--lookup-cache-dynamic",  # a file that is written
+    "--mmproj-url",
+    "--hf-repo-v",
+    "--hf-file-v",
+    "--hf-repo-draft",
+    "--spec-draft-hf",
+    "--models-dir",  # starts a server for each
+    "--models-preset",
 )
 """Flags that reach for files, programs or addresses which a server's unit is not to have."""
 

@@ -24,6 +24,7 @@ from infertune.cli.run import Silent
 from infertune.doctor.at_launch import warnings
 from infertune.doctor.surroundings import LlamaServer, llama_server
 from infertune.errors import Busy, Exit, Failed, NotPermitted, Unreachable, UsageError
+from infertune.host.models import real_path, shown_directory
 from infertune.host.sockets import listeners
 from infertune.launch.client import healthy, how_to_talk
 from infertune.launch.ready import Progress, choose_port
@@ -46,6 +47,7 @@ from infertune.servers.declaration import (
     parse_declaration,
     server_settings,
 )
+from infertune.servers.models import model_path
 from infertune.servers.store import declared_ports, gpu_groups, write_declaration
 from infertune.servers.unit import in_a_home, refuse_a_home, systemd_run_line
 from infertune.service.setup import template
@@ -85,7 +87,7 @@ def _serve(ctx: Context) -> int:
     declaration = Declaration(
         name=name,
         profile=args.profile,
-        model=os.path.realpath(args.model) if args.model else None,
+        model=real_path(model_path(args.model, os.environ)) if args.model else None,
         port=_free_port(ctx, name),
         backend=args.backend,
         settings=dict(parse_setting(text) for text in ctx.command),
@@ -187,7 +189,7 @@ def _wait_and_say(ctx: Context, name: str, unit: str, port: int, host: str, *, k
 def _with_files_checked(declaration: Declaration, desired: Desired) -> Declaration:
     """The declaration with its files where they really are: what is checked is what is used."""
     named = files(declaration, desired)
-    real = {what: os.path.realpath(path) for what, path in named.items()}
+    real = {what: real_path(path) for what, path in named.items()}
     for what, path in real.items():
         _refuse_unreadable("--model" if what == "model" else what, path)
     model = real.pop("model", None)
@@ -198,7 +200,8 @@ def _with_files_checked(declaration: Declaration, desired: Desired) -> Declarati
 def _refuse_unreadable(what: str, path: str) -> None:
     """Raise UsageError for a file that is not a model, or that a unit's user cannot read."""
     try:
-        data, status = read_plain_file(Path(path), 4, follow=False)
+        real = os.path.realpath(path)
+        data, status = read_plain_file(Path(real), 4, follow=False)
     except OSError as error:
         raise UsageError(f"{what} {path}: {error.strerror}") from None
     if data[:4] != b"GGUF":
@@ -209,9 +212,10 @@ def _refuse_unreadable(what: str, path: str) -> None:
             hint=f"chmod o+r {shlex.quote(path)}",
         )
     refuse_a_home(what, path)
-    # Of a home only the file's own directory is on the server's way (servers.access).
-    way = [os.path.dirname(path)] if in_a_home(path) else map(str, Path(path).parents)
-    for directory in way:
+    # Of a home only what is shown of it is on the server's way (servers/unit.py).
+    shown = f"{shown_directory(path)}/" if in_a_home(path) else "/"
+    parents = {f"{each}/" for one in (path, real) for each in map(str, Path(one).parents)}
+    for directory in sorted(each.rstrip("/") or "/" for each in parents if each.startswith(shown)):
         if not os.stat(directory).st_mode & stat.S_IXOTH:
             raise UsageError(
                 f"{what} {path}: the server runs as a user of its own, who may not enter "
@@ -380,7 +384,11 @@ COMMANDS: tuple[Command, ...] = (
         _serve,
         (
             PROFILE,
-            argument("--model", metavar="GGUF", help="model to serve (default: the embedded one)"),
+            argument(
+                "--model",
+                metavar="MODEL",
+                help="GGUF file or name of a model ('infertune models'; default: the embedded one)",
+            ),
             argument("--name", metavar="NAME", help="name of the server (default: the profile's)"),
             argument(
                 "--port", type=_port, metavar="PORT", help="default: the first free from 8080"

@@ -7,6 +7,7 @@ A declaration is a small TOML file that only root can write.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 
 from infertune.addresses import LOOPBACK, client, is_loopback, listen_address
@@ -39,7 +40,8 @@ class Declaration:
     name: str
     profile: str
     model: str | None
-    """Path of a GGUF file; None for the small model of the extra ``embedded``."""
+    """Path of a GGUF file, or the name of a model of the machine's (models.py); None for the
+    small model of the extra ``embedded``."""
     port: int
     backend: str = "auto"
     settings: Mapping[str, str | int | bool] | None = None
@@ -85,7 +87,7 @@ def parse_declaration(
     return Declaration(
         name,
         _profile(table, default_profile),
-        _path(table, "model") if "model" in table else None,
+        _model(table) if "model" in table else None,
         table.whole("port", 1024, 65535),
         table.one_of("backend", ("auto", *BACKENDS), "auto"),
         _settings(table.table("settings")) if "settings" in table else {},
@@ -158,11 +160,17 @@ def _profile(table: Table, default_profile: Callable[[], str | None]) -> str:
     return profile
 
 
-def _path(table: Table, key: str) -> str:
+_MODEL_NAME = re.compile(r"[\w][\w.:+@-]*(?:/[\w][\w.:+@-]*)?")
+
+
+def _model(table: Table) -> str:
+    value = table.values["model"]
+    if isinstance(value, str) and len(value) <= 255 and _MODEL_NAME.fullmatch(value):
+        return value
     try:
-        return FilePath().parse(table.values[key])
+        return FilePath().parse(value)
     except ValueError as error:
-        raise table.wrong(key, f"'{key}': {error}") from None
+        raise table.wrong("model", f"'model': {error}, and no name of a model") from None
 
 
 def _flags(table: Table) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 
 from infertune.addresses import PRIVATE, is_every, is_loopback
 from infertune.errors import UsageError
+from infertune.host.models import shown_directory
 from infertune.launch_settings import LAUNCH_SETTINGS
 from infertune.pools.promised import LOCK
 from infertune.records import dataclass
@@ -101,7 +102,7 @@ def access(declaration: Declaration, desired: Desired, groups: Iterable[str]) ->
         found["SupplementaryGroups"] = names
     hidden = filter(in_a_home, files(declaration, desired).values())
     # The directory, for the other files of a split model.
-    if directories := dict.fromkeys(path.rpartition("/")[0] for path in hidden):
+    if directories := dict.fromkeys(map(shown_directory, hidden)):
         found["BindReadOnlyPaths"] = " ".join(_quoted(each, '\\":') for each in directories)
     return {**found, **_door(declaration)}
 

@@ -28,6 +28,7 @@ from infertune.servers.dropins import (
     units_with_drop_in,
     write_drop_ins,
 )
+from infertune.servers.models import with_its_model
 from infertune.servers.store import (
     declared_names,
     declared_ports,
@@ -76,7 +77,7 @@ class Serving:
 
     async def serve(self, name: str) -> str:
         """Start a declared server under its profile; returns its unit."""
-        declaration = self.declared(name)
+        declaration = with_its_model(self._root, self.declared(name))
         unit = declaration.unit
         async with self._one:
             state = (await self._systemd.states(unit)).get(unit, "inactive")
