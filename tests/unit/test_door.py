@@ -8,10 +8,12 @@ import os
 import re
 import shlex
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from infertune import launcher
 from infertune.addresses import PRIVATE, url
 from infertune.errors import DeclarationError, UsageError
 from infertune.exporter import servers as exported
@@ -22,6 +24,7 @@ from infertune.profile import load_profile
 from infertune.records import replace
 from infertune.resolve import Desired, resolve
 from infertune.root import Root
+from infertune.run import Request, Result, Run, prepare
 from infertune.server_settings import server_arguments
 from infertune.servers.api_key import credential, credential_of, refuse_open_file
 from infertune.servers.declaration import Declaration, declaration_text, parse_declaration
@@ -245,3 +248,68 @@ def test_the_daemon_starts_nothing_with_an_open_key(tmp_path: Path) -> None:
     write_declaration(root, Declaration("chat", "quiet", "/m", 8081, api_key_file="/key"))
     with pytest.raises(UsageError, match="/key: everybody may read it"):
         asyncio.run(Serving(root, Systemd()).serve("chat"))  # type: ignore[arg-type]
+
+
+def server(directory: Path, *flags: str) -> str:
+    """A llama-server that takes these flags."""
+    file = directory / "llama-server"
+    lines = "; ".join(f"echo '{flag} X   x'" for flag in ("--model", "--host", "--port", *flags))
+    file.write_text(f"#!/bin/sh\n[ $1 = --help ] && {{ {lines}; }}\nexit 0\n")
+    file.chmod(0o755)
+    return str(file)
+
+
+def test_a_start_without_a_key_is_refused_where_one_was_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with open_root(str(FIXTURE)) as root:
+        machine = read_machine(root)
+
+        def argv(program: str) -> tuple[str, ...]:
+            request = Request(
+                profile="base",
+                caller={"PATH": "/usr/bin:/bin"},
+                backend="cpu",
+                model=str(tmp_path / "m.gguf"),
+                server=program,
+                host="127.0.0.2",
+                api_key_file="/run/credentials/x/api-key",
+            )
+            return prepare(Run(root, machine, request, Result("base"), Quiet()))[1].argv
+
+        words = argv(server(tmp_path, "--api-key-file"))
+        assert words[3:6] == ("--host", "127.0.0.2", "--port")
+        assert words[7:] == ("--api-key-file", "/run/credentials/x/api-key")
+        with pytest.raises(UsageError, match="has no --api-key-file"):
+            argv(server(tmp_path))
+
+
+class Quiet:
+    """An audience that hears nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
+def test_the_launcher_takes_the_copy_of_its_unit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Request] = []
+
+    def stop_here(one: Run) -> None:
+        asked.append(one.request)
+        raise UsageError("enough")
+
+    (tmp_path / "api-key").write_text("c29tZXRoaW5nLXNlY3JldA\n")
+    declared = replace(parsed(f'{KEYED}host = "10.1.2.3"\n'), model="/m.gguf")
+    monkeypatch.setattr("sys.argv", ["launcher", "chat"])
+    monkeypatch.setattr(launcher, "find_declaration", lambda *_: declared)
+    monkeypatch.setattr(launcher, "prepare", stop_here)
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    assert launcher.main() == 2
+    assert "was not given its api_key_file" in capsys.readouterr().err
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert launcher.main() == 2
+    (request,) = asked
+    assert (request.host, request.api_key_file) == ("10.1.2.3", f"{tmp_path}/api-key")
+    said = capsys.readouterr()
+    assert "c29tZXRo" not in said.out + said.err
