@@ -22,14 +22,14 @@ dbus_fast = pytest.importorskip("dbus_fast", reason="extra 'daemon' is not insta
 from dbus_fast.aio import MessageBus  # noqa: E402
 
 from infertune.service import load  # noqa: E402
-from infertune.service.demand import DEMAND, Demand, read_demand, write_demand  # noqa: E402
+from infertune.service.demand import DEMAND, Choice, Demand, read_demand, write_demand  # noqa: E402
 from infertune.service.keeper import Keeper  # noqa: E402
 from infertune.service.load import LOOK_S, Groups, Load, used  # noqa: E402
 from unit.test_service import GENEROUS_S, World, ask, bus_address, running  # noqa: E402, F401
 
 SLICE = "sys/fs/cgroup/infertune.slice"
 SECOND = 1_000_000
-LONG = Demand("long", "cpu", (), 60)
+LONG = Demand(Choice("long", "cpu"), 60)
 
 
 def test_whoever_uses_the_cpu_works_and_is_idle_after_a_while() -> None:
@@ -360,6 +360,107 @@ def test_the_default_profile_on_demand(
     play(scene, tmp_path, bus_address, monkeypatch, config)
 
 
+def test_what_cannot_be_applied_is_not_tried_again_at_every_look(
+    tmp_path: Path,
+    bus_address: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def scene(world: World, bus: MessageBus, server: Server) -> None:
+        before = values(world.base)
+        profile = world.base / "etc/infertune/profiles/long.toml"
+        text = profile.read_text()
+        needs = "ksm.run = { value = 0, required = true }\n"
+        profile.write_text(text + needs)
+        with pytest.raises(RuntimeError, match=r"ksm\.run: absent, but .* requires it"):
+            await ask(bus, "ApplyWhileServing", "ssasu", "long", "cpu", [], 60)
+        assert await demand(bus) is None
+        profile.write_text(text)
+        await ask(bus, "ApplyWhileServing", "ssasu", "long", "cpu", [], 60)
+        profile.write_text(text + needs)
+        tried = 0
+        meet = Keeper.meet
+
+        def count(keeper: Keeper, working: bool) -> None:
+            nonlocal tried
+            tried += 1
+            meet(keeper, working)
+
+        monkeypatch.setattr(Keeper, "meet", count)
+        server.starts()
+        await until_known(world, 0)
+        for turn in range(1, 8):
+            server.passes(2, working=True)
+            await until_known(world, 2 * turn)
+        await until(lambda: tried > 0 and world.daemon._meeting is None)  # type: ignore[union-attr]
+        assert tried == 1
+        assert values(world.base) == before
+        assert capsys.readouterr().err.count("ksm.run: absent") == 1
+        # Half a minute later it is another matter.
+        profile.write_text(text)
+        world.daemon._meet_from = 0.0  # type: ignore[union-attr]
+        await until(lambda: values(world.base) != before)
+
+    play(scene, tmp_path, bus_address, monkeypatch)
+
+
+def test_a_new_version_goes_on_with_it(
+    tmp_path: Path,
+    bus_address: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scene(world: World, bus: MessageBus, server: Server) -> None:
+        before = values(world.base)
+        await ask(bus, "ApplyWhileServing", "ssasu", "long", "cpu", [], 60)
+        server.starts()
+        await until_known(world, 0)
+        server.passes(2, working=True)
+        await until(lambda: values(world.base) != before)
+        await until(lambda: world.daemon._meeting is None)  # type: ignore[union-attr]
+        assert world.task
+        world.daemon._execute_again()  # type: ignore[union-attr]
+        assert await asyncio.wait_for(world.task, GENEROUS_S)
+        assert values(world.base) == before
+        world.notified.clear()
+        await world.start()
+        assert (await demand(bus))["profile"] == "long"
+        await until_known(world, 2)
+        server.passes(2, working=True)
+        await until(lambda: values(world.base) != before)
+
+    play(scene, tmp_path, bus_address, monkeypatch)
+
+
+def test_groups_without_an_end_cost_few_looks(
+    tmp_path: Path,
+    bus_address: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scene(world: World, bus: MessageBus, server: Server) -> None:
+        await ask(bus, "ApplyWhileServing", "ssasu", "long", "cpu", [], 60)
+        watch = world.daemon._load  # type: ignore[union-attr]
+        looks = 0
+        say = watch._say
+
+        def count(working: bool) -> None:
+            nonlocal looks
+            looks += 1
+            say(working)
+
+        watch._say = count
+        monkeypatch.setattr(load, "_SETTLE_S", 3600)
+        for number in range(200):
+            (world.base / "sys/fs/cgroup" / f"{number}.slice").mkdir()
+            await asyncio.sleep(0)
+        assert looks == 0
+        timer = watch._watching.timer  # type: ignore[union-attr]
+        assert timer
+        watch.look()
+        assert (looks, timer.cancelled()) == (1, True)
+
+    play(scene, tmp_path, bus_address, monkeypatch)
+
+
 def test_idle_times_that_are_none(
     tmp_path: Path,
     bus_address: str,  # noqa: F811
@@ -376,7 +477,7 @@ def test_idle_times_that_are_none(
 
 def test_killed_at_every_step_on_demand(tmp_path: Path, unflushed: None) -> None:
     """Of being put in force and taken back; the next daemon puts the originals back."""
-    low = Demand("low", "cpu", (), 60)
+    low = Demand(Choice("low", "cpu"), 60)
 
     def fresh() -> None:
         reset(tmp_path)
@@ -418,7 +519,7 @@ def test_a_run_that_takes_no_writes_keeps_no_value_from_going_back(tmp_path: Pat
     profiles.mkdir(parents=True)
     (profiles / "low.toml").write_text('description = "test"\n[now]\nvm.swappiness = 1\n')
     original = values(tmp_path)
-    Keeper(root).while_serving(Demand("low", "cpu", (), 60))
+    Keeper(root).while_serving(Demand(Choice("low", "cpu"), 60))
 
     def full(step: Step) -> None:
         if step.path == DEMAND:
@@ -436,7 +537,7 @@ def test_a_run_that_takes_no_writes_keeps_no_value_from_going_back(tmp_path: Pat
 def test_not_by_itself_after_the_machine_stopped_under_it(tmp_path: Path) -> None:
     one = Keeper(build(tmp_path))
     one._unclean = "low"
-    one.demand_default(Demand("low", "cpu", (), 60))
+    one.demand_default(Demand(Choice("low", "cpu"), 60))
     assert one.demand is None
     assert one.refused_at_start
     one.demand_default(LONG)

@@ -148,7 +148,7 @@ class Manager(ServiceInterface):
             if not SHORTEST_IDLE_S <= idle_seconds <= LONGEST_IDLE_S:
                 raise UsageError(f"idle seconds: {SHORTEST_IDLE_S} to {LONGEST_IDLE_S}")
             choice = _choice(profile, backend, without)
-            demand = Demand(choice.profile, choice.backend, choice.without, idle_seconds)
+            demand = Demand(choice, idle_seconds)
             async with self._power.turn():
                 return self._changing(lambda: self._keeper.while_serving(demand))
 

@@ -51,6 +51,8 @@ from infertune.service.watch import (
 
 RETRY_S = 5.0
 """Between two tries to put back what nobody confirmed."""
+RETRY_DEMAND_S = 30.0
+"""Between two tries to apply what servers that work want."""
 
 
 class Daemon:
@@ -70,6 +72,8 @@ class Daemon:
         self._meeting: asyncio.Task[None] | None = None
         self._unmet: str | None = None
         """Why the demand could not be met the last time."""
+        self._meet_from = 0.0
+        """When it is tried again, on CLOCK_BOOTTIME."""
         self._retry_at = 0.0
         self._root = root
         self._environment = environment
@@ -136,8 +140,7 @@ class Daemon:
             if at_once:
                 self._keeper.become_default(at_once)
             elif default and not applied:
-                about = (default.profile, default.backend, (), config.idle_seconds)
-                self._keeper.demand_default(Demand(*about))
+                self._keeper.demand_default(Demand(default, config.idle_seconds))
         self._say_problem()
 
         self._notify.send(STATUS="taking its name on the bus")
@@ -157,6 +160,7 @@ class Daemon:
         on_the_bus = await self._until_over()
         if watchdog:
             watchdog.cancel()
+        self._load.close()
         if not on_the_bus:
             # As after a kill -9: what is applied stays, and the next one finds it in the journal.
             await self.leave()
@@ -323,14 +327,18 @@ class Daemon:
         self._follow_demand()
 
     def _follow_demand(self) -> None:
+        if self._over.is_set():
+            return
         try:
             self._load.follow(self._keeper.demand)
         except OSError as error:
             log(3, f"whether servers work is not watched: {error.strerror}")
 
     def _servers_work(self, working: bool) -> None:
-        """Told after each look: what is not as it should be is tried again at the next one."""
-        if working != self._keeper.is_met and self._meeting is None:
+        """Told after each look: what is not as it should be is tried again at a later one."""
+        if boottime() < self._meet_from or self._meeting is not None:
+            return
+        if working != self._keeper.is_met:
             self._meeting = asyncio.get_running_loop().create_task(self._meet(working))
             self._meeting.add_done_callback(self._met)
             self._tasks.add(self._meeting)
@@ -341,7 +349,7 @@ class Daemon:
 
     async def _meet(self, working: bool) -> None:
         demand = self._keeper.demand
-        choice = Choice(demand.profile, demand.backend, demand.without) if demand else None
+        choice = demand.choice if demand else None
         why: str | None = None
         try:
             async with self._power.turn(choice if working else None):
@@ -353,6 +361,7 @@ class Daemon:
         if why and why != self._unmet:
             log(3, why)
         self._unmet = why
+        self._meet_from = boottime() + RETRY_DEMAND_S if why else 0.0
         self._say_problem()
         assert self._manager is not None
         self._manager.tell()

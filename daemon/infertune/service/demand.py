@@ -9,7 +9,7 @@ from infertune.backends import BACKENDS
 from infertune.config import LONGEST_IDLE_S, SHORTEST_IDLE_S
 from infertune.errors import Failed
 from infertune.names import NAME
-from infertune.records import dataclass
+from infertune.records import asdict, dataclass
 from infertune.root import Root
 
 DEMAND = "/run/infertune/demand.json"
@@ -17,12 +17,19 @@ _MAX_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
-    """What is to be in force while servers work."""
+class Choice:
+    """A profile somebody asked for."""
 
     profile: str
     backend: str
-    without: tuple[str, ...]
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What is to be in force while servers work."""
+
+    choice: Choice
     idle_s: int
     """Seconds that all servers have to be idle until it goes back."""
 
@@ -34,8 +41,8 @@ def write_demand(root: Root, demand: Demand | None) -> None:
             root.unlink(DEMAND)
             return
         root.mkdir(DEMAND.rpartition("/")[0])
-        document = {name: getattr(demand, name) for name in ("profile", "backend", "idle_s")}
-        root.replace(DEMAND, json.dumps({**document, "without": demand.without}).encode())
+        document = {**asdict(demand.choice), "idle_s": demand.idle_s}
+        root.replace(DEMAND, json.dumps(document).encode())
     except OSError as error:
         raise Failed(f"{DEMAND}: {error.strerror}") from error
 
@@ -54,6 +61,6 @@ def read_demand(root: Root) -> Demand | None:
             or not SHORTEST_IDLE_S <= idle_s <= LONGEST_IDLE_S
         ):
             return None
-        return Demand(profile, backend, without, idle_s)
+        return Demand(Choice(profile, backend, without), idle_s)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -31,6 +31,7 @@ from infertune.machine import Machine
 from infertune.records import dataclass, replace
 from infertune.resolve import Desired, resolve
 from infertune.root import Held, Root
+from infertune.service.demand import Choice as Choice
 from infertune.service.demand import Demand, read_demand, write_demand
 from infertune.service.facts import Facts
 from infertune.service.ownership import Ownership
@@ -41,15 +42,6 @@ MAX_HOLDS = 16
 
 POWER_KNOBS = ("platform_profile", "cpufreq.energy_performance_preference")
 """What a power profiles service sets; infertune can ask it to hold ``performance``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A profile somebody asked for."""
-
-    profile: str
-    backend: str
-    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +134,7 @@ class Keeper:
 
     def demand_default(self, demand: Demand) -> None:
         """The default profile of a start is for when servers work, unless another is."""
-        if self.demand is None and not self._refused_after(demand.profile):
+        if self.demand is None and not self._refused_after(demand.choice.profile):
             self.demand = demand
 
     def _refused_after(self, profile: str) -> bool:
@@ -332,12 +324,19 @@ class Keeper:
 
     def while_serving(self, demand: Demand) -> dict[str, Any]:
         """Be ``demand`` from now on while servers work; returns what that will change."""
-        plan = self.plan(Choice(demand.profile, demand.backend, demand.without))
+        machine, desired = self._resolve(demand.choice)
+        plan = make_plan(self.root, machine, desired, without=demand.choice.without)
+        for item in plan.items:
+            if item.blocks:
+                raise Failed(
+                    f"{item.knob}: {item.outcome}, but {item.source} requires it: {item.reason}; "
+                    "nothing was touched"
+                )
         self.end_demand()
         write_demand(self.root, demand)
         self.demand = demand
         self.refused_at_start = None
-        return plan
+        return report_document(plan)
 
     @property
     def is_met(self) -> bool:
@@ -352,8 +351,7 @@ class Keeper:
             self.owner_left(OURS)
             return
         assert self.demand is not None
-        choice = Choice(self.demand.profile, self.demand.backend, self.demand.without)
-        one = Hold("", OURS, choice, "servers work")
+        one = Hold("", OURS, self.demand.choice, "servers work")
         if self._holds:
             # Whoever asked for a profile of their own keeps it.
             self._holds.insert(0, one)
@@ -379,8 +377,8 @@ class Keeper:
         if self.demand is None:
             return None
         return {
-            "profile": self.demand.profile,
-            "backend": self.demand.backend,
+            "profile": self.demand.choice.profile,
+            "backend": self.demand.choice.backend,
             "idle_seconds": self.demand.idle_s,
             "in_force": self.is_met,
         }

@@ -23,6 +23,8 @@ from infertune.service.demand import Demand
 
 LOOK_S = 2.0
 """Between two looks at servers that are up."""
+_SETTLE_S = 0.2
+"""From an event to its look: who makes groups without an end causes no more looks than that."""
 _LEAST_S = 1.0
 """A look sooner than that after another says nothing of how busy a server is."""
 _BUSY = 0.02
@@ -130,22 +132,31 @@ class Watch:
             return
         groups = Groups()
         self._watching = _Watching(demand, Load(demand.idle_s), groups)
-        asyncio.get_running_loop().add_reader(groups.fd, self.look)
         self.look()
+
+    def _heard(self) -> None:
+        one = self._watching
+        assert one is not None
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(one.groups.fd)
+        if one.timer:
+            one.timer.cancel()
+        one.timer = loop.call_later(_SETTLE_S, self.look)
 
     def look(self) -> None:
         """Look now: a group came or went, a unit was adopted, or it is time."""
         one = self._watching
         if one is None:
             return
+        loop = asyncio.get_running_loop()
         one.groups.drain()
         one.groups.watch([self._root.at(each) for each in places(self._root)])
+        loop.add_reader(one.groups.fd, self._heard)
         now = monotonic()
         working = one.load.look(now, used(self._root))
         if one.timer:
             one.timer.cancel()
         due = one.load.next_look(now)
-        loop = asyncio.get_running_loop()
         one.timer = None if due is None else loop.call_later(due, self.look)
         self._say(working)
 
