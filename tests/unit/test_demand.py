@@ -23,8 +23,9 @@ from dbus_fast.aio import MessageBus  # noqa: E402
 
 from infertune.service import load  # noqa: E402
 from infertune.service.demand import DEMAND, Choice, Demand, read_demand, write_demand  # noqa: E402
+from infertune.service.inotify import Groups  # noqa: E402
 from infertune.service.keeper import Keeper  # noqa: E402
-from infertune.service.load import LOOK_S, Groups, Load, used  # noqa: E402
+from infertune.service.load import LOOK_S, Load, used  # noqa: E402
 from unit.test_service import GENEROUS_S, World, ask, bus_address, running  # noqa: E402, F401
 
 SLICE = "sys/fs/cgroup/infertune.slice"
