@@ -15,6 +15,7 @@ import pytest
 
 from infertune import launcher
 from infertune.addresses import PRIVATE, url
+from infertune.cli import serve
 from infertune.errors import DeclarationError, UsageError
 from infertune.exporter import servers as exported
 from infertune.host.sockets import listeners
@@ -223,6 +224,13 @@ def test_ports_of_another_address() -> None:
             choose_port(port, address="127.0.0.3")
     with pytest.raises(UsageError, match=r"192\.0\.2\.1 is not an address of this machine"):
         choose_port(None, address="192.0.2.1")
+
+
+def test_the_list_says_who_is_open() -> None:
+    assert serve._door({"port": 8080, "host": "127.0.0.1"}) == "8080"
+    assert serve._door({"port": 8080, "host": "0.0.0.0"}) == "0.0.0.0:8080"
+    assert serve._door({"port": 11434}) == "11434"
+    assert serve._door({}) == "-"
 
 
 def test_where_this_machine_finds_it() -> None:

@@ -349,7 +349,7 @@ def _servers(ctx: Context) -> int:
                 each["name"],
                 each["state"],
                 each.get("profile", "-"),
-                str(each.get("port", "-")),
+                _door(each),
                 each.get("error") or each.get("model") or each.get("unit") or "the embedded model",
             )
             for each in found
@@ -358,6 +358,14 @@ def _servers(ctx: Context) -> int:
     else:
         ctx.print("no servers")
     return Exit.DONE
+
+
+def _door(server: dict[str, Any]) -> str:
+    """Port of a server, with its address where that is not loopback."""
+    port, host = server.get("port"), server.get("host")
+    if port is None:
+        return "-"
+    return str(port) if host in (None, LOOPBACK) else f"{host}:{port}"
 
 
 def _stop(ctx: Context) -> int:
