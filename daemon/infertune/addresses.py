@@ -29,9 +29,9 @@ def listen_address(text: object) -> str:
             raise ValueError
         found = ipaddress.ip_address(text)
     except ValueError:
-        raise ValueError("is an address, such as '192.168.1.5' or '::'") from None
+        raise ValueError("is not an address, such as '192.168.1.5' or '::'") from None
     if isinstance(found, ipaddress.IPv6Address) and (found.ipv4_mapped or found.scope_id):
-        raise ValueError("is an address without a zone, of IPv4 in its own form")
+        raise ValueError("has a zone, or is one of IPv4 in the form of IPv6")
     if found.is_multicast:
         raise ValueError("is an address of many machines")
     return str(found)
@@ -46,7 +46,7 @@ def client(text: object) -> str:
             raise ValueError
         return str(ipaddress.ip_network(text))
     except ValueError:
-        raise ValueError("are addresses and networks, such as '192.168.1.0/24', or 'any'") from None
+        raise ValueError("is no address and no network, such as '192.168.1.0/24'") from None
 
 
 def is_loopback(address: str) -> bool:

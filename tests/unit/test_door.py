@@ -16,6 +16,7 @@ import pytest
 from infertune import launcher
 from infertune.addresses import PRIVATE, url
 from infertune.cli import serve
+from infertune.cli.main import main
 from infertune.errors import DeclarationError, UsageError
 from infertune.exporter import servers as exported
 from infertune.host.sockets import listeners
@@ -71,16 +72,16 @@ def test_other_machines_take_a_key() -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ('host = "example.org"', "'host': 'example.org': it is an address"),
-        ('host = "/run/x.sock"', "it is an address"),
-        ('host = "fe80::1%eth0"', "without a zone"),
-        ('host = "::ffff:10.0.0.1"', "IPv4 in its own form"),
+        ('host = "example.org"', "'host': 'example.org' is not an address"),
+        ('host = "/run/x.sock"', "is not an address"),
+        ('host = "fe80::1%eth0"', "has a zone"),
+        ('host = "::ffff:10.0.0.1"', "one of IPv4"),
         ('host = "224.0.0.1"', "many machines"),
-        ("host = 2130706433", "it is an address"),
-        ('host = "0.0.0.0"\nclients = ["10.0.0.1/8"]', "are addresses and networks"),
+        ("host = 2130706433", "is not an address"),
+        ('host = "0.0.0.0"\nclients = ["10.0.0.1/8"]', "is no address and no network"),
         ('host = "0.0.0.0"\nclients = "10.0.0.0/8"', "clients is a list"),
         ('host = "0.0.0.0"\nclients = []', "clients is a list"),
-        ('host = "0.0.0.0"\nclients = ["10.0.0.0/8\\nIPAddressAllow=any"]', "are addresses"),
+        ('host = "0.0.0.0"\nclients = ["10.0.0.0/8\\nIPAddressAllow=any"]', "is no address"),
         ('clients = ["10.0.0.0/8"]', "is for a 'host' that other machines reach"),
     ],
 )
@@ -94,7 +95,7 @@ def test_addresses_that_are_none(line: str, says: str) -> None:
     ["keys", "/", "/a b", "/a%n", "/../etc/shadow", "/a/./b", "//a", "/a\\nb", "/a:b"],
 )
 def test_paths_of_keys_that_are_none(path: str) -> None:
-    with pytest.raises(DeclarationError, match=r"x:3: 'api_key_file': .* is an absolute path"):
+    with pytest.raises(DeclarationError, match=r"x:3: 'api_key_file': .* is not an absolute path"):
         parse_declaration("chat", f'{PLAIN}api_key_file = "{path}"\n', "x")
 
 
@@ -224,6 +225,14 @@ def test_ports_of_another_address() -> None:
             choose_port(port, address="127.0.0.3")
     with pytest.raises(UsageError, match=r"192\.0\.2\.1 is not an address of this machine"):
         choose_port(None, address="192.0.2.1")
+
+
+def test_serve_wants_a_key_for_another_address(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "quiet", "--model", "/m.gguf", "--host", "0.0.0.0"]) == 2
+    assert "--host 0.0.0.0 is reached by other machines" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["serve", "quiet", "--host", "example.org"])
+    assert "'example.org' is not an address, such as" in capsys.readouterr().err
 
 
 def test_the_list_says_who_is_open() -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from infertune.addresses import LOOPBACK, listen_address, reached_at
+from infertune.addresses import LOOPBACK, is_loopback, listen_address, reached_at
 from infertune.addresses import url as url_of
 from infertune.admission import Asked, check
 from infertune.cli.base import JSON, Command, Context, argument, printable, verb
@@ -84,6 +84,11 @@ def _serve(ctx: Context) -> int:
     name = args.name or args.profile
     if not NAME.fullmatch(name):
         raise UsageError(f"'{name}' is not a server name", hint=f"a name matches {NAME.pattern}")
+    if not is_loopback(args.host) and not args.api_key_file:
+        raise UsageError(
+            f"--host {args.host} is reached by other machines, which takes --api-key-file",
+            hint="a file of root's with a key for each line: openssl rand -hex 32",
+        )
     declaration = Declaration(
         name=name,
         profile=args.profile,
@@ -234,7 +239,7 @@ def _host(text: str) -> str:
     try:
         return listen_address(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: it {error}") from None
+        raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
 
 
 def _as_systemd_run(ctx: Context, machine: Machine, declaration: Declaration) -> str:

@@ -30,7 +30,7 @@ _HINT = "openssl rand -hex 32"
 def key_path(configured: object) -> str:
     """The path of such a file.  Raises ValueError."""
     if not isinstance(configured, str) or not _PATH.fullmatch(configured):
-        raise ValueError("is an absolute path of letters, digits and . @ + - _")
+        raise ValueError("is not an absolute path of letters, digits and . @ + - _")
     return configured
 
 

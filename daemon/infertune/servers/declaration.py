@@ -133,7 +133,7 @@ def _checked(
     try:
         return parse(value)
     except ValueError as error:
-        raise table.wrong(key, f"'{key}': {shown(value)}: it {error}") from None
+        raise table.wrong(key, f"'{key}': {shown(value)} {error}") from None
 
 
 def _foreign(name: str, table: Table, default_profile: Callable[[], str | None]) -> Foreign:
