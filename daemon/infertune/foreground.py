@@ -31,7 +31,7 @@ class Foreground:
     own: bool
     """Whether that group is its alone."""
     port: int | None
-    """Where it answers; None where that is not known."""
+    """Where it answers on loopback; None where that is not known."""
 
     @property
     def name(self) -> str:

@@ -30,5 +30,9 @@ def cgroup_ids(root: Root) -> dict[int, str]:
 
 
 def ports(root: Root) -> dict[str, int]:
-    """Port by name of every server that has one; a declaration that is not valid has none."""
+    """Port by name of every server that loopback leads to.
+
+    The exporter's unit reaches no other address, and it has no key: whoever took the port of a
+    server that is down would be given it.
+    """
     return dict(bounded(list(running.ports(root).items()), MAX_SERVERS))

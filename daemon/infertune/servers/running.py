@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 
+from infertune.addresses import LOOPBACK
 from infertune.errors import Failed
 from infertune.foreground import foreground
 from infertune.host.cgroup import cgroup, entries, group_id, group_of_unit, processes_below
@@ -46,9 +47,9 @@ def units(root: Root) -> tuple[Unit, ...]:
 
 
 def ports(root: Root) -> dict[str, int]:
-    """Port by name of every server that is declared, or runs in the foreground."""
+    """Port by name of every server that loopback leads to, declared or in the foreground."""
     runs = {each.name: each.port for each in foreground(root) if each.port is not None}
-    return {**declared_ports(root), **runs}
+    return {**declared_ports(root, at=LOOPBACK), **runs}
 
 
 def _foreground(root: Root) -> Iterator[Unit]:
@@ -85,6 +86,25 @@ def _group_of_adopted(root: Root, mount: str, adopted: Adopted) -> str | None:
     if adopted.user is not None:
         return group_of_unit(root, path, adopted.unit.unit)
     return path if entries(root, path) else None
+
+
+def places(root: Root) -> list[str]:
+    """Directories in which control groups of servers come and go; empty without cgroup v2."""
+    mount = cgroup(root).mount
+    if not mount:
+        return []
+    found = [mount, f"{mount}/{SLICE}"]
+    with contextlib.suppress(Failed):
+        for each in read_book(root).units.values():
+            if each.user is not None:
+                # He may log in, his manager has app.slice, and what is in that is his.
+                own = f"{mount}{each.group}"
+                found += [f"{mount}/user.slice", own.rpartition("/")[0], own, f"{own}/app.slice"]
+                if now := _group_of_adopted(root, mount, each):
+                    found.append(now.rpartition("/")[0])
+            elif ".." not in each.group:
+                found.append(f"{mount}{each.group}".rpartition("/")[0])
+    return list(dict.fromkeys(found))
 
 
 def processes(root: Root, units: Iterable[Unit]) -> dict[int, str]:
