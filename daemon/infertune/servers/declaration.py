@@ -22,6 +22,7 @@ from infertune.server_settings import (
     own_flags,
     parse_server_setting,
 )
+from infertune.servers.engines import ENGINES
 from infertune.tables import Table, read_table, shown
 
 DECLARED = "/etc/infertune/servers.d"
@@ -62,6 +63,8 @@ class Foreign:
     backend: str = "auto"
     port: int | None = None
     """Where it answers; None: not said."""
+    engine: str | None = None
+    """What answers there, by its name in engines/; None: as its unit's ExecStart= shows."""
 
 
 def parse_declaration(
@@ -88,7 +91,7 @@ def parse_declaration(
 
 def _foreign(name: str, table: Table, default_profile: Callable[[], str | None]) -> Foreign:
     """What the unit runs is its own business: no model, no settings."""
-    table.only(("unit",), ("profile", "backend", "port"))
+    table.only(("unit",), ("profile", "backend", "port", "engine"))
     unit = table.text("unit")
     if not is_foreign_unit(unit):
         raise table.wrong("unit", f"'unit': {shown(unit)} is not a service that can be adopted")
@@ -98,6 +101,7 @@ def _foreign(name: str, table: Table, default_profile: Callable[[], str | None])
         unit,
         table.one_of("backend", ("auto", *BACKENDS), "auto"),
         table.whole("port", 1, 65535) if "port" in table else None,
+        table.one_of("engine", tuple(ENGINES)) if "engine" in table else None,
     )
 
 
@@ -178,6 +182,8 @@ def declaration_text(declaration: Declaration | Foreign) -> str:
         lines.append(f"port = {declaration.port}")
     if isinstance(declaration, Foreign):
         lines.append(f"unit = {json.dumps(declaration.unit)}")
+        if declaration.engine is not None:
+            lines.append(f"engine = {json.dumps(declaration.engine)}")
         return "\n".join([*lines, f"backend = {json.dumps(declaration.backend)}"]) + "\n"
     if declaration.model is not None:
         lines.append(f"model = {json.dumps(declaration.model, ensure_ascii=False)}")

@@ -149,8 +149,9 @@ class Serving:
         found = self._found(name)
         if isinstance(found, Declaration) or (found and found.unit != unit and self._lasting(name)):
             raise UsageError(f"'{name}' is another server, {found.unit}", hint="another --name")
-        port = found.port if found else None
-        return Foreign(name, choice.profile, unit, choice.backend, port)
+        if isinstance(found, Foreign):
+            return replace(found, profile=choice.profile, unit=unit, backend=choice.backend)
+        return Foreign(name, choice.profile, unit, choice.backend)
 
     def _lasting(self, name: str) -> bool:
         return self._root.exists(f"{DECLARED}/{name}.toml")
