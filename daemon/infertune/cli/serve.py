@@ -180,32 +180,59 @@ def _with_files_checked(declaration: Declaration, desired: Desired) -> Declarati
     named = files(declaration, desired)
     real = {what: os.path.realpath(path) for what, path in named.items()}
     for what, path in real.items():
-        _refuse_unreadable("--model" if what == "model" else what, path)
+        if what == "models_dir":
+            _refuse_closed(what, path)
+        else:
+            kind = b"GGUF" if what != "models_preset" else b""
+            _refuse_unreadable("--model" if what == "model" else what, path, kind)
     model = real.pop("model", None)
-    moved = {what: path for what, path in real.items() if path != named[what]}
+    moved = {what: path for what, path in real.items() if path != named[what].rstrip("/")}
     return replace(declaration, model=model, settings={**(declaration.settings or {}), **moved})
 
 
-def _refuse_unreadable(what: str, path: str) -> None:
-    """Raise UsageError for a file that is not a model, or that a unit's user cannot read."""
+def _refuse_closed(what: str, path: str) -> None:
+    """Raise UsageError for a directory that a unit's user cannot list."""
     try:
-        data, status = read_plain_file(Path(path), 4, follow=False)
+        status = os.stat(path)
     except OSError as error:
         raise UsageError(f"{what} {path}: {error.strerror}") from None
-    if data[:4] != b"GGUF":
+    if not stat.S_ISDIR(status.st_mode):
+        raise UsageError(f"{what} {path}: not a directory")
+    if not status.st_mode & stat.S_IROTH:
+        raise UsageError(
+            f"{what} {path}: the server runs as a user of its own, who may not list it",
+            hint=f"chmod o+r {shlex.quote(path)}",
+        )
+    _refuse_a_closed_way(what, f"{path}/")
+
+
+def _refuse_unreadable(what: str, path: str, kind: bytes) -> None:
+    """Raise UsageError for a file that does not begin with ``kind``, or that a unit's user cannot
+    read."""
+    try:
+        data, status = read_plain_file(Path(path), len(kind), follow=False)
+    except OSError as error:
+        raise UsageError(f"{what} {path}: {error.strerror}") from None
+    if data != kind:
         raise UsageError(f"{what} {path}: not a GGUF file", hint="llama-server loads GGUF models")
     if not status.st_mode & stat.S_IROTH:
         raise UsageError(
             f"{what} {path}: the server runs as a user of its own, who may not read it",
             hint=f"chmod o+r {shlex.quote(path)}",
         )
+    _refuse_a_closed_way(what, path)
+
+
+def _refuse_a_closed_way(what: str, path: str) -> None:
+    """Raise UsageError where a unit's user cannot come to a file, or into a directory."""
     refuse_a_home(what, path)
+    directory, shown = os.path.dirname(path), path.rstrip("/")
     # Of a home only the file's own directory is on the server's way (servers.access).
-    way = [os.path.dirname(path)] if in_a_home(path) else map(str, Path(path).parents)
+    way = [directory] if in_a_home(path) else [directory, *map(str, Path(directory).parents)]
     for directory in way:
         if not os.stat(directory).st_mode & stat.S_IXOTH:
             raise UsageError(
-                f"{what} {path}: the server runs as a user of its own, who may not enter "
+                f"{what} {shown}: the server runs as a user of its own, who may not enter "
                 f"{directory}",
                 hint=f"chmod o+x {shlex.quote(directory)}",
             )
@@ -218,7 +245,7 @@ def _port(text: str) -> int:
 
 
 def _as_systemd_run(ctx: Context, machine: Machine, declaration: Declaration) -> str:
-    if declaration.model is None:
+    if declaration.model is None and not declaration.router:
         raise UsageError("--print needs --model: the embedded one is unpacked at the first start")
     request = Request(
         profile=declaration.profile,

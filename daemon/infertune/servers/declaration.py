@@ -19,6 +19,7 @@ from infertune.server_settings import (
     FilePath,
     check_together,
     files_of,
+    models_of,
     own_flags,
     parse_server_setting,
 )
@@ -38,7 +39,7 @@ class Declaration:
     name: str
     profile: str
     model: str | None
-    """Path of a GGUF file; None for the small model of the extra ``embedded``."""
+    """Path of a GGUF file; None for a router, or for the small model of the extra ``embedded``."""
     port: int
     backend: str = "auto"
     settings: Mapping[str, str | int | bool] | None = None
@@ -51,6 +52,11 @@ class Declaration:
     @property
     def unit(self) -> str:
         return server_unit(self.name)
+
+    @property
+    def router(self) -> Mapping[str, str]:
+        """Where it finds its models, by setting; empty for a server of one model."""
+        return models_of(self.settings or {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +83,16 @@ def parse_declaration(
     if "unit" in table:
         return _foreign(name, table, default_profile)
     table.only(("port",), ("profile", "model", "backend", "settings", "flags", "force", "unit"))
+    settings = _settings(table.table("settings")) if "settings" in table else {}
+    if "model" in table and (router := models_of(settings)):
+        raise table.wrong("model", f"'model' and {', '.join(router)}: a router has no model")
     return Declaration(
         name,
         _profile(table, default_profile),
         _path(table, "model") if "model" in table else None,
         table.whole("port", 1024, 65535),
         table.one_of("backend", ("auto", *BACKENDS), "auto"),
-        _settings(table.table("settings")) if "settings" in table else {},
+        settings,
         table.flag("force", False),
         _flags(table) if "flags" in table else (),
     )
@@ -170,9 +179,13 @@ def server_settings(
 
 
 def files(declaration: Declaration, desired: Desired) -> dict[str, str]:
-    """The files that a server reads, by what names them."""
+    """The files that a server reads, by what names them; a directory ends with a slash."""
     model = {"model": declaration.model} if declaration.model is not None else {}
-    return {**model, **files_of(server_settings(declaration, desired))}
+    settings = server_settings(declaration, desired)
+    router = models_of(settings)
+    if "models_dir" in router:
+        router["models_dir"] += "/"
+    return {**model, **files_of(settings), **router}
 
 
 def declaration_text(declaration: Declaration | Foreign) -> str:

@@ -251,7 +251,8 @@ class Serving:
         if isinstance(found, Foreign):
             about |= {"unit": found.unit, "profile": found.profile}
         elif found:
-            about |= {"profile": found.profile, "port": found.port, "model": found.model}
+            model = found.model or next(iter(found.router.values()), None)
+            about |= {"profile": found.profile, "port": found.port, "model": model}
         return about
 
     def _refuse_a_taken_port(self, declaration: Declaration) -> None:
