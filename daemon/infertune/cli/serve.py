@@ -7,10 +7,11 @@ import argparse
 import contextlib
 import os
 import shlex
+import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,13 @@ from infertune.servers.declaration import (
     TRANSIENT,
     Declaration,
     declaration_text,
+    engine_of,
     files,
     own_settings,
     parse_declaration,
     server_settings,
 )
+from infertune.servers.engines import ENGINES
 from infertune.servers.store import declared_ports, gpu_groups, write_declaration
 from infertune.servers.unit import in_a_home, refuse_a_home, systemd_run_line
 from infertune.service.setup import template
@@ -79,17 +82,10 @@ def _serve(ctx: Context) -> int:
     name = args.name or args.profile
     if not NAME.fullmatch(name):
         raise UsageError(f"'{name}' is not a server name", hint=f"a name matches {NAME.pattern}")
-    declaration = Declaration(
-        name=name,
-        profile=args.profile,
-        model=os.path.realpath(args.model) if args.model else None,
-        port=_free_port(ctx, name),
-        backend=args.backend,
-        settings=dict(parse_setting(text) for text in ctx.command),
-        force=args.force,
-    )
     # What the daemon will refuse is refused before it is written.
-    parse_declaration(name, declaration_text(declaration), f"{TRANSIENT}/{name}.toml")
+    text = declaration_text(_asked_for(ctx, name))
+    declaration = parse_declaration(name, text, f"{TRANSIENT}/{name}.toml")
+    assert isinstance(declaration, Declaration)
     machine = read_machine(ctx.root)
     desired = resolve(load_profile(ctx.root, declaration.profile), machine, declaration.backend)
     declaration = _with_files_checked(declaration, desired)
@@ -98,7 +94,8 @@ def _serve(ctx: Context) -> int:
         return Exit.DONE
     if declaration.model:
         _refuse_misfit(ctx, machine, declaration, declaration.model, desired)
-    _warn(ctx, desired)
+    if not declaration.command:
+        _warn(ctx, desired)
     _need_daemon(ctx)
     if os.geteuid() != 0:
         raise NotPermitted(
@@ -121,7 +118,47 @@ def _serve(ctx: Context) -> int:
         declaration = replace(declaration, port=_free_port(ctx, name))
         write_declaration(ctx.root, declaration)
         unit = _call("Serve", "s", name)
-    return _wait_and_say(ctx, declaration.name, unit, declaration.port)
+    return _wait_and_say(ctx, declaration.name, unit, declaration.port, declaration.engine)
+
+
+def _asked_for(ctx: Context, name: str) -> Declaration:
+    """The server as the command line has it: llama-server, or the program after ``--``."""
+    args = ctx.args
+    if not ctx.command or "=" in ctx.command[0]:
+        return Declaration(
+            name=name,
+            profile=args.profile,
+            model=os.path.realpath(args.model) if args.model else None,
+            port=_free_port(ctx, name),
+            backend=args.backend,
+            settings=dict(parse_setting(text) for text in ctx.command),
+            force=args.force,
+        )
+    program, *words = ctx.command
+    if args.model:
+        raise UsageError("--model is of llama-server; another program has it among its words")
+    path = shutil.which(program)
+    if path is None:
+        raise UsageError(f"there is no program and no server setting '{printable(program)}'")
+    if not args.port:
+        raise UsageError("--port is missing: where that program will listen")
+    return Declaration(
+        name=name,
+        profile=args.profile,
+        model=None,
+        port=_free_port(ctx, name),
+        backend=args.backend,
+        engine=_engine((os.path.abspath(path), *words), args.engine),
+        command=(os.path.abspath(path), *words),
+    )
+
+
+def _engine(command: Sequence[str], named: str | None) -> str:
+    """The engine that a command is, where nobody says so by what it starts."""
+    found = engine_of(command)
+    if named is None and found is None:
+        raise UsageError("which engine that is, is not known", hint="--engine says it")
+    return named or found or ""
 
 
 def _warn(ctx: Context, desired: Desired) -> None:
@@ -159,12 +196,13 @@ def _start(ctx: Context) -> int:
     about = _about(name)
     if "port" not in about:
         raise UsageError(about.get("error") or f"no server '{name}' is declared", hint=DECLARED)
-    return _wait_and_say(ctx, name, _call("Serve", "s", name), about["port"])
+    unit = _call("Serve", "s", name)
+    return _wait_and_say(ctx, name, unit, about["port"], about["engine"])
 
 
-def _wait_and_say(ctx: Context, name: str, unit: str, port: int) -> int:
+def _wait_and_say(ctx: Context, name: str, unit: str, port: int, engine: str) -> int:
     url = f"http://127.0.0.1:{port}"
-    ready_s = _wait(ctx.root, name, port, url)
+    ready_s = _wait(ctx.root, name, port, url, ENGINES[engine].ready)
     if ctx.args.json:
         document = {"name": name, "unit": unit, "url": url, "ready_s": ready_s}
         ctx.print_json("infertune.serve/1", document)
@@ -245,7 +283,7 @@ def _port(text: str) -> int:
 
 
 def _as_systemd_run(ctx: Context, machine: Machine, declaration: Declaration) -> str:
-    if declaration.model is None and not declaration.router:
+    if declaration.model is None and not (declaration.router or declaration.command):
         raise UsageError("--print needs --model: the embedded one is unpacked at the first start")
     request = Request(
         profile=declaration.profile,
@@ -254,6 +292,7 @@ def _as_systemd_run(ctx: Context, machine: Machine, declaration: Declaration) ->
         model=declaration.model,
         port=declaration.port,
         settings=own_settings(declaration, machine),
+        command=declaration.command,
     )
     result = Result(profile=declaration.profile)
     one = Run(ctx.root, machine, request, result, Silent(ctx))
@@ -294,7 +333,7 @@ def _about(name: str) -> dict[str, Any]:
     return next((each for each in _call("Servers") if each["name"] == name), {})
 
 
-def _answers(root: Root, name: str, port: int, uid: int, url: str) -> bool:
+def _answers(root: Root, name: str, port: int, uid: int, url: str, path: str = "/health") -> bool:
     """Whether the server says it is ready, and not somebody else on its port.  Raises Failed.
 
     The very socket that answers is its user's, and no other user has one there.
@@ -305,10 +344,10 @@ def _answers(root: Root, name: str, port: int, uid: int, url: str) -> bool:
             f"{name}: port {port} is another program's, of uid {min(others)}",
             hint=f"infertune stop {name}, and end that program or take another port",
         )
-    return bool(before) and healthy(url) and listeners(root, port) == before
+    return bool(before) and healthy(url, path=path) and listeners(root, port) == before
 
 
-def _wait(root: Root, name: str, port: int, url: str) -> float:
+def _wait(root: Root, name: str, port: int, url: str, path: str = "/health") -> float:
     """Seconds until the server answers.  Raises Failed where its unit ends first."""
     begin = time.monotonic()
     ask_again = begin
@@ -324,7 +363,7 @@ def _wait(root: Root, name: str, port: int, url: str) -> float:
                     why = f": {about['error']}" if about.get("error") else ""
                     raise Failed(f"{name}: its unit is {state}{why}", hint=f"infertune logs {name}")
                 ask_again = time.monotonic() + _ASK_S
-            if uid is not None and _answers(root, name, port, uid, url):
+            if uid is not None and _answers(root, name, port, uid, url, path):
                 return waited
             if uid is None and waited > _UID_S:
                 raise Failed(f"{name}: systemd does not say which user its unit runs as")
@@ -340,7 +379,7 @@ def _servers(ctx: Context) -> int:
     _need_daemon(ctx)
     found = _call("Servers")
     if ctx.args.json:
-        fields = ("name", "state", "profile", "port", "model", "unit", "error")
+        fields = ("name", "state", "profile", "port", "model", "engine", "unit", "error")
         ctx.print_json(
             "infertune.servers/1",
             {"servers": [{field: each.get(field) for field in fields} for each in found]},
@@ -352,7 +391,7 @@ def _servers(ctx: Context) -> int:
                 each["state"],
                 each.get("profile", "-"),
                 str(each.get("port", "-")),
-                each.get("error") or each.get("model") or each.get("unit") or "the embedded model",
+                _what(each),
             )
             for each in found
         ]
@@ -360,6 +399,14 @@ def _servers(ctx: Context) -> int:
     else:
         ctx.print("no servers")
     return Exit.DONE
+
+
+def _what(about: dict[str, Any]) -> str:
+    """What a server serves, or why it does not."""
+    if found := about.get("error") or about.get("model") or about.get("unit"):
+        return str(found)
+    engine = about.get("engine", "llama-server")
+    return "the embedded model" if engine == "llama-server" else engine
 
 
 def _stop(ctx: Context) -> int:
@@ -397,6 +444,12 @@ COMMANDS: tuple[Command, ...] = (
                 action="store_true",
                 help="print the equivalent systemd-run command instead",
             ),
+            argument(
+                "--engine",
+                choices=tuple(ENGINES),
+                metavar="ENGINE",
+                help=f"what the program after -- is: {', '.join(ENGINES)}",
+            ),
             FORCE,
             JSON,
         ),
@@ -404,7 +457,8 @@ COMMANDS: tuple[Command, ...] = (
         "in infertune.slice with the profile's memory protection, CPUs and limits. It outlives the "
         "daemon. With nothing applied, the profile is applied first. A model that does not fit "
         "('infertune fit') is refused unless --force is given. Server settings over the "
-        "profile's may follow after --, as SETTING=VALUE (ctx_size=8192).",
+        "profile's may follow after --, as SETTING=VALUE (ctx_size=8192); or a program that is the "
+        "server, with its words (-- vllm serve ...), which listens on --port.",
         takes_command=True,
     ),
     verb(

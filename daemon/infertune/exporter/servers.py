@@ -12,7 +12,7 @@ from infertune.records import dataclass
 from infertune.root import Root
 from infertune.servers import running
 from infertune.servers.declaration import Declaration, Foreign
-from infertune.servers.engines import ENGINES
+from infertune.servers.engines import ENGINES, engine_titled
 from infertune.servers.engines.base import Engine, Known
 from infertune.servers.running import Unit
 from infertune.servers.store import declarations
@@ -61,12 +61,9 @@ def asked(root: Root) -> dict[str, Asked]:
 
 
 def _engine(root: Root, declared: Declaration | Foreign) -> Engine | None:
-    if isinstance(declared, Declaration):
-        return ENGINES["llama-server"]
     if declared.engine is not None:
         return ENGINES[declared.engine]
-    title = unit_engine(root, declared.unit)
-    return next((engine for engine in ENGINES.values() if engine.title == title), None)
+    return engine_titled(unit_engine(root, declared.unit))
 
 
 def _told_nothing_of_sleep(root: Root, own: Iterable[Unit]) -> set[str]:

@@ -7,7 +7,10 @@ A declaration is a small TOML file that only root can write.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import os
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 
 from infertune.backends import BACKENDS
 from infertune.errors import DeclarationError, UsageError
@@ -15,6 +18,7 @@ from infertune.machine import Machine
 from infertune.names import NAME, NAME_RULE, is_foreign_unit, server_unit
 from infertune.records import dataclass
 from infertune.resolve import Desired
+from infertune.server_files.command_line import parse
 from infertune.server_settings import (
     FilePath,
     check_together,
@@ -23,7 +27,7 @@ from infertune.server_settings import (
     own_flags,
     parse_server_setting,
 )
-from infertune.servers.engines import ENGINES
+from infertune.servers.engines import ENGINES, engine_titled
 from infertune.tables import Table, read_table, shown
 
 DECLARED = "/etc/infertune/servers.d"
@@ -48,6 +52,11 @@ class Declaration:
     """Start it even where it does not fit."""
     flags: tuple[str, ...] = ()
     """More words for llama-server's command line, which only an administrator can write."""
+    engine: str = "llama-server"
+    """Its name in engines/."""
+    command: tuple[str, ...] = ()
+    """The program that is the server, with its words, which only root can write; none: infertune's
+    own way with llama-server."""
 
     @property
     def unit(self) -> str:
@@ -82,7 +91,11 @@ def parse_declaration(
     table = read_table(text, file, DeclarationError)
     if "unit" in table:
         return _foreign(name, table, default_profile)
-    table.only(("port",), ("profile", "model", "backend", "settings", "flags", "force", "unit"))
+    if "exec" in table:
+        return _of_a_command(name, table, default_profile)
+    table.only(
+        ("port",), ("profile", "model", "backend", "settings", "flags", "force", "unit", "exec")
+    )
     settings = _settings(table.table("settings")) if "settings" in table else {}
     if "model" in table and (router := models_of(settings)):
         raise table.wrong("model", f"'model' and {', '.join(router)}: a router has no model")
@@ -114,6 +127,37 @@ def _foreign(name: str, table: Table, default_profile: Callable[[], str | None])
     )
 
 
+def _of_a_command(
+    name: str, table: Table, default_profile: Callable[[], str | None]
+) -> Declaration:
+    """What it serves, and how, is in its words: no model, no settings."""
+    table.only(("exec", "port"), ("profile", "backend", "engine"))
+    command = _words(table, "exec", '["/opt/vllm/bin/vllm", "serve", "/srv/models/qwen"]')
+    if not re.fullmatch(r"/[^/].*", command[0]) or os.path.normpath(command[0]) != command[0]:
+        raise table.wrong("exec", f"'exec': {shown(command[0])} is not the path of a program")
+    known = engine_of(command)
+    if known is None and "engine" not in table:
+        names = ", ".join(ENGINES)
+        raise table.wrong("exec", f"'exec': which engine this is, is not known: engine = {names}")
+    return Declaration(
+        name,
+        _profile(table, default_profile),
+        None,
+        table.whole("port", 1024, 65535),
+        table.one_of("backend", ("auto", *BACKENDS), "auto"),
+        {},
+        engine=table.one_of("engine", tuple(ENGINES), known),
+        command=command,
+    )
+
+
+def engine_of(command: Sequence[str]) -> str | None:
+    """The engine that a command line starts, by its name in engines/; None: not known."""
+    known = parse(shlex.join(command))
+    engine = engine_titled(known.engine) if known else None
+    return engine.id if engine else None
+
+
 def _profile(table: Table, default_profile: Callable[[], str | None]) -> str:
     if "profile" in table:
         return table.name("profile", "profile")
@@ -131,13 +175,22 @@ def _path(table: Table, key: str) -> str:
 
 
 def _flags(table: Table) -> tuple[str, ...]:
-    words = table.values["flags"]
-    if not isinstance(words, list) or not all(isinstance(each, str) for each in words):
-        raise table.wrong("flags", 'flags is a list of words: ["--reasoning-format", "none"]')
-    if not all(each.isprintable() for each in words):
-        raise table.wrong("flags", "'flags': a word has control characters")
+    words = _words(table, "flags", '["--reasoning-format", "none"]', least=0)
     if problem := own_flags(words):
         raise table.wrong("flags", f"'flags': {problem}")
+    return words
+
+
+def _words(table: Table, key: str, example: str, least: int = 1) -> tuple[str, ...]:
+    words = table.values[key]
+    if (
+        not isinstance(words, list)
+        or len(words) < least
+        or not all(isinstance(each, str) for each in words)
+    ):
+        raise table.wrong(key, f"{key} is a list of words: {example}")
+    if not all(each.isprintable() for each in words):
+        raise table.wrong(key, f"'{key}': a word has control characters")
     return tuple(words)
 
 
@@ -179,7 +232,12 @@ def server_settings(
 
 
 def files(declaration: Declaration, desired: Desired) -> dict[str, str]:
-    """The files that a server reads, by what names them; a directory ends with a slash."""
+    """The files that a server reads, by what names them; a directory ends with a slash.
+
+    Those of a command are its own business: it sees what any unit of ours sees.
+    """
+    if declaration.command:
+        return {}
     model = {"model": declaration.model} if declaration.model is not None else {}
     settings = server_settings(declaration, desired)
     router = models_of(settings)
@@ -201,6 +259,9 @@ def declaration_text(declaration: Declaration | Foreign) -> str:
     if declaration.model is not None:
         lines.append(f"model = {json.dumps(declaration.model, ensure_ascii=False)}")
     lines.append(f"backend = {json.dumps(declaration.backend)}")
+    if declaration.command:
+        lines.append(f"engine = {json.dumps(declaration.engine)}")
+        lines.append(f"exec = {json.dumps(declaration.command, ensure_ascii=False)}")
     if declaration.force:
         lines.append("force = true")
     if declaration.flags:

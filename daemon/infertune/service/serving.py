@@ -249,10 +249,11 @@ class Serving:
         except InfertuneError as error:
             return {**about, "error": error.message}
         if isinstance(found, Foreign):
-            about |= {"unit": found.unit, "profile": found.profile}
+            about |= {"unit": found.unit, "profile": found.profile, "engine": found.engine}
         elif found:
             model = found.model or next(iter(found.router.values()), None)
             about |= {"profile": found.profile, "port": found.port, "model": model}
+            about["engine"] = found.engine
         return about
 
     def _refuse_a_taken_port(self, declaration: Declaration) -> None:

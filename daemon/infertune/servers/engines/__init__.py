@@ -12,3 +12,8 @@ ENGINES: dict[str, Engine] = {
     engine.id: engine for engine in (LLAMA_SERVER, LLAMA_SWAP, OLLAMA, LEMONADE, VLLM, SGLANG)
 }
 """Every engine by the name that a declaration has for it."""
+
+
+def engine_titled(title: str | None) -> Engine | None:
+    """The engine that server_files/command_line.py calls so."""
+    return next((engine for engine in ENGINES.values() if engine.title == title), None)

@@ -88,6 +88,8 @@ class Engine:
     title: str
     """As server_files/command_line.py recognises it: by the program that a unit starts."""
     talk: Callable[[Known], Talk]
+    ready: str = "/health"
+    """Path that answers 200 once it serves: asked while it starts, and never by a scrape."""
     source: str
     """Documents, or files of its source, and the version that was read."""
 

@@ -63,5 +63,6 @@ LEMONADE = Engine(
     id="lemonade",
     title="Lemonade",
     talk=_talk,
+    ready="/api/v1/health",
     source="Lemonade 10.9, docs/api/prometheus.md and src/cpp/server, GET /api/v1/health, /metrics",
 )

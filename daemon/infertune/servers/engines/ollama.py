@@ -31,5 +31,6 @@ OLLAMA = Engine(
     id="ollama",
     title="Ollama",
     talk=_talk,
+    ready="/api/version",
     source="Ollama 0.40, docs.ollama.com/api/ps, GET /api/ps",
 )
