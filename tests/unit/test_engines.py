@@ -165,22 +165,23 @@ def test_a_model_that_did_not_start() -> None:
 
 
 @pytest.mark.parametrize(
-    ("build", "arguments", "asked"),
+    ("build", "arguments", "own", "asked"),
     [
-        ("b10519-x", "--sleep-idle-seconds", True),
-        ("b10518-x", "--sleep-idle-seconds", False),
-        ("b10518-x", "--metrics", True),
+        ("b10519-x", "--sleep-idle-seconds", False, True),
+        ("b10518-x", "--sleep-idle-seconds", True, False),
+        ("b10518-x", "--metrics", True, True),
+        ("b10518-x", "--metrics", False, False),  # a variable may have it sleep
     ],
 )
 def test_an_old_router_is_asked_where_none_of_its_models_sleeps(
-    build: str, arguments: str, asked: bool
+    build: str, arguments: str, own: bool, asked: bool
 ) -> None:
     answers = {
         "/props": router(build),
         "/models": listed(("a", "loaded"), arguments=arguments),
         "/metrics?model=a&autoload=false": PAGE,
     }
-    reading, paths = read("llama-server", answers)
+    reading, paths = read("llama-server", answers, Known(never_sleeps=own))
     assert (len(paths) == 3) == asked
     assert reading.state == ("up" if asked else "no-metrics")
 

@@ -55,7 +55,7 @@ METRICS = (
     Metric(
         name="infertune_server_state",
         unit="1",
-        help="1 for how a declared server answers now.",
+        help=f"1 for how a declared server answers now: {', '.join(STATES)}.",
         labels=("server", "state"),
         source=_SOURCE,
         series=f"{len(STATES)} per declared server (at most 64)",
@@ -63,8 +63,8 @@ METRICS = (
     Metric(
         name="infertune_model_state",
         unit="1",
-        help="1 for what a model of a server is now. A server that lists loaded ones only "
-        "(Ollama, Lemonade, llama-swap) has no series of the others.",
+        help=f"1 for what a model of a server is now: {', '.join(MODEL_STATES)}. A server that "
+        "lists loaded ones only (Ollama, Lemonade, llama-swap) has no series of the others.",
         labels=("server", "model", "state"),
         source=_SOURCE,
         series=f"{len(MODEL_STATES)} per model (at most {MAX_MODELS} of each declared server)",

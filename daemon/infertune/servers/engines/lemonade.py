@@ -3,7 +3,8 @@
 
 /api/v1/health lists what is loaded.  /metrics hands on the /metrics of each llama-server, which
 may keep a model that is told to sleep (see llama_server.py) and whose build is not told; so where
-a model's options speak of sleep it is not asked.
+a model's options speak of sleep it is not asked.  A variable of Lemonade's own unit that has
+llama-server sleep is not seen.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def _talk(known: Known) -> Talk:
     about = props.document()
     lets_sleep = build(about) >= METRICS_LET_SLEEP
     if about.get("role") == "router":
-        return (yield from _router(lets_sleep))
+        return (yield from _router(known, lets_sleep=lets_sleep))
     name = name_of(about.get("model_alias"))
     if about.get("is_sleeping") is True:
         return Reading("up", (Model(name, "sleeping"),))
@@ -68,13 +68,14 @@ def _talk(known: Known) -> Talk:
     return Reading("up", (Model(name, "loaded", values(metrics.text)),))
 
 
-def _router(lets_sleep: bool) -> Talk:
+def _router(known: Known, *, lets_sleep: bool) -> Talk:
     listed = yield "/models"
     if not listed.is_there:
         return Reading(listed.state)
     found = {name_of(each.get("id")): _state(each) for each in _known(listed)}
-    # It tells each model's arguments, and whether they have it sleep.
-    asked = lets_sleep or "sleep-idle-seconds" not in listed.text
+    # A preset may have a model sleep: each one's arguments are in the list.  A variable of somebody
+    # else's unit may too, and is not seen.
+    asked = lets_sleep or (known.never_sleeps and "sleep-idle-seconds" not in listed.text)
     loaded = [name_of(each.get("id")) for each in _known(listed) if _state(each) == "loaded"]
     models, state = {name: Model(name, was) for name, was in found.items()}, "up"
     if loaded and not asked:
