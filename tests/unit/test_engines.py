@@ -690,6 +690,7 @@ def test_a_scrape_loads_wakes_and_keeps_nothing(
     assert stand_in.touched == []
 
 
+@pytest.mark.real_time
 def test_what_is_there_in_time_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of a router that computes does not answer: the others have their values."""
     stand_in = StandIn("router")
