@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from infertune.exporter.servers import asked
 from infertune.foreground import RUNS, Foreground, foreground, forget, note
 from infertune.records import asdict
 from infertune.root import Root
@@ -41,17 +42,18 @@ def test_it_is_a_server_while_it_lasts(root: Root) -> None:
     assert running.processes(root, running.units(root)) == dict.fromkeys(
         (77, 78), "run:long-context"
     )
-    assert running.ports(root) == {"chat": 8081, "run:long-context": 8080}
+    found = {name: each.port for name, each in asked(root).items()}
+    assert found == {"chat": 8081, "run:long-context": 8080}
     forget(root, 77)
     assert running.units(root) == ()
-    assert running.ports(root) == {"chat": 8081}
+    assert asked(root).keys() == {"chat"}
     assert not root.exists(RUNS)
 
 
 def test_one_without_a_group_of_its_own_has_a_port_alone(root: Root) -> None:
     note(root, Foreground("quiet", 78, GROUP, False, 9000))
     assert running.units(root) == ()
-    assert running.ports(root)["run:quiet"] == 9000
+    assert asked(root)["run:quiet"].port == 9000
 
 
 def test_what_was_killed_left_nothing_that_counts(root: Root) -> None:

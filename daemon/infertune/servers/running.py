@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 
-from infertune.addresses import LOOPBACK
 from infertune.errors import Failed
 from infertune.foreground import foreground
 from infertune.host.cgroup import cgroup, entries, group_id, group_of_unit, processes_below
@@ -18,7 +17,6 @@ from infertune.names import SLICE, server_of_unit
 from infertune.records import dataclass
 from infertune.root import Root
 from infertune.servers.adopted import Adopted, read_book
-from infertune.servers.store import declared_ports
 
 RUN = "infertune run"
 """What a server in the foreground has for a unit."""
@@ -44,12 +42,6 @@ def units(root: Root) -> tuple[Unit, ...]:
     if not mount:
         return ()
     return (*_own(root, f"{mount}/{SLICE}"), *_adopted(root, mount), *_foreground(root))
-
-
-def ports(root: Root) -> dict[str, int]:
-    """Port by name of every server that loopback leads to, declared or in the foreground."""
-    runs = {each.name: each.port for each in foreground(root) if each.port is not None}
-    return {**declared_ports(root, at=LOOPBACK), **runs}
 
 
 def _foreground(root: Root) -> Iterator[Unit]:
