@@ -32,6 +32,7 @@ from unit.test_service import (  # noqa: E402
     ask,
     bus_address,  # noqa: F401
     close,
+    nothing_read,
     scenario,
 )
 
@@ -110,6 +111,16 @@ def test_a_verb_of_the_daemon_costs_little(tmp_path: Path, bus_address: str) -> 
             assert "infertune.service.client" in done.modules
             assert not done.modules & HEAVY
             assert (values(world.base) == original) == (words[0] in ("revert", "recover"))
+
+    scenario(work, tmp_path, bus_address)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_root_asks_where_nobody_else_can(tmp_path: Path, bus_address: str) -> None:  # noqa: F811
+    async def work(world: World, bus: MessageBus) -> None:
+        assert world.daemon is not None
+        with nothing_read(world.daemon._public):
+            assert (await infertune(bus_address, tmp_path, "status")).out == "idle\n"
 
     scenario(work, tmp_path, bus_address)
 

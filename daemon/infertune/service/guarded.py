@@ -76,6 +76,13 @@ class GuardedBus(MessageBus):
         self._writer.sock = self._sock
 
 
+class OwnBus(GuardedBus):
+    """A second connection with the same objects, whose signals the first one sends already."""
+
+    def _interface_signal_notify(self, *_: object, **__: object) -> None:
+        pass
+
+
 class Guard:
     """A socket that leaves out messages that are too long, of other types, or want no answer."""
 
