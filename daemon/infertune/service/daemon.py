@@ -231,7 +231,9 @@ class Daemon:
             await self._bus.request_name(ROOT_NAME, NameFlag.DO_NOT_QUEUE)
         except DBusError:
             # Of an older version.  Root is answered all the same, in the queue with all others.
-            log(4, f"the bus policy does not know {ROOT_NAME}: 'infertune setup' writes the new one")
+            log(
+                4, f"the bus policy does not know {ROOT_NAME}: 'infertune setup' writes the new one"
+            )
 
     # -- events ----------------------------------------------------------------
 
