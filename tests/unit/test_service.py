@@ -934,6 +934,20 @@ def test_a_reload_ends_holds(base: str | None, tmp_path: Path, bus_address: str)
     scenario(work, tmp_path, bus_address)
 
 
+def test_an_emptied_run_does_not_hide_the_daemon(tmp_path: Path, bus_address: str) -> None:
+    """Or the command line would act beside it."""
+
+    async def work(world: World, bus: MessageBus) -> None:
+        shutil.rmtree(world.base / "run/infertune")
+        assert world.root.lock_owner(DAEMON_LOCK) == f"pid {os.getpid()}"
+        second = Daemon(world.root, world.environment)
+        with pytest.raises(Exception, match=f"another infertuned is running .pid {os.getpid()}"):
+            await second.run()
+        await second.leave()
+
+    scenario(work, tmp_path, bus_address)
+
+
 @contextlib.contextmanager
 def nothing_read(bus: MessageBus) -> Iterator[None]:
     """As where more comes than can be read."""
