@@ -133,6 +133,11 @@ def bus_address() -> Iterator[str]:
         yield address
 
 
+def kept_waiting_s(pid: int) -> float:
+    """How long a process could have run and did not, since other processes had the processors."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+
+
 class Waited:
     """Seconds of calls that root began at the same time."""
 
@@ -287,22 +292,25 @@ def test_root_is_answered_while_two_flood(
     async def scene() -> None:
         async with attacked(tmp_path, bus_address) as one:
             before, cpu, of_the_bus = one.state(), cpu_s(one.pid), cpu_s(one.bus)
+            busy = kept_waiting_s(one.pid)
             seconds = "10" if thorough else "1"
             flood = asyncio.gather(*[one.send(user, "flood", what, seconds) for user in USERS])
             waited = await one.root_waits(flood)
             seen = sum(await flood, Counter())
+            busy = kept_waiting_s(one.pid) - busy
             told(
                 f"\n{what}: {seen['sent']} sent by two, {one.refused_by_the_bus} refused by the "
                 f"bus; {waited}; CPU of the bus {cpu_s(one.bus) - of_the_bus:.1f} s, of the daemon "
-                f"{cpu_s(one.pid) - cpu:.1f} s, peak {peak_mib(one.pid)} MiB; "
-                f"{len(one.log())} lines"
+                f"{cpu_s(one.pid) - cpu:.1f} s, for which it waited {busy:.1f} s; peak "
+                f"{peak_mib(one.pid)} MiB; {len(one.log())} lines"
             )
             assert seen["sent"]
             assert one.state() == before
             assert peak_mib(one.pid) < MAX_MIB
             assert not seen["bad"]
             if thorough:
-                assert waited.late() < PROMISED_S
+                # On a machine with other work, what the others took is not the daemon's delay.
+                assert waited.late() < PROMISED_S + busy
         assert len(one.log()) <= MAX_LINES
 
     asyncio.run(asyncio.wait_for(scene(), 300))
