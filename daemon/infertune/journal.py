@@ -69,7 +69,7 @@ class Journal:
     owner: str
     """Verb that wrote it, with its process id: ``apply (pid 4711)``."""
     since: str
-    """Time of the first apply, ISO 8601, UTC."""
+    """Time of the last apply, ISO 8601, UTC, to the second."""
     held: bool
     """True while a process must be alive for it to be in force (``run``)."""
     without: tuple[str, ...]
@@ -273,7 +273,8 @@ class Journals:
     def agree(self, journal: Journal) -> None:
         """Write ``journal`` where it is not.  Raises OSError.
 
-        A place was lost, or an earlier version kept less in the copy.
+        A place was lost, an apply that had nothing to change was killed between the two, or an
+        earlier version kept less in the copy.
         """
         for store in (self.persistent, self.runtime):
             found = store.load()
