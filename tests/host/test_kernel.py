@@ -131,7 +131,6 @@ def test_killed_by_strace(
         "/var/lib/infertune/journal",
         "/var/lib/infertune/.journal.infertune",
         "/run/infertune/lock",
-        "/var/lib/infertune/lock",
         *(path for path in original if "transparent_hugepage" in path or "swappiness" in path),
     ]
     points = 0
