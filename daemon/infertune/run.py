@@ -13,11 +13,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from infertune.addresses import LOOPBACK, url
 from infertune.doctor.at_launch import warnings
 from infertune.engine import ApplyFailed, Report, Session, session
 from infertune.errors import Failed, InfertuneError, UsageError
+from infertune.foreground import Foreground, forget, note
+from infertune.host.cgroup import group_of
 from infertune.journal import Journal
 from infertune.launch.binary import (
     BACKENDS,
@@ -363,7 +366,7 @@ def _serve(one: Run, job: Job, desired: Desired, signals: Signals) -> int:
         child = start(
             job.argv,
             job.env,
-            lambda pid: _place(one, pid, desired),
+            lambda pid: _place(one, pid, desired, job.url),
             capture=job.model is not None,
             program=job.program,
             stdout=one.request.stdout,
@@ -375,11 +378,12 @@ def _serve(one: Run, job: Job, desired: Desired, signals: Signals) -> int:
     finally:
         if child:
             child.stop()
+            forget(one.root, child.pid)
         if one.group:
             one.group.remove()
 
 
-def _place(one: Run, pid: int, desired: Desired) -> None:
+def _place(one: Run, pid: int, desired: Desired, where: str) -> None:
     outcomes, one.group = place(one.root, one.machine.cgroup, pid, _canonical(desired.launch))
     one.result.placed = outcomes
     one.audience.placed(outcomes)
@@ -387,6 +391,12 @@ def _place(one: Run, pid: int, desired: Desired) -> None:
         setting = desired.launch[each.id]
         if setting.required and each.outcome in ("absent", "rejected"):
             raise Failed(f"{each.id}: {each.why}, but {setting.source} requires it")
+    mount = one.machine.cgroup.mount
+    if mount and (group := group_of(one.root, pid)):
+        there, path = urlsplit(where), mount + group.rstrip("/")
+        # Whoever reads it asks at loopback.
+        port = there.port if there.hostname == LOOPBACK else None
+        note(one.root, Foreground(desired.profile, pid, path, one.group is not None, port))
 
 
 def _attend(one: Run, job: Job, child: Child, signals: Signals) -> int:

@@ -52,7 +52,7 @@ from infertune.host.gpu import DpmClock, amdgpu_cards, dpm_levels
 from infertune.machine import Machine, read_machine
 from infertune.records import replace
 from infertune.root import Root
-from infertune.servers.adopted import ADOPTED, Adopted, Book, Changed, write_book
+from infertune.servers.adopted import ADOPTED, Adopted, Book, Changed, Wanted, write_book
 from infertune.snapshot import open_snapshot
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -794,7 +794,8 @@ def test_an_adopted_unit_has_series_by_its_name(serving: Root) -> None:
     write(serving.base, f"{group}/cgroup.procs", "77\n")
     unit = Changed("ollama.service", {}, {})
     slices = ("system.slice",)
-    one = Adopted("ollama", "quiet", "cpu", "/system.slice/ollama.service", slices, 0, unit)
+    given = Wanted("quiet", "cpu")
+    one = Adopted("ollama", "/system.slice/ollama.service", slices, unit, given)
     write_book(serving, Book({"ollama": one}))
     found = values(serving, "memory")
     assert found["infertune_unit_memory_bytes", "ollama.service", "ollama"] == 4096

@@ -130,6 +130,7 @@ SEES_ENVIRONMENT = {
     "launch",
     "cli",
     "service/daemon.py",
+    "service/of_user.py",
     "launcher.py",
     "exporter/main.py",
 }

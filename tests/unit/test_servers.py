@@ -17,12 +17,12 @@ from infertune.config import Config, read_config
 from infertune.errors import DeclarationError, UsageError
 from infertune.launch_settings import LAUNCH_SETTINGS
 from infertune.machine import read_machine
+from infertune.names import DECLARED
 from infertune.profile import load_profile
 from infertune.records import replace
 from infertune.resolve import Desired, resolve
 from infertune.root import Root
 from infertune.servers.declaration import (
-    DECLARED,
     Declaration,
     Foreign,
     declaration_text,

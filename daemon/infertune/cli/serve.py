@@ -31,7 +31,7 @@ from infertune.launch.client import healthy, how_to_talk
 from infertune.launch.ready import Progress, choose_port
 from infertune.launch.system import show_log
 from infertune.machine import Machine, read_machine
-from infertune.names import NAME, server_unit
+from infertune.names import DECLARED, NAME, server_unit
 from infertune.profile import load_profile
 from infertune.records import dataclass, replace
 from infertune.resolve import Desired, resolve
@@ -39,7 +39,6 @@ from infertune.root import Root, full_path, read_plain_file
 from infertune.run import Request, Result, Run, prepare
 from infertune.servers.api_key import credential_of, refuse_open_file
 from infertune.servers.declaration import (
-    DECLARED,
     TRANSIENT,
     Declaration,
     declaration_text,
@@ -426,7 +425,10 @@ def _servers(ctx: Context) -> int:
     _need_daemon(ctx)
     found = _call("Servers")
     if ctx.args.json:
-        fields = ("name", "state", "profile", "host", "port", "model", "engine", "unit", "error")
+        fields = (
+            *("name", "state", "profile", "host", "port", "model", "engine"),
+            *("unit", "user", "error"),
+        )
         ctx.print_json(
             "infertune.servers/1",
             {"servers": [{field: each.get(field) for field in fields} for each in found]},
@@ -448,6 +450,11 @@ def _servers(ctx: Context) -> int:
     return Exit.DONE
 
 
+def _unit(about: dict[str, Any]) -> str | None:
+    unit, user = about.get("unit"), about.get("user")
+    return f"{unit} of user {user}" if unit and user else unit
+
+
 def _door(server: dict[str, Any]) -> str:
     """Port of a server, with its address where that is not loopback."""
     port, host = server.get("port"), server.get("host")
@@ -458,7 +465,7 @@ def _door(server: dict[str, Any]) -> str:
 
 def _what(about: dict[str, Any]) -> str:
     """What a server serves, or why it does not."""
-    if found := about.get("error") or about.get("model") or about.get("unit"):
+    if found := about.get("error") or about.get("model") or _unit(about):
         return str(found)
     engine = about.get("engine", "llama-server")
     return "the embedded model" if engine == "llama-server" else engine
