@@ -94,21 +94,21 @@ def call(member: str, signature: str = "", arguments: Sequence[Any] = ()) -> Any
     try:
         if os.geteuid() == 0:
             try:
-                return _call(connection, ROOT_NAME, member, signature, arguments)
+                return _answer(connection, ROOT_NAME, member, signature, arguments)
             except _NotThere:
                 pass  # an older daemon, or the root of a container
-        return _call(connection, BUS_NAME, member, signature, arguments)
+        return _answer(connection, BUS_NAME, member, signature, arguments)
     except OSError as error:
         raise Unreachable("the daemon does not answer") from error
     finally:
         connection.close()
 
 
-def _call(
+def _answer(
     connection: Connection, name: str, member: str, signature: str, arguments: Sequence[Any]
 ) -> Any:
+    daemon = (name, OBJECT_PATH, INTERFACE, member)
     try:
-        daemon = (name, OBJECT_PATH, INTERFACE, member)
         values = connection.ask(daemon, signature, arguments, interactive=True)
     except Refused as refused:
         raise _error(refused.name, refused.text) from None
