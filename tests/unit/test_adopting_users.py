@@ -373,7 +373,7 @@ def test_a_user_s_half_that_hangs_or_lies(told: str | None, tmp_path: Path) -> N
     with pytest.raises(Failed, match="the manager of user 1000 did not do it"):
         asyncio.run(world.adopting.adopt("llm", "llm.service", wanted(), UID))
     assert world.state() == before
-    assert world.heard <= 6, "it is not asked for ever"
+    assert world.heard <= (6 if told else 2), "each time may take as long as it is let"
     assert read_book(Root(tmp_path)).units == {}
 
 

@@ -24,7 +24,7 @@ from infertune.service.client import Connection, Refused, peer
 _NAME = "org.freedesktop.systemd1"
 _PATH = "/org/freedesktop/systemd1"
 _TIMEOUT_S = 10.0
-"""Of one call; the unit has less than three of them (TimeoutStartSec=)."""
+"""Of one call; the unit has two of them (TimeoutStartSec=), and one that nobody hears takes all."""
 
 
 class UserManager:

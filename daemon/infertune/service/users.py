@@ -51,8 +51,8 @@ class Users:
         # The manager may just have started it: that run has read what was asked before.
         for _ in range(_TRIES):
             told = await self._systemd.hear(user_unit(uid))
-            if told is None:
-                break
+            if not told:
+                break  # it hung, and was ended
             if answer := parse_answer(told, request.serial):
                 return answer
         raise Failed(
