@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 import pytest
 
 from infertune.service.names import BUS_NAME, INTERFACE
+from support import GENEROUS_S
 
 SYSTEMD = Path(__file__).resolve().parents[2] / "systemd"
 BUS_POLICY = SYSTEMD / f"{INTERFACE}.conf"
@@ -163,7 +164,7 @@ def system_bus(tmp_path: Path) -> Iterator[str]:
     with process.stdout:
         yield process.stdout.readline().strip()
         process.terminate()
-        process.wait(60)
+        process.wait(GENEROUS_S)
 
 
 def test_the_policy_gives_the_name_to_root_alone() -> None:
@@ -236,7 +237,7 @@ def test_nobody_else_can_be_the_daemon(system_bus: str) -> None:
         await owner.wait_for_disconnect()
         return dict(line.split(" ") for line in said.splitlines())
 
-    found = asyncio.run(asyncio.wait_for(scene(), 60))
+    found = asyncio.run(asyncio.wait_for(scene(), GENEROUS_S))
     assert found == {
         "RequestName": "AccessDenied",
         "Status": "ok",
