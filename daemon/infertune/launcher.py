@@ -22,7 +22,9 @@ from infertune.notify import Notifier
 from infertune.pools.promised import LOCK, OF_UNITS
 from infertune.root import Root
 from infertune.run import Request, Result, Run, prepare
+from infertune.servers.api_key import credential
 from infertune.servers.declaration import Declaration, own_settings
+from infertune.servers.models import with_its_model
 from infertune.servers.store import find_declaration
 from infertune.units import printable_line
 
@@ -102,6 +104,7 @@ def main() -> int:
         declared = find_declaration(root, sys.argv[1])
         if not isinstance(declared, Declaration):
             raise UsageError(f"no server '{sys.argv[1]}' is declared")
+        declared = with_its_model(root, declared)
         machine = read_machine(root)
         request = Request(
             profile=declared.profile,
@@ -109,8 +112,11 @@ def main() -> int:
             backend=declared.backend,
             model=declared.model,
             port=declared.port,
+            command=declared.command,
             settings=own_settings(declared, machine),
             flags=declared.flags,
+            host=declared.host,
+            api_key_file=credential(os.environ) if declared.api_key_file else None,
             check=partial(_admit, root, declared),
         )
         result = Result(profile=declared.profile)
@@ -118,11 +124,15 @@ def main() -> int:
     except InfertuneError as error:
         _tell(error)
         return error.exit_code
+    if declared.command:
+        print("whether it fits is not judged: what it takes is not known", flush=True)
     _close_turn()
     # Not before it was admitted: that looks at what other servers hold.
     if why := keep_apart():
         print(_line(f"not kept apart from other servers: {why}"), flush=True)
-    print(_line(f"starting {' '.join(job.argv)}"), flush=True)
+    # The words of somebody else's program may hold a key.
+    words = job.argv[:1] if declared.command else job.argv
+    print(_line(f"starting {' '.join(words)}"), flush=True)
     return os.execve(job.program, list(job.argv), dict(job.env))  # noqa: S606
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from infertune.addresses import LOOPBACK, url
 from infertune.doctor.at_launch import warnings
 from infertune.engine import ApplyFailed, Report, Session, session
 from infertune.errors import Failed, InfertuneError, UsageError
@@ -50,6 +51,7 @@ from infertune.server_settings import (
     Refused,
     check_together,
     files_of,
+    models_of,
     parse_help,
     server_arguments,
     unknown_flag,
@@ -75,6 +77,10 @@ class Request:
     launch_only: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
     """Server settings (canonical) over the profile's."""
+    host: str = LOOPBACK
+    """Address to listen on."""
+    api_key_file: str | None = None
+    """File with the keys of clients, as the server's own user sees it."""
     flags: tuple[str, ...] = ()
     """More words for llama-server, as an administrator declared them."""
     stdout: int = 1
@@ -171,7 +177,7 @@ def prepare(one: Run) -> tuple[Desired, Job]:
         desired = resolve(profile, machine, backend)
         job = _command(request, desired)
     else:
-        model = _model(one)
+        model = None if models_of(request.settings) else _model(one)
         server = _server(one)
         backend = request.backend if request.backend != "auto" else server.backends[0]
         desired = resolve(profile, machine, backend)
@@ -268,8 +274,13 @@ def _server(one: Run) -> Server:
     return server
 
 
-def _serving(one: Run, server: Server, model: str, desired: Desired) -> Job:
+def _serving(one: Run, server: Server, model: str | None, desired: Desired) -> Job:
     settings = {**_canonical(desired.server), **one.request.settings}
+    if model is not None and (router := models_of(settings)):
+        raise UsageError(
+            f"{', '.join(router)} of profile '{desired.profile}' is of a router",
+            hint="a router is declared: 'infertune serve', or /etc/infertune/servers.d",
+        )
     try:
         check_together(settings)
     except ValueError as error:
@@ -281,28 +292,42 @@ def _serving(one: Run, server: Server, model: str, desired: Desired) -> Job:
         # The server counts the machine's cores, not those it may use: more threads than CPUs
         # wait for each other.
         settings["threads"] = str(len(_cores(one.machine, cpus)))
-    port = choose_port(one.request.port)
+    port = choose_port(one.request.port, address=one.request.host)
     if one.request.port is None and port != DEFAULT_PORT:
         one.audience.say(f"port {DEFAULT_PORT} is taken: using {port}")
-    arguments, refused = server_arguments(settings, server.help, model=model, port=port)
+    try:
+        arguments, refused = server_arguments(
+            settings,
+            server.help,
+            model=model,
+            port=port,
+            host=one.request.host,
+            api_key_file=one.request.api_key_file,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     for each in refused:
         wanted = desired.server.get(each.setting)
         if wanted and wanted.required:
             raise UsageError(
                 f"{each.setting} = {each.value}: {each.reason}, but {wanted.source} requires it"
             )
+        if each.setting in models_of(settings):
+            raise UsageError(f"{each.setting}: this llama-server is no router: {each.reason}")
         one.audience.say(f"{each.setting} = {each.value} left out: {each.reason}")
     one.result.refused = tuple(refused)
     if unknown := unknown_flag(one.request.flags, server.help):
         raise UsageError(
             f"this llama-server has no {unknown}", hint="see 'flags' of its declaration"
         )
-    if one.request.check:
+    if one.request.check and model is None:
+        one.audience.say("whether the models of a router fit is not judged: it loads them later")
+    elif one.request.check and model is not None:
         left_out = {each.setting for each in refused}
         given = {name: value for name, value in settings.items() if name not in left_out}
         if remark := one.request.check(one.machine, model, desired.backend, given):
             one.audience.say(remark)
-    one.result.url = f"http://127.0.0.1:{port}"
+    one.result.url = url(one.request.host, port)
     arguments += [*_device_arguments(one.request, server, desired.backend), *one.request.flags]
     env = environment({**_canonical(desired.env), **server.env}, one.request.caller)
     return Job(server.program[0], (*server.program, *arguments), env, model, one.result.url)

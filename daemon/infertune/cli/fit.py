@@ -33,6 +33,7 @@ from infertune.records import asdict, replace
 from infertune.resolve import assume_backend, resolve
 from infertune.root import Root, full_path
 from infertune.server_settings import SERVER_SETTINGS, check_together, parse_server_setting
+from infertune.servers.models import model_path
 from infertune.units import format_size
 
 FORCE = argument(
@@ -52,7 +53,12 @@ def _slots(text: str) -> int:
     return int(text)
 
 
-MODEL = argument("model", metavar="MODEL", nargs="?", help="GGUF file (default: the embedded one)")
+MODEL = argument(
+    "model",
+    metavar="MODEL",
+    nargs="?",
+    help="GGUF file or name of a model ('infertune models'; default: the embedded one)",
+)
 CTX = argument("--ctx", type=_tokens, metavar="N", help="tokens of context, of all slots together")
 
 
@@ -106,7 +112,7 @@ def _model(path: str | None) -> ModelFile:
     if path is None:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         path = default_model(os.path.join(cache, "infertune"))
-    return read_model(full_path(path))
+    return read_model(model_path(path, os.environ))
 
 
 def _settings(ctx: Context, machine: Machine, backend: str) -> dict[str, str]:

@@ -26,6 +26,7 @@ from infertune.launch_settings import LAUNCH_SETTINGS, Limit
 from infertune.machine import Machine
 from infertune.records import asdict
 from infertune.run import Request, Result, run
+from infertune.servers.models import model_path
 from infertune.units import format_size
 
 
@@ -109,7 +110,7 @@ def _run(ctx: Context) -> int:
         profile=args.profile,
         caller=os.environ,
         backend=args.backend,
-        model=args.model,
+        model=model_path(args.model, os.environ) if args.model else None,
         server=args.server,
         port=args.port,
         ask=args.ask,
@@ -222,7 +223,11 @@ COMMANDS: tuple[Command, ...] = (
         _run,
         (
             PROFILE,
-            argument("--model", metavar="GGUF", help="model to serve (default: a small one)"),
+            argument(
+                "--model",
+                metavar="MODEL",
+                help="GGUF file or name of a model ('infertune models'; default: a small one)",
+            ),
             argument("--server", metavar="PATH", help="llama-server to use (default: from PATH)"),
             BACKEND,
             argument(

@@ -7,13 +7,16 @@ import argparse
 import contextlib
 import os
 import shlex
+import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from infertune.addresses import LOOPBACK, is_loopback, listen_address, reached_at
+from infertune.addresses import url as url_of
 from infertune.admission import Asked, check
 from infertune.cli.base import JSON, Command, Context, argument, printable, verb
 from infertune.cli.engine import BACKEND, PROFILE, daemon_runs
@@ -22,6 +25,7 @@ from infertune.cli.run import Silent
 from infertune.doctor.at_launch import warnings
 from infertune.doctor.surroundings import LlamaServer, llama_server
 from infertune.errors import Busy, Exit, Failed, NotPermitted, Unreachable, UsageError
+from infertune.host.models import real_path, shown_directory
 from infertune.host.sockets import listeners
 from infertune.launch.client import healthy, how_to_talk
 from infertune.launch.ready import Progress, choose_port
@@ -29,20 +33,24 @@ from infertune.launch.system import show_log
 from infertune.machine import Machine, read_machine
 from infertune.names import NAME, server_unit
 from infertune.profile import load_profile
-from infertune.records import replace
+from infertune.records import dataclass, replace
 from infertune.resolve import Desired, resolve
-from infertune.root import Root, read_plain_file
+from infertune.root import Root, full_path, read_plain_file
 from infertune.run import Request, Result, Run, prepare
+from infertune.servers.api_key import credential_of, refuse_open_file
 from infertune.servers.declaration import (
     DECLARED,
     TRANSIENT,
     Declaration,
     declaration_text,
+    engine_of,
     files,
     own_settings,
     parse_declaration,
     server_settings,
 )
+from infertune.servers.engines import ENGINES
+from infertune.servers.models import model_path
 from infertune.servers.store import declared_ports, gpu_groups, write_declaration
 from infertune.servers.unit import in_a_home, refuse_a_home, systemd_run_line
 from infertune.service.setup import template
@@ -79,17 +87,12 @@ def _serve(ctx: Context) -> int:
     name = args.name or args.profile
     if not NAME.fullmatch(name):
         raise UsageError(f"'{name}' is not a server name", hint=f"a name matches {NAME.pattern}")
-    declaration = Declaration(
-        name=name,
-        profile=args.profile,
-        model=os.path.realpath(args.model) if args.model else None,
-        port=_free_port(ctx, name),
-        backend=args.backend,
-        settings=dict(parse_setting(text) for text in ctx.command),
-        force=args.force,
-    )
     # What the daemon will refuse is refused before it is written.
-    parse_declaration(name, declaration_text(declaration), f"{TRANSIENT}/{name}.toml")
+    text = declaration_text(_asked_for(ctx, name))
+    declaration = parse_declaration(name, text, f"{TRANSIENT}/{name}.toml")
+    assert isinstance(declaration, Declaration)
+    if declaration.api_key_file and not args.print:
+        refuse_open_file(ctx.root, declaration.api_key_file)
     machine = read_machine(ctx.root)
     desired = resolve(load_profile(ctx.root, declaration.profile), machine, declaration.backend)
     declaration = _with_files_checked(declaration, desired)
@@ -98,7 +101,8 @@ def _serve(ctx: Context) -> int:
         return Exit.DONE
     if declaration.model:
         _refuse_misfit(ctx, machine, declaration, declaration.model, desired)
-    _warn(ctx, desired)
+    if not declaration.command:
+        _warn(ctx, desired)
     _need_daemon(ctx)
     if os.geteuid() != 0:
         raise NotPermitted(
@@ -121,7 +125,56 @@ def _serve(ctx: Context) -> int:
         declaration = replace(declaration, port=_free_port(ctx, name))
         write_declaration(ctx.root, declaration)
         unit = _call("Serve", "s", name)
-    return _wait_and_say(ctx, declaration.name, unit, declaration.port)
+    keyed = declaration.api_key_file is not None
+    return _wait_and_say(ctx, name, unit, _door_of(declaration), keyed=keyed)
+
+
+def _asked_for(ctx: Context, name: str) -> Declaration:
+    """The server as the command line has it: llama-server, or the program after ``--``."""
+    args = ctx.args
+    if not is_loopback(args.host) and not args.api_key_file:
+        raise UsageError(
+            f"--host {args.host} is reached by other machines, which takes --api-key-file",
+            hint="a file of root's with a key for each line: openssl rand -hex 32",
+        )
+    if not ctx.command or "=" in ctx.command[0]:
+        return Declaration(
+            name=name,
+            profile=args.profile,
+            model=real_path(model_path(args.model, os.environ)) if args.model else None,
+            port=_free_port(ctx, name),
+            backend=args.backend,
+            settings=dict(parse_setting(text) for text in ctx.command),
+            force=args.force,
+            host=args.host,
+            api_key_file=full_path(args.api_key_file) if args.api_key_file else None,
+        )
+    program, *words = ctx.command
+    for option, value in (("--model", args.model), ("--api-key-file", args.api_key_file)):
+        if value:
+            raise UsageError(f"{option} is of llama-server; another program has it in its words")
+    path = shutil.which(program)
+    if path is None:
+        raise UsageError(f"there is no program and no server setting '{printable(program)}'")
+    if not args.port:
+        raise UsageError("--port is missing: where that program will listen")
+    return Declaration(
+        name=name,
+        profile=args.profile,
+        model=None,
+        port=_free_port(ctx, name),
+        backend=args.backend,
+        engine=_engine((os.path.abspath(path), *words), args.engine),
+        command=(os.path.abspath(path), *words),
+    )
+
+
+def _engine(command: Sequence[str], named: str | None) -> str:
+    """The engine that a command is, where nobody says so by what it starts."""
+    found = engine_of(command)
+    if named is None and found is None:
+        raise UsageError("which engine that is, is not known", hint="--engine says it")
+    return named or found or ""
 
 
 def _warn(ctx: Context, desired: Desired) -> None:
@@ -159,18 +212,36 @@ def _start(ctx: Context) -> int:
     about = _about(name)
     if "port" not in about:
         raise UsageError(about.get("error") or f"no server '{name}' is declared", hint=DECLARED)
-    return _wait_and_say(ctx, name, _call("Serve", "s", name), about["port"])
+    door = Door(about.get("host", LOOPBACK), about["port"], ENGINES[about["engine"]].ready)
+    unit = _call("Serve", "s", name)
+    return _wait_and_say(ctx, name, unit, door, keyed=about.get("key", False))
 
 
-def _wait_and_say(ctx: Context, name: str, unit: str, port: int) -> int:
-    url = f"http://127.0.0.1:{port}"
-    ready_s = _wait(ctx.root, name, port, url)
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where a server answers, and what it is asked to say that it is ready."""
+
+    host: str
+    port: int
+    path: str
+
+    @property
+    def url(self) -> str:
+        return url_of(self.host, self.port)
+
+
+def _door_of(declaration: Declaration) -> Door:
+    return Door(declaration.host, declaration.port, ENGINES[declaration.engine].ready)
+
+
+def _wait_and_say(ctx: Context, name: str, unit: str, door: Door, *, keyed: bool) -> int:
+    url, ready_s = door.url, _wait(ctx.root, name, door)
     if ctx.args.json:
         document = {"name": name, "unit": unit, "url": url, "ready_s": ready_s}
         ctx.print_json("infertune.serve/1", document)
     else:
         ctx.print(f"{name}: ready after {ready_s:.1f} s at {url}; unit {unit}")
-        for line in how_to_talk(url):
+        for line in how_to_talk(url, keyed=keyed):
             ctx.print(line)
     return Exit.DONE
 
@@ -178,35 +249,63 @@ def _wait_and_say(ctx: Context, name: str, unit: str, port: int) -> int:
 def _with_files_checked(declaration: Declaration, desired: Desired) -> Declaration:
     """The declaration with its files where they really are: what is checked is what is used."""
     named = files(declaration, desired)
-    real = {what: os.path.realpath(path) for what, path in named.items()}
+    real = {what: real_path(path) for what, path in named.items()}
     for what, path in real.items():
-        _refuse_unreadable("--model" if what == "model" else what, path)
+        if what == "models_dir":
+            _refuse_closed(what, path)
+        else:
+            kind = b"GGUF" if what != "models_preset" else b""
+            _refuse_unreadable("--model" if what == "model" else what, path, kind)
     model = real.pop("model", None)
-    moved = {what: path for what, path in real.items() if path != named[what]}
+    moved = {what: path for what, path in real.items() if path != named[what].rstrip("/")}
     return replace(declaration, model=model, settings={**(declaration.settings or {}), **moved})
 
 
-def _refuse_unreadable(what: str, path: str) -> None:
-    """Raise UsageError for a file that is not a model, or that a unit's user cannot read."""
+def _refuse_closed(what: str, path: str) -> None:
+    """Raise UsageError for a directory that a unit's user cannot list."""
     try:
-        data, status = read_plain_file(Path(path), 4, follow=False)
+        status = os.stat(path)
     except OSError as error:
         raise UsageError(f"{what} {path}: {error.strerror}") from None
-    if data[:4] != b"GGUF":
+    if not stat.S_ISDIR(status.st_mode):
+        raise UsageError(f"{what} {path}: not a directory")
+    if not status.st_mode & stat.S_IROTH:
+        raise UsageError(
+            f"{what} {path}: the server runs as a user of its own, who may not list it",
+            hint=f"chmod o+r {shlex.quote(path)}",
+        )
+    _refuse_a_closed_way(what, f"{path}/")
+
+
+def _refuse_unreadable(what: str, path: str, kind: bytes) -> None:
+    """Raise UsageError for a file that does not begin with ``kind``, or that a unit's user cannot
+    read."""
+    try:
+        data, status = read_plain_file(Path(path), len(kind), follow=False)
+    except OSError as error:
+        raise UsageError(f"{what} {path}: {error.strerror}") from None
+    if data != kind:
         raise UsageError(f"{what} {path}: not a GGUF file", hint="llama-server loads GGUF models")
     if not status.st_mode & stat.S_IROTH:
         raise UsageError(
             f"{what} {path}: the server runs as a user of its own, who may not read it",
             hint=f"chmod o+r {shlex.quote(path)}",
         )
+    _refuse_a_closed_way(what, path)
+
+
+def _refuse_a_closed_way(what: str, path: str) -> None:
+    """Raise UsageError where a unit's user cannot come to a file, or into a directory."""
     refuse_a_home(what, path)
-    # Of a home only the file's own directory is on the server's way (servers.access).
-    way = [os.path.dirname(path)] if in_a_home(path) else map(str, Path(path).parents)
-    for directory in way:
+    # Of a home only what is shown of it is on the server's way (servers/unit.py).
+    shown = f"{shown_directory(path)}/" if in_a_home(path) else "/"
+    ways = (path, os.path.realpath(path))
+    parents = {f"{each}/" for one in ways for each in map(str, Path(one).parents)}
+    for directory in sorted(each.rstrip("/") or "/" for each in parents if each.startswith(shown)):
         if not os.stat(directory).st_mode & stat.S_IXOTH:
             raise UsageError(
-                f"{what} {path}: the server runs as a user of its own, who may not enter "
-                f"{directory}",
+                f"{what} {path.rstrip('/')}: the server runs as a user of its own, "
+                f"who may not enter {directory}",
                 hint=f"chmod o+x {shlex.quote(directory)}",
             )
 
@@ -217,8 +316,15 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _host(text: str) -> str:
+    try:
+        return listen_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
+
+
 def _as_systemd_run(ctx: Context, machine: Machine, declaration: Declaration) -> str:
-    if declaration.model is None:
+    if declaration.model is None and not (declaration.router or declaration.command):
         raise UsageError("--print needs --model: the embedded one is unpacked at the first start")
     request = Request(
         profile=declaration.profile,
@@ -227,6 +333,11 @@ def _as_systemd_run(ctx: Context, machine: Machine, declaration: Declaration) ->
         model=declaration.model,
         port=declaration.port,
         settings=own_settings(declaration, machine),
+        host=declaration.host,
+        api_key_file=credential_of(f"infertune-server-{declaration.name}.service")
+        if declaration.api_key_file
+        else None,
+        command=declaration.command,
     )
     result = Result(profile=declaration.profile)
     one = Run(ctx.root, machine, request, result, Silent(ctx))
@@ -259,7 +370,7 @@ def _free_port(ctx: Context, name: str) -> int:
         raise UsageError(
             f"port {ctx.args.port} is declared for server '{owner}'", hint="leave --port out"
         )
-    return choose_port(ctx.args.port, others.values())
+    return choose_port(ctx.args.port, others.values(), ctx.args.host)
 
 
 def _about(name: str) -> dict[str, Any]:
@@ -267,21 +378,23 @@ def _about(name: str) -> dict[str, Any]:
     return next((each for each in _call("Servers") if each["name"] == name), {})
 
 
-def _answers(root: Root, name: str, port: int, uid: int, url: str) -> bool:
+def _answers(root: Root, name: str, door: Door, uid: int) -> bool:
     """Whether the server says it is ready, and not somebody else on its port.  Raises Failed.
 
     The very socket that answers is its user's, and no other user has one there.
     """
-    before = listeners(root, port)
+    at = reached_at(door.host)
+    before = listeners(root, door.port, at)
     if others := {each.uid for each in before} - {uid}:
         raise Failed(
-            f"{name}: port {port} is another program's, of uid {min(others)}",
+            f"{name}: port {door.port} is another program's, of uid {min(others)}",
             hint=f"infertune stop {name}, and end that program or take another port",
         )
-    return bool(before) and healthy(url) and listeners(root, port) == before
+    answers = bool(before) and healthy(door.url, path=door.path)
+    return answers and listeners(root, door.port, at) == before
 
 
-def _wait(root: Root, name: str, port: int, url: str) -> float:
+def _wait(root: Root, name: str, door: Door) -> float:
     """Seconds until the server answers.  Raises Failed where its unit ends first."""
     begin = time.monotonic()
     ask_again = begin
@@ -297,7 +410,7 @@ def _wait(root: Root, name: str, port: int, url: str) -> float:
                     why = f": {about['error']}" if about.get("error") else ""
                     raise Failed(f"{name}: its unit is {state}{why}", hint=f"infertune logs {name}")
                 ask_again = time.monotonic() + _ASK_S
-            if uid is not None and _answers(root, name, port, uid, url):
+            if uid is not None and _answers(root, name, door, uid):
                 return waited
             if uid is None and waited > _UID_S:
                 raise Failed(f"{name}: systemd does not say which user its unit runs as")
@@ -313,7 +426,7 @@ def _servers(ctx: Context) -> int:
     _need_daemon(ctx)
     found = _call("Servers")
     if ctx.args.json:
-        fields = ("name", "state", "profile", "port", "model", "unit", "error")
+        fields = ("name", "state", "profile", "host", "port", "model", "engine", "unit", "error")
         ctx.print_json(
             "infertune.servers/1",
             {"servers": [{field: each.get(field) for field in fields} for each in found]},
@@ -324,8 +437,8 @@ def _servers(ctx: Context) -> int:
                 each["name"],
                 each["state"],
                 each.get("profile", "-"),
-                str(each.get("port", "-")),
-                each.get("error") or each.get("model") or each.get("unit") or "the embedded model",
+                _door(each),
+                _what(each),
             )
             for each in found
         ]
@@ -333,6 +446,22 @@ def _servers(ctx: Context) -> int:
     else:
         ctx.print("no servers")
     return Exit.DONE
+
+
+def _door(server: dict[str, Any]) -> str:
+    """Port of a server, with its address where that is not loopback."""
+    port, host = server.get("port"), server.get("host")
+    if port is None:
+        return "-"
+    return str(port) if host in (None, LOOPBACK) else f"{host}:{port}"
+
+
+def _what(about: dict[str, Any]) -> str:
+    """What a server serves, or why it does not."""
+    if found := about.get("error") or about.get("model") or about.get("unit"):
+        return str(found)
+    engine = about.get("engine", "llama-server")
+    return "the embedded model" if engine == "llama-server" else engine
 
 
 def _stop(ctx: Context) -> int:
@@ -359,16 +488,38 @@ COMMANDS: tuple[Command, ...] = (
         _serve,
         (
             PROFILE,
-            argument("--model", metavar="GGUF", help="model to serve (default: the embedded one)"),
+            argument(
+                "--model",
+                metavar="MODEL",
+                help="GGUF file or name of a model ('infertune models'; default: the embedded one)",
+            ),
             argument("--name", metavar="NAME", help="name of the server (default: the profile's)"),
             argument(
                 "--port", type=_port, metavar="PORT", help="default: the first free from 8080"
+            ),
+            argument(
+                "--host",
+                type=_host,
+                default=LOOPBACK,
+                metavar="ADDRESS",
+                help="address to listen on (default: loopback); another needs --api-key-file",
+            ),
+            argument(
+                "--api-key-file",
+                metavar="FILE",
+                help="file of root's with the keys of clients, one a line",
             ),
             BACKEND,
             argument(
                 "--print",
                 action="store_true",
                 help="print the equivalent systemd-run command instead",
+            ),
+            argument(
+                "--engine",
+                choices=tuple(ENGINES),
+                metavar="ENGINE",
+                help=f"what the program after -- is: {', '.join(ENGINES)}",
             ),
             FORCE,
             JSON,
@@ -377,7 +528,8 @@ COMMANDS: tuple[Command, ...] = (
         "in infertune.slice with the profile's memory protection, CPUs and limits. It outlives the "
         "daemon. With nothing applied, the profile is applied first. A model that does not fit "
         "('infertune fit') is refused unless --force is given. Server settings over the "
-        "profile's may follow after --, as SETTING=VALUE (ctx_size=8192).",
+        "profile's may follow after --, as SETTING=VALUE (ctx_size=8192); or a program that is the "
+        "server, with its words (-- vllm serve ...), which listens on --port.",
         takes_command=True,
     ),
     verb(

@@ -7,21 +7,29 @@ A declaration is a small TOML file that only root can write.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import os
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 
+from infertune.addresses import LOOPBACK, client, is_loopback, listen_address
 from infertune.backends import BACKENDS
 from infertune.errors import DeclarationError, UsageError
 from infertune.machine import Machine
 from infertune.names import NAME, NAME_RULE, is_foreign_unit, server_unit
 from infertune.records import dataclass
 from infertune.resolve import Desired
+from infertune.server_files.command_line import parse
 from infertune.server_settings import (
     FilePath,
     check_together,
     files_of,
+    models_of,
     own_flags,
     parse_server_setting,
 )
+from infertune.servers.api_key import key_path
+from infertune.servers.engines import ENGINES, engine_titled
 from infertune.tables import Table, read_table, shown
 
 DECLARED = "/etc/infertune/servers.d"
@@ -37,7 +45,8 @@ class Declaration:
     name: str
     profile: str
     model: str | None
-    """Path of a GGUF file; None for the small model of the extra ``embedded``."""
+    """Path of a GGUF file, or the name of a model of the machine's (models.py); None for a
+    router, or for the small model of the extra ``embedded``."""
     port: int
     backend: str = "auto"
     settings: Mapping[str, str | int | bool] | None = None
@@ -46,10 +55,26 @@ class Declaration:
     """Start it even where it does not fit."""
     flags: tuple[str, ...] = ()
     """More words for llama-server's command line, which only an administrator can write."""
+    host: str = LOOPBACK
+    """Address it listens on; another than loopback only with a key."""
+    api_key_file: str | None = None
+    """File of root's with the keys of its clients (api_key.py)."""
+    clients: tuple[str, ...] = ()
+    """Who may come to another address than loopback; none: whoever has a private address."""
+    engine: str = "llama-server"
+    """Its name in engines/."""
+    command: tuple[str, ...] = ()
+    """The program that is the server, with its words, which only root can write; none: infertune's
+    own way with llama-server."""
 
     @property
     def unit(self) -> str:
         return server_unit(self.name)
+
+    @property
+    def router(self) -> Mapping[str, str]:
+        """Where it finds its models, by setting; empty for a server of one model."""
+        return models_of(self.settings or {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +87,8 @@ class Foreign:
     backend: str = "auto"
     port: int | None = None
     """Where it answers; None: not said."""
+    engine: str | None = None
+    """What answers there, by its name in engines/; None: as its unit's ExecStart= shows."""
 
 
 def parse_declaration(
@@ -73,22 +100,67 @@ def parse_declaration(
     table = read_table(text, file, DeclarationError)
     if "unit" in table:
         return _foreign(name, table, default_profile)
-    table.only(("port",), ("profile", "model", "backend", "settings", "flags", "force", "unit"))
+    if "exec" in table:
+        return _of_a_command(name, table, default_profile)
+    table.only(("port",), _KEYS)
+    settings = _settings(table.table("settings")) if "settings" in table else {}
+    if "model" in table and (router := models_of(settings)):
+        raise table.wrong("model", f"'model' and {', '.join(router)}: a router has no model")
     return Declaration(
         name,
         _profile(table, default_profile),
-        _path(table, "model") if "model" in table else None,
+        _model(table) if "model" in table else None,
         table.whole("port", 1024, 65535),
         table.one_of("backend", ("auto", *BACKENDS), "auto"),
-        _settings(table.table("settings")) if "settings" in table else {},
+        settings,
         table.flag("force", False),
         _flags(table) if "flags" in table else (),
+        *_door(table),
     )
+
+
+_KEYS = (
+    *("profile", "model", "backend", "settings", "flags", "force", "unit", "exec"),
+    *("host", "api_key_file", "clients"),
+)
+
+
+def _door(table: Table) -> tuple[str, str | None, tuple[str, ...]]:
+    """Where the server listens, its key, and who may come."""
+    host = _checked(table, "host", listen_address) if "host" in table else LOOPBACK
+    key = _checked(table, "api_key_file", key_path) if "api_key_file" in table else None
+    if "clients" in table:
+        if is_loopback(host):
+            raise table.wrong("clients", "'clients' is for a 'host' that other machines reach")
+        given = table.values["clients"]
+        if not isinstance(given, list) or not 0 < len(given) <= _MOST_CLIENTS:
+            raise table.wrong("clients", 'clients is a list: ["192.168.1.0/24"]')
+    if not is_loopback(host) and key is None:
+        raise table.wrong(
+            "host",
+            f"'host': {host} is reached by other machines, which takes a key: "
+            'api_key_file = "/etc/infertune/keys/NAME"',
+        )
+    names = table.values.get("clients", ())
+    return host, key, tuple(_checked(table, "clients", client, each) for each in names)
+
+
+_MOST_CLIENTS = 64
+
+
+def _checked(
+    table: Table, key: str, parse: Callable[[object], str], value: object | None = None
+) -> str:
+    value = table.values[key] if value is None else value
+    try:
+        return parse(value)
+    except ValueError as error:
+        raise table.wrong(key, f"'{key}': {shown(value)} {error}") from None
 
 
 def _foreign(name: str, table: Table, default_profile: Callable[[], str | None]) -> Foreign:
     """What the unit runs is its own business: no model, no settings."""
-    table.only(("unit",), ("profile", "backend", "port"))
+    table.only(("unit",), ("profile", "backend", "port", "engine"))
     unit = table.text("unit")
     if not is_foreign_unit(unit):
         raise table.wrong("unit", f"'unit': {shown(unit)} is not a service that can be adopted")
@@ -98,7 +170,39 @@ def _foreign(name: str, table: Table, default_profile: Callable[[], str | None])
         unit,
         table.one_of("backend", ("auto", *BACKENDS), "auto"),
         table.whole("port", 1, 65535) if "port" in table else None,
+        table.one_of("engine", tuple(ENGINES)) if "engine" in table else None,
     )
+
+
+def _of_a_command(
+    name: str, table: Table, default_profile: Callable[[], str | None]
+) -> Declaration:
+    """What it serves, and how, is in its words: no model, no settings."""
+    table.only(("exec", "port"), ("profile", "backend", "engine"))
+    command = _words(table, "exec", '["/opt/vllm/bin/vllm", "serve", "/srv/models/qwen"]')
+    if not re.fullmatch(r"/[^/].*", command[0]) or os.path.normpath(command[0]) != command[0]:
+        raise table.wrong("exec", f"'exec': {shown(command[0])} is not the path of a program")
+    known = engine_of(command)
+    if known is None and "engine" not in table:
+        names = ", ".join(ENGINES)
+        raise table.wrong("exec", f"'exec': which engine this is, is not known: engine = {names}")
+    return Declaration(
+        name,
+        _profile(table, default_profile),
+        None,
+        table.whole("port", 1024, 65535),
+        table.one_of("backend", ("auto", *BACKENDS), "auto"),
+        {},
+        engine=table.one_of("engine", tuple(ENGINES), known),
+        command=command,
+    )
+
+
+def engine_of(command: Sequence[str]) -> str | None:
+    """The engine that a command line starts, by its name in engines/; None: not known."""
+    known = parse(shlex.join(command))
+    engine = engine_titled(known.engine) if known else None
+    return engine.id if engine else None
 
 
 def _profile(table: Table, default_profile: Callable[[], str | None]) -> str:
@@ -110,21 +214,36 @@ def _profile(table: Table, default_profile: Callable[[], str | None]) -> str:
     return profile
 
 
-def _path(table: Table, key: str) -> str:
+_MODEL_NAME = re.compile(r"[\w][\w.:+@-]*(?:/[\w][\w.:+@-]*)?")
+
+
+def _model(table: Table) -> str:
+    value = table.values["model"]
+    if isinstance(value, str) and len(value) <= 255 and _MODEL_NAME.fullmatch(value):
+        return value
     try:
-        return FilePath().parse(table.values[key])
+        return FilePath().parse(value)
     except ValueError as error:
-        raise table.wrong(key, f"'{key}': {error}") from None
+        raise table.wrong("model", f"'model': {error}, and no name of a model") from None
 
 
 def _flags(table: Table) -> tuple[str, ...]:
-    words = table.values["flags"]
-    if not isinstance(words, list) or not all(isinstance(each, str) for each in words):
-        raise table.wrong("flags", 'flags is a list of words: ["--reasoning-format", "none"]')
-    if not all(each.isprintable() for each in words):
-        raise table.wrong("flags", "'flags': a word has control characters")
+    words = _words(table, "flags", '["--reasoning-format", "none"]', least=0)
     if problem := own_flags(words):
         raise table.wrong("flags", f"'flags': {problem}")
+    return words
+
+
+def _words(table: Table, key: str, example: str, least: int = 1) -> tuple[str, ...]:
+    words = table.values[key]
+    if (
+        not isinstance(words, list)
+        or len(words) < least
+        or not all(isinstance(each, str) for each in words)
+    ):
+        raise table.wrong(key, f"{key} is a list of words: {example}")
+    if not all(each.isprintable() for each in words):
+        raise table.wrong(key, f"'{key}': a word has control characters")
     return tuple(words)
 
 
@@ -166,9 +285,18 @@ def server_settings(
 
 
 def files(declaration: Declaration, desired: Desired) -> dict[str, str]:
-    """The files that a server reads, by what names them."""
+    """The files that a server reads, by what names them; a directory ends with a slash.
+
+    Those of a command are its own business: it sees what any unit of ours sees.
+    """
+    if declaration.command:
+        return {}
     model = {"model": declaration.model} if declaration.model is not None else {}
-    return {**model, **files_of(server_settings(declaration, desired))}
+    settings = server_settings(declaration, desired)
+    router = models_of(settings)
+    if "models_dir" in router:
+        router["models_dir"] += "/"
+    return {**model, **files_of(settings), **router}
 
 
 def declaration_text(declaration: Declaration | Foreign) -> str:
@@ -178,14 +306,25 @@ def declaration_text(declaration: Declaration | Foreign) -> str:
         lines.append(f"port = {declaration.port}")
     if isinstance(declaration, Foreign):
         lines.append(f"unit = {json.dumps(declaration.unit)}")
+        if declaration.engine is not None:
+            lines.append(f"engine = {json.dumps(declaration.engine)}")
         return "\n".join([*lines, f"backend = {json.dumps(declaration.backend)}"]) + "\n"
     if declaration.model is not None:
         lines.append(f"model = {json.dumps(declaration.model, ensure_ascii=False)}")
     lines.append(f"backend = {json.dumps(declaration.backend)}")
+    if declaration.command:
+        lines.append(f"engine = {json.dumps(declaration.engine)}")
+        lines.append(f"exec = {json.dumps(declaration.command, ensure_ascii=False)}")
     if declaration.force:
         lines.append("force = true")
     if declaration.flags:
         lines.append(f"flags = {json.dumps(declaration.flags, ensure_ascii=False)}")
+    if declaration.host != LOOPBACK:
+        lines.append(f"host = {json.dumps(declaration.host)}")
+    if declaration.api_key_file is not None:
+        lines.append(f"api_key_file = {json.dumps(declaration.api_key_file)}")
+    if declaration.clients:
+        lines.append(f"clients = {json.dumps(declaration.clients)}")
     if declaration.settings:
         lines.append("[settings]")
         own = declaration.settings.items()

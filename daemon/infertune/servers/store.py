@@ -65,15 +65,20 @@ def declared_names(root: Root, directory: str) -> list[str]:
     return [name for file in files if NAME.fullmatch(name := file.removesuffix(".toml"))]
 
 
-def declared_ports(root: Root) -> dict[str, int]:
-    """Port by name of every declared server; a declaration that is not valid has none."""
+def declarations(root: Root) -> dict[str, Declaration | Foreign]:
+    """Every server that is declared, by name; a declaration that is not valid is left out."""
     found = {}
     for name in sorted({*declared_names(root, DECLARED), *declared_names(root, TRANSIENT)}):
         with contextlib.suppress(InfertuneError):
-            declaration = find_declaration(root, name)
-            if declaration and declaration.port is not None:
-                found[name] = declaration.port
+            if declaration := find_declaration(root, name):
+                found[name] = declaration
     return found
+
+
+def declared_ports(root: Root) -> dict[str, int]:
+    """Port by name of every declared server; a declaration that is not valid has none."""
+    declared = declarations(root).items()
+    return {name: each.port for name, each in declared if each.port is not None}
 
 
 def write_declaration(root: Root, declaration: Declaration | Foreign) -> None:

@@ -12,11 +12,14 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 
+from infertune.addresses import PRIVATE, is_every, is_loopback
 from infertune.errors import UsageError
+from infertune.host.models import shown_directory
 from infertune.launch_settings import LAUNCH_SETTINGS
 from infertune.pools.promised import LOCK
 from infertune.records import dataclass
 from infertune.resolve import Desired
+from infertune.servers.api_key import CREDENTIAL
 from infertune.servers.declaration import Declaration, files
 from infertune.units import format_cpulist, parse_cpulist
 
@@ -93,14 +96,31 @@ def access(declaration: Declaration, desired: Desired, groups: Iterable[str]) ->
     Raises UsageError where it would see all of a home.
     """
     found = {}
+    if declaration.command and in_a_home(declaration.command[0]):
+        raise UsageError(
+            f"server '{declaration.name}': {declaration.command[0]}: a unit sees no homes",
+            hint="install it in /opt",
+        )
     for what, path in files(declaration, desired).items():
         refuse_a_home(f"server '{declaration.name}': {what}", path)
     if names := " ".join(groups):
         found["SupplementaryGroups"] = names
     hidden = filter(in_a_home, files(declaration, desired).values())
     # The directory, for the other files of a split model.
-    if directories := dict.fromkeys(path.rpartition("/")[0] for path in hidden):
+    if directories := dict.fromkeys(map(shown_directory, hidden)):
         found["BindReadOnlyPaths"] = " ".join(_quoted(each, '\\":') for each in directories)
+    return {**found, **_door(declaration)}
+
+
+def _door(declaration: Declaration) -> dict[str, str]:
+    """Directives for what other machines reach: the template lets in nobody but this one."""
+    found = {}
+    if not is_loopback(declaration.host):
+        # This machine's programs come to an address of its own from that address.
+        itself = () if is_every(declaration.host) else (declaration.host,)
+        found["IPAddressAllow"] = " ".join([*itself, *(declaration.clients or PRIVATE)])
+    if declaration.api_key_file is not None:
+        found["LoadCredential"] = f"{CREDENTIAL}:{declaration.api_key_file}"
     return found
 
 

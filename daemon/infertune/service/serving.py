@@ -8,6 +8,7 @@ import contextlib
 import sys
 from typing import Any
 
+from infertune.addresses import reached_at
 from infertune.errors import Failed, InfertuneError, UsageError
 from infertune.host.sockets import listeners
 from infertune.machine import read_machine
@@ -18,6 +19,7 @@ from infertune.records import replace
 from infertune.resolve import Desired, resolve
 from infertune.root import Root
 from infertune.servers.adopted import ADOPTED, Adopted
+from infertune.servers.api_key import refuse_open_file
 from infertune.servers.declaration import DECLARED, TRANSIENT, Declaration, Foreign
 from infertune.servers.dropins import (
     drop_in_path,
@@ -26,6 +28,7 @@ from infertune.servers.dropins import (
     units_with_drop_in,
     write_drop_ins,
 )
+from infertune.servers.models import with_its_model
 from infertune.servers.store import (
     declared_names,
     declared_ports,
@@ -74,7 +77,7 @@ class Serving:
 
     async def serve(self, name: str) -> str:
         """Start a declared server under its profile; returns its unit."""
-        declaration = self.declared(name)
+        declaration = with_its_model(self._root, self.declared(name))
         unit = declaration.unit
         async with self._one:
             state = (await self._systemd.states(unit)).get(unit, "inactive")
@@ -83,6 +86,8 @@ class Serving:
                     f"server '{name}' is {state} already", hint=f"infertune stop {name}"
                 )
             self._refuse_a_taken_port(declaration)
+            if declaration.api_key_file:
+                refuse_open_file(self._root, declaration.api_key_file)
             desired = self._desired(declaration)
             # The slice too: a group gets no more protection than those above it.
             texts = {
@@ -149,8 +154,9 @@ class Serving:
         found = self._found(name)
         if isinstance(found, Declaration) or (found and found.unit != unit and self._lasting(name)):
             raise UsageError(f"'{name}' is another server, {found.unit}", hint="another --name")
-        port = found.port if found else None
-        return Foreign(name, choice.profile, unit, choice.backend, port)
+        if isinstance(found, Foreign):
+            return replace(found, profile=choice.profile, unit=unit, backend=choice.backend)
+        return Foreign(name, choice.profile, unit, choice.backend)
 
     def _lasting(self, name: str) -> bool:
         return self._root.exists(f"{DECLARED}/{name}.toml")
@@ -248,9 +254,12 @@ class Serving:
         except InfertuneError as error:
             return {**about, "error": error.message}
         if isinstance(found, Foreign):
-            about |= {"unit": found.unit, "profile": found.profile}
+            about |= {"unit": found.unit, "profile": found.profile, "engine": found.engine}
         elif found:
-            about |= {"profile": found.profile, "port": found.port, "model": found.model}
+            model = found.model or next(iter(found.router.values()), None)
+            about |= {"profile": found.profile, "port": found.port, "model": model}
+            about |= {"host": found.host, "key": found.api_key_file is not None}
+            about["engine"] = found.engine
         return about
 
     def _refuse_a_taken_port(self, declaration: Declaration) -> None:
@@ -262,7 +271,7 @@ class Serving:
                     f"port {declaration.port} is that of server '{other}', which was started",
                     hint=f"infertune stop {other}, or another port",
                 )
-        if found := listeners(self._root, declaration.port):
+        if found := listeners(self._root, declaration.port, reached_at(declaration.host)):
             users = ", ".join(sorted({str(each.uid) for each in found}))
             raise UsageError(
                 f"port {declaration.port} is taken, by a program of uid {users}",
