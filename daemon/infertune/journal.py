@@ -26,12 +26,13 @@ from typing import Any
 
 from infertune.host.system import boot_id
 from infertune.knobs import KNOBS
+from infertune.locks import MACHINE_LOCK
 from infertune.records import asdict, dataclass, replace
 from infertune.root import Root
 
 RUNTIME = "/run/infertune/journal"
 PERSISTENT = "/var/lib/infertune/journal"
-LOCK = "/run/infertune/lock"
+LOCK = MACHINE_LOCK
 """Of the machine: whoever changes it holds this."""
 FORMAT = 1
 

@@ -541,8 +541,6 @@ _NOT_FOR_A_UNIT = (
     "--hf-file-v",
     "--hf-repo-draft",
     "--spec-draft-hf",
-    "--models-dir",  # starts a server for each
-    "--models-preset",
 )
 """Flags that reach for files, programs or addresses which a server's unit is not to have."""
 
