@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 
 def pytest_configure() -> None:
@@ -24,6 +25,13 @@ def pytest_configure() -> None:
     ):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+# How long an example takes is the machine's affair, and what it finds is not.
+settings.register_profile(
+    "infertune", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("infertune")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -22,6 +22,9 @@ from infertune.profile import Source
 from infertune.resolve import Desired, Setting
 from infertune.root import Root, Step
 
+GENEROUS_S = 400
+"""What takes a second on an idle machine has ended by then, or hangs."""
+
 THP = "/sys/kernel/mm/transparent_hugepage"
 CPUFREQ = "/sys/devices/system/cpu/cpufreq"
 

@@ -24,13 +24,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from infertune.exporter.collectors import COLLECTORS
 from infertune.snapshot import open_snapshot
+from support import GENEROUS_S
 
 REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY / "daemon")}
 Start = Callable[..., tuple[subprocess.Popen[bytes], int]]
 RECORDED = REPOSITORY / "tests" / "golden" / "strix-halo-128-serving.snapshot"
-GENEROUS_S = 120
-"""Far more than anything here takes on a busy machine."""
 EXPORTER = [sys.executable, "-B", "-m", "infertune.exporter.main"]
 
 

@@ -20,14 +20,13 @@ import pytest
 import gguf_files
 from infertune.errors import Failed
 from infertune.launch.client import complete
+from support import GENEROUS_S
 
 REPOSITORY = Path(__file__).parents[2]
 FAKE = REPOSITORY / "tests" / "fake_llama_server"
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 SWAPPINESS = Path("/proc/sys/vm/swappiness")
 JOURNAL = Path("/run/infertune/journal")
-GENEROUS_S = 120
-"""Far more than anything here takes on a busy machine."""
 
 
 class Runner:

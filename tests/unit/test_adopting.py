@@ -550,7 +550,7 @@ def test_systemd_refuses(number: int, tmp_path: Path) -> None:
         assert state(manager) == before
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(

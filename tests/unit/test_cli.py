@@ -13,7 +13,7 @@ import pytest
 from infertune.cli.base import printable
 from infertune.cli.main import _plain, build_parser, commands, main
 from infertune.cli.verbs import VERBS
-from support import build, values
+from support import GENEROUS_S, build, values
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -22,7 +22,7 @@ def infertune(*words: str, **options: object) -> subprocess.CompletedProcess[byt
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY / "daemon")}
     environment |= options.pop("more", {})  # type: ignore[arg-type]
     command = [sys.executable, "-B", "-m", "infertune", *words]
-    return subprocess.run(command, env=environment, check=False, timeout=60, **options)  # type: ignore[call-overload, no-any-return]
+    return subprocess.run(command, env=environment, check=False, timeout=GENEROUS_S, **options)  # type: ignore[call-overload, no-any-return]
 
 
 def profile(base: Path, text: str, name: str = "mine") -> None:

@@ -25,7 +25,7 @@ from dbus_fast.service import ServiceInterface, dbus_method  # noqa: E402
 from infertune.service.api import Document, S, remember_caller  # noqa: E402
 from infertune.service.names import BUS_NAME, INTERFACE, OBJECT_PATH  # noqa: E402
 from infertune.service.wire import to_bus  # noqa: E402
-from support import values  # noqa: E402
+from support import GENEROUS_S, values  # noqa: E402
 from unit.test_service import (  # noqa: E402
     REPOSITORY,
     World,
@@ -87,7 +87,7 @@ async def infertune(address: str, base: Path, *words: str) -> Said:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, error = await asyncio.wait_for(process.communicate(), 60)
+    out, error = await asyncio.wait_for(process.communicate(), GENEROUS_S)
     assert process.returncode is not None
     modules = set(listed.read_text().split()) if listed.exists() else set()
     return Said(process.returncode, out.decode(), error.decode(), modules)
@@ -316,9 +316,9 @@ def test_ctrl_c_ends_the_wait(tmp_path: Path, bus_address: str) -> None:  # noqa
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-B", "-c", script, env=environment
             )
-            await asyncio.wait_for(stranger.asked.wait(), 60)
+            await asyncio.wait_for(stranger.asked.wait(), GENEROUS_S)
             process.send_signal(signal.SIGINT)
-            assert await asyncio.wait_for(process.wait(), 60) == 130
+            assert await asyncio.wait_for(process.wait(), GENEROUS_S) == 130
 
     asyncio.run(play())
 

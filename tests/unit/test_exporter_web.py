@@ -30,11 +30,10 @@ from infertune.exporter.collectors import COLLECTORS
 from infertune.exporter.page import Page
 from infertune.exporter.probes import Probes
 from infertune.root import Root
+from support import GENEROUS_S
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 Serve = Callable[..., int]
-GENEROUS_S = 120
-"""Far more than anything here takes on a busy machine."""
 HASH = "$2b$10$" + 53 * "a"
 """It has the form of one; nobody knows its password."""
 

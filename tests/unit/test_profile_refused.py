@@ -226,7 +226,7 @@ def parsed(text: str) -> object:
         return None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     text=st.sampled_from(TEXTS),
     edits=st.lists(

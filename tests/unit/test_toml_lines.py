@@ -197,7 +197,7 @@ def documents(draw: st.DrawFn) -> tuple[str, dict[Path, int]]:
     return writer.text, writer.lines
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(documents())
 def test_lines_of_any_document(case: tuple[str, dict[Path, int]]) -> None:
     text, expected = case

@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 import pytest
 
 from infertune.service.names import BUS_NAME, INTERFACE, ROOT_NAME
+from support import GENEROUS_S
 
 SYSTEMD = Path(__file__).resolve().parents[2] / "systemd"
 BUS_POLICY = SYSTEMD / f"{INTERFACE}.conf"
@@ -165,7 +166,7 @@ def system_bus(tmp_path: Path) -> Iterator[str]:
     with process.stdout:
         yield process.stdout.readline().strip()
         process.terminate()
-        process.wait(60)
+        process.wait(GENEROUS_S)
 
 
 def test_the_policy_gives_the_names_to_root_alone() -> None:
@@ -295,7 +296,7 @@ def test_nobody_else_can_be_the_daemon(system_bus: str) -> None:
             await owner.wait_for_disconnect()
         return said
 
-    said = asyncio.run(asyncio.wait_for(scene(), 60))
+    said = asyncio.run(asyncio.wait_for(scene(), GENEROUS_S))
     found = {tuple(line.split()) for line in said}
     bus = "org.freedesktop.DBus"
     got_through = {

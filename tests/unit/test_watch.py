@@ -15,9 +15,8 @@ import pytest
 from infertune.engine import Difference
 from infertune.host.tuners import TUNERS
 from infertune.knobs import KNOBS
-from support import CPUFREQ, build, values
+from support import CPUFREQ, GENEROUS_S, build, values
 from unit.test_service import (  # the private bus
-    GENEROUS_S,
     World,
     ask,
     bus_address,  # noqa: F401
