@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 
+from infertune.base.names import NAME
+from infertune.base.records import asdict, dataclass
+from infertune.base.root import Root
 from infertune.host.cgroup import processes_of
-from infertune.names import NAME
-from infertune.records import asdict, dataclass
-from infertune.root import Root
 
 RUNS = "/run/infertune/runs"
 _MAX_FILES = 64

@@ -18,10 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infertune.errors import DeclarationError, Failed, InfertuneError, UsageError
-from infertune.names import user_unit
-from infertune.records import asdict, replace
-from infertune.root import Root, Step
+from infertune.base.errors import DeclarationError, Failed, InfertuneError, UsageError
+from infertune.base.names import user_unit
+from infertune.base.records import asdict, replace
+from infertune.base.root import Root, Step
 from infertune.servers.adopted import SYSTEM, Wanted, places_of, read_book
 from infertune.servers.declaration import Foreign, declaration_text, parse_declaration
 from infertune.servers.of_users import (

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from infertune.errors import UsageError
+from infertune.base.errors import UsageError
+from infertune.base.names import is_foreign_unit
+from infertune.base.root import Root
 from infertune.host.containers import containers, elsewhere, named
-from infertune.names import is_foreign_unit
-from infertune.root import Root
 from infertune.servers import running
 from infertune.servers.adopted import Adopted, Book, Changed, Wanted, write_book
 

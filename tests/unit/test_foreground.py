@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from infertune.base.records import asdict
+from infertune.base.root import Root
 from infertune.exporter.servers import asked
 from infertune.foreground import RUNS, Foreground, foreground, forget, note
-from infertune.records import asdict
-from infertune.root import Root
 from infertune.servers import running
 
 GROUP = "/sys/fs/cgroup/user.slice/session-1.scope/infertune-77"

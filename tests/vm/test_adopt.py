@@ -210,7 +210,7 @@ def test_a_server_in_the_foreground_is_known(owners: Guest) -> None:
         return [each["name"] for each in servers]
 
     wait_until(lambda: names() == ["run:kept"])
-    page = guest.sh("/usr/lib/infertune/bin/python -c 'from infertune.root import Root; "
+    page = guest.sh("/usr/lib/infertune/bin/python -c 'from infertune.base.root import Root; "
                     "from infertune.exporter.servers import units, cgroup_ids; "
                     "print(units(Root(\"/\")), cgroup_ids(Root(\"/\")))'")  # fmt: skip
     print(page)

@@ -10,8 +10,8 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 
-from infertune.records import dataclass
-from infertune.root import Root
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 
 _PODMAN = (
     "/var/lib/containers/storage/*-containers/*containers.json",

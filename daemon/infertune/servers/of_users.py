@@ -12,12 +12,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from infertune.errors import Failed
-from infertune.names import is_foreign_unit
-from infertune.records import asdict, dataclass
-from infertune.root import Root
+from infertune.base.errors import Failed
+from infertune.base.names import is_foreign_unit
+from infertune.base.records import asdict, dataclass
+from infertune.base.root import Root
+from infertune.base.units import printable_line
 from infertune.servers.adopted import Wanted, parse_wanted
-from infertune.units import printable_line
 
 REQUESTS = "/run/infertune/users"
 _MAX_BYTES = 1024 * 1024

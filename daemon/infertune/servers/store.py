@@ -6,10 +6,11 @@ from __future__ import annotations
 import contextlib
 from functools import partial
 
-from infertune.config import read_config
-from infertune.errors import DeclarationError, Failed, InfertuneError, UsageError
-from infertune.names import DECLARED, NAME, USER, declared_server
-from infertune.root import Root, changeable_by_others
+from infertune.base.errors import DeclarationError, Failed, InfertuneError, UsageError
+from infertune.base.names import DECLARED, NAME, USER, declared_server
+from infertune.base.root import Root, changeable_by_others
+from infertune.base.tables import shown
+from infertune.profiles.config import read_config
 from infertune.servers.declaration import (
     TRANSIENT,
     Declaration,
@@ -17,7 +18,6 @@ from infertune.servers.declaration import (
     declaration_text,
     parse_declaration,
 )
-from infertune.tables import shown
 
 _MAX_BYTES = 64 * 1024
 _NO_UID, _NO_UID_16 = 2**32 - 1, 2**16 - 1

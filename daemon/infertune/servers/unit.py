@@ -14,16 +14,16 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from infertune.addresses import PRIVATE, is_every, is_loopback
-from infertune.errors import UsageError
+from infertune.base.errors import UsageError
+from infertune.base.records import dataclass, replace
+from infertune.base.units import format_cpulist, parse_cpulist
+from infertune.catalogue.launch_settings import LAUNCH_SETTINGS
 from infertune.host.models import shown_directory
-from infertune.launch_settings import LAUNCH_SETTINGS
 from infertune.pools.promised import LOCK
-from infertune.records import dataclass, replace
-from infertune.resolve import Desired
+from infertune.profiles.resolve import Desired
 from infertune.servers.adopted import NO_LIMIT, Wanted
 from infertune.servers.api_key import CREDENTIAL
 from infertune.servers.declaration import Declaration, files
-from infertune.units import format_cpulist, parse_cpulist
 
 _T = TypeVar("_T")
 

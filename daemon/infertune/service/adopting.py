@@ -12,12 +12,13 @@ import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from infertune.errors import Failed, InfertuneError, UsageError
+from infertune.base.errors import Failed, InfertuneError, UsageError
+from infertune.base.names import is_foreign_unit, manager_unit, placing_unit, user_unit
+from infertune.base.records import replace
+from infertune.base.root import Root
+from infertune.base.units import format_cpulist
 from infertune.host.cgroup import cgroup, controllers
 from infertune.host.containers import elsewhere
-from infertune.names import is_foreign_unit, manager_unit, placing_unit, user_unit
-from infertune.records import replace
-from infertune.root import Root
 from infertune.servers.adopted import (
     NO_LIMIT,
     SYSTEM,
@@ -40,7 +41,6 @@ from infertune.servers.dropins import (
 )
 from infertune.servers.of_users import Answer, One
 from infertune.servers.unit import PLACED, foreign_drop_in, of_a_user
-from infertune.units import format_cpulist
 
 _MEMORY_MIN = "MemoryMin"
 

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from infertune.errors import Exit, Failed, InfertuneError, UsageError
-from infertune.notify import Notifier
-from infertune.root import Root
+from infertune.base.errors import Exit, Failed, InfertuneError, UsageError
+from infertune.base.notify import Notifier
+from infertune.base.root import Root
 from infertune.servers.adopted import Value, places_of
 from infertune.servers.of_users import Answer, Request, answer_text, read_request
 from infertune.service.adopting import Adopting, Manager

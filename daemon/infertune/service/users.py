@@ -6,9 +6,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from infertune.errors import Failed
-from infertune.names import manager_unit, user_unit
-from infertune.root import Root
+from infertune.base.errors import Failed
+from infertune.base.names import manager_unit, user_unit
+from infertune.base.root import Root
 from infertune.servers.of_users import Answer, One, Request, parse_answer, write_request
 from infertune.service.systemd import Systemd
 
