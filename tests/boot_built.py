@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import boot_makers
+from infertune.base.records import replace
+from infertune.base.root import Root, Step
 from infertune.boot import images, originals
 from infertune.boot.change import Image, Shelter
 from infertune.boot.commands import Ran
 from infertune.boot.images import Built
-from infertune.records import replace
-from infertune.root import Root, Step
 from support import Counter
 
 KERNEL = "7.1.3-test"

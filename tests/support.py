@@ -16,11 +16,11 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
-from infertune.engine import session
-from infertune.knobs import KNOBS
-from infertune.profile import Source
-from infertune.resolve import Desired, Setting
-from infertune.root import Root, Step
+from infertune.base.root import Root, Step
+from infertune.catalogue.knobs import KNOBS
+from infertune.engine.session import session
+from infertune.profiles.profile import Source
+from infertune.profiles.resolve import Desired, Setting
 
 THP = "/sys/kernel/mm/transparent_hugepage"
 CPUFREQ = "/sys/devices/system/cpu/cpufreq"

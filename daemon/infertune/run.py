@@ -15,10 +15,23 @@ from pathlib import Path
 from typing import Protocol
 
 from infertune.addresses import LOOPBACK, url
+from infertune.base.errors import Failed, InfertuneError, UsageError
+from infertune.base.records import dataclass, field
+from infertune.base.root import Root, read_plain_file
+from infertune.base.units import parse_cpulist
+from infertune.catalogue.server_settings import (
+    Refused,
+    check_together,
+    files_of,
+    models_of,
+    parse_help,
+    server_arguments,
+    unknown_flag,
+)
 from infertune.doctor.at_launch import warnings
-from infertune.engine import ApplyFailed, Report, Session, session
-from infertune.errors import Failed, InfertuneError, UsageError
-from infertune.journal import Journal
+from infertune.engine.journal import Journal
+from infertune.engine.session import ApplyFailed, Report, Session, session
+from infertune.host.machine import Machine, read_machine
 from infertune.launch.binary import (
     BACKENDS,
     INSTALL_HINT,
@@ -42,21 +55,8 @@ from infertune.launch.process import (
     start,
 )
 from infertune.launch.ready import DEFAULT_PORT, choose_port, wait_ready
-from infertune.machine import Machine, read_machine
-from infertune.profile import load_profile
-from infertune.records import dataclass, field
-from infertune.resolve import Desired, Setting, assume_backend, resolve
-from infertune.root import Root, read_plain_file
-from infertune.server_settings import (
-    Refused,
-    check_together,
-    files_of,
-    models_of,
-    parse_help,
-    server_arguments,
-    unknown_flag,
-)
-from infertune.units import parse_cpulist
+from infertune.profiles.profile import load_profile
+from infertune.profiles.resolve import Desired, Setting, assume_backend, resolve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,11 +21,11 @@ from typing import Any
 
 import pytest
 
+from infertune.base.root import Root
 from infertune.exporter.collectors.engines import ENGINES_COLLECTOR
 from infertune.exporter.runner import collect
 from infertune.launch.client import healthy
 from infertune.launch.ready import choose_port
-from infertune.root import Root
 
 pytestmark = [pytest.mark.root_only, pytest.mark.timeout(600)]
 

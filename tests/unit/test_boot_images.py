@@ -32,15 +32,15 @@ from boot_built import (
     steps_of,
     uki,
 )
+from infertune.base.errors import Failed
+from infertune.base.records import replace
+from infertune.base.root import Root, Space, Step
 from infertune.boot import images
 from infertune.boot.builders import ByHand, initramfs_image, read_preset, uki_image
 from infertune.boot.change import Image
 from infertune.boot.commands import Ran
 from infertune.boot.images import Built
-from infertune.errors import Failed
 from infertune.host import pe
-from infertune.records import replace
-from infertune.root import Root, Space, Step
 from support import At, Counter, fail, in_child, kill, shorten
 
 

@@ -23,11 +23,11 @@ from boot_built import (
     restore,
     steps_of,
 )
+from infertune.base.errors import Failed
+from infertune.base.root import Root, Space, Step
 from infertune.boot import images, originals
 from infertune.boot.images import Built
-from infertune.errors import Failed
 from infertune.host.unknown import Unknown
-from infertune.root import Root, Space, Step
 from support import At, Counter, fail, in_child, kill, shorten
 
 

@@ -22,14 +22,14 @@ from boot_trees import (
     read,
     said,
 )
+from infertune.base.root import Root, Space
 from infertune.boot import words as texts
 from infertune.boot.change import Way
 from infertune.boot.plan import STACKS
 from infertune.cli.main import main
 from infertune.host import efi
-from infertune.load_option import load_option
-from infertune.machine import read_machine
-from infertune.root import Root, Space
+from infertune.host.load_option import load_option
+from infertune.host.machine import read_machine
 
 WORDS = ("ttm.pages_limit=25165824", "amd_iommu=off")
 GIVEN = " ".join(WORDS)

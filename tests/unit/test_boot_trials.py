@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 from boot_trees import BOOT_ID, TREES, Tools, build, facts
+from infertune.base.root import Root
 from infertune.boot import guard, record, staging
 from infertune.boot.change import AT_THE_TRY
 from infertune.boot.options import options
 from infertune.boot.plan import plan
 from infertune.boot.state import is_ready, read_status
 from infertune.cli.main import main
+from infertune.host.machine import read_machine
 from infertune.host.modprobe import read_sources
-from infertune.machine import read_machine
-from infertune.profile import load_profile
-from infertune.resolve import resolve
-from infertune.root import Root
+from infertune.profiles.profile import load_profile
+from infertune.profiles.resolve import resolve
 
 WORD = "amd_iommu=off"
 CARD = "sys/class/drm/card1/device"

@@ -26,6 +26,8 @@ from boot_trees import (
     secure_boot,
     started,
 )
+from infertune.base.errors import Failed
+from infertune.base.root import Root, Step
 from infertune.boot import guard, originals, record, staging
 from infertune.boot.change import AT_THE_TRY, Way
 from infertune.boot.options import options
@@ -33,13 +35,11 @@ from infertune.boot.plan import STACKS, plan
 from infertune.boot.stacks.one_shot import ID
 from infertune.boot.stacks.uki import DRACUT_DROP_IN, DROP_IN, TRIAL
 from infertune.cli.main import main
-from infertune.errors import Failed
+from infertune.host.machine import read_machine
 from infertune.host.modprobe import read_sources
 from infertune.host.unknown import Unknown
-from infertune.machine import read_machine
-from infertune.profile import load_profile
-from infertune.resolve import resolve
-from infertune.root import Root, Step
+from infertune.profiles.profile import load_profile
+from infertune.profiles.resolve import resolve
 from support import At, Counter, in_child, kill
 
 WORDS = ("amd_iommu=off", "ttm.pages_limit=25165824")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from infertune.engine import session, status
-from infertune.errors import Busy, InfertuneError
+from infertune.base.errors import Busy, InfertuneError
+from infertune.engine.session import session, status
 from support import FakeKernel, Values, apply, build, desired, revert, values
 
 APPLIERS = 8

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from infertune.config import Config, read_config
-from infertune.errors import DeclarationError
-from infertune.root import Root, Step
+from infertune.base.errors import DeclarationError
+from infertune.base.root import Root, Step
+from infertune.profiles.config import Config, read_config
 from support import At, Counter, build, in_child, kill, reset, values, with_hook
 
 dbus_fast = pytest.importorskip("dbus_fast", reason="extra 'daemon' is not installed")

@@ -15,25 +15,25 @@ import pytest
 
 from infertune import launcher
 from infertune.addresses import PRIVATE, url
+from infertune.base.errors import DeclarationError, UsageError
+from infertune.base.records import replace
+from infertune.base.root import Root
+from infertune.catalogue.server_settings import server_arguments
 from infertune.cli import serve
 from infertune.cli.main import main
-from infertune.errors import DeclarationError, UsageError
 from infertune.exporter import servers as exported
+from infertune.host.machine import read_machine
+from infertune.host.snapshot import open_root
 from infertune.host.sockets import listeners
 from infertune.launch.ready import choose_port
-from infertune.machine import read_machine
-from infertune.profile import load_profile
-from infertune.records import replace
-from infertune.resolve import Desired, resolve
-from infertune.root import Root
+from infertune.profiles.profile import load_profile
+from infertune.profiles.resolve import Desired, resolve
 from infertune.run import Request, Result, Run, prepare
-from infertune.server_settings import server_arguments
 from infertune.servers.api_key import credential, credential_of, refuse_open_file
 from infertune.servers.declaration import Declaration, declaration_text, parse_declaration
 from infertune.servers.store import declared_ports, write_declaration
 from infertune.servers.unit import drop_in, systemd_run_line
 from infertune.service.setup import template
-from infertune.snapshot import open_root
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "strix-halo-128.snapshot"
 KEYS = "/etc/infertune/keys/chat"

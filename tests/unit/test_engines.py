@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infertune.base.root import Root
 from infertune.exporter import asking
 from infertune.exporter.asking import STATES, ask
 from infertune.exporter.collectors.engines import ENGINES_COLLECTOR, MAX_MODELS, of_one
@@ -28,7 +29,6 @@ from infertune.exporter.page import render
 from infertune.exporter.runner import check, collect
 from infertune.exporter.servers import asked
 from infertune.host.servers import unit_engine
-from infertune.root import Root
 from infertune.servers.engines import ENGINES
 from infertune.servers.engines.base import MAX_ASKED, MODEL_STATES, Answer, Known, Model, Reading
 from infertune.servers.engines.exposition import samples

@@ -30,6 +30,8 @@ from prometheus_client.core import (
 from prometheus_client.core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
+from infertune.base.records import replace
+from infertune.base.root import Root
 from infertune.boot import record
 from infertune.boot.record import Phase
 from infertune.exporter import asking
@@ -49,11 +51,9 @@ from infertune.exporter.runner import Runner, collect
 from infertune.exporter.servers import MAX_SERVERS, asked, cgroup_ids, processes
 from infertune.host import gpu_metrics
 from infertune.host.gpu import DpmClock, amdgpu_cards, dpm_levels
-from infertune.machine import Machine, read_machine
-from infertune.records import replace
-from infertune.root import Root
+from infertune.host.machine import Machine, read_machine
+from infertune.host.snapshot import open_snapshot
 from infertune.servers.adopted import ADOPTED, Adopted, Book, Changed, write_book
-from infertune.snapshot import open_snapshot
 
 TESTS = Path(__file__).resolve().parents[1]
 SERVING = TESTS / "golden" / "strix-halo-128-serving.snapshot"

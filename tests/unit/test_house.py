@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from infertune.base.errors import Exit
 from infertune.cli.main import commands
-from infertune.errors import Exit
 from kernel_paths import kernel_files, reads
 
 REPOSITORY = Path(__file__).resolve().parents[2]

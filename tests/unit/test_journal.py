@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infertune.base.errors import Exit
+from infertune.base.records import replace
+from infertune.base.root import MAX_READ, Root
 from infertune.cli.main import main
-from infertune.engine import ApplyFailed, session, status
-from infertune.errors import Exit
-from infertune.journal import (
+from infertune.engine.journal import (
     MAX_BYTES,
     PERSISTENT,
     Journal,
@@ -26,8 +27,7 @@ from infertune.journal import (
     left_unclean,
     parse,
 )
-from infertune.records import replace
-from infertune.root import MAX_READ, Root
+from infertune.engine.session import ApplyFailed, session, status
 from support import LONG, apply, build, desired, reset, revert, values
 
 pytestmark = pytest.mark.usefixtures("unflushed")

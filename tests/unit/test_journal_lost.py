@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from infertune.base.errors import Busy, Exit, Failed
+from infertune.base.root import Root, Step
 from infertune.cli.main import main
-from infertune.engine import ApplyFailed, after_unclean_shutdown, session, status
-from infertune.errors import Busy, Exit, Failed
+from infertune.engine.journal import PERSISTENT, RUNTIME, STATES, Journals, Loaded, Store
+from infertune.engine.session import ApplyFailed, after_unclean_shutdown, session, status
 from infertune.exporter.collectors import COLLECTORS
 from infertune.exporter.runner import collect
-from infertune.journal import PERSISTENT, RUNTIME, STATES, Journals, Loaded, Store
-from infertune.root import Root, Step
 from support import (
     LONG,
     QUIET,

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from infertune.engine import session
-from infertune.root import Root, Step
+from infertune.base.root import Root, Step
+from infertune.engine.session import session
 from support import (
     LONG,
     QUIET,

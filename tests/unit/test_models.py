@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 
 import gguf_files
+from infertune.base.errors import UsageError
+from infertune.base.root import Root
 from infertune.cli.main import main
-from infertune.errors import UsageError
 from infertune.host import models
+from infertune.host.machine import read_machine
 from infertune.host.models import Model, find_models, places, real_path, shown_directory
-from infertune.machine import read_machine
-from infertune.profile import load_profile
-from infertune.resolve import resolve
-from infertune.root import Root
+from infertune.host.snapshot import open_root
+from infertune.profiles.profile import load_profile
+from infertune.profiles.resolve import resolve
 from infertune.servers.declaration import Declaration
 from infertune.servers.models import model_path, named, with_its_model
 from infertune.servers.unit import drop_in
-from infertune.snapshot import open_root
 from known_models import KNOWN
 
 HOME = "/home/me"

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from infertune.base.records import replace
+from infertune.base.root import Root
+from infertune.catalogue.knobs import KNOBS
+from infertune.catalogue.knobs.guards import GUARDS, STRIX_HALO
 from infertune.cli.main import main
-from infertune.engine import ApplyFailed, make_plan, session, status
-from infertune.journal import RUNTIME, Store
-from infertune.knobs import KNOBS
-from infertune.knobs.guards import GUARDS, STRIX_HALO
-from infertune.machine import read_machine
-from infertune.plan import Item, restore_order, set_order
-from infertune.records import replace
-from infertune.root import Root
-from infertune.snapshot import open_root
+from infertune.engine.journal import RUNTIME, Store
+from infertune.engine.plan import Item, restore_order, set_order
+from infertune.engine.session import ApplyFailed, make_plan, session, status
+from infertune.host.machine import read_machine
+from infertune.host.snapshot import open_root
 from support import (
     CPUFREQ,
     LONG,
@@ -452,7 +452,7 @@ def test_long_context_on_a_128_gb_strix_halo(
     fixture = str(FIXTURES / "strix-halo-128.snapshot")
     assert main(["--root", fixture, "plan", "long-context", "--backend", backend, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["schema"] == "infertune.plan/1"
+    assert document["schema"] == "infertune.engine.plan/1"
     found = {i["knob"]: (i["before"], i["want"], i["outcome"]) for i in document["items"]}
     assert found == STRIX_HALO_128["now"]
     numa = next(i for i in document["items"] if i["knob"] == "kernel.numa_balancing")
@@ -477,7 +477,7 @@ def test_apply_to_a_recorded_machine_and_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The whole profile on a 128 GB Strix Halo tree: applied, verified, reverted."""
-    from infertune.snapshot import open_snapshot
+    from infertune.host.snapshot import open_snapshot
 
     with open_snapshot(str(FIXTURES / "strix-halo-128.snapshot")) as root:
         tree = str(root.base)

@@ -26,10 +26,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from infertune import engine
-from infertune.engine import session, status
-from infertune.journal import PERSISTENT, RUNTIME, Journals, Loaded
-from infertune.root import Step
+from infertune.base.root import Step
+from infertune.engine.journal import PERSISTENT, RUNTIME, Journals, Loaded
+from infertune.engine.session import session, status
 from support import (
     LONG,
     QUIET,

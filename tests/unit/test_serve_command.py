@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 
 from infertune import launcher
+from infertune.base.errors import DeclarationError, UsageError
+from infertune.base.records import replace
+from infertune.base.root import Root
 from infertune.cli import serve
 from infertune.cli.main import main
-from infertune.errors import DeclarationError, UsageError
 from infertune.exporter.servers import asked
-from infertune.machine import Machine, read_machine
-from infertune.profile import load_profile
-from infertune.records import replace
-from infertune.resolve import resolve
-from infertune.root import Root
+from infertune.host.machine import Machine, read_machine
+from infertune.host.snapshot import open_root
+from infertune.profiles.profile import load_profile
+from infertune.profiles.resolve import resolve
 from infertune.servers.declaration import (
     Declaration,
     declaration_text,
@@ -27,7 +28,6 @@ from infertune.servers.declaration import (
 )
 from infertune.servers.store import find_declaration
 from infertune.servers.unit import drop_in
-from infertune.snapshot import open_root
 
 FIXTURE = str(Path(__file__).parents[1] / "fixtures" / "strix-halo-128.snapshot")
 WORDS = ("/opt/vllm/bin/vllm", "serve", "/srv/models/q w", "--api-key", "secret")

@@ -10,15 +10,16 @@ from unittest.mock import MagicMock
 
 import pytest
 
+from infertune.base.errors import DeclarationError, UsageError
+from infertune.base.records import replace
+from infertune.base.root import Root
 from infertune.cli import serve
 from infertune.cli.main import main
-from infertune.errors import DeclarationError, UsageError
+from infertune.host.machine import Machine, read_machine
+from infertune.host.snapshot import open_root
 from infertune.launch.binary import Server
-from infertune.machine import Machine, read_machine
-from infertune.profile import load_profile
-from infertune.records import replace
-from infertune.resolve import Desired, resolve
-from infertune.root import Root
+from infertune.profiles.profile import load_profile
+from infertune.profiles.resolve import Desired, resolve
 from infertune.run import Job, Request, Result, Run, _serving
 from infertune.servers.declaration import (
     Declaration,
@@ -30,7 +31,6 @@ from infertune.servers.declaration import (
 )
 from infertune.servers.unit import drop_in, systemd_run_line
 from infertune.service.setup import template
-from infertune.snapshot import open_root
 
 FIXTURE = str(Path(__file__).parents[1] / "fixtures" / "strix-halo-128.snapshot")
 CHAT = Declaration("chat", "x", "/home/me/models/m.gguf", 8081, "vulkan", {})

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infertune.base.errors import SnapshotError, UsageError
+from infertune.base.root import Root
+from infertune.catalogue.knobs import KNOBS, read_live, targets
 from infertune.cli.main import main
 from infertune.doctor.facts import read_facts
 from infertune.doctor.surroundings import recorded
-from infertune.errors import SnapshotError, UsageError
-from infertune.knobs import KNOBS, read_live, targets
-from infertune.machine import read_machine
-from infertune.root import Root
-from infertune.snapshot import (
+from infertune.host.machine import read_machine
+from infertune.host.snapshot import (
     END,
     MAGIC,
     Archive,
@@ -323,7 +323,7 @@ def test_noise_is_refused_cleanly(noise: bytes) -> None:
 
 
 def test_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infertune.snapshot.MAX_SIZE", 10)
+    monkeypatch.setattr("infertune.host.snapshot.MAX_SIZE", 10)
     file = tmp_path / "x"
     file.write_bytes(snapshot())
     with pytest.raises(SnapshotError, match="larger"), open_snapshot(str(file)):
@@ -354,7 +354,7 @@ def test_verb_writes_what_root_replays(tmp_path: Path, capsys: pytest.CaptureFix
     assert "--force" in capsys.readouterr().err
     assert main(["--root", str(source), "snapshot", "--force", "--json", str(copy)]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["schema"] == "infertune.snapshot/1"
+    assert document["schema"] == "infertune.host.snapshot/1"
     assert document["bytes"] == copy.stat().st_size
     assert main(["--root", str(copy), "machine", "--json"]) == 0
     replayed = json.loads(capsys.readouterr().out)
@@ -381,7 +381,7 @@ def test_a_root_that_may_not_be_read(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "access", lambda *_: False)
-        patched.setattr("infertune.snapshot.read_user_file", forbidden)
+        patched.setattr("infertune.host.snapshot.read_user_file", forbidden)
         for path in (tmp_path, file):
             assert main(["--root", str(path), "doctor"]) == 4
             out, err = capsys.readouterr()

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infertune.knobs import KNOBS
-from infertune.recorded import as_the_kernel_would
-from infertune.units import GIB, format_cpulist, format_size, parse_cpulist, parse_size
-from infertune.values import Choice, HeldMicroseconds, Integer, Size, Switch, Table
+from infertune.base.recorded import as_the_kernel_would
+from infertune.base.units import GIB, format_cpulist, format_size, parse_cpulist, parse_size
+from infertune.catalogue.knobs import KNOBS
+from infertune.catalogue.values import Choice, HeldMicroseconds, Integer, Size, Switch, Table
 
 THP = Choice(("always", "madvise", "never"))
 MODES = Table(("BOOTUP_DEFAULT", "3D_FULL_SCREEN", "COMPUTE"), fixed=("CUSTOM",))

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from infertune.engine import Difference
+from infertune.catalogue.knobs import KNOBS
+from infertune.engine.session import Difference
 from infertune.host.tuners import TUNERS
-from infertune.knobs import KNOBS
 from support import CPUFREQ, build, values
 from unit.test_service import (  # the private bus
     GENEROUS_S,
@@ -678,8 +678,8 @@ def test_what_is_known_of_the_machine_is_forgotten_when_it_may_be_untrue(
 
 
 def test_a_plan_says_who_else_sets_a_knob(tmp_path: Path) -> None:
-    from infertune.engine import make_plan
-    from infertune.machine import read_machine
+    from infertune.engine.session import make_plan
+    from infertune.host.machine import read_machine
     from support import LONG, desired
 
     root = build(tmp_path)

@@ -14,11 +14,11 @@ from __future__ import annotations
 import contextlib
 import os
 
-from infertune.errors import describe
+from infertune.base.errors import describe
+from infertune.base.records import dataclass
+from infertune.base.root import Root
+from infertune.base.units import MIB
 from infertune.host.unknown import Unknown
-from infertune.records import dataclass
-from infertune.root import Root
-from infertune.units import MIB
 
 STORE = "/var/lib/infertune/boot-images"
 """One file for each image, under the image's own name."""

@@ -10,6 +10,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from infertune.base.errors import Exit, UsageError
+from infertune.base.records import dataclass
+from infertune.base.units import format_size
 from infertune.boot import guard, record, staging, words
 from infertune.boot.change import Change, Edit, NewFile, Part
 from infertune.boot.commands import Runner, runner
@@ -21,20 +24,17 @@ from infertune.boot.sources import Finding, findings
 from infertune.boot.state import OptionStatus, is_ready, overruled, read_status, sorts_after
 from infertune.cli.base import JSON, Command, Context, argument, printable, verb
 from infertune.cli.engine import PROFILE
-from infertune.documents import picture_document
-from infertune.errors import Exit, UsageError
+from infertune.engine.documents import picture_document
+from infertune.host.machine import read_machine
 from infertune.host.measured_boot import measured
 from infertune.host.memory import PAGE
 from infertune.host.modprobe import Sources, read_sources
 from infertune.host.system import boot_id
 from infertune.host.unknown import Unknown
-from infertune.machine import read_machine
 from infertune.pools.facts import read_facts
 from infertune.pools.judge import Picture, picture
-from infertune.profile import load_profile
-from infertune.records import dataclass
-from infertune.resolve import Desired, assume_backend, resolve
-from infertune.units import format_size
+from infertune.profiles.profile import load_profile
+from infertune.profiles.resolve import Desired, assume_backend, resolve
 
 GUARD = "/etc/systemd/system/sysinit.target.wants/infertune-boot-guard.service"
 """There where the guard is installed and enabled."""

@@ -5,17 +5,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from infertune.base.errors import Exit, UsageError
+from infertune.catalogue.knobs import KNOBS
 from infertune.cli.base import Context
 from infertune.cli.engine import daemon_runs, emit, say_restored, summary
 from infertune.cli.render import counted, print_report
-from infertune.documents import report_document, status_document
-from infertune.engine import ApplyFailed, Session, make_plan, session
-from infertune.engine import status as applied_now
-from infertune.errors import Exit, UsageError
-from infertune.knobs import KNOBS
-from infertune.machine import Machine, read_machine
-from infertune.profile import load_profile
-from infertune.resolve import Desired, resolve
+from infertune.engine.documents import report_document, status_document
+from infertune.engine.session import ApplyFailed, Session, make_plan, session
+from infertune.engine.session import status as applied_now
+from infertune.host.machine import Machine, read_machine
+from infertune.profiles.profile import load_profile
+from infertune.profiles.resolve import Desired, resolve
 
 
 def without(ctx: Context) -> list[str]:

@@ -6,11 +6,11 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from infertune.base.errors import Exit, UsageError
+from infertune.catalogue.knobs import KNOBS, Knob, Reading, read_live, targets
+from infertune.catalogue.knobs.guards import GUARDS
 from infertune.cli.base import JSON, Command, Context, argument, verb
-from infertune.errors import Exit, UsageError
-from infertune.knobs import KNOBS, Knob, Reading, read_live, targets
-from infertune.knobs.guards import GUARDS
-from infertune.machine import Machine, read_machine
+from infertune.host.machine import Machine, read_machine
 
 
 def _document(knob: Knob, found: dict[str, Reading], note: str | None) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def _knobs(ctx: Context) -> int:
     shown = [KNOBS[wanted]] if wanted else list(KNOBS.values())
     if ctx.args.json:
         documents = [_document(k, _readings(ctx, machine, k), k.note(machine)) for k in shown]
-        ctx.print_json("infertune.knobs/1", {"knobs": documents})
+        ctx.print_json("infertune.catalogue.knobs/1", {"knobs": documents})
     elif wanted:
         _describe(ctx, shown[0], _readings(ctx, machine, shown[0]), shown[0].note(machine))
     else:

@@ -5,28 +5,28 @@ from __future__ import annotations
 
 import os
 
-from infertune import kernel_log
+from infertune.base.errors import Exit, Failed, UsageError
+from infertune.base.records import asdict, replace
+from infertune.base.root import Root, write_user_file
+from infertune.base.units import GIB, MIB, PAGES_PER_GIB, format_cpulist, format_size
 from infertune.boot.sizes import look
+from infertune.catalogue.knobs import KNOBS, read_live, targets
 from infertune.cli.base import JSON, Context, argument, verb
 from infertune.doctor.facts import read_facts
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
 from infertune.doctor.surroundings import Surroundings, look_around, recorded
-from infertune.documents import picture_document
-from infertune.errors import Exit, Failed, UsageError
+from infertune.engine.documents import picture_document
+from infertune.host import kernel_log
 from infertune.host.boot_loader import STACKS
 from infertune.host.cgroup import Cgroup
 from infertune.host.cpu import Cpu
 from infertune.host.gpu import Ttm
+from infertune.host.machine import Gpu, Machine, read_machine
 from infertune.host.memory import Memory
+from infertune.host.snapshot import record, redact_cmdline
 from infertune.host.system import boot_id
 from infertune.host.unknown import Unknown
-from infertune.knobs import KNOBS, read_live, targets
-from infertune.machine import Gpu, Machine, read_machine
 from infertune.pools.judge import Picture, held_by
-from infertune.records import asdict, replace
-from infertune.root import Root, write_user_file
-from infertune.snapshot import record, redact_cmdline
-from infertune.units import GIB, MIB, PAGES_PER_GIB, format_cpulist, format_size
 
 UNKNOWN = "unknown"
 
@@ -43,7 +43,7 @@ def show_machine(context: Context) -> int:
             "inference_gpu": gpu.path if gpu else None,
             "gpu_memory": picture_document(found),
         }
-        context.print_json("infertune.machine/1", document)
+        context.print_json("infertune.host.machine/1", document)
         return Exit.DONE
     for label, text in _summary(machine, found):
         context.print(f"{label:<13}  {text}".rstrip())
@@ -203,7 +203,7 @@ def save_snapshot(context: Context) -> int:
     entries = sum(text.count(f"\n{key}: ") for key in ("Path", "Directory"))
     if context.args.json:
         document = {"file": file, "entries": entries, "bytes": len(data)}
-        context.print_json("infertune.snapshot/1", document)
+        context.print_json("infertune.host.snapshot/1", document)
     else:
         context.print(f"{file}: {entries} files and directories, {format_size(len(data))}")
         context.print("Plain text: review it before you send it to anyone.")

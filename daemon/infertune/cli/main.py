@@ -9,9 +9,9 @@ import sys
 from types import SimpleNamespace
 
 from infertune import __version__
+from infertune.base.errors import Exit, InfertuneError, describe
 from infertune.cli.base import Command, Context, printable
 from infertune.cli.verbs import VERBS, module_of
-from infertune.errors import Exit, InfertuneError, describe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _run(context: Context) -> int:
     """The verb, on the machine that was asked for."""
     if context.args.root == "/":
         return int(context.args.command.run(context))
-    from infertune.snapshot import open_root
+    from infertune.host.snapshot import open_root
 
     with open_root(context.args.root) as root:
         context.root = root

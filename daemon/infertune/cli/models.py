@@ -7,6 +7,8 @@ import os
 from collections import Counter
 from typing import Any
 
+from infertune.base.errors import Exit, InfertuneError
+from infertune.base.units import format_size
 from infertune.boot.sizes import outlooks
 from infertune.budget.budget import budget
 from infertune.budget.gguf_file import ModelFile, read_model
@@ -14,13 +16,11 @@ from infertune.budget.settings import read_memory
 from infertune.budget.shape import read_shape
 from infertune.cli.base import JSON, Command, Context, verb
 from infertune.cli.engine import BACKEND
-from infertune.errors import Exit, InfertuneError
-from infertune.machine import read_machine
+from infertune.host.machine import read_machine
 from infertune.pools.facts import read_facts
 from infertune.pools.promised import with_reservations
-from infertune.resolve import assume_backend
+from infertune.profiles.resolve import assume_backend
 from infertune.servers.models import of_caller
-from infertune.units import format_size
 
 _MOST = 100
 """Heads that are read; one takes up to a second."""

@@ -8,14 +8,16 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from infertune.backends import BACKENDS
+from infertune.base.errors import Exit, ProfileError
+from infertune.base.units import format_size
+from infertune.catalogue.backends import BACKENDS
+from infertune.catalogue.knobs import KNOBS
+from infertune.catalogue.launch_settings import LAUNCH_SETTINGS, Limit
+from infertune.catalogue.values import Size
 from infertune.cli.base import JSON, Command, Context, argument, verb
 from infertune.cli.engine import BACKEND, PROFILE
-from infertune.errors import Exit, ProfileError
-from infertune.knobs import KNOBS
-from infertune.launch_settings import LAUNCH_SETTINGS, Limit
-from infertune.machine import Machine, read_machine
-from infertune.profile import (
+from infertune.host.machine import Machine, read_machine
+from infertune.profiles.profile import (
     SEARCH_PATH,
     Given,
     Profile,
@@ -27,9 +29,7 @@ from infertune.profile import (
     places,
     value_type,
 )
-from infertune.resolve import Desired, Setting, assume_backend, resolve
-from infertune.units import format_size
-from infertune.values import Size
+from infertune.profiles.resolve import Desired, Setting, assume_backend, resolve
 
 _TABLES: dict[Section, str] = {
     "now": "now",
@@ -83,7 +83,7 @@ def _list(ctx: Context) -> int:
 def _show(ctx: Context) -> int:
     profile = load_profile(ctx.root, ctx.args.profile)
     if ctx.args.json:
-        ctx.print_json("infertune.profile/1", _document(profile))
+        ctx.print_json("infertune.profiles.profile/1", _document(profile))
     else:
         ctx.print("\n".join(as_toml(profile)))
     return Exit.DONE
@@ -167,7 +167,9 @@ def _check(ctx: Context) -> int:
             {"file": problem.file, "line": problem.line, "message": problem.message}
             for problem in problems
         ]
-        ctx.print_json("infertune.profile-check/1", {"valid": not problems, "errors": errors})
+        ctx.print_json(
+            "infertune.profiles.profile-check/1", {"valid": not problems, "errors": errors}
+        )
     else:
         for problem in problems:
             ctx.print(problem.message)
@@ -195,7 +197,7 @@ def _explain(ctx: Context) -> int:
         backend, why = assume_backend(machine)
     desired = resolve(profile, machine, backend)
     if ctx.args.json:
-        ctx.print_json("infertune.profile-explain/1", _explanation(desired, machine, why))
+        ctx.print_json("infertune.profiles.profile-explain/1", _explanation(desired, machine, why))
         return Exit.DONE
     ctx.print(f"{profile.name}: {profile.description}")
     ctx.print(f"backend {backend}: {why}")

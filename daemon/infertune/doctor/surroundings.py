@@ -13,10 +13,15 @@ import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
+from infertune.base.errors import Failed, InfertuneError
+from infertune.base.records import asdict, dataclass
+from infertune.base.root import Root
 from infertune.boot.state import State, read_status
-from infertune.errors import Failed, InfertuneError
+from infertune.catalogue.server_settings import parse_help
 from infertune.host.gpu import kfd_client_count
+from infertune.host.machine import Machine, read_machine
 from infertune.host.nodes import Node, gpu_nodes
+from infertune.host.redaction import SHOWN_ENVIRONMENT, program_label
 from infertune.host.unknown import Unknown, known
 from infertune.launch.binary import (
     BACKENDS,
@@ -28,11 +33,6 @@ from infertune.launch.binary import (
     others_may_write,
 )
 from infertune.launch.system import kernel_journal
-from infertune.machine import Machine, read_machine
-from infertune.records import asdict, dataclass
-from infertune.redaction import SHOWN_ENVIRONMENT, program_label
-from infertune.root import Root
-from infertune.server_settings import parse_help
 
 FILE = "/run/infertune/surroundings"
 """Where a snapshot keeps them; a live machine has no such file."""

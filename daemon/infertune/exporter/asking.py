@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import Mapping
 
-from infertune.records import dataclass
+from infertune.base.records import dataclass
 from infertune.servers.engines.base import MAX_ASKED, Answer, Reading, Talk
 
 STATES = (

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from infertune.addresses import LOOPBACK, reached_at
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 from infertune.exporter.base import bounded
 from infertune.host.processes import arguments
 from infertune.host.servers import unit_engine
-from infertune.records import dataclass
-from infertune.root import Root
 from infertune.servers import running
 from infertune.servers.declaration import Declaration, Foreign
 from infertune.servers.engines import ENGINES, engine_titled

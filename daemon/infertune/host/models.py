@@ -14,8 +14,8 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from infertune.records import dataclass
-from infertune.root import Root
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 
 SYSTEM = ("/srv/models",)
 """Those of the machine; all others are somebody's."""

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 
 from infertune.addresses import LOOPBACK
-from infertune.records import dataclass
-from infertune.root import Root
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 
 _LISTEN = "0A"  # TCP_LISTEN of linux/tcp_states.h
 _FIELDS = 10

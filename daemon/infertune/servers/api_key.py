@@ -13,8 +13,8 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from infertune.errors import UsageError
-from infertune.root import Root, changeable_by_others, read_plain_file
+from infertune.base.errors import UsageError
+from infertune.base.root import Root, changeable_by_others, read_plain_file
 
 CREDENTIAL = "api-key"
 """Its name among the credentials of the unit."""

@@ -13,14 +13,12 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 
 from infertune.addresses import LOOPBACK, client, is_loopback, listen_address
-from infertune.backends import BACKENDS
-from infertune.errors import DeclarationError, UsageError
-from infertune.machine import Machine
-from infertune.names import NAME, NAME_RULE, is_foreign_unit, server_unit
-from infertune.records import dataclass
-from infertune.resolve import Desired
-from infertune.server_files.command_line import parse
-from infertune.server_settings import (
+from infertune.base.errors import DeclarationError, UsageError
+from infertune.base.names import NAME, NAME_RULE, is_foreign_unit, server_unit
+from infertune.base.records import dataclass
+from infertune.base.tables import Table, read_table, shown
+from infertune.catalogue.backends import BACKENDS
+from infertune.catalogue.server_settings import (
     FilePath,
     check_together,
     files_of,
@@ -28,9 +26,11 @@ from infertune.server_settings import (
     own_flags,
     parse_server_setting,
 )
+from infertune.host.machine import Machine
+from infertune.profiles.resolve import Desired
+from infertune.server_files.command_line import parse
 from infertune.servers.api_key import key_path
 from infertune.servers.engines import ENGINES, engine_titled
-from infertune.tables import Table, read_table, shown
 
 DECLARED = "/etc/infertune/servers.d"
 """Servers that start with the daemon."""

@@ -9,12 +9,12 @@ import pwd
 import re
 from collections.abc import Iterable, Mapping
 
-from infertune.errors import UsageError, did_you_mean
+from infertune.base.errors import UsageError, did_you_mean
+from infertune.base.records import replace
+from infertune.base.root import Root, full_path
+from infertune.base.units import printable_line
 from infertune.host.models import SYSTEM, Model, find_models, places
-from infertune.records import replace
-from infertune.root import Root, full_path
 from infertune.servers.declaration import Declaration
-from infertune.units import printable_line
 
 _SHOWN = 5
 _PATH = re.compile(r"\.{0,2}/|~")

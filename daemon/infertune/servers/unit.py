@@ -13,15 +13,15 @@ import shlex
 from collections.abc import Iterable, Mapping
 
 from infertune.addresses import PRIVATE, is_every, is_loopback
-from infertune.errors import UsageError
+from infertune.base.errors import UsageError
+from infertune.base.records import dataclass
+from infertune.base.units import format_cpulist, parse_cpulist
+from infertune.catalogue.launch_settings import LAUNCH_SETTINGS
 from infertune.host.models import shown_directory
-from infertune.launch_settings import LAUNCH_SETTINGS
 from infertune.pools.promised import LOCK
-from infertune.records import dataclass
-from infertune.resolve import Desired
+from infertune.profiles.resolve import Desired
 from infertune.servers.api_key import CREDENTIAL
 from infertune.servers.declaration import Declaration, files
-from infertune.units import format_cpulist, parse_cpulist
 
 
 def directives(desired: Desired) -> dict[str, str]:

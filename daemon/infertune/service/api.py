@@ -18,14 +18,15 @@ from dbus_fast.annotations import DBusSignature
 from dbus_fast.service import ServiceInterface, dbus_method, dbus_property
 
 from infertune import __version__
-from infertune.backends import BACKENDS
-from infertune.config import LONGEST_IDLE_S, SHORTEST_IDLE_S, read_config
-from infertune.documents import report_document
-from infertune.engine import ApplyFailed
-from infertune.errors import Failed, InfertuneError, NotPermitted, UsageError
-from infertune.knobs import KNOBS
-from infertune.names import NAME
-from infertune.profile import check_name
+from infertune.base.errors import Failed, InfertuneError, NotPermitted, UsageError
+from infertune.base.names import NAME
+from infertune.base.tables import shown
+from infertune.catalogue.backends import BACKENDS
+from infertune.catalogue.knobs import KNOBS
+from infertune.engine.documents import report_document
+from infertune.engine.session import ApplyFailed
+from infertune.profiles.config import LONGEST_IDLE_S, SHORTEST_IDLE_S, read_config
+from infertune.profiles.profile import check_name
 from infertune.service.authority import Authority
 from infertune.service.callers import Callers
 from infertune.service.demand import Demand
@@ -43,7 +44,6 @@ from infertune.service.peers import Peers
 from infertune.service.power import Power
 from infertune.service.serving import Serving
 from infertune.service.wire import to_bus
-from infertune.tables import shown
 
 MAX_CONFIRM_S = 24 * 3600
 MAX_REASON = 200

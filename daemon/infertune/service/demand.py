@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import json
 
-from infertune.backends import BACKENDS
-from infertune.config import LONGEST_IDLE_S, SHORTEST_IDLE_S
-from infertune.errors import Failed
-from infertune.names import NAME
-from infertune.records import asdict, dataclass
-from infertune.root import Root
+from infertune.base.errors import Failed
+from infertune.base.names import NAME
+from infertune.base.records import asdict, dataclass
+from infertune.base.root import Root
+from infertune.catalogue.backends import BACKENDS
+from infertune.profiles.config import LONGEST_IDLE_S, SHORTEST_IDLE_S
 
 DEMAND = "/run/infertune/demand.json"
 _MAX_BYTES = 64 * 1024

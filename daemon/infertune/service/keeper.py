@@ -13,8 +13,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from infertune.documents import report_document, status_document
-from infertune.engine import (
+from infertune.base.errors import Failed, InfertuneError, UsageError
+from infertune.base.records import dataclass, replace
+from infertune.base.root import Held, Root
+from infertune.catalogue.knobs import KNOBS, targets
+from infertune.engine.documents import report_document, status_document
+from infertune.engine.journal import LOCK
+from infertune.engine.session import (
     Difference,
     Report,
     Session,
@@ -24,13 +29,8 @@ from infertune.engine import (
     session,
     status,
 )
-from infertune.errors import Failed, InfertuneError, UsageError
-from infertune.journal import LOCK
-from infertune.knobs import KNOBS, targets
-from infertune.machine import Machine
-from infertune.records import dataclass, replace
-from infertune.resolve import Desired, resolve
-from infertune.root import Held, Root
+from infertune.host.machine import Machine
+from infertune.profiles.resolve import Desired, resolve
 from infertune.service.demand import Choice as Choice
 from infertune.service.demand import Demand, read_demand, write_demand
 from infertune.service.facts import Facts

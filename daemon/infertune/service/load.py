@@ -13,9 +13,9 @@ import asyncio
 from collections.abc import Callable, Mapping
 from time import monotonic
 
+from infertune.base.records import dataclass, field
+from infertune.base.root import Root
 from infertune.host.cgroup import cpu_time_used
-from infertune.records import dataclass, field
-from infertune.root import Root
 from infertune.servers.running import places, units
 from infertune.service.demand import Demand
 from infertune.service.inotify import Groups

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from infertune.engine import Difference
-from infertune.records import dataclass
+from infertune.base.records import dataclass
+from infertune.engine.session import Difference
 
 WINDOW_S = 600.0
 SIGNAL_S = 5.0

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import sys
 
-from infertune.errors import Exit
-from infertune.launch_settings import LAUNCH_SETTINGS
-from infertune.machine import read_machine
-from infertune.names import SLICE
-from infertune.root import Root
+from infertune.base.errors import Exit
+from infertune.base.names import SLICE
+from infertune.base.root import Root
+from infertune.catalogue.launch_settings import LAUNCH_SETTINGS
+from infertune.host.machine import read_machine
 
 _FILE = LAUNCH_SETTINGS["cpus_partition"].cgroup_file
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import shlex
 
+from infertune.base.root import Root
 from infertune.boot.change import Way, Words, by_hand
 from infertune.boot.stacks import firmware
 from infertune.boot.stacks.firmware import Program
 from infertune.boot.stacks.text import ONCE
 from infertune.host import efi
+from infertune.host.machine import Machine
 from infertune.host.system import command_line, parameters
-from infertune.machine import Machine
-from infertune.root import Root
 
 
 def efistub(root: Root, machine: Machine, words: Words) -> Way:

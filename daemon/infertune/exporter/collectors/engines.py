@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
+from infertune.base.root import Root
 from infertune.exporter.asking import STATES, ask
 from infertune.exporter.base import Absent, Collector, Metric, Sample, bounded, one_of
 from infertune.exporter.servers import asked
-from infertune.root import Root
 from infertune.servers.engines import ENGINES
 from infertune.servers.engines.base import MODEL_STATES, Model, Reading
 

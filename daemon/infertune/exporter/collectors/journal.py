@@ -6,9 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from infertune.exporter.base import Collector, Metric, Sample, one_of
-from infertune.host.system import boot_id
-from infertune.journal import (
+from infertune.base.root import Root
+from infertune.engine.journal import (
     LOCK,
     RUNTIME,
     STATES,
@@ -18,7 +17,8 @@ from infertune.journal import (
     left_unclean,
     state_of,
 )
-from infertune.root import Root
+from infertune.exporter.base import Collector, Metric, Sample, one_of
+from infertune.host.system import boot_id
 
 PROFILE_METRICS = (
     Metric(

@@ -7,13 +7,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
+from infertune.base.root import Root
+from infertune.catalogue.knobs import KNOBS, Reading, Target, read_live, targets
+from infertune.engine.journal import Record
+from infertune.engine.plan import is_foreign
 from infertune.exporter.base import Collector, Metric, Sample
 from infertune.exporter.collectors.journal import of_this_boot
-from infertune.journal import Record
-from infertune.knobs import KNOBS, Reading, Target, read_live, targets
-from infertune.machine import read_machine
-from infertune.plan import is_foreign
-from infertune.root import Root
+from infertune.host.machine import read_machine
 
 PLACES_S = 60.0
 OWNERS = ("system", "infertune", "other", "unreadable", "gone")

@@ -15,8 +15,8 @@ import json
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
-from infertune.records import dataclass, field
-from infertune.units import printable_line
+from infertune.base.records import dataclass, field
+from infertune.base.units import printable_line
 
 MODEL_STATES = ("loaded", "loading", "sleeping", "unloaded", "failed")
 """What a model can be.  ``sleeping``: the engine has it, its weights are out of memory."""
