@@ -15,7 +15,7 @@ import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from infertune.engine import session
+from infertune.engine.session import session
 from infertune.knobs import KNOBS
 from infertune.profile import Source
 from infertune.resolve import Desired, Setting
@@ -157,7 +157,7 @@ def revert(root: Root) -> None:
 def recover(root: Root) -> None:
     with session(root, "recover") as held:
         if held.recovered is None:
-            held.recover()
+            held.revert()
 
 
 class Counter:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from infertune.admission import Asked, admit
-from infertune.engine import Report
+from infertune.engine.state import Report
 from infertune.errors import Exit, InfertuneError, UsageError
 from infertune.launch.apart import keep_apart
 from infertune.launch.client import Completion

@@ -319,12 +319,14 @@ class Root:
         mode: int = 0o644,
         *,
         owner: tuple[int, int] | None = None,
+        durable: bool = True,
     ) -> None:
         """Make the file hold ``data``, all of it or nothing, also across a power cut.
 
         New file beside it, write, fsync, rename, fsync of the directory.  ``owner`` is a user
-        and a group id; without it the file is the caller's.  Raises OSError; the old content
-        is then still there.
+        and a group id; without it the file is the caller's.  Without ``durable`` a power cut
+        soon after may bring the old content back, whole (but not on FAT): for what may be old.
+        Raises OSError; the old content is then still there.
         """
         target = self._inside(path)
         temporary = _successor(target)
@@ -341,7 +343,7 @@ class Root:
             self._write(fd, path, data, taken)
             self._step("fsync", path)
             os.fsync(fd)
-            self._rename(temporary, target, path, fd)
+            self._rename(temporary, target, path, fd, durable=durable)
 
     def copy(self, path: str, to: str) -> None:
         """Make ``to`` a copy of a regular file with its mode and owner, whole or not there.
@@ -381,7 +383,9 @@ class Root:
         with _closing(_open(source, os.O_RDONLY | os.O_NOFOLLOW)) as fd:
             self._rename(source, target, to, fd)
 
-    def _rename(self, source: str, target: str, path: str, fd: int) -> None:
+    def _rename(
+        self, source: str, target: str, path: str, fd: int, *, durable: bool = True
+    ) -> None:
         """Rename a file that is open as ``fd``; its new name always leads to a whole file.
 
         FAT has no journal.  A name is written with its file and not with its directory
@@ -395,6 +399,8 @@ class Root:
                 stack.enter_context(_closing(held))
             self._step("rename", path)
             os.rename(source, target)
+            if not durable:
+                return
             self._step("fsync", path)
             os.fsync(fd)
             self._sync_directory(os.path.dirname(path))

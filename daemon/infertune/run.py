@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Protocol
 
 from infertune.doctor.at_launch import warnings
-from infertune.engine import ApplyFailed, Report, Session, session
+from infertune.engine.journal import Journal
+from infertune.engine.session import ApplyFailed, Session, session
+from infertune.engine.state import Report
 from infertune.errors import Failed, InfertuneError, UsageError
-from infertune.journal import Journal
 from infertune.launch.binary import (
     BACKENDS,
     INSTALL_HINT,

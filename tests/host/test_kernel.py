@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from infertune.cli.main import main
-from infertune.engine import session
+from infertune.engine.session import session
 from infertune.knobs import KNOBS, read_live, targets
 from infertune.machine import read_machine
 from infertune.profile import load_profile

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from infertune.engine import session, status
+from infertune.engine.session import session
+from infertune.engine.state import status
 from infertune.errors import Busy, InfertuneError
 from support import FakeKernel, Values, apply, build, desired, revert, values
 

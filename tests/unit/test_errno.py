@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from infertune.engine import ApplyFailed, session
+from infertune.engine.session import ApplyFailed, session
 from infertune.errors import Exit, InfertuneError
 from infertune.knobs import KNOBS
 from infertune.root import Root, Step

@@ -13,19 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infertune.cli.main import main
-from infertune.engine import ApplyFailed, session, status
-from infertune.errors import Exit
-from infertune.journal import (
+from infertune.engine.journal import (
     MAX_BYTES,
     PERSISTENT,
     Journal,
     Loaded,
     Record,
-    Store,
     dump,
     left_unclean,
     parse,
 )
+from infertune.engine.session import ApplyFailed, session
+from infertune.engine.state import status
+from infertune.engine.store import Store
+from infertune.errors import Exit
 from infertune.records import replace
 from infertune.root import MAX_READ, Root
 from support import LONG, apply, build, desired, reset, revert, values

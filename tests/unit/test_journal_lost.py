@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from infertune.cli.main import main
-from infertune.engine import ApplyFailed, after_unclean_shutdown, session, status
+from infertune.engine.journal import PERSISTENT, RUNTIME, STATES, Loaded
+from infertune.engine.session import ApplyFailed, session
+from infertune.engine.state import after_unclean_shutdown, status
+from infertune.engine.store import Journals, Store
 from infertune.errors import Exit, Failed
 from infertune.exporter.collectors import COLLECTORS
 from infertune.exporter.runner import collect
-from infertune.journal import PERSISTENT, RUNTIME, STATES, Journals, Loaded, Store
 from infertune.root import Root, Step
 from support import (
     LONG,
@@ -138,6 +140,61 @@ def test_a_session_that_changes_nothing_writes_nothing(tmp_path: Path) -> None:
     with session(with_hook(tmp_path, counter), "start"):
         pass
     assert [step.action for step in counter.steps] == ["lock"]
+
+
+def _steps(base: Path, work: Callable[[Root], None]) -> list[str]:
+    """What is flushed, and when kernel files are written: the first of several in a row."""
+    counter = Counter()
+    work(with_hook(base, counter))
+    told = []
+    for step in counter.steps:
+        if step.action in ("fsync", "sync-directory"):
+            told.append(f"{step.action} {step.path}")
+        elif step.path.startswith(("/proc", "/sys")) and told[-1:] != ["write"]:
+            told.append("write")
+    return told
+
+
+def test_what_a_power_cut_may_not_undo_is_on_disk_first_and_nothing_else(tmp_path: Path) -> None:
+    """The copy names what is risky before it is in force; what comes later may as well be old."""
+    build(tmp_path)
+    copy, journal = f"fsync {PERSISTENT}", f"fsync {RUNTIME}"
+    on_disk = [copy, copy, f"sync-directory {PERSISTENT.rpartition('/')[0]}"]
+    gone = [f"sync-directory {path.rpartition('/')[0]}" for path in (PERSISTENT, RUNTIME)]
+    applied = _steps(tmp_path, lambda root: apply(root, "long", LONG))
+    assert applied == [*on_disk, journal, "write", copy, journal]
+    assert _steps(tmp_path, lambda root: apply(root, "long", LONG)) == [*on_disk, journal]
+    assert _steps(tmp_path, revert) == [copy, journal, "write", *gone]
+
+
+@pytest.mark.parametrize("verb", [lambda root: apply(root, "quiet", QUIET), revert])
+def test_a_session_reads_each_place_once(
+    verb: Callable[[Root], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = build(tmp_path)
+    apply(root, "long", LONG)
+    read, really = [], Root.read_bytes
+
+    def watched(root: Root, path: str) -> bytes:
+        if path in (RUNTIME, PERSISTENT):
+            read.append(path)
+        return really(root, path)
+
+    monkeypatch.setattr(Root, "read_bytes", watched)
+    verb(root)
+    assert sorted(read) == [RUNTIME, PERSISTENT]
+
+
+def test_a_session_whose_journals_vanish_puts_everything_back(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    original = values(tmp_path)
+    with session(root, "run long") as held:
+        held.apply(desired("long", LONG), hold=True)
+        for directory in ("run/infertune", "var/lib/infertune"):
+            _lose(root, directory)
+        held.revert()
+    assert values(tmp_path) == original
+    assert _state(root) == "idle"
 
 
 @pytest.mark.parametrize("text", [b"", b"nonsense\n"], ids=["empty", "nonsense"])

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from infertune.engine import drift
+from infertune.engine.state import drift
 from infertune.machine import read_machine
 from infertune.root import Root
 from infertune.service import keeper

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from infertune.engine import session
+from infertune.engine.session import session
 from infertune.root import Root, Step
 from support import (
     LONG,

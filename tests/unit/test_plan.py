@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from infertune.cli.main import main
-from infertune.engine import ApplyFailed, make_plan, session, status
-from infertune.journal import RUNTIME, Store
+from infertune.engine.journal import RUNTIME
+from infertune.engine.plan import Item, restore_order, set_order
+from infertune.engine.session import ApplyFailed, session
+from infertune.engine.state import make_plan, status
+from infertune.engine.store import Store
 from infertune.knobs import KNOBS
 from infertune.knobs.guards import GUARDS, STRIX_HALO
 from infertune.machine import read_machine
-from infertune.plan import Item, restore_order, set_order
 from infertune.records import replace
 from infertune.root import Root
 from infertune.snapshot import open_root

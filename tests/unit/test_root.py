@@ -49,6 +49,13 @@ def test_replace_is_durable_before_and_after_it_is_visible(
     assert (directory / "journal").read_bytes() == b"x"
 
 
+def test_what_may_as_well_be_old_is_whole_all_the_same(tmp_path: Path, calls: list[str]) -> None:
+    (tmp_path / "run").mkdir()
+    Root(tmp_path).replace("/run/journal", b"x", durable=False)
+    whole = ["write .journal.infertune", "fsync .journal.infertune", "rename .journal.infertune"]
+    assert calls == whole
+
+
 def test_copy_and_rename_are_durable(tmp_path: Path, calls: list[str]) -> None:
     directory = tmp_path / "boot"
     directory.mkdir()

@@ -17,8 +17,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from infertune.engine import session, status
-from infertune.journal import Journals, Loaded
+from infertune.engine.journal import Loaded
+from infertune.engine.session import session
+from infertune.engine.state import status
+from infertune.engine.store import Journals
 from infertune.root import Step
 from support import At, Counter, FakeKernel, build, desired, with_hook
 
@@ -156,7 +158,7 @@ class Machine(RuleBasedStateMachine):
         if self.crashed:
             self.after_a_crash()
         else:
-            assert journals.load() == noted
+            assert Journals(self.root).load() == noted
 
     @rule()
     def look(self) -> None:
@@ -181,7 +183,7 @@ class Machine(RuleBasedStateMachine):
         try:
             root = FakeKernel(copy, hook=Counter())
             with session(root, "recover") as held:
-                held.recover()
+                held.revert()
             for knob, path in PATHS.items():
                 now = (copy / path.lstrip("/")).read_text().strip()
                 assert now == self.without[knob], knob

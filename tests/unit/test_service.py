@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 import pytest
 
 from infertune import __version__
-from infertune.engine import session
+from infertune.engine.session import session
 from infertune.errors import Failed
 from infertune.locks import DAEMON_LOCK
 from infertune.root import Root

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from infertune.engine import Difference
+from infertune.engine.state import Difference
 from infertune.host.tuners import TUNERS
 from infertune.knobs import KNOBS
 from support import CPUFREQ, build, values
@@ -670,7 +670,7 @@ def test_what_is_known_of_the_machine_is_forgotten_when_it_may_be_untrue(
 
 
 def test_a_plan_says_who_else_sets_a_knob(tmp_path: Path) -> None:
-    from infertune.engine import make_plan
+    from infertune.engine.state import make_plan
     from infertune.machine import read_machine
     from support import LONG, desired
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from infertune.journal import PERSISTENT, RUNTIME, left_unclean, parse
+from infertune.engine.journal import PERSISTENT, RUNTIME, left_unclean, parse
 from vm.guest import Guest
 
 HERE = Path(__file__).parent

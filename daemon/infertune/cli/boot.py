@@ -20,7 +20,7 @@ from infertune.boot.sources import Finding, findings
 from infertune.boot.state import OptionStatus, is_ready, overruled, read_status, sorts_after
 from infertune.cli.base import JSON, Command, Context, argument, printable, verb
 from infertune.cli.engine import PROFILE
-from infertune.documents import picture_document
+from infertune.engine.documents import picture_document
 from infertune.errors import Exit, UsageError
 from infertune.host.measured_boot import measured
 from infertune.host.memory import PAGE

@@ -11,7 +11,7 @@ from infertune.cli.base import JSON, Context, argument, verb
 from infertune.doctor.facts import read_facts
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
 from infertune.doctor.surroundings import Surroundings, look_around, recorded
-from infertune.documents import picture_document
+from infertune.engine.documents import picture_document
 from infertune.errors import Exit, Failed, UsageError
 from infertune.host.boot_loader import STACKS
 from infertune.host.cgroup import Cgroup

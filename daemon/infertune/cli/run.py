@@ -17,8 +17,8 @@ from infertune.cli.engine import BACKEND, PROFILE, WITHOUT
 from infertune.cli.fit import FORCE
 from infertune.cli.here import without
 from infertune.cli.render import print_report
-from infertune.documents import report_document
-from infertune.engine import Report
+from infertune.engine.documents import report_document
+from infertune.engine.state import Report
 from infertune.errors import InfertuneError, UsageError
 from infertune.launch.client import Completion
 from infertune.launch.place import Placed

@@ -20,8 +20,8 @@ from dbus_fast.service import ServiceInterface, dbus_method, dbus_property
 from infertune import __version__
 from infertune.backends import BACKENDS
 from infertune.config import read_config
-from infertune.documents import report_document
-from infertune.engine import ApplyFailed
+from infertune.engine.documents import report_document
+from infertune.engine.session import ApplyFailed
 from infertune.errors import Failed, InfertuneError, NotPermitted, UsageError
 from infertune.knobs import KNOBS
 from infertune.names import NAME

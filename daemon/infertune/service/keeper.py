@@ -13,19 +13,18 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from infertune.documents import report_document, status_document
-from infertune.engine import (
+from infertune.engine.documents import report_document, status_document
+from infertune.engine.journal import LOCK
+from infertune.engine.session import Session, session
+from infertune.engine.state import (
     Difference,
     Report,
-    Session,
     after_unclean_shutdown,
     drift,
     make_plan,
-    session,
     status,
 )
 from infertune.errors import Failed, InfertuneError, UsageError
-from infertune.journal import LOCK
 from infertune.knobs import KNOBS, targets
 from infertune.machine import Machine
 from infertune.records import dataclass, replace

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from infertune.engine import Difference
+from infertune.engine.state import Difference
 from infertune.records import dataclass
 
 WINDOW_S = 600.0

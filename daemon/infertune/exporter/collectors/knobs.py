@@ -7,12 +7,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
+from infertune.engine.journal import Record, load
+from infertune.engine.plan import is_foreign
 from infertune.exporter.base import Collector, Metric, Sample
-from infertune.exporter.collectors.journal import of_this_boot
-from infertune.journal import Record
 from infertune.knobs import KNOBS, Reading, Target, read_live, targets
 from infertune.machine import read_machine
-from infertune.plan import is_foreign
 from infertune.root import Root
 
 PLACES_S = 60.0
@@ -87,7 +86,7 @@ _places = _Places()
 
 def read(root: Root) -> Iterable[Sample]:
     """Every knob that this machine has."""
-    journal = of_this_boot(root)
+    journal = load(root).journal
     records = journal.by_path() if journal else {}
     ours: dict[str, list[Record]] = {}
     for record in records.values():

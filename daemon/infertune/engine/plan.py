@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from infertune.journal import Record
+from infertune.engine.journal import Record
 from infertune.knobs import KNOBS, Knob, Reading, Target
 from infertune.knobs.guards import refusal
 from infertune.knobs.live import is_file_of

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from infertune.engine import Report, Status
+from infertune.engine.plan import Item
+from infertune.engine.state import Report, Status
 from infertune.host.unknown import Unknown
 from infertune.knobs import KNOBS
-from infertune.plan import Item
 from infertune.records import asdict
 from infertune.values import Size
 
