@@ -31,10 +31,10 @@ INTERVAL_S = 1.05
 
 def exporter(tree: str, groups: str, attach: bool) -> None:
     """The process that is measured."""
+    from infertune.base.root import Root
     from infertune.exporter import capabilities, web, webconfig
     from infertune.exporter.page import Page
     from infertune.exporter.probes import Probes
-    from infertune.root import Root
 
     root = Root(tree)
     root.live = True  # so that servers are asked for their metrics; an exporter writes nothing

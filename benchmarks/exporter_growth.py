@@ -30,13 +30,13 @@ from typing import Any
 
 import made_up
 
+from infertune.base.root import Root
 from infertune.bpf.object import Object, _Map
 from infertune.exporter.declarations import load
 from infertune.exporter.page import Page, render
 from infertune.exporter.probes import Probes, package_directories
 from infertune.exporter.servers import MAX_SERVERS
 from infertune.exporter.totals import Totals
-from infertune.root import Root
 
 DECLARED, COMPILED = package_directories()
 Row = tuple[object, ...]

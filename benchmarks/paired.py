@@ -56,7 +56,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from infertune.exporter.collectors import COLLECTORS
 from infertune.exporter.page import render
 from infertune.exporter.runner import collect
-from infertune.root import Root
+from infertune.base.root import Root
 kinds = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily}
 
 class Made:

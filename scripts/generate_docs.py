@@ -23,11 +23,11 @@ from pathlib import Path
 import shtab
 
 from infertune import __version__
+from infertune.base.errors import Exit
 from infertune.cli.base import Argument, Command
 from infertune.cli.main import build_parser, commands
 from infertune.cli.main import main as infertune
 from infertune.doctor.rules import SUBJECTS
-from infertune.errors import Exit
 from infertune.exporter import declarations
 from infertune.exporter.base import Metric
 from infertune.exporter.collectors import COLLECTORS

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from infertune.base.root import Root
+from infertune.base.units import GIB
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
 from infertune.kernel_log import records
-from infertune.root import Root
 from infertune.snapshot import open_snapshot
-from infertune.units import GIB
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from gguf_files import Spec, Value
-from infertune.records import replace
+from infertune.base.records import replace
 
 Tensors = Iterator[Spec]
 

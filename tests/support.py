@@ -15,11 +15,11 @@ import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from infertune.base.root import Root, Step
 from infertune.engine.session import session
 from infertune.knobs import KNOBS
 from infertune.profile import Source
 from infertune.resolve import Desired, Setting
-from infertune.root import Root, Step
 
 THP = "/sys/kernel/mm/transparent_hugepage"
 CPUFREQ = "/sys/devices/system/cpu/cpufreq"

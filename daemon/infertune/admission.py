@@ -6,17 +6,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 
+from infertune.base.errors import UsageError
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 from infertune.boot.sizes import outlooks
 from infertune.budget.budget import REFUSED, Budget, budget
 from infertune.budget.gguf_file import ModelError, read_model
 from infertune.budget.settings import ServerMemory, read_memory
 from infertune.budget.shape import Shape, read_shape
-from infertune.errors import UsageError
 from infertune.machine import Machine
 from infertune.pools.facts import read_facts
 from infertune.pools.promised import LOCK, OF_ROOT, reserve, with_reservations
-from infertune.records import dataclass
-from infertune.root import Root
 
 _PATIENCE_S = 30.0
 """With another start, which is judged in well under a second."""

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from infertune.backends import BACKENDS
-from infertune.errors import DeclarationError
-from infertune.records import dataclass
-from infertune.root import Root
-from infertune.tables import read_table
+from infertune.base.errors import DeclarationError
+from infertune.base.records import dataclass
+from infertune.base.root import Root
+from infertune.base.tables import read_table
 
 CONFIG = "/etc/infertune/infertuned.toml"
 _MAX_BYTES = 64 * 1024

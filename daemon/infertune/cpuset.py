@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import re
 
+from infertune.base.records import dataclass
+from infertune.base.units import format_cpulist, parse_cpulist
 from infertune.host.cpu import Core, Cpu
 from infertune.machine import Machine
-from infertune.records import dataclass
-from infertune.units import format_cpulist, parse_cpulist
 from infertune.values import Value
 
 ACCEPTS = (

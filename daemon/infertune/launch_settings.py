@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from infertune.base.records import dataclass
+from infertune.base.units import GIB, parse_size
 from infertune.cpuset import CpuSet
 from infertune.knobs.base import Evidence
 from infertune.machine import Machine
-from infertune.records import dataclass
-from infertune.units import GIB, parse_size
 from infertune.values import Choice, Integer, Value
 
 

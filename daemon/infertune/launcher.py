@@ -12,19 +12,19 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from infertune.admission import Asked, admit
+from infertune.base.errors import Exit, InfertuneError, UsageError
+from infertune.base.notify import Notifier
+from infertune.base.root import Root
+from infertune.base.units import printable_line
 from infertune.engine.state import Report
-from infertune.errors import Exit, InfertuneError, UsageError
 from infertune.launch.apart import keep_apart
 from infertune.launch.client import Completion
 from infertune.launch.place import Placed
 from infertune.machine import Machine, read_machine
-from infertune.notify import Notifier
 from infertune.pools.promised import LOCK, OF_UNITS
-from infertune.root import Root
 from infertune.run import Request, Result, Run, prepare
 from infertune.servers.declaration import Declaration, own_settings
 from infertune.servers.store import find_declaration
-from infertune.units import printable_line
 
 _LINE = 8192
 """Characters; journald cuts lines at 48 KiB (LineMax= of journald.conf)."""

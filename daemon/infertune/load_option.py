@@ -11,7 +11,7 @@ import re
 import uuid
 from collections.abc import Iterator
 
-from infertune.records import dataclass
+from infertune.base.records import dataclass
 
 _HARD_DRIVE, _FILE = (4, 1), (4, 4)
 """Type and subtype of the nodes that say where on a disk the file is."""

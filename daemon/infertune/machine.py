@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 
+from infertune.base.records import dataclass, replace
+from infertune.base.root import Root
 from infertune.host import cgroup, cpu, devices, gpu, memory, system, tuners
 from infertune.host.boot_loader import boot_loader
 from infertune.host.cgroup import Cgroup
@@ -19,8 +21,6 @@ from infertune.host.processes import comms
 from infertune.host.swap import Swaps, swaps
 from infertune.host.system import Dmi
 from infertune.host.tuners import Tuner
-from infertune.records import dataclass, replace
-from infertune.root import Root
 
 
 @dataclass(frozen=True, slots=True)

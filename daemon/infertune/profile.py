@@ -42,17 +42,17 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from infertune import toml_lines
 from infertune.backends import BACKENDS
-from infertune.errors import ProfileError, UsageError, did_you_mean
+from infertune.base import toml_lines
+from infertune.base.errors import ProfileError, UsageError, did_you_mean
+from infertune.base.names import NAME, NAME_RULE
+from infertune.base.records import dataclass, replace
+from infertune.base.root import Root, changeable_by_others, read_plain_file
+from infertune.base.tables import clipped, parse_toml, shown
 from infertune.knobs import KNOBS
 from infertune.launch_settings import ENVIRONMENT_ALLOWED, LAUNCH_SETTINGS, check_environment
 from infertune.machine import Machine
-from infertune.names import NAME, NAME_RULE
-from infertune.records import dataclass, replace
-from infertune.root import Root, changeable_by_others, read_plain_file
 from infertune.server_settings import SERVER_SETTINGS
-from infertune.tables import clipped, parse_toml, shown
 from infertune.values import Value
 
 SEARCH_PATH = (

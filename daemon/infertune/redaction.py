@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
+from infertune.base.records import replace
 from infertune.kernel_log import reduce_log
 from infertune.load_option import plain, without_ids
-from infertune.records import replace
 from infertune.server_files import formats, script
 from infertune.server_files.block_yaml import NotUnderstood
 from infertune.server_files.command_line import (

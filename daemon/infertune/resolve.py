@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from infertune.backends import BACKENDS
-from infertune.errors import ProfileError, UsageError
+from infertune.base.errors import ProfileError, UsageError
+from infertune.base.records import dataclass
 from infertune.machine import Machine
 from infertune.profile import CATALOGUE, Given, Profile, Section, Source, value_type
-from infertune.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

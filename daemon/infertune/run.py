@@ -14,11 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from infertune.base.errors import Failed, InfertuneError, UsageError
+from infertune.base.records import dataclass, field
+from infertune.base.root import Root, read_plain_file
+from infertune.base.units import parse_cpulist
 from infertune.doctor.at_launch import warnings
 from infertune.engine.journal import Journal
 from infertune.engine.session import ApplyFailed, Session, session
 from infertune.engine.state import Report
-from infertune.errors import Failed, InfertuneError, UsageError
 from infertune.launch.binary import (
     BACKENDS,
     INSTALL_HINT,
@@ -44,9 +47,7 @@ from infertune.launch.process import (
 from infertune.launch.ready import DEFAULT_PORT, choose_port, wait_ready
 from infertune.machine import Machine, read_machine
 from infertune.profile import load_profile
-from infertune.records import dataclass, field
 from infertune.resolve import Desired, Setting, assume_backend, resolve
-from infertune.root import Root, read_plain_file
 from infertune.server_settings import (
     Refused,
     check_together,
@@ -55,7 +56,6 @@ from infertune.server_settings import (
     server_arguments,
     unknown_flag,
 )
-from infertune.units import parse_cpulist
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

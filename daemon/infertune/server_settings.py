@@ -13,10 +13,10 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from infertune.errors import did_you_mean
+from infertune.base.errors import did_you_mean
+from infertune.base.records import dataclass
+from infertune.base.units import MIB, printable_line
 from infertune.machine import Machine
-from infertune.records import dataclass
-from infertune.units import MIB, printable_line
 from infertune.values import Choice, Integer, Size, Switch, Value
 
 

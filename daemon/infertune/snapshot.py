@@ -44,11 +44,11 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
-from infertune.errors import NotPermitted, SnapshotError, UsageError
+from infertune.base.errors import NotPermitted, SnapshotError, UsageError
+from infertune.base.records import dataclass, field
+from infertune.base.root import MAX_READ, Root, lay_out, read_user_file
 from infertune.host.system import hostname
 from infertune.host.tuners import TUNERS
-from infertune.records import dataclass, field
-from infertune.root import MAX_READ, Root, lay_out, read_user_file
 
 MAGIC = "# infertune snapshot 1"
 END = "# end of snapshot"

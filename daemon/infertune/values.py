@@ -12,9 +12,9 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 
+from infertune.base.records import dataclass
+from infertune.base.units import parse_size
 from infertune.machine import Machine
-from infertune.records import dataclass
-from infertune.units import parse_size
 
 
 class Value(ABC):

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from infertune.base.root import Root
+from infertune.base.units import MIB
 from infertune.budget.bandwidth import read_bandwidth
 from infertune.budget.gguf_file import read_model
 from infertune.budget.parts import parts
@@ -25,8 +27,6 @@ from infertune.launch.client import complete, healthy
 from infertune.launch.embedded import default_model
 from infertune.launch.ready import choose_port
 from infertune.machine import read_machine
-from infertune.root import Root
-from infertune.units import MIB
 
 pytestmark = pytest.mark.skipif(
     not embedded_is_installed(), reason="the extra 'embedded' is not installed"

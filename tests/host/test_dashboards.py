@@ -33,12 +33,12 @@ import pytest
 
 from dashboards_of import REPOSITORY, Query, operand, queries, rules
 from drawing.draw import SPAN_S, draw
+from infertune.base.root import Root
 from infertune.boot import record
 from infertune.host.cgroup import cgroup as read_cgroup
 from infertune.launch.binary import embedded_is_installed, embedded_program
 from infertune.launch.client import complete, healthy
 from infertune.launch.embedded import default_model
-from infertune.root import Root
 from infertune.snapshot import open_snapshot
 
 pytestmark = [pytest.mark.root_only, pytest.mark.timeout(300)]
@@ -57,7 +57,7 @@ from infertune.exporter.collectors import llama
 from infertune.exporter.energy import ENERGY_METRICS
 from infertune.exporter.page import Page
 from infertune.exporter.probes import metrics
-from infertune.root import Root
+from infertune.base.root import Root
 
 OWN = {"pci_address": "0000:c2:00.0", "ring": "comp_1.0.0", "server": "gemma", "event": "done"}
 METRICS = [each for each in metrics() if each.name.startswith("infertune_drm_scheduler_")]

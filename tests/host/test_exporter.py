@@ -124,7 +124,7 @@ ON_A_TREE = """
 import sys
 from infertune.exporter import web, webconfig
 from infertune.exporter.page import Page
-from infertune.root import Root
+from infertune.base.root import Root
 listener = web.listening_socket("127.0.0.1:0")
 print(listener.getsockname()[1], flush=True)
 web.Server(listener, webconfig.WebConfig(), Page(Root(sys.argv[1])), None).serve_forever(3600)
@@ -286,7 +286,7 @@ import sys, time
 from infertune.exporter import capabilities
 from infertune.exporter.energy import Energy
 from infertune.exporter.runner import collect
-from infertune.root import Root
+from infertune.base.root import Root
 energy = Energy(Root(sys.argv[1]))
 energy.open()
 capabilities.drop_all()

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import gguf_files
-from infertune.errors import Failed
+from infertune.base.errors import Failed
 from infertune.launch.client import complete
 
 REPOSITORY = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import select
 
 import pytest
 
-from infertune.root import Root
+from infertune.base.root import Root
 from infertune.service.watch import open_udev
 
 

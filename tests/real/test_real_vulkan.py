@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from infertune.base.records import replace
+from infertune.base.units import MIB
 from infertune.budget.companions import read_companions
 from infertune.budget.gguf_file import read_model
 from infertune.budget.kv import checkpoint_bytes
@@ -29,8 +31,6 @@ from infertune.budget.settings import server_memory
 from infertune.budget.shape import read_shape
 from infertune.launch.client import healthy
 from infertune.launch.ready import choose_port
-from infertune.records import replace
-from infertune.units import MIB
 
 pytestmark = [pytest.mark.root_only, pytest.mark.timeout(600)]
 

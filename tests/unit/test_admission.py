@@ -15,7 +15,10 @@ import pytest
 import gguf_files
 from doctor_support import GPU, HEALTHY, build
 from infertune.admission import Asked, admit, check, release
-from infertune.errors import UsageError
+from infertune.base.errors import UsageError
+from infertune.base.records import replace
+from infertune.base.root import Root, Step
+from infertune.base.units import GIB
 from infertune.machine import read_machine
 from infertune.pools import promised
 from infertune.pools.facts import read_facts
@@ -28,9 +31,6 @@ from infertune.pools.promised import (
     sweep,
     with_reservations,
 )
-from infertune.records import replace
-from infertune.root import Root, Step
-from infertune.units import GIB
 from known_models import KNOWN
 
 BIG = next(model for model in KNOWN if model.name == "gpt-oss 120B")  # 59 GiB on 96

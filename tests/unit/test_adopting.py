@@ -18,17 +18,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infertune.base.errors import Failed, UsageError
+from infertune.base.names import NAME
+from infertune.base.records import replace
+from infertune.base.root import Root, Step
+from infertune.base.units import format_cpulist, parse_cpulist
 from infertune.cli import adopt as cli
 from infertune.cli.main import main
-from infertune.errors import Failed, UsageError
-from infertune.names import NAME
 from infertune.profile import Source
-from infertune.records import replace
 from infertune.resolve import Desired, Setting
-from infertune.root import Root, Step
 from infertune.servers import placing
 from infertune.servers.adopted import ADOPTED, Adopted, Book, Changed, read_book, write_book
-from infertune.units import format_cpulist, parse_cpulist
 from support import At, Counter
 from support import desired as desired_knobs
 

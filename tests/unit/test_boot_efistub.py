@@ -16,15 +16,15 @@ from boot_trees import (
     build,
     started,
 )
+from infertune.base.errors import Failed
+from infertune.base.records import replace
+from infertune.base.root import Root
 from infertune.boot import record, staging
 from infertune.boot.change import Change, Command, Way
 from infertune.boot.stacks.efistub import efistub
-from infertune.errors import Failed
 from infertune.host import efi
 from infertune.load_option import load_option
 from infertune.machine import read_machine
-from infertune.records import replace
-from infertune.root import Root
 
 WORDS = ("ttm.pages_limit=25165824", "amd_iommu=off")
 LINE = r"initrd=\initramfs-linux.img root=UUID=1234 ro quiet"

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 import boot_makers
+from infertune.base.errors import Failed
+from infertune.base.records import replace
+from infertune.base.root import Root, Space, Step
 from infertune.boot import images
 from infertune.boot.builders import ByHand, initramfs_image, read_preset, uki_image
 from infertune.boot.change import Image, Shelter
 from infertune.boot.commands import Ran
 from infertune.boot.images import Built
-from infertune.errors import Failed
 from infertune.host import pe
-from infertune.records import replace
-from infertune.root import Root, Space, Step
 from support import At, Counter, fail, in_child, kill, shorten
 
 KERNEL = "7.1.3-test"

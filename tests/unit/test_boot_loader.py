@@ -22,6 +22,7 @@ from boot_trees import (
     said,
     started,
 )
+from infertune.base.root import Root
 from infertune.host import efi
 from infertune.host.boot_entries import (
     BootEntry,
@@ -39,7 +40,6 @@ from infertune.host.unknown import Unknown
 from infertune.load_option import load_option as parse
 from infertune.load_option import plain
 from infertune.machine import read_machine
-from infertune.root import Root
 from infertune.snapshot import open_snapshot, record
 
 Files = dict[str, str | bytes]

@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 
 from boot_trees import KERNEL, MACHINE, TREES, build, facts
+from infertune.base.errors import Busy
+from infertune.base.root import Root
+from infertune.base.units import GIB
 from infertune.boot import commands, staging
 from infertune.boot.commands import PROGRAMS, find, runner
 from infertune.boot.options import PLACES, options
@@ -24,7 +27,6 @@ from infertune.boot.stacks.grub import DROP_IN as GRUB_DROP_IN
 from infertune.boot.stacks.grub import SCRIPT as GRUB_SCRIPT
 from infertune.boot.stacks.grub import grub_script
 from infertune.cli.main import main
-from infertune.errors import Busy
 from infertune.host.boot_loader import STACKS
 from infertune.host.modprobe import read_sources
 from infertune.knobs import KNOBS
@@ -33,8 +35,6 @@ from infertune.pools.boot import boot_reserve
 from infertune.pools.facts import read_facts
 from infertune.profile import load_profile
 from infertune.resolve import resolve
-from infertune.root import Root
-from infertune.units import GIB
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "boot"
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from boot_trees import BOOT_ID, FEDORA_ENTRY, TREES, Facts, Tools, build, facts
+from infertune.base.errors import Failed, InfertuneError, UsageError
+from infertune.base.root import Root, Step
 from infertune.boot import guard, record, staging
 from infertune.boot.change import AT_THE_TRY, Change, Edit, Part
 from infertune.boot.options import options
@@ -22,12 +24,10 @@ from infertune.boot.plan import plan
 from infertune.boot.stacks.grub import SCRIPT as GRUB_SCRIPT
 from infertune.boot.state import read_status
 from infertune.cli.main import main
-from infertune.errors import Failed, InfertuneError, UsageError
 from infertune.host.modprobe import read_sources
 from infertune.machine import read_machine
 from infertune.profile import load_profile
 from infertune.resolve import resolve
-from infertune.root import Root, Step
 from support import At, Counter, fail, in_child, kill, shorten
 
 NOT_WRITABLE = ("bootc", "bootc-composefs", "nixos", "container")

@@ -23,18 +23,18 @@ from boot_trees import (
     facts,
     said,
 )
+from infertune.base.errors import NotPermitted
+from infertune.base.root import Root
 from infertune.boot import guard, record, staging, words
 from infertune.boot.change import AT_THE_TRY, Change, Way
 from infertune.boot.options import options
 from infertune.boot.plan import STACKS, plan
 from infertune.boot.stacks.one_shot import ID
 from infertune.boot.stacks.systemd_boot import KERNELSTUB_PLACE
-from infertune.errors import NotPermitted
 from infertune.host.modprobe import read_sources
 from infertune.machine import read_machine
 from infertune.profile import load_profile
 from infertune.resolve import resolve
-from infertune.root import Root
 from support import At, in_child, kill
 
 WORDS = ("amd_iommu=off", "ttm.pages_limit=25165824")

@@ -22,6 +22,7 @@ from boot_trees import (
     read,
     said,
 )
+from infertune.base.root import Root, Space
 from infertune.boot import words as texts
 from infertune.boot.change import Way
 from infertune.boot.plan import STACKS
@@ -29,7 +30,6 @@ from infertune.cli.main import main
 from infertune.host import efi
 from infertune.load_option import load_option
 from infertune.machine import read_machine
-from infertune.root import Root, Space
 
 WORDS = ("ttm.pages_limit=25165824", "amd_iommu=off")
 GIVEN = " ".join(WORDS)

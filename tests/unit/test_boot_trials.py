@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from boot_trees import BOOT_ID, TREES, Tools, build, facts
+from infertune.base.root import Root
 from infertune.boot import guard, record, staging
 from infertune.boot.change import AT_THE_TRY
 from infertune.boot.options import options
@@ -19,7 +20,6 @@ from infertune.host.modprobe import read_sources
 from infertune.machine import read_machine
 from infertune.profile import load_profile
 from infertune.resolve import resolve
-from infertune.root import Root
 
 WORD = "amd_iommu=off"
 CARD = "sys/class/drm/card1/device"

@@ -23,18 +23,18 @@ from boot_trees import (
     secure_boot,
     started,
 )
+from infertune.base.errors import Failed
+from infertune.base.root import Root
 from infertune.boot import guard, record, staging
 from infertune.boot.change import AT_THE_TRY, Way
 from infertune.boot.options import options
 from infertune.boot.plan import STACKS, plan
 from infertune.boot.stacks.one_shot import ID
 from infertune.boot.stacks.uki import DRACUT_DROP_IN, DROP_IN, TRIAL
-from infertune.errors import Failed
 from infertune.host.modprobe import read_sources
 from infertune.machine import read_machine
 from infertune.profile import load_profile
 from infertune.resolve import resolve
-from infertune.root import Root
 
 WORDS = ("amd_iommu=off", "ttm.pages_limit=25165824")
 GIVEN = " ".join(WORDS)

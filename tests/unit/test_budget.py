@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import gguf_files
+from infertune.base.records import replace
+from infertune.base.units import GIB, MIB
 from infertune.boot.sizes import outlooks
 from infertune.budget.architectures import ARCHITECTURES, CHECKED
 from infertune.budget.budget import budget, largest, largest_context
@@ -25,9 +27,7 @@ from infertune.cli.main import main
 from infertune.machine import read_machine
 from infertune.pools.facts import PoolFacts, read_facts
 from infertune.pools.judge import system_reserve
-from infertune.records import replace
 from infertune.snapshot import open_root
-from infertune.units import GIB, MIB
 from known_models import KNOWN, Known, thin
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -11,6 +11,8 @@ import pytest
 
 import gguf_files
 from gguf_files import Spec
+from infertune.base.records import replace
+from infertune.base.units import GIB, MIB
 from infertune.budget.companions import Companions, Projector, read_companions
 from infertune.budget.gguf_file import ModelError, read_model
 from infertune.budget.kv import checkpoint_bytes
@@ -18,8 +20,6 @@ from infertune.budget.parts import Part, parts
 from infertune.budget.settings import ServerMemory, server_memory
 from infertune.budget.shape import Shape, read_shape
 from infertune.cli.main import main
-from infertune.records import replace
-from infertune.units import GIB, MIB
 from known_models import KNOWN, Known, thin
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"

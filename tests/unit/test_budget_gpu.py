@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 import gguf_files
+from infertune.base.records import replace
+from infertune.base.units import MIB
 from infertune.budget.compute import compute
 from infertune.budget.gguf_file import read_model
 from infertune.budget.settings import server_memory
 from infertune.budget.shape import Shape, read_shape
-from infertune.records import replace
-from infertune.units import MIB
 from known_models import KNOWN, Known, thin
 
 CASES: Mapping[str, Mapping[str, str]] = {

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from infertune.base.errors import Busy, InfertuneError
 from infertune.engine.session import session
 from infertune.engine.state import status
-from infertune.errors import Busy, InfertuneError
 from support import FakeKernel, Values, apply, build, desired, revert, values
 
 APPLIERS = 8

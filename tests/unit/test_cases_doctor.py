@@ -31,6 +31,7 @@ from doctor_support import (
     surroundings,
     swaps,
 )
+from infertune.base.root import Root
 from infertune.cli.main import main
 from infertune.doctor.base import Finding, Unknown
 from infertune.doctor.diagnose import Result, diagnose
@@ -38,7 +39,6 @@ from infertune.doctor.facts import read_facts
 from infertune.doctor.rules import RULES
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
 from infertune.doctor.surroundings import recorded
-from infertune.root import Root
 from infertune.server_files.script import script
 from infertune.snapshot import open_snapshot, record
 

@@ -18,8 +18,8 @@ import pytest
 import gguf_files
 from doctor_support import GPU, KERNEL, File, Overlay, build, cmdline, memory, pages, sized
 from gguf_files import Spec, Value
+from infertune.base.units import GIB
 from infertune.cli.main import main
-from infertune.units import GIB
 from known_models import KNOWN, Known, _llama
 
 # -- models -------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ HEAVY = {
     "infertune.knobs",
     "infertune.machine",
     "infertune.profile",
-    "infertune.root",
+    "infertune.base.root",
     "inspect",
     "json",
     "re",

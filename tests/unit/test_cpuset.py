@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infertune.base.units import format_cpulist
 from infertune.cpuset import CpuSet, resolve_cpus
 from infertune.host.cpu import Core, Cpu
-from infertune.units import format_cpulist
 
 
 def processor(*cores: Core, online: tuple[int, ...] | None = None) -> Cpu:

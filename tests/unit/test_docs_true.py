@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from infertune.base.errors import Exit
 from infertune.cli.base import Command
 from infertune.cli.main import build_parser, commands
-from infertune.errors import Exit
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLACES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "daemon", "scripts", "packaging")

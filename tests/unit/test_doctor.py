@@ -36,6 +36,9 @@ from doctor_support import (
     swaps,
     unit,
 )
+from infertune.base.records import replace
+from infertune.base.root import Root
+from infertune.base.units import GIB
 from infertune.boot.record import Stage, save
 from infertune.cli.main import main
 from infertune.doctor.base import Advice, Finding, Unknown, Window, need
@@ -54,11 +57,8 @@ from infertune.doctor.surroundings import (
 from infertune.kernel_log import SIGNS, find, messages, records, reduce_log
 from infertune.launch.binary import linked_backends, others_may_write
 from infertune.launch.system import kernel_journal
-from infertune.records import replace
 from infertune.redaction import reduce_file
-from infertune.root import Root
 from infertune.snapshot import open_snapshot, record
-from infertune.units import GIB
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

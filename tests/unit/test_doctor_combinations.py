@@ -22,6 +22,9 @@ from doctor_support import (
     surroundings,
     swaps,
 )
+from infertune.base.records import replace
+from infertune.base.root import Root
+from infertune.base.units import GIB, KIB
 from infertune.boot.sources import WORDS, ignored_words, mistake_in
 from infertune.cli import doctor as cli
 from infertune.cli.base import wrapped
@@ -45,10 +48,7 @@ from infertune.host.unknown import Unknown
 from infertune.knobs import KNOBS
 from infertune.machine import read_machine
 from infertune.pools.boot import most_for_gpu
-from infertune.records import replace
 from infertune.redaction import reduce_file
-from infertune.root import Root
-from infertune.units import GIB, KIB
 
 
 def ask(root: Root, *ids: str) -> dict[str, Result]:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from doctor_support import HEALTHY, UNIT, File, Overlay, build, server, sized, surroundings
+from infertune.base.records import replace
+from infertune.base.root import Root
 from infertune.doctor.base import Finding, Unknown
 from infertune.doctor.diagnose import Result, diagnose
 from infertune.doctor.facts import read_facts
@@ -21,9 +23,7 @@ from infertune.doctor.rules.llama_cpp import GONE_FLAGS
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
 from infertune.doctor.surroundings import NO_HELP, LlamaServer, look_around, recorded
 from infertune.host.servers import SERVERS_LIMIT, Declared, read_servers
-from infertune.records import replace
 from infertune.redaction import reduce_file
-from infertune.root import Root
 from infertune.server_files.block_yaml import NotUnderstood, load
 from infertune.server_files.command_line import parse, render
 from infertune.snapshot import open_snapshot, record

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from infertune.base.errors import Exit, InfertuneError
+from infertune.base.root import Root, Step
 from infertune.engine.session import ApplyFailed, session
-from infertune.errors import Exit, InfertuneError
 from infertune.knobs import KNOBS
-from infertune.root import Root, Step
 from support import (
     LONG,
     QUIET,

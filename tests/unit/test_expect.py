@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 import gguf_files
+from infertune.base.records import replace
 from infertune.budget.expect import chip_of, expect
 from infertune.budget.gguf_file import read_model
 from infertune.budget.measured import CHIPS, SPEEDS, speeds_of
 from infertune.budget.shape import Shape, read_shape
 from infertune.cli.main import main
 from infertune.machine import Machine, read_machine
-from infertune.records import replace
 from infertune.snapshot import open_root
 from known_models import KNOWN
 

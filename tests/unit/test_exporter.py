@@ -30,6 +30,8 @@ from prometheus_client.core import (
 from prometheus_client.core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
+from infertune.base.records import replace
+from infertune.base.root import Root
 from infertune.boot import record
 from infertune.boot.record import Phase
 from infertune.exporter.base import Absent, Collector, Histogram, Metric, Sample
@@ -48,8 +50,6 @@ from infertune.exporter.servers import MAX_SERVERS, cgroup_ids, ports, processes
 from infertune.host import gpu_metrics
 from infertune.host.gpu import DpmClock, amdgpu_cards, dpm_levels
 from infertune.machine import Machine, read_machine
-from infertune.records import replace
-from infertune.root import Root
 from infertune.servers.adopted import ADOPTED, Adopted, Book, Changed, write_book
 from infertune.snapshot import open_snapshot
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from infertune.base.root import Root
 from infertune.exporter.base import MAX_GPUS
 from infertune.exporter.capabilities import held
 from infertune.exporter.collectors import COLLECTORS
@@ -21,7 +22,6 @@ from infertune.host.processes import MAX_DESCRIPTORS, capability_sets, drm_clien
 from infertune.host.system import lockdown
 from infertune.host.text import bracketed, counters, sizes
 from infertune.launch.place import Group, _protected
-from infertune.root import Root
 from infertune.snapshot import open_snapshot
 
 SERVING = Path(__file__).resolve().parents[1] / "golden" / "strix-halo-128-serving.snapshot"

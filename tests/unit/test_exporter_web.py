@@ -23,14 +23,14 @@ from typing import Any
 import bcrypt
 import pytest
 
+from infertune.base.errors import Failed, Unreachable, UsageError
+from infertune.base.root import Root
 from infertune.cli.probes import ask
-from infertune.errors import Failed, Unreachable, UsageError
 from infertune.exporter import main, web, webconfig
 from infertune.exporter.base import Collector, Sample
 from infertune.exporter.collectors import COLLECTORS
 from infertune.exporter.page import Page
 from infertune.exporter.probes import Probes
-from infertune.root import Root
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 Serve = Callable[..., int]

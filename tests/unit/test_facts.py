@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from infertune.errors import ProfileError, UsageError
+from infertune.base.errors import ProfileError, UsageError
+from infertune.base.root import Root
 from infertune.profile import read_profile
-from infertune.root import Root
 from infertune.service import facts as facts_module
 from infertune.service.facts import Facts
 from support import build

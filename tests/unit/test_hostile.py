@@ -23,9 +23,11 @@ import gguf_files
 from doctor_support import HEALTHY, build
 from infertune import launcher
 from infertune.admission import Admission, Asked, admit, release, turn
+from infertune.base.errors import Failed, UsageError
+from infertune.base.root import Root, Step
+from infertune.base.units import GIB, format_size
 from infertune.cli import serve
 from infertune.cli.main import main
-from infertune.errors import Failed, UsageError
 from infertune.host.processes import process
 from infertune.host.servers import read_servers
 from infertune.launch.client import chat, complete, how_to_talk
@@ -40,11 +42,9 @@ from infertune.pools.promised import (
     with_reservations,
 )
 from infertune.redaction import reduce_file
-from infertune.root import Root, Step
 from infertune.server_files.block_yaml import NotUnderstood, load
 from infertune.server_files.command_line import parse
 from infertune.server_files.formats import preset
-from infertune.units import GIB, format_size
 from known_models import KNOWN
 
 # -- files that are not what they seem ---------------------------------------------------
@@ -85,7 +85,7 @@ def test_what_is_no_file_is_never_opened(
 def test_files_are_read_where_proc_is_not_mounted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infertune.root._DESCRIPTORS", "/not-there")
+    monkeypatch.setattr("infertune.base.root._DESCRIPTORS", "/not-there")
     (tmp_path / "file").write_text("x")
     (tmp_path / "link").symlink_to("file")
     assert Root(tmp_path).read_small("/link", 10) == "x"

@@ -25,7 +25,7 @@ dbus_fast = pytest.importorskip("dbus_fast", reason="extra 'daemon' is not insta
 from dbus_fast import Message, MessageFlag, MessageType  # noqa: E402
 from dbus_fast.aio import MessageBus  # noqa: E402
 
-from infertune.errors import Busy, Failed, InfertuneError, NotPermitted  # noqa: E402
+from infertune.base.errors import Busy, Failed, InfertuneError, NotPermitted  # noqa: E402
 from infertune.service import authority, log  # noqa: E402
 from infertune.service.authority import Authority  # noqa: E402
 from infertune.service.callers import (  # noqa: E402
@@ -75,7 +75,7 @@ async def daemon(base: Path, address: str, *options: str) -> AsyncIterator[tuple
     (base / "machine").mkdir()
     build(base / "machine")
     program = (
-        "from infertune.root import Root; from infertune.service.daemon import main; "
+        "from infertune.base.root import Root; from infertune.service.daemon import main; "
         f"raise SystemExit(main(Root({str(base / 'machine')!r})))"
     )
     environment = {**ENVIRONMENT, "DBUS_SYSTEM_BUS_ADDRESS": address}

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from infertune.base.errors import Exit
 from infertune.cli.main import commands
-from infertune.errors import Exit
 from kernel_paths import kernel_files, reads
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -141,7 +141,7 @@ Offence = tuple[int, str]
 def offences(
     source: str, *, may_start: bool = False, may_see_environment: bool = False
 ) -> list[Offence]:
-    """What a module does that only root.py (writing) or launch/ (starting) may do."""
+    """What a module does that only base/root.py (writing) or launch/ (starting) may do."""
     found: list[Offence] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -208,7 +208,7 @@ def _mode(node: ast.Call, position: int) -> str | None:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_only_root_writes_and_only_launch_starts(path: Path) -> None:
     where = path.relative_to(PACKAGE)
-    if where == Path("root.py"):
+    if where == Path("base/root.py"):
         return
     found = offences(
         path.read_text(),
@@ -276,7 +276,7 @@ READ_ELSEWHERE = {("launch/place.py", "/proc/*/oom_score_adj"): "what was writte
 
 Paths that are data do not show: of knobs (their catalogue has them), of boot options, of events
 (service/watch.py), of the file of a group that has just been written (launch/place.py).
-root.py asks /proc/locks who holds a lock: it is below host/.
+base/root.py asks /proc/locks who holds a lock: it is below host/.
 """
 HOST = PACKAGE / "host"
 

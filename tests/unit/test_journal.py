@@ -12,6 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infertune.base.errors import Exit
+from infertune.base.records import replace
+from infertune.base.root import MAX_READ, Root
 from infertune.cli.main import main
 from infertune.engine.journal import (
     MAX_BYTES,
@@ -26,9 +29,6 @@ from infertune.engine.journal import (
 from infertune.engine.session import ApplyFailed, session
 from infertune.engine.state import status
 from infertune.engine.store import Store
-from infertune.errors import Exit
-from infertune.records import replace
-from infertune.root import MAX_READ, Root
 from support import LONG, apply, build, desired, reset, revert, values
 
 pytestmark = pytest.mark.usefixtures("unflushed")

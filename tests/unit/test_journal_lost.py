@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from infertune.base.errors import Exit, Failed
+from infertune.base.root import Root, Step
 from infertune.cli.main import main
 from infertune.engine.journal import PERSISTENT, RUNTIME, STATES, Loaded
 from infertune.engine.session import ApplyFailed, session
 from infertune.engine.state import after_unclean_shutdown, status
 from infertune.engine.store import Journals, Store
-from infertune.errors import Exit, Failed
 from infertune.exporter.collectors import COLLECTORS
 from infertune.exporter.runner import collect
-from infertune.root import Root, Step
 from support import (
     LONG,
     QUIET,

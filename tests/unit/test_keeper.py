@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from infertune.base.root import Root
 from infertune.engine.state import drift
 from infertune.machine import read_machine
-from infertune.root import Root
 from infertune.service import keeper
 from infertune.service.keeper import MAX_HOLDS, Choice, Keeper
 from infertune.service.timer import Deadline

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from infertune.base.root import Root, Step
 from infertune.engine.session import session
-from infertune.root import Root, Step
 from support import (
     LONG,
     QUIET,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from infertune import launcher
-from infertune.errors import UsageError
+from infertune.base.errors import UsageError
 from infertune.launch import apart
 from infertune.launch.apart import available, keep_apart
 from infertune.servers.declaration import Declaration

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from infertune.base.root import Root, Step
 from infertune.host.cgroup import Cgroup
 from infertune.launch.place import Placed, place
-from infertune.root import Root, Step
 
 V2 = Cgroup(version=2, mount="/sys/fs/cgroup", controllers=("cpuset", "cpu", "memory"))
 NONE = Cgroup(version=1, mount=None, controllers=())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from infertune.errors import Failed, UsageError
+from infertune.base.errors import Failed, UsageError
 from infertune.launch.binary import ask_help
 from infertune.launch.process import (
     Child,

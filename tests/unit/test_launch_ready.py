@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from infertune.errors import UsageError
+from infertune.base.errors import UsageError
+from infertune.base.root import Root
 from infertune.launch import residency
 from infertune.launch.ready import Progress, choose_port, oom_kills
 from infertune.launch.residency import cachestat, file_size, mincore, model_files, resident
-from infertune.root import Root
 
 SIZE = 3 * 2**20 + 5
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from infertune import launcher
-from infertune.errors import UsageError
+from infertune.base.errors import UsageError
 
 
 def test_why_it_refuses_is_the_units_status(

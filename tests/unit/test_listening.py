@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from infertune.base.errors import Busy, Failed, UsageError
+from infertune.base.root import Root
 from infertune.cli import serve
-from infertune.errors import Busy, Failed, UsageError
 from infertune.host.sockets import Listener, listeners
 from infertune.launch.ready import DEFAULT_PORT
-from infertune.root import Root
 from infertune.servers.declaration import Declaration
 from infertune.servers.store import write_declaration
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from infertune.base.root import Root
+from infertune.base.units import GIB, MIB
 from infertune.cli.machine import COMMANDS as MACHINE_COMMANDS
 from infertune.cli.main import main
 from infertune.host.cpu import Core
 from infertune.host.gpu import Ttm
 from infertune.host.tuners import TUNERS
 from infertune.machine import Machine, read_machine
-from infertune.root import Root
 from infertune.snapshot import open_snapshot
-from infertune.units import GIB, MIB
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SNAPSHOTS = sorted(FIXTURES.glob("*.snapshot"))

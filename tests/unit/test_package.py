@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from infertune.root import Root
+from infertune.base.root import Root
 from infertune.service.setup import FILES, install, rendered
 
 POSTINST = Path(__file__).resolve().parents[2] / "packaging" / "deb" / "postinst"

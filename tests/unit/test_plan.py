@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from infertune.base.records import replace
+from infertune.base.root import Root
 from infertune.cli.main import main
 from infertune.engine.journal import RUNTIME
 from infertune.engine.plan import Item, restore_order, set_order
@@ -19,8 +21,6 @@ from infertune.engine.store import Store
 from infertune.knobs import KNOBS
 from infertune.knobs.guards import GUARDS, STRIX_HALO
 from infertune.machine import read_machine
-from infertune.records import replace
-from infertune.root import Root
 from infertune.snapshot import open_root
 from support import (
     CPUFREQ,

@@ -15,6 +15,8 @@ import pytest
 
 import gguf_files
 from doctor_support import FIXTURES, GPU, HEALTHY, MODPROBE, Overlay, build, cmdline, memory
+from infertune.base.records import replace
+from infertune.base.units import GIB, MIB, format_size
 from infertune.boot.sizes import outlooks
 from infertune.cli.main import main
 from infertune.host.gpu import MemoryInfo, Ttm
@@ -24,9 +26,7 @@ from infertune.machine import read_machine
 from infertune.pools.boot import Change, after_boot, most_for_gpu
 from infertune.pools.facts import Configured, PoolFacts, read_facts
 from infertune.pools.judge import Pool, gpu_pool, held_by, ram
-from infertune.records import replace
 from infertune.snapshot import open_root
-from infertune.units import GIB, MIB, format_size
 from known_models import KNOWN
 
 RAMS = (32, 64, 96, 128, 192, 256)

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
+from infertune.base.errors import BpfError, BtfMissing, DeclarationError, LibbpfMissing
+from infertune.base.root import Root
 from infertune.bpf import btf, kernel, libbpf
 from infertune.bpf.btf import Field, Layout
-from infertune.errors import BpfError, BtfMissing, DeclarationError, LibbpfMissing
 from infertune.exporter import declarations, probes
 from infertune.exporter.base import Histogram
 from infertune.exporter.declarations import Counted, Declaration, parse
 from infertune.exporter.page import render
 from infertune.exporter.totals import OTHER, Totals, check, with_those_below
-from infertune.root import Root
 
 DECLARED, _ = probes.package_directories()
 FILES = sorted(DECLARED.glob("*.toml"))

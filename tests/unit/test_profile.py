@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from infertune.backends import BACKENDS
+from infertune.base.errors import ProfileError
+from infertune.base.root import Root
 from infertune.cli.main import main
 from infertune.cli.profile import as_toml
-from infertune.errors import ProfileError
 from infertune.profile import SEARCH_PATH, Given, Profile, load_profile, package_directory
-from infertune.root import Root
 
 SHIPPED = ["base", "big-moe", "desktop-share", "long-context", "low-latency", "quiet", "throughput"]
 

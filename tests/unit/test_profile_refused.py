@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infertune.base.errors import ProfileError
+from infertune.base.root import Root, Step
 from infertune.cli.main import main
-from infertune.errors import ProfileError
 from infertune.profile import MAX_BYTES, Profile, check_profile, load_profile, package_directory
-from infertune.root import Root, Step
 
 CORPUS = Path(__file__).resolve().parents[1] / "bad-profiles"
 BAD = sorted(path.stem for path in CORPUS.glob("*.toml"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from infertune import records
+from infertune.base import records
 
 BOTH = pytest.mark.parametrize("module", [dataclasses, records])
 

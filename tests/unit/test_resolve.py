@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from infertune.errors import ProfileError, UsageError
+from infertune.base.errors import ProfileError, UsageError
+from infertune.base.root import Root
+from infertune.base.units import GIB, parse_size
 from infertune.machine import Machine, read_machine
 from infertune.profile import load_profile
 from infertune.resolve import Desired, assume_backend, resolve
-from infertune.root import Root
 from infertune.snapshot import open_root
-from infertune.units import GIB, parse_size
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 

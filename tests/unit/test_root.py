@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from infertune.root import Root, ShortWrite, Step
+from infertune.base.root import Root, ShortWrite, Step
 
 
 @pytest.fixture

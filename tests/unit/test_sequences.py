@@ -17,11 +17,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from infertune.base.root import Step
 from infertune.engine.journal import Loaded
 from infertune.engine.session import session
 from infertune.engine.state import status
 from infertune.engine.store import Journals
-from infertune.root import Step
 from support import At, Counter, FakeKernel, build, desired, with_hook
 
 pytestmark = pytest.mark.usefixtures("unflushed")

@@ -9,15 +9,15 @@ from unittest.mock import MagicMock
 
 import pytest
 
+from infertune.base.errors import UsageError
+from infertune.base.records import replace
+from infertune.base.root import Root
 from infertune.cli import serve
 from infertune.cli.main import main
-from infertune.errors import UsageError
 from infertune.launch.binary import Server
 from infertune.machine import Machine, read_machine
 from infertune.profile import load_profile
-from infertune.records import replace
 from infertune.resolve import Desired, resolve
-from infertune.root import Root
 from infertune.run import Request, Result, Run, _serving
 from infertune.servers.declaration import (
     Declaration,

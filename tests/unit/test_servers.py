@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from infertune.base.errors import DeclarationError, UsageError
+from infertune.base.records import replace
+from infertune.base.root import Root
 from infertune.config import Config, read_config
-from infertune.errors import DeclarationError, UsageError
 from infertune.launch_settings import LAUNCH_SETTINGS
 from infertune.machine import read_machine
 from infertune.profile import load_profile
-from infertune.records import replace
 from infertune.resolve import Desired, resolve
-from infertune.root import Root
 from infertune.servers.declaration import (
     DECLARED,
     Declaration,

@@ -19,10 +19,10 @@ from xml.etree import ElementTree
 import pytest
 
 from infertune import __version__
+from infertune.base.errors import Failed
+from infertune.base.locks import DAEMON_LOCK
+from infertune.base.root import Root
 from infertune.engine.session import session
-from infertune.errors import Failed
-from infertune.locks import DAEMON_LOCK
-from infertune.root import Root
 from support import LONG, build, values
 
 dbus_fast = pytest.importorskip("dbus_fast", reason="extra 'daemon' is not installed")

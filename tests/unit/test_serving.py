@@ -25,7 +25,7 @@ from dbus_fast.aio import MessageBus  # noqa: E402
 from dbus_fast.annotations import DBusSignature  # noqa: E402
 from dbus_fast.service import ServiceInterface, dbus_method, dbus_property  # noqa: E402
 
-from infertune.errors import Failed, UsageError  # noqa: E402
+from infertune.base.errors import Failed, UsageError  # noqa: E402
 from infertune.service.serving import Serving  # noqa: E402
 from infertune.service.systemd import Systemd  # noqa: E402
 from unit.test_service import bus_address, close  # noqa: E402, F401

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from infertune.base.records import replace
+from infertune.base.root import Root
+from infertune.base.units import GIB, KIB, parse_size
 from infertune.boot.options import Option
 from infertune.boot.sizes import check_sizes
 from infertune.host.memory import PAGE
 from infertune.machine import Machine, read_machine
 from infertune.pools.facts import PoolFacts
 from infertune.profile import Profile, load_profile, package_directory
-from infertune.records import replace
 from infertune.resolve import resolve
-from infertune.root import Root
 from infertune.snapshot import open_root
-from infertune.units import GIB, KIB, parse_size
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "strix-halo-128.snapshot"
 PROFILES = sorted(path.stem for path in package_directory().glob("*.toml"))

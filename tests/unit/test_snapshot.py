@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infertune.base.errors import SnapshotError, UsageError
+from infertune.base.root import Root
 from infertune.cli.main import main
 from infertune.doctor.facts import read_facts
 from infertune.doctor.surroundings import recorded
-from infertune.errors import SnapshotError, UsageError
 from infertune.knobs import KNOBS, read_live, targets
 from infertune.machine import read_machine
-from infertune.root import Root
 from infertune.snapshot import (
     END,
     MAGIC,

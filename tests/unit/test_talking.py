@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import gguf_files
+from infertune.base.errors import Failed
 from infertune.cli.run import _chats
-from infertune.errors import Failed
 from infertune.launch.client import COMPLETES_ONLY, chat, how_to_talk
 from infertune.server_settings import alias
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infertune.toml_lines import Path, key_lines
+from infertune.base.toml_lines import Path, key_lines
 
 
 def paths(value: object, prefix: Path = ()) -> set[Path]:

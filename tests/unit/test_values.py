@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infertune.base.recorded import as_the_kernel_would
+from infertune.base.units import GIB, format_cpulist, format_size, parse_cpulist, parse_size
 from infertune.knobs import KNOBS
-from infertune.recorded import as_the_kernel_would
-from infertune.units import GIB, format_cpulist, format_size, parse_cpulist, parse_size
 from infertune.values import Choice, HeldMicroseconds, Integer, Size, Switch, Table
 
 THP = Choice(("always", "madvise", "never"))

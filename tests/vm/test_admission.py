@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import gguf_files
-from infertune.records import replace
+from infertune.base.records import replace
 from known_models import KNOWN
 from vm.guest import Guest
 from vm.test_daemon import wait_until

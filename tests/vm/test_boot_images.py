@@ -22,14 +22,14 @@ from typing import Any
 
 import pytest
 
+from infertune.base.errors import Failed
+from infertune.base.records import replace
+from infertune.base.root import Root
+from infertune.base.units import MIB
 from infertune.boot import images
 from infertune.boot.builders import initramfs_image, uki_image
 from infertune.boot.change import Image
 from infertune.boot.commands import Runner, runner
-from infertune.errors import Failed
-from infertune.records import replace
-from infertune.root import Root
-from infertune.units import MIB
 from vm import lab
 
 pytestmark = [pytest.mark.quick_on(), pytest.mark.timeout(1200)]  # minutes: only with --thorough

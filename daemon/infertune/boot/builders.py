@@ -14,12 +14,12 @@ import shlex
 import struct
 from collections.abc import Sequence
 
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 from infertune.boot.change import Image, Words
 from infertune.boot.commands import find
 from infertune.host import pe
 from infertune.host.system import release
-from infertune.records import dataclass
-from infertune.root import Root
 
 HELD = "etc/modprobe.d/zz-infertune.conf"
 """What has to be in an initramfs."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from infertune.base.records import dataclass
 from infertune.boot.options import Option
-from infertune.records import dataclass
 
 Words = tuple[str, ...]
 """Words of a kernel command line."""

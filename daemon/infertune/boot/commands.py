@@ -14,10 +14,10 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 
-from infertune.errors import Failed
-from infertune.records import dataclass
-from infertune.root import Root
-from infertune.units import printable_line
+from infertune.base.errors import Failed
+from infertune.base.records import dataclass
+from infertune.base.root import Root
+from infertune.base.units import printable_line
 
 DIRECTORIES = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
 PROGRAMS = (

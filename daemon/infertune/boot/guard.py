@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import sys
 
+from infertune.base.errors import Failed, InfertuneError, UsageError, describe
+from infertune.base.records import dataclass, replace
+from infertune.base.root import Root
 from infertune.boot import record, staging
 from infertune.boot.commands import Ran, Runner, find, runner
 from infertune.boot.record import Stage
 from infertune.boot.state import live, not_in_force
-from infertune.errors import Failed, InfertuneError, UsageError, describe
 from infertune.host.system import boot_id, command_line, parameters
 from infertune.machine import read_machine
-from infertune.records import dataclass, replace
-from infertune.root import Root
 
 
 @dataclass(frozen=True, slots=True)

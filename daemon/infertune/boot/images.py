@@ -16,14 +16,14 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
+from infertune.base.errors import Failed, cause, describe
+from infertune.base.records import dataclass
+from infertune.base.root import Root
+from infertune.base.units import MIB
 from infertune.boot.change import Command, Image
 from infertune.boot.commands import Runner, run_step
-from infertune.errors import Failed, cause, describe
 from infertune.host import pe
 from infertune.host.mounts import mounted
-from infertune.records import dataclass
-from infertune.root import Root
-from infertune.units import MIB
 
 MARGIN = 4 * MIB
 """What a file system needs for itself, and others take meanwhile."""

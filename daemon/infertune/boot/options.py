@@ -10,16 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from infertune.errors import UsageError
+from infertune.base.errors import UsageError
+from infertune.base.records import dataclass
+from infertune.base.root import Root
+from infertune.base.units import format_size
 from infertune.host.gpu import TTM_MODULES, carveout_shown_is_real, is_loaded
 from infertune.host.modprobe import Sources
 from infertune.host.system import COMMAND_LINE
 from infertune.knobs import KNOBS
 from infertune.machine import Gpu, Machine
-from infertune.records import dataclass
 from infertune.resolve import Desired, Setting
-from infertune.root import Root
-from infertune.units import format_size
 
 SAFE_VALUE = re.compile(r"[A-Za-z0-9_.,:-]{1,200}")
 """What may go into configuration files of boot loaders, which shells and GRUB read."""

@@ -11,6 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from infertune.base.errors import NotPermitted, UsageError
+from infertune.base.records import dataclass, replace
+from infertune.base.root import Root
 from infertune.boot.builders import ByHand, initramfs_image
 from infertune.boot.change import AT_THE_TRY, Change, NewFile, Part, Way, Words
 from infertune.boot.options import Option
@@ -27,11 +30,8 @@ from infertune.boot.stacks import (
 )
 from infertune.boot.stacks.text import MENU
 from infertune.boot.words import HEADER
-from infertune.errors import NotPermitted, UsageError
 from infertune.host.system import command_line
 from infertune.machine import Machine
-from infertune.records import dataclass, replace
-from infertune.root import Root
 
 MODPROBE = "/etc/modprobe.d/zz-infertune.conf"
 """Sorts after other files, since of two values of one parameter the later one counts."""

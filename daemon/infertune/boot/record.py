@@ -19,12 +19,12 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from infertune.base.errors import Failed, NotPermitted, describe
+from infertune.base.records import dataclass, fields, is_dataclass
+from infertune.base.root import MAX_READ, Root
 from infertune.boot.change import NO_PART, Enforcer, Part, Sweep, Words
 from infertune.boot.images import Built
 from infertune.boot.options import Option
-from infertune.errors import Failed, NotPermitted, describe
-from infertune.records import dataclass, fields, is_dataclass
-from infertune.root import MAX_READ, Root
 
 PATH = "/var/lib/infertune/boot"
 FORMAT = 2

@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from os.path import basename
 
+from infertune.base.errors import InfertuneError, UsageError
+from infertune.base.records import replace
+from infertune.base.root import Root
+from infertune.base.units import GIB, MIB, format_size
 from infertune.boot import record
 from infertune.boot.options import Option, options
 from infertune.boot.plan import MODPROBE, plan
 from infertune.boot.record import Stage
-from infertune.errors import InfertuneError, UsageError
 from infertune.host.memory import PAGE
 from infertune.host.modprobe import Assignment, read_sources
 from infertune.host.system import COMMAND_LINE, boot_id
@@ -32,10 +35,7 @@ from infertune.pools.boot import (
 from infertune.pools.facts import Configured, PoolFacts, read_facts
 from infertune.pools.judge import Picture, picture
 from infertune.profile import load_profile, places
-from infertune.records import replace
 from infertune.resolve import assume_backend, resolve
-from infertune.root import Root
-from infertune.units import GIB, MIB, format_size
 
 LIMIT = "ttm.pages_limit"
 SIZES = (LIMIT, "ttm.page_pool_size")

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
+from infertune.base.records import dataclass
+from infertune.base.units import printable_line
 from infertune.host.modprobe import Assignment, Sources
-from infertune.records import dataclass
-from infertune.units import printable_line
 
 
 @dataclass(frozen=True, slots=True)

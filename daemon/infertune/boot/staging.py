@@ -16,16 +16,16 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 
+from infertune.base.errors import Busy, Failed, NotPermitted, UsageError, cause, describe
+from infertune.base.records import dataclass, field, replace
+from infertune.base.root import Root
 from infertune.boot import images, record, words
 from infertune.boot.change import AT_THE_TRY, Change, Edit, NewFile, Part, Sweep, Words
 from infertune.boot.commands import Runner, run_step
 from infertune.boot.record import Content, Kept, Setting, Stage, Step, Written
 from infertune.boot.state import live
-from infertune.errors import Busy, Failed, NotPermitted, UsageError, cause, describe
 from infertune.host.mounts import mounted
 from infertune.host.system import boot_id
-from infertune.records import dataclass, field, replace
-from infertune.root import Root
 
 LOCK = "/run/infertune/boot.lock"
 

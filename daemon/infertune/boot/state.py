@@ -8,6 +8,8 @@ import os
 from collections.abc import Sequence
 from typing import Literal
 
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 from infertune.boot import record
 from infertune.boot.options import Option, Parameter
 from infertune.boot.plan import MODPROBE, OURS
@@ -17,8 +19,6 @@ from infertune.host.modprobe import Sources, read_sources
 from infertune.host.system import COMMAND_LINE, boot_id
 from infertune.knobs import KNOBS
 from infertune.machine import Gpu, Machine
-from infertune.records import dataclass
-from infertune.root import Root
 
 NOT_LOADED = "its module is not loaded"
 OptionState = Literal["pending-reboot", "active", "overridden", "failed"]

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from infertune.records import dataclass
+from infertune.base.records import dataclass
 
 _MAGIC = 0xEB9F
 _HEADER = struct.Struct("<HBBIIIII")

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
+from infertune.base.errors import BtfMissing
+from infertune.base.root import Root
 from infertune.bpf import btf
-from infertune.errors import BtfMissing
 from infertune.host.bpf import BTF, btf_bytes, has_btf, measures_programs
 from infertune.host.gpu import is_module
 from infertune.host.processes import capability_sets
 from infertune.host.system import lockdown
-from infertune.root import Root
 
 VMLINUX = f"{BTF}/vmlinux"
 

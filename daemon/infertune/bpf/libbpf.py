@@ -12,7 +12,7 @@ import ctypes
 import functools
 from ctypes import POINTER, c_bool, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 
-from infertune.errors import LibbpfMissing
+from infertune.base.errors import LibbpfMissing
 
 NAME = "libbpf.so.1"
 OLDEST = (1, 1)

@@ -11,10 +11,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from infertune.bpf import kernel
-from infertune.bpf.btf import Layout, Types
-from infertune.bpf.libbpf import OpenOptions, library, reason
-from infertune.errors import (
+from infertune.base.errors import (
     BpfError,
     CapabilityMissing,
     FieldMissing,
@@ -23,8 +20,11 @@ from infertune.errors import (
     ObjectMissing,
     TracepointMissing,
 )
-from infertune.records import dataclass
-from infertune.root import Root
+from infertune.base.records import dataclass
+from infertune.base.root import Root
+from infertune.bpf import kernel
+from infertune.bpf.btf import Layout, Types
+from infertune.bpf.libbpf import OpenOptions, library, reason
 
 PER_CPU_TYPES = {5, 6, 10, 21}
 """Per-CPU hash, array, LRU hash and cgroup storage (enum bpf_map_type of linux/bpf.h)."""

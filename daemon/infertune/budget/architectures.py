@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from infertune.records import dataclass
+from infertune.base.records import dataclass
 
 Recurrent = Literal["none", "all", "beside", "no_kv_heads", "no_kv_heads_no_ffn", "interval"]
 State = Literal["ssm", "wkv", "shortconv", "kda"]

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
+from infertune.base.records import dataclass, replace
+from infertune.base.units import GIB, MIB, format_size
 from infertune.budget.kv import cells, pad
 from infertune.budget.parts import Part, When, Where, parts
 from infertune.budget.settings import ServerMemory
@@ -17,8 +19,6 @@ from infertune.host.unknown import Unknown
 from infertune.pools.boot import Outlook
 from infertune.pools.facts import Holder, PoolFacts
 from infertune.pools.judge import Pool, Ram, gpu_pool, held_by, pinned, ram
-from infertune.records import dataclass, replace
-from infertune.units import GIB, MIB, format_size
 
 Verdict = Literal["fits", "tight", "unknown", "does not fit now", "does not fit"]
 """``does not fit now``: there is room once others have let go of theirs."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from infertune.base.records import dataclass
 from infertune.budget.gguf_file import ModelError, read_model
 from infertune.budget.shape import Shape, read_shape
-from infertune.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ Vulkan backend (docs/memory.md, "How well").
 
 from __future__ import annotations
 
+from infertune.base.records import dataclass
+from infertune.base.units import MIB
 from infertune.budget.kv import cells
 from infertune.budget.settings import ServerMemory
 from infertune.budget.shape import Shape
-from infertune.records import dataclass
-from infertune.units import MIB
 
 _F32 = 4
 SERVER_BYTES = 30 * MIB

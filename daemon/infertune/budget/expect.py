@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from infertune.base.records import dataclass
 from infertune.budget.kv import kv_bytes, pad
 from infertune.budget.measured import CHIPS, Chip, Speed, speeds_of
 from infertune.budget.settings import ServerMemory
 from infertune.budget.shape import Shape
 from infertune.machine import Machine
-from infertune.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 
-from infertune.errors import Exit, UsageError
-from infertune.records import dataclass
-from infertune.units import KIB, MIB, format_size
+from infertune.base.errors import Exit, UsageError
+from infertune.base.records import dataclass
+from infertune.base.units import KIB, MIB, format_size
 
 Scalar = int | float | bool | str
 Value = Scalar | tuple[Scalar, ...] | None

@@ -7,9 +7,9 @@ is allocated, and written once, at the start.
 
 from __future__ import annotations
 
+from infertune.base.records import dataclass
 from infertune.budget.settings import ServerMemory
 from infertune.budget.shape import Layer, Shape
-from infertune.records import dataclass
 
 BLOCK = 32
 TYPE_BYTES = {

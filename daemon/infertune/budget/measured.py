@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import re
 
+from infertune.base.records import dataclass
 from infertune.budget.shape import Shape
-from infertune.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+from infertune.base.records import dataclass, replace
+from infertune.base.units import format_size
 from infertune.budget.compute import SERVER_BYTES, TOKEN_BYTES, compute
 from infertune.budget.kv import checkpoint_bytes, kv_bytes, state_bytes
 from infertune.budget.settings import ServerMemory
 from infertune.budget.shape import Shape, mtp_shape
-from infertune.records import dataclass, replace
-from infertune.units import format_size
 
 Where = Literal["GPU", "host"]
 When = Literal["start", "later", "reclaimable"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from infertune.base.records import dataclass, replace
+from infertune.base.units import MIB
 from infertune.budget.companions import ALONE, Companions, read_companions
-from infertune.records import dataclass, replace
-from infertune.units import MIB
 
 CACHE_RAM = 8192 * MIB
 """Default of --cache-ram."""

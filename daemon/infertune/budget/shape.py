@@ -6,9 +6,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from infertune.base.records import dataclass, replace
 from infertune.budget.architectures import ARCHITECTURES, CHECKED, Architecture
 from infertune.budget.gguf_file import ModelError, ModelFile, Tensor, Value, tensors_of_layer
-from infertune.records import dataclass, replace
 
 _LAYERS = 4096
 _LARGEST = 2**31

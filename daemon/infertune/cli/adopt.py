@@ -6,11 +6,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from infertune.base.errors import Exit, Unreachable, UsageError
+from infertune.base.names import NAME, NAME_RULE, is_foreign_unit
 from infertune.cli.base import JSON, Command, Context, argument, verb
 from infertune.cli.engine import BACKEND, daemon_runs
 from infertune.cli.render import counted
-from infertune.errors import Exit, Unreachable, UsageError
-from infertune.names import NAME, NAME_RULE, is_foreign_unit
 
 
 def _call(member: str, signature: str, *arguments: Any) -> Any:

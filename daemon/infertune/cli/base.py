@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 
+from infertune.base.records import dataclass
 from infertune.cli.verbs import help_of
-from infertune.records import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from types import SimpleNamespace
     from typing import Any
 
-    from infertune.root import Root
+    from infertune.base.root import Root
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Context:
     @property
     def root(self) -> Root:
         if self._root is None:
-            from infertune.root import Root
+            from infertune.base.root import Root
 
             self._root = Root("/")
         return self._root

@@ -10,6 +10,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from infertune.base.errors import Exit, UsageError
+from infertune.base.records import dataclass
+from infertune.base.units import format_size
 from infertune.boot import guard, record, staging, words
 from infertune.boot.change import Change, Edit, NewFile, Part
 from infertune.boot.commands import Runner, runner
@@ -21,7 +24,6 @@ from infertune.boot.state import OptionStatus, is_ready, overruled, read_status,
 from infertune.cli.base import JSON, Command, Context, argument, printable, verb
 from infertune.cli.engine import PROFILE
 from infertune.engine.documents import picture_document
-from infertune.errors import Exit, UsageError
 from infertune.host.measured_boot import measured
 from infertune.host.memory import PAGE
 from infertune.host.modprobe import Sources, read_sources
@@ -31,9 +33,7 @@ from infertune.machine import read_machine
 from infertune.pools.facts import read_facts
 from infertune.pools.judge import Picture, picture
 from infertune.profile import load_profile
-from infertune.records import dataclass
 from infertune.resolve import Desired, assume_backend, resolve
-from infertune.units import format_size
 
 GUARD = "/etc/systemd/system/sysinit.target.wants/infertune-boot-guard.service"
 """There where the guard is installed and enabled."""

@@ -8,15 +8,15 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from infertune.base.errors import Exit, UsageError
+from infertune.base.records import asdict
 from infertune.cli.base import JSON, Command, Context, argument, verb, wrapped
 from infertune.doctor.base import SEVERITIES, Advice, Finding, Rule, Unknown
 from infertune.doctor.diagnose import Outcome, Result, diagnose
 from infertune.doctor.facts import Smoke, read_facts
 from infertune.doctor.rules import RULES, SUBJECTS
 from infertune.doctor.surroundings import look_around, recorded
-from infertune.errors import Exit, UsageError
 from infertune.machine import read_machine
-from infertune.records import asdict
 
 
 def _doctor(ctx: Context) -> int:

@@ -8,10 +8,10 @@ it does not, here.py has the engine.
 from __future__ import annotations
 
 from infertune.backends import BACKENDS
+from infertune.base.errors import Exit, Failed, Unreachable
+from infertune.base.locks import DAEMON_LOCK, owner
 from infertune.cli.base import JSON, Command, Context, argument, verb
 from infertune.cli.render import counted, print_items, print_report
-from infertune.errors import Exit, Failed, Unreachable
-from infertune.locks import DAEMON_LOCK, owner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -13,6 +13,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from infertune.base.errors import Exit, UsageError
+from infertune.base.records import asdict, replace
+from infertune.base.root import Root, full_path
+from infertune.base.units import format_size
 from infertune.boot.sizes import outlooks
 from infertune.budget.budget import Budget, budget
 from infertune.budget.companions import ALONE
@@ -22,18 +26,14 @@ from infertune.budget.settings import ServerMemory, read_memory
 from infertune.budget.shape import Shape, read_shape
 from infertune.cli.base import COLUMNS, JSON, Argument, Command, Context, argument, printable, verb
 from infertune.cli.engine import BACKEND
-from infertune.errors import Exit, UsageError
 from infertune.host.system import load_average
 from infertune.launch.embedded import default_model
 from infertune.machine import Machine, read_machine
 from infertune.pools.facts import read_facts
 from infertune.pools.promised import with_reservations
 from infertune.profile import load_profile
-from infertune.records import asdict, replace
 from infertune.resolve import assume_backend, resolve
-from infertune.root import Root, full_path
 from infertune.server_settings import SERVER_SETTINGS, check_together, parse_server_setting
-from infertune.units import format_size
 
 FORCE = argument(
     "--force", action="store_true", help="start the server even if the model does not fit"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from infertune.base.errors import Exit, UsageError
 from infertune.cli.base import Context
 from infertune.cli.engine import daemon_runs, emit, say_restored, summary
 from infertune.cli.render import counted, print_report
@@ -12,7 +13,6 @@ from infertune.engine.documents import report_document, status_document
 from infertune.engine.session import ApplyFailed, Session, session
 from infertune.engine.state import make_plan
 from infertune.engine.state import status as applied_now
-from infertune.errors import Exit, UsageError
 from infertune.knobs import KNOBS
 from infertune.machine import Machine, read_machine
 from infertune.profile import load_profile

@@ -6,8 +6,8 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from infertune.base.errors import Exit, UsageError
 from infertune.cli.base import JSON, Command, Context, argument, verb
-from infertune.errors import Exit, UsageError
 from infertune.knobs import KNOBS, Knob, Reading, read_live, targets
 from infertune.knobs.guards import GUARDS
 from infertune.machine import Machine, read_machine

@@ -6,13 +6,16 @@ from __future__ import annotations
 import os
 
 from infertune import kernel_log
+from infertune.base.errors import Exit, Failed, UsageError
+from infertune.base.records import asdict, replace
+from infertune.base.root import Root, write_user_file
+from infertune.base.units import GIB, MIB, PAGES_PER_GIB, format_cpulist, format_size
 from infertune.boot.sizes import look
 from infertune.cli.base import JSON, Context, argument, verb
 from infertune.doctor.facts import read_facts
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
 from infertune.doctor.surroundings import Surroundings, look_around, recorded
 from infertune.engine.documents import picture_document
-from infertune.errors import Exit, Failed, UsageError
 from infertune.host.boot_loader import STACKS
 from infertune.host.cgroup import Cgroup
 from infertune.host.cpu import Cpu
@@ -23,10 +26,7 @@ from infertune.host.unknown import Unknown
 from infertune.knobs import KNOBS, read_live, targets
 from infertune.machine import Gpu, Machine, read_machine
 from infertune.pools.judge import Picture, held_by
-from infertune.records import asdict, replace
-from infertune.root import Root, write_user_file
 from infertune.snapshot import record, redact_cmdline
-from infertune.units import GIB, MIB, PAGES_PER_GIB, format_cpulist, format_size
 
 UNKNOWN = "unknown"
 

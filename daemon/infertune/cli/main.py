@@ -9,9 +9,9 @@ import sys
 from types import SimpleNamespace
 
 from infertune import __version__
+from infertune.base.errors import Exit, InfertuneError, describe
 from infertune.cli.base import Command, Context, printable
 from infertune.cli.verbs import VERBS, module_of
-from infertune.errors import Exit, InfertuneError, describe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

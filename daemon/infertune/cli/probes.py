@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from infertune.base.errors import Exit, NotPermitted, Unreachable, UsageError
 from infertune.cli.base import JSON, Command, Context, argument, verb
-from infertune.errors import Exit, NotPermitted, Unreachable, UsageError
 
 _ADDRESS = "127.0.0.1:9877"
 _FIELDS = ("name", "state", "why", "programs")

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from infertune.backends import BACKENDS
+from infertune.base.errors import Exit, ProfileError
+from infertune.base.units import format_size
 from infertune.cli.base import JSON, Command, Context, argument, verb
 from infertune.cli.engine import BACKEND, PROFILE
-from infertune.errors import Exit, ProfileError
 from infertune.knobs import KNOBS
 from infertune.launch_settings import LAUNCH_SETTINGS, Limit
 from infertune.machine import Machine, read_machine
@@ -28,7 +29,6 @@ from infertune.profile import (
     value_type,
 )
 from infertune.resolve import Desired, Setting, assume_backend, resolve
-from infertune.units import format_size
 from infertune.values import Size
 
 _TABLES: dict[Section, str] = {

@@ -81,7 +81,7 @@ def _show(item: Document, value: str | None) -> str:
         return "-"
     unit = item.get("unit_bytes")
     if unit and value.isdigit():
-        from infertune.units import format_size
+        from infertune.base.units import format_size
 
         return f"{value} ({format_size(int(value) * unit)})"
     return value

@@ -11,6 +11,9 @@ from functools import partial
 from typing import Any
 
 from infertune.admission import Admission, Asked, admit, release
+from infertune.base.errors import InfertuneError, UsageError
+from infertune.base.records import asdict
+from infertune.base.units import format_size
 from infertune.budget.gguf_file import ModelError, read_model
 from infertune.cli.base import JSON, Command, Context, argument, verb
 from infertune.cli.engine import BACKEND, PROFILE, WITHOUT
@@ -19,14 +22,11 @@ from infertune.cli.here import without
 from infertune.cli.render import print_report
 from infertune.engine.documents import report_document
 from infertune.engine.state import Report
-from infertune.errors import InfertuneError, UsageError
 from infertune.launch.client import Completion
 from infertune.launch.place import Placed
 from infertune.launch_settings import LAUNCH_SETTINGS, Limit
 from infertune.machine import Machine
-from infertune.records import asdict
 from infertune.run import Request, Result, run
-from infertune.units import format_size
 
 
 class Printer:

@@ -15,23 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from infertune.admission import Asked, check
+from infertune.base.errors import Busy, Exit, Failed, NotPermitted, Unreachable, UsageError
+from infertune.base.names import NAME, server_unit
+from infertune.base.records import replace
+from infertune.base.root import Root, read_plain_file
 from infertune.cli.base import JSON, Command, Context, argument, printable, verb
 from infertune.cli.engine import BACKEND, PROFILE, daemon_runs
 from infertune.cli.fit import FORCE, parse_setting
 from infertune.cli.run import Silent
 from infertune.doctor.at_launch import warnings
 from infertune.doctor.surroundings import LlamaServer, llama_server
-from infertune.errors import Busy, Exit, Failed, NotPermitted, Unreachable, UsageError
 from infertune.host.sockets import listeners
 from infertune.launch.client import healthy, how_to_talk
 from infertune.launch.ready import Progress, choose_port
 from infertune.launch.system import show_log
 from infertune.machine import Machine, read_machine
-from infertune.names import NAME, server_unit
 from infertune.profile import load_profile
-from infertune.records import replace
 from infertune.resolve import Desired, resolve
-from infertune.root import Root, read_plain_file
 from infertune.run import Request, Result, Run, prepare
 from infertune.servers.declaration import (
     DECLARED,

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+from infertune.base.errors import Exit, UsageError
 from infertune.cli.base import JSON, Command, Context, argument, verb
-from infertune.errors import Exit, UsageError
 from infertune.service.setup import check, install, remove
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from infertune.base.root import Root
 from infertune.doctor.base import Finding
 from infertune.doctor.diagnose import diagnose
 from infertune.doctor.facts import read_facts
@@ -12,7 +13,6 @@ from infertune.doctor.rules import RULES
 from infertune.doctor.surroundings import LlamaServer, Surroundings
 from infertune.host.unknown import Unknown
 from infertune.launch.binary import Backend
-from infertune.root import Root
 
 _NOT_ASKED = Unknown("it is not asked at a start")
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+from infertune.base.records import dataclass
 from infertune.doctor.facts import Facts
 from infertune.host.unknown import Missing, Unknown, need
 from infertune.host.version import Version, format_version
-from infertune.records import dataclass
 
 __all__ = [
     "SEVERITIES",

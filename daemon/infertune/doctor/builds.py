@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from infertune.base.records import dataclass
 from infertune.doctor.base import When, Window, need
 from infertune.doctor.facts import Facts
 from infertune.doctor.surroundings import LlamaServer
 from infertune.host.servers import Declared
 from infertune.host.unknown import Missing
-from infertune.records import dataclass
 from infertune.server_files.command_line import LLAMA
 
 Backend = Literal["rocm", "vulkan"]

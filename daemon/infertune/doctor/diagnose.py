@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
+from infertune.base.records import dataclass, replace
 from infertune.doctor.base import SEVERITIES, Advice, Finding, Missing, Rule, Severity, Unknown
 from infertune.doctor.facts import Facts
-from infertune.records import dataclass, replace
 
 Outcome = Literal["finding", "covered", "advice", "fine", "unknown", "not applicable"]
 """``covered``: a finding that another one tells already, with the same cause."""

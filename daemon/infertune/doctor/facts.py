@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from infertune import kernel_log
+from infertune.base.records import dataclass
+from infertune.base.root import Root
+from infertune.base.units import KIB
 from infertune.boot.sizes import next_boot, outlooks
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
 from infertune.doctor.surroundings import LlamaServer, Staged, Surroundings
@@ -45,10 +48,7 @@ from infertune.machine import Gpu, Machine, read_machine
 from infertune.pools.boot import Outlook
 from infertune.pools.facts import PoolFacts
 from infertune.pools.facts import read_facts as read_pool_facts
-from infertune.records import dataclass
 from infertune.redaction import GPU_MODULES
-from infertune.root import Root
-from infertune.units import KIB
 
 T = TypeVar("T")
 

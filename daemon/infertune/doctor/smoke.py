@@ -14,8 +14,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from infertune.base.errors import Failed, InfertuneError, NotPermitted, UsageError
+from infertune.base.root import full_path, read_plain_file
 from infertune.doctor.facts import Smoke
-from infertune.errors import Failed, InfertuneError, NotPermitted, UsageError
 from infertune.launch.binary import (
     INSTALL_HINT,
     Server,
@@ -28,7 +29,6 @@ from infertune.launch.client import complete, healthy
 from infertune.launch.embedded import default_model
 from infertune.launch.process import Child, Signals, cause, environment, start
 from infertune.launch.ready import choose_port
-from infertune.root import full_path, read_plain_file
 from infertune.server_settings import server_arguments
 
 PATIENCE_S = 300.0

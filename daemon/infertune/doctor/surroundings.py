@@ -13,8 +13,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
+from infertune.base.errors import Failed, InfertuneError
+from infertune.base.records import asdict, dataclass
+from infertune.base.root import Root
 from infertune.boot.state import State, read_status
-from infertune.errors import Failed, InfertuneError
 from infertune.host.gpu import kfd_client_count
 from infertune.host.nodes import Node, gpu_nodes
 from infertune.host.unknown import Unknown, known
@@ -29,9 +31,7 @@ from infertune.launch.binary import (
 )
 from infertune.launch.system import kernel_journal
 from infertune.machine import Machine, read_machine
-from infertune.records import asdict, dataclass
 from infertune.redaction import SHOWN_ENVIRONMENT, program_label
-from infertune.root import Root
 from infertune.server_settings import parse_help
 
 FILE = "/run/infertune/surroundings"

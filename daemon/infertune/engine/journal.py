@@ -25,10 +25,10 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+from infertune.base.records import asdict, dataclass, replace
+from infertune.base.root import Root
 from infertune.host.system import boot_id
 from infertune.knobs import KNOBS
-from infertune.records import asdict, dataclass, replace
-from infertune.root import Root
 
 RUNTIME = "/run/infertune/journal"
 PERSISTENT = "/var/lib/infertune/journal"

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
+from infertune.base.records import dataclass
 from infertune.engine.journal import Record
 from infertune.knobs import KNOBS, Knob, Reading, Target
 from infertune.knobs.guards import refusal
 from infertune.knobs.live import is_file_of
 from infertune.machine import Machine
-from infertune.records import dataclass
 from infertune.resolve import Setting
 
 Outcome = Literal[

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
+from infertune.base.records import dataclass, replace
+from infertune.base.root import Root
 from infertune.engine.journal import (
     PERSISTENT,
     RUNTIME,
@@ -26,9 +28,7 @@ from infertune.host.tuners import tuner_by_id
 from infertune.knobs import KNOBS, Reading, Target, read_live, targets
 from infertune.knobs.live import read_target
 from infertune.machine import Machine
-from infertune.records import dataclass, replace
 from infertune.resolve import Desired, Setting
-from infertune.root import Root
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 
+from infertune.base.root import Root
 from infertune.engine.journal import (
     MAX_BYTES,
     PERSISTENT,
@@ -17,7 +18,6 @@ from infertune.engine.journal import (
     read_file,
     set_aside,
 )
-from infertune.root import Root
 
 
 class Store:

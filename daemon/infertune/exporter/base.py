@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple, TypeVar
 
-from infertune.records import dataclass
-from infertune.root import Root
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 
 Kind = Literal["gauge", "counter", "histogram"]
 T = TypeVar("T")

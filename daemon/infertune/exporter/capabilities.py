@@ -6,9 +6,9 @@ from __future__ import annotations
 import ctypes
 import os
 
-from infertune.errors import Failed
+from infertune.base.errors import Failed
+from infertune.base.root import Root
 from infertune.host.processes import capability_sets, tasks
-from infertune.root import Root
 
 _VERSION_3 = 0x20080522
 _CAP_SETPCAP = 8

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from infertune.errors import DeclarationError
+from infertune.base.errors import DeclarationError
+from infertune.base.records import dataclass
+from infertune.base.tables import Table, read_table
 from infertune.exporter.base import Kind, Metric
-from infertune.records import dataclass
-from infertune.tables import Table, read_table
 
 TYPES = ("counter", "gauge", "histogram")
 DECODERS = ("server", "text")

@@ -14,9 +14,9 @@ import platform
 import struct
 from collections.abc import Iterable
 
+from infertune.base.root import Root
 from infertune.exporter.base import Absent, Collector, Metric, Sample, bounded
 from infertune.host.energy import energy_pmu
-from infertune.root import Root
 
 MAX_PACKAGES = 8
 _PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}

@@ -12,14 +12,14 @@ import threading
 from collections.abc import Sequence
 
 from infertune import __version__
-from infertune.errors import Exit, InfertuneError, UsageError
+from infertune.base.errors import Exit, InfertuneError, UsageError
+from infertune.base.notify import Notifier
+from infertune.base.root import Root
 from infertune.exporter import capabilities, web, webconfig
 from infertune.exporter.energy import Energy
 from infertune.exporter.page import Page
 from infertune.exporter.probes import Probes
 from infertune.exporter.servers import cgroup_ids
-from infertune.notify import Notifier
-from infertune.root import Root
 from infertune.snapshot import open_root
 
 _FIRST_PASSED = 3

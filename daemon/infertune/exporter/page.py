@@ -15,11 +15,11 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.utils import floatToGoString
 
 from infertune import __version__
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 from infertune.exporter.base import Collector, Histogram, Metric, Sample, present
 from infertune.exporter.collectors import COLLECTORS
 from infertune.exporter.runner import BUDGET_S, STATES, Result, Runner
-from infertune.records import dataclass
-from infertune.root import Root
 
 _PER_COLLECTOR = f"one per collector ({len(COLLECTORS)}, probes and energy)"
 _OURS = "the exporter itself"

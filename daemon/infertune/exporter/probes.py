@@ -19,22 +19,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from infertune.bpf import kernel
-from infertune.bpf.object import Object
-from infertune.errors import (
+from infertune.base.errors import (
     BpfError,
     FieldMissing,
     ObjectMissing,
     TracepointMissing,
 )
+from infertune.base.records import dataclass, replace
+from infertune.base.root import Root
+from infertune.bpf import kernel
+from infertune.bpf.object import Object
 from infertune.exporter import declarations as declared
 from infertune.exporter.base import Collector, Metric, Sample, one_of
 from infertune.exporter.declarations import Declaration, Program
 from infertune.exporter.totals import Totals, check, with_those_below
 from infertune.host.memory import has_pressure
 from infertune.host.processes import sees_all_processes
-from infertune.records import dataclass, replace
-from infertune.root import Root
 
 State = Literal["attached", "absent", "not applicable", "failed"]
 STATES: tuple[State, ...] = ("attached", "absent", "not applicable", "failed")

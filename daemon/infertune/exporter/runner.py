@@ -14,9 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 from infertune.exporter.base import Absent, Collector, Sample, take_left_out
-from infertune.records import dataclass
-from infertune.root import Root
 
 BUDGET_S = 8.0
 """All collectors together, where the scraper does not say how long it waits (10 s by default)."""

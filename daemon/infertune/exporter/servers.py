@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+from infertune.base.root import Root
 from infertune.exporter.base import bounded
-from infertune.root import Root
 from infertune.servers import running
 from infertune.servers.running import Unit
 from infertune.servers.store import declared_ports

@@ -12,10 +12,10 @@ import itertools
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from infertune.base.records import dataclass
 from infertune.bpf.btf import Layout
 from infertune.exporter.base import Histogram, Sample
 from infertune.exporter.declarations import Counted, Decoder
-from infertune.records import dataclass
 
 OTHER = ""
 """The label ``server`` of all control groups that are no server's."""

@@ -23,13 +23,13 @@ from urllib.parse import parse_qs, urlsplit
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from infertune import __version__
-from infertune.errors import Failed, UsageError
+from infertune.base.errors import Failed, UsageError
+from infertune.base.records import asdict
 from infertune.exporter import deadline
 from infertune.exporter.page import Page
 from infertune.exporter.probes import Probes
 from infertune.exporter.runner import BUDGET_S
 from infertune.exporter.webconfig import Gate, WebConfig
-from infertune.records import asdict
 
 DEFAULT = "127.0.0.1:9877"
 MAX_CONNECTIONS = 32

@@ -13,9 +13,9 @@ import re
 import ssl
 from collections.abc import Mapping
 
-from infertune.errors import UsageError
-from infertune.records import dataclass, field
-from infertune.root import read_user_file
+from infertune.base.errors import UsageError
+from infertune.base.records import dataclass, field
+from infertune.base.root import read_user_file
 
 _TLS = ("cert_file", "key_file", "client_ca_file", "client_auth_type", "min_version")
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}

@@ -12,12 +12,12 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from infertune.base.records import dataclass
+from infertune.base.root import Root
+from infertune.base.units import KIB
 from infertune.host import efi
 from infertune.host.mounts import mounts
 from infertune.host.system import command_line, machine_id, parameters
-from infertune.records import dataclass
-from infertune.root import Root
-from infertune.units import KIB
 
 PLACES = ("/boot", "/efi", "/boot/efi")
 """Where the two partitions are mounted (systemd-gpt-auto-generator(8), bootctl(1))."""

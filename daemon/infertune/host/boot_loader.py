@@ -12,15 +12,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from infertune.base.records import dataclass
+from infertune.base.root import Root
+from infertune.base.units import printable_line
 from infertune.host import efi
 from infertune.host.boot_entries import PLACES, boot_entries
 from infertune.host.ini import part_of, sections
 from infertune.host.mounts import mounted
 from infertune.host.system import command_line, loader_number, parameters
 from infertune.load_option import LoadOption, without_ids
-from infertune.records import dataclass
-from infertune.root import Root
-from infertune.units import printable_line
 
 _GRUB, _KEXEC = 0x7, 0xD
 """Numbers of boot loaders (Documentation/arch/x86/boot.rst)."""

@@ -6,10 +6,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 from infertune.host.ini import DIRECTORIES, drop_ins, part_of
 from infertune.host.unknown import Unknown
-from infertune.records import dataclass
-from infertune.root import Root
 
 _TMPFILES = "tmpfiles.d"
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from infertune.root import Root
+from infertune.base.root import Root
 
 BTF = "/sys/kernel/btf"
 

@@ -7,10 +7,10 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 from infertune.host.mounts import mounts
 from infertune.host.text import counters, integer
-from infertune.records import dataclass
-from infertune.root import Root
 
 
 @dataclass(frozen=True, slots=True)

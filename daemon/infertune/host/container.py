@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from infertune.root import Root
+from infertune.base.root import Root
 
 
 def container_kind(root: Root) -> str | None:

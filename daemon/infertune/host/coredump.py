@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import re
 
+from infertune.base.records import dataclass
+from infertune.base.root import Root
+from infertune.base.units import GIB
 from infertune.host.ini import DIRECTORIES, drop_ins, part_of, sections
 from infertune.host.unknown import Unknown
-from infertune.records import dataclass
-from infertune.root import Root
-from infertune.units import GIB
 
 _DEFAULT = 32 * GIB
 """ProcessSizeMax and ExternalSizeMax on 64 bits (coredump.conf(5))."""

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
+from infertune.base.records import dataclass
+from infertune.base.root import Root
+from infertune.base.units import parse_cpulist
 from infertune.host.text import pairs
-from infertune.records import dataclass
-from infertune.root import Root
-from infertune.units import parse_cpulist
 
 CPUS = "/sys/devices/system/cpu"
 

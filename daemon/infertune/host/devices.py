@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 from infertune.host.gpu import driver_of
-from infertune.records import dataclass
-from infertune.root import Root
 
 _MOST = 400
 """Devices of one bus that are looked at."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import re
 
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 from infertune.host.cpu import cpulist, package
-from infertune.records import dataclass
-from infertune.root import Root
 
 _PMU = "/sys/bus/event_source/devices/power"
 _EVENT = re.compile(r"event=(0x[0-9a-f]{1,16})", re.ASCII)

@@ -6,11 +6,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from infertune.base.records import dataclass
+from infertune.base.root import Root
+from infertune.base.units import MIB
 from infertune.host.text import integer, pairs
 from infertune.host.unknown import Unknown
-from infertune.records import dataclass
-from infertune.root import Root
-from infertune.units import MIB
 
 TTM_MODULES = ("amdttm", "amd_ttm", "ttm")
 """Most telling first: the DKMS ones exist for amdgpu only, ``ttm`` serves other drivers too."""

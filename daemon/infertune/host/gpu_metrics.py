@@ -12,8 +12,8 @@ import struct
 from collections.abc import Mapping
 from itertools import islice
 
-from infertune.records import dataclass
-from infertune.root import Root
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 
 _LIMIT = 4096
 """Bytes: an attribute of sysfs is one page at most (Documentation/filesystems/sysfs.rst)."""

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from infertune.root import Root
-from infertune.units import KIB
+from infertune.base.root import Root
+from infertune.base.units import KIB
 
 _LIMIT = 64 * KIB
 FILES_LIMIT = 400

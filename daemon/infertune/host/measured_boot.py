@@ -12,11 +12,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from infertune.base.root import Root
+from infertune.base.units import KIB, printable_line
 from infertune.host.boot_entries import PLACES
 from infertune.host.ini import FILES_LIMIT
 from infertune.host.system import command_line, parameters
-from infertune.root import Root
-from infertune.units import KIB, printable_line
 
 _MAX_FILE = 256 * KIB
 _MAX_SHOWN = 60

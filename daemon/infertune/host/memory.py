@@ -6,9 +6,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 from infertune.host.text import bracketed, counters, sizes
-from infertune.records import dataclass
-from infertune.root import Root
 
 PAGE = 4096
 """Bytes; of x86-64, the only architecture with the GPUs that infertune tunes."""

@@ -13,10 +13,10 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 
-from infertune.errors import describe
+from infertune.base.errors import describe
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 from infertune.host.system import COMMAND_LINE, command_line_bytes, parameters
-from infertune.records import dataclass
-from infertune.root import Root
 
 DIRECTORIES = (
     "/etc/modprobe.d",

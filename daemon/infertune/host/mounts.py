@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import os
 
-from infertune.records import dataclass
-from infertune.root import Root
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 
 
 @dataclass(frozen=True, slots=True)

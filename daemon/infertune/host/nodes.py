@@ -7,8 +7,8 @@ import grp
 import pwd
 import stat
 
-from infertune.records import dataclass
-from infertune.root import Root
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 
 _NOBODY = 65534
 _FIRST_PERSON = 1000

@@ -6,11 +6,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from infertune.base.root import Root
+from infertune.base.units import KIB
 from infertune.host.unknown import Unknown
 from infertune.host.version import Version
 from infertune.redaction import reduce_file
-from infertune.root import Root
-from infertune.units import KIB
 
 _STATUS_LIMIT = 32 * 1024 * KIB
 """dpkg's status file: some 1.5 KiB a package."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
-from infertune.root import Root
+from infertune.base.root import Root
 
 Read = Callable[[int, int], bytes]
 """At most so many bytes from an offset; less at the end of the file."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 from infertune.host.ini import drop_ins, part_of, sections
-from infertune.records import dataclass
-from infertune.root import Root
 
 Setting = Literal["TuneD profile", "platform profile", "governor", "energy preference"]
 

@@ -7,12 +7,12 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
+from infertune.base.records import dataclass, field
+from infertune.base.root import Root
+from infertune.base.units import printable_line
 from infertune.host.cgroup import group_of, owner_of
 from infertune.host.memory import PAGE
 from infertune.host.text import integer, pairs, sizes
-from infertune.records import dataclass, field
-from infertune.root import Root
-from infertune.units import printable_line
 
 MAX_PROCESSES = 4096
 """Bound of processes looked at."""

@@ -15,9 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from infertune.records import dataclass, field, replace
+from infertune.base.records import dataclass, field, replace
+from infertune.base.root import Root
+from infertune.base.units import KIB
 from infertune.redaction import PRESET_VARIABLE, is_reduced, reduce_file
-from infertune.root import Root
 from infertune.server_files import formats, script
 from infertune.server_files.block_yaml import NotUnderstood
 from infertune.server_files.command_line import (
@@ -29,7 +30,6 @@ from infertune.server_files.command_line import (
     parse_flags,
 )
 from infertune.server_files.formats import Entry
-from infertune.units import KIB
 
 SERVERS_LIMIT = 200
 """Servers of one machine; files are not looked into any further then."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 import socket
 import sys
 
-from infertune.records import dataclass
-from infertune.root import Root
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 
 _LISTEN = "0A"  # TCP_LISTEN of linux/tcp_states.h
 _FIELDS = 10

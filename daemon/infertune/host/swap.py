@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+from infertune.base.records import dataclass
+from infertune.base.root import Root
+from infertune.base.units import KIB
 from infertune.host.text import integer
 from infertune.host.unknown import Unknown
-from infertune.records import dataclass
-from infertune.root import Root
-from infertune.units import KIB
 
 Kind = Literal["zram", "file", "partition"]
 

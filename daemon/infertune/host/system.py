@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import re
 
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 from infertune.host.text import bracketed, integer, pairs
 from infertune.host.unknown import Unknown
-from infertune.records import dataclass
-from infertune.root import Root
 
 COMMAND_LINE = "/proc/cmdline"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"

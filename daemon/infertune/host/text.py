@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from infertune.units import KIB
+from infertune.base.units import KIB
 
 _DIGITS = 20
 """A 64-bit number has at most 20 digits; int() refuses thousands of them with an error."""

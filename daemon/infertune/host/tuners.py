@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 from infertune.host.cgroup import Cgroup
-from infertune.records import dataclass
-from infertune.root import Root
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from infertune.records import dataclass
+from infertune.base.records import dataclass
 
 T = TypeVar("T")
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+from infertune.base.records import dataclass
 from infertune.machine import Machine
-from infertune.records import dataclass
 from infertune.values import HeldMicroseconds, Value
 
 Risk = Literal["safe", "power", "boot"]

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
+from infertune.base.records import dataclass
 from infertune.machine import Machine
-from infertune.records import dataclass
 
 STRIX_HALO = "1002:1586"
 

@@ -7,11 +7,11 @@ import errno
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-from infertune.errors import errno_name
+from infertune.base.errors import errno_name
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 from infertune.knobs.base import Knob
 from infertune.machine import Machine
-from infertune.records import dataclass
-from infertune.root import Root
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory management sysctls."""
 
+from infertune.base.units import GIB, KIB, MIB
 from infertune.knobs.base import Evidence, Knob
 from infertune.machine import Machine
-from infertune.units import GIB, KIB, MIB
 from infertune.values import Integer, Size
 
 _VM = "/proc/sys/vm"

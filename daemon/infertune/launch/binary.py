@@ -17,9 +17,9 @@ import time
 from collections.abc import Mapping
 from typing import Literal
 
-from infertune.errors import Failed, UsageError
+from infertune.base.errors import Failed, UsageError
+from infertune.base.records import dataclass
 from infertune.launch.process import cause, environment
-from infertune.records import dataclass
 
 Backend = Literal["rocm", "vulkan", "cpu"]
 BACKENDS: tuple[Backend, ...] = ("rocm", "vulkan", "cpu")

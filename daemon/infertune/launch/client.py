@@ -14,9 +14,9 @@ import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
-from infertune.errors import Failed
-from infertune.records import dataclass, field
-from infertune.units import MIB, printable_line
+from infertune.base.errors import Failed
+from infertune.base.records import dataclass, field
+from infertune.base.units import MIB, printable_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from infertune.errors import Failed
-from infertune.records import dataclass
+from infertune.base.errors import Failed
+from infertune.base.records import dataclass
 from infertune.server_settings import CACHE_TYPES, NGRAMS, SERVER_SETTINGS, Choices
 from infertune.values import Choice
 

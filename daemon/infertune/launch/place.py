@@ -16,6 +16,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+from infertune.base.records import dataclass
+from infertune.base.root import Root
+from infertune.base.units import format_cpulist, parse_cpulist
 from infertune.host.cgroup import (
     Cgroup,
     controllers,
@@ -27,9 +30,6 @@ from infertune.host.cgroup import (
     processes_of,
 )
 from infertune.launch_settings import LAUNCH_SETTINGS, LaunchSetting
-from infertune.records import dataclass
-from infertune.root import Root
-from infertune.units import format_cpulist, parse_cpulist
 
 _PREFIX = "infertune-"
 """Our groups are ``infertune-PID``, so that one left by a killed infertune can be told."""

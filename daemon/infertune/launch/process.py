@@ -24,9 +24,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
-from infertune.errors import Failed, UsageError
+from infertune.base.errors import Failed, UsageError
+from infertune.base.root import Root
 from infertune.host.processes import children
-from infertune.root import Root
 
 PASSED_THROUGH = (
     "PATH",

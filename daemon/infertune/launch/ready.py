@@ -11,16 +11,16 @@ import time
 from collections.abc import Collection
 from typing import TYPE_CHECKING, TextIO
 
-from infertune.errors import Failed, UsageError
+from infertune.base.errors import Failed, UsageError
+from infertune.base.units import format_size, printable_line
 from infertune.host.memory import oom_kills
 from infertune.host.processes import resident_bytes
 from infertune.launch.client import healthy
 from infertune.launch.process import Child, Signals, cause
 from infertune.launch.residency import file_size, model_files, resident
-from infertune.units import format_size, printable_line
 
 if TYPE_CHECKING:
-    from infertune.root import Root
+    from infertune.base.root import Root
 
 DEFAULT_PORT = 8080
 _PORTS_TRIED = 100

@@ -6,7 +6,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Sequence
 
-from infertune.errors import Failed
+from infertune.base.errors import Failed
 
 
 def show_log(unit: str, *, as_json: bool, follow: bool) -> int:

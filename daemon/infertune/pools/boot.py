@@ -6,6 +6,8 @@ What is configured counts whoever configured it; a change that is looked at come
 
 from __future__ import annotations
 
+from infertune.base.records import dataclass, replace
+from infertune.base.units import GIB, MIB
 from infertune.host.gpu import MemoryInfo
 from infertune.host.memory import PAGE
 from infertune.host.modprobe import Assignment
@@ -13,8 +15,6 @@ from infertune.host.text import integer
 from infertune.host.unknown import Unknown
 from infertune.pools.facts import Configured, PoolFacts
 from infertune.pools.judge import is_default, ttm_limit
-from infertune.records import dataclass, replace
-from infertune.units import GIB, MIB
 
 SMALLEST_CARVEOUT = 512 * MIB
 """The least that firmware of these machines offers."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from infertune.base.records import dataclass, field
+from infertune.base.root import Root
+from infertune.base.units import GIB, MIB
 from infertune.host.cgroup import group_limit
 from infertune.host.gpu import (
     KfdProcess,
@@ -21,9 +24,6 @@ from infertune.host.modprobe import Assignment, read_sources
 from infertune.host.processes import Process, drm_clients, opens_gpu, pids, process
 from infertune.host.text import integer
 from infertune.machine import Gpu, Machine
-from infertune.records import dataclass, field
-from infertune.root import Root
-from infertune.units import GIB, MIB
 
 GTT_COMPUTE = (6, 10)
 """First Linux whose KFD allocates from GTT on an APU (commit 89773b85599a)."""

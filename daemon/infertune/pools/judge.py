@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+from infertune.base.records import dataclass
+from infertune.base.units import GIB, MIB, format_size
 from infertune.host.memory import PAGE
 from infertune.host.unknown import Unknown
 from infertune.pools.facts import Holder, PoolFacts
-from infertune.records import dataclass
-from infertune.units import GIB, MIB, format_size
 
 PoolName = Literal["GTT", "carve-out", "VRAM"]
 

@@ -13,16 +13,16 @@ import contextlib
 import json
 from typing import Any
 
+from infertune.base.names import server_of_unit
+from infertune.base.records import asdict, dataclass, replace
+from infertune.base.root import Root
+from infertune.base.units import printable_line
 from infertune.host.cgroup import group_of, owner_of
 from infertune.host.memory import meminfo
 from infertune.host.processes import children, resident_bytes, started_ticks, uptime, user_of
 from infertune.host.unknown import Unknown
-from infertune.names import server_of_unit
 from infertune.pools.facts import Holder, PoolFacts
 from infertune.pools.judge import gpu_pool
-from infertune.records import asdict, dataclass, replace
-from infertune.root import Root
-from infertune.units import printable_line
 
 LOCK = "/run/infertune/admission.lock"
 """Whoever holds it judges a start.  Root's; a server's unit gets it as its standard input."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from infertune.records import dataclass
+from infertune.base.records import dataclass
 
 Node = str | list["Node"] | dict[str, "Node"] | None
 

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 
-from infertune.records import dataclass, field, replace
+from infertune.base.records import dataclass, field, replace
 
 COMMAND_LIMIT = 16 * 1024
 """Bytes of one command line that are looked at; ARG_MAX is larger, no server's is."""

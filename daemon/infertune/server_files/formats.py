@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 
-from infertune.records import dataclass, field
+from infertune.base.records import dataclass, field
 from infertune.server_files import command_line
 from infertune.server_files.block_yaml import Node, NotUnderstood, load
 from infertune.server_files.command_line import INHERITED, LLAMA, Command

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from infertune.errors import Failed
-from infertune.records import asdict, dataclass, field
-from infertune.root import Root
+from infertune.base.errors import Failed
+from infertune.base.records import asdict, dataclass, field
+from infertune.base.root import Root
 
 ADOPTED = "/run/infertune/adopted.json"
 _MAX_BYTES = 1024 * 1024

@@ -10,10 +10,11 @@ import json
 from collections.abc import Callable, Mapping
 
 from infertune.backends import BACKENDS
-from infertune.errors import DeclarationError, UsageError
+from infertune.base.errors import DeclarationError, UsageError
+from infertune.base.names import NAME, NAME_RULE, is_foreign_unit, server_unit
+from infertune.base.records import dataclass
+from infertune.base.tables import Table, read_table, shown
 from infertune.machine import Machine
-from infertune.names import NAME, NAME_RULE, is_foreign_unit, server_unit
-from infertune.records import dataclass
 from infertune.resolve import Desired
 from infertune.server_settings import (
     FilePath,
@@ -22,7 +23,6 @@ from infertune.server_settings import (
     own_flags,
     parse_server_setting,
 )
-from infertune.tables import Table, read_table, shown
 
 DECLARED = "/etc/infertune/servers.d"
 """Servers that start with the daemon."""

@@ -6,9 +6,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Mapping
 
-from infertune.errors import Failed
-from infertune.names import SLICE, server_of_unit, server_unit
-from infertune.root import Root
+from infertune.base.errors import Failed
+from infertune.base.names import SLICE, server_of_unit, server_unit
+from infertune.base.root import Root
 
 _UNITS = "/run/systemd/system"
 _DROP_IN = "50-infertune.conf"

@@ -13,13 +13,13 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 
-from infertune.errors import Exit, Failed, InfertuneError
+from infertune.base.errors import Exit, Failed, InfertuneError
+from infertune.base.names import NAME
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 from infertune.host.cgroup import cgroup, processes_below
 from infertune.host.processes import started_ticks, threads
 from infertune.launch.place import nice, oom_score_adj, set_nice, set_oom_score_adj
-from infertune.names import NAME
-from infertune.records import dataclass
-from infertune.root import Root
 from infertune.servers.adopted import Adopted, read_book
 
 DIRECTORY = "/run/infertune-adopted"

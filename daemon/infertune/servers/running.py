@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 
-from infertune.errors import Failed
+from infertune.base.errors import Failed
+from infertune.base.names import SLICE, server_of_unit
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 from infertune.host.cgroup import cgroup, entries, group_id, processes_of
-from infertune.names import SLICE, server_of_unit
-from infertune.records import dataclass
-from infertune.root import Root
 from infertune.servers.adopted import read_book
 
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 import contextlib
 from functools import partial
 
+from infertune.base.errors import DeclarationError, Failed, InfertuneError
+from infertune.base.names import NAME
+from infertune.base.root import Root, changeable_by_others
 from infertune.config import read_config
-from infertune.errors import DeclarationError, Failed, InfertuneError
-from infertune.names import NAME
-from infertune.root import Root, changeable_by_others
 from infertune.servers.declaration import (
     DECLARED,
     TRANSIENT,

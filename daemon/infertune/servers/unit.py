@@ -12,13 +12,13 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 
-from infertune.errors import UsageError
+from infertune.base.errors import UsageError
+from infertune.base.records import dataclass
+from infertune.base.units import format_cpulist, parse_cpulist
 from infertune.launch_settings import LAUNCH_SETTINGS
 from infertune.pools.promised import LOCK
-from infertune.records import dataclass
 from infertune.resolve import Desired
 from infertune.servers.declaration import Declaration, files
-from infertune.units import format_cpulist, parse_cpulist
 
 
 def directives(desired: Desired) -> dict[str, str]:

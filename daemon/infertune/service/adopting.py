@@ -12,11 +12,12 @@ import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from infertune.errors import Failed, InfertuneError, UsageError
-from infertune.names import is_foreign_unit, placing_unit
-from infertune.records import replace
+from infertune.base.errors import Failed, InfertuneError, UsageError
+from infertune.base.names import is_foreign_unit, placing_unit
+from infertune.base.records import replace
+from infertune.base.root import Root
+from infertune.base.units import format_cpulist
 from infertune.resolve import Desired
-from infertune.root import Root
 from infertune.servers.adopted import (
     Adopted,
     Book,
@@ -43,7 +44,6 @@ from infertune.servers.unit import (
     process_values,
 )
 from infertune.service.systemd import Systemd
-from infertune.units import format_cpulist
 
 _MEMORY_MIN = "MemoryMin"
 

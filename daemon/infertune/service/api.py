@@ -19,12 +19,13 @@ from dbus_fast.service import ServiceInterface, dbus_method, dbus_property
 
 from infertune import __version__
 from infertune.backends import BACKENDS
+from infertune.base.errors import Failed, InfertuneError, NotPermitted, UsageError
+from infertune.base.names import NAME
+from infertune.base.tables import shown
 from infertune.config import read_config
 from infertune.engine.documents import report_document
 from infertune.engine.session import ApplyFailed
-from infertune.errors import Failed, InfertuneError, NotPermitted, UsageError
 from infertune.knobs import KNOBS
-from infertune.names import NAME
 from infertune.profile import check_name
 from infertune.service.authority import Authority
 from infertune.service.callers import Callers
@@ -42,7 +43,6 @@ from infertune.service.peers import Peers
 from infertune.service.power import Power
 from infertune.service.serving import Serving
 from infertune.service.wire import to_bus
-from infertune.tables import shown
 
 MAX_CONFIRM_S = 24 * 3600
 MAX_REASON = 200

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dbus_fast import Variant
 from dbus_fast.aio import MessageBus
 
-from infertune.errors import Busy, NotPermitted
+from infertune.base.errors import Busy, NotPermitted
 from infertune.service.calls import Remote, call
 
 _ALLOW_INTERACTION = 1

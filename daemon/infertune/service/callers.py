@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from dbus_fast.aio import MessageBus
 
-from infertune.errors import Busy, NotPermitted
+from infertune.base.errors import Busy, NotPermitted
 from infertune.service.calls import BUS, call
 
 MAX_CALLS_OF_ONE = 8

@@ -9,7 +9,7 @@ from typing import Any
 from dbus_fast import Message, MessageFlag, MessageType
 from dbus_fast.aio import MessageBus
 
-from infertune.records import dataclass
+from infertune.base.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

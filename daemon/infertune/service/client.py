@@ -12,7 +12,7 @@ import errno
 import time
 from ctypes import POINTER, byref, c_char, c_char_p, c_int, c_uint8, c_uint32, c_uint64, c_void_p
 
-from infertune.errors import InfertuneError, Unreachable
+from infertune.base.errors import InfertuneError, Unreachable
 from infertune.service.names import BUS_NAME, ERROR, ERRORS, INTERFACE, OBJECT_PATH
 
 TYPE_CHECKING = False

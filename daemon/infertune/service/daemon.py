@@ -19,11 +19,11 @@ from dbus_fast import BusType, Message, MessageType, NameFlag, RequestNameReply
 from dbus_fast.aio import MessageBus
 
 from infertune import __version__
+from infertune.base.errors import Exit, Failed, InfertuneError, UsageError
+from infertune.base.locks import DAEMON_LOCK
+from infertune.base.notify import Notifier
+from infertune.base.root import Root
 from infertune.config import read_config
-from infertune.errors import Exit, Failed, InfertuneError, UsageError
-from infertune.locks import DAEMON_LOCK
-from infertune.notify import Notifier
-from infertune.root import Root
 from infertune.service.api import Manager, remember_caller
 from infertune.service.authority import Authority
 from infertune.service.callers import Callers

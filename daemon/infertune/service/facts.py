@@ -14,11 +14,11 @@ import os
 import time
 from collections.abc import Callable
 
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 from infertune.host.processes import comms
 from infertune.machine import Machine, read_machine
 from infertune.profile import SEARCH_PATH, Profile, package_directory, read_profile
-from infertune.records import dataclass
-from infertune.root import Root
 
 NAMES_S = 60.0
 """How long the names of processes count: a program without a unit is told of that much later."""

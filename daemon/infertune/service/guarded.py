@@ -23,7 +23,7 @@ from typing import Any
 from dbus_fast import MessageFlag, MessageType
 from dbus_fast.aio import MessageBus
 
-from infertune.errors import Failed
+from infertune.base.errors import Failed
 
 MAX_MESSAGE = 64 * 1024
 """Bytes of a call or a signal: whoever sends one was not asked."""

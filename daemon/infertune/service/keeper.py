@@ -13,6 +13,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from infertune.base.errors import Failed, InfertuneError, UsageError
+from infertune.base.records import dataclass, replace
+from infertune.base.root import Held, Root
 from infertune.engine.documents import report_document, status_document
 from infertune.engine.journal import LOCK
 from infertune.engine.session import Session, session
@@ -24,12 +27,9 @@ from infertune.engine.state import (
     make_plan,
     status,
 )
-from infertune.errors import Failed, InfertuneError, UsageError
 from infertune.knobs import KNOBS, targets
 from infertune.machine import Machine
-from infertune.records import dataclass, replace
 from infertune.resolve import Desired, resolve
-from infertune.root import Held, Root
 from infertune.service.facts import Facts
 from infertune.service.ownership import Ownership
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from infertune.units import printable_line
+from infertune.base.units import printable_line
 
 MAX_LINE = 1500
 MAX_LINES = 20

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from infertune.errors import (
+from infertune.base.errors import (
     Busy,
     DeclarationError,
     InfertuneError,

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from infertune.base.records import dataclass
 from infertune.engine.state import Difference
-from infertune.records import dataclass
 
 WINDOW_S = 600.0
 SIGNAL_S = 5.0

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import sys
 
-from infertune.errors import Exit
+from infertune.base.errors import Exit
+from infertune.base.names import SLICE
+from infertune.base.root import Root
 from infertune.launch_settings import LAUNCH_SETTINGS
 from infertune.machine import read_machine
-from infertune.names import SLICE
-from infertune.root import Root
 
 _FILE = LAUNCH_SETTINGS["cpus_partition"].cgroup_file
 

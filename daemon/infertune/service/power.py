@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator
 
 from dbus_fast.aio import MessageBus
 
-from infertune.errors import Failed, InfertuneError
+from infertune.base.errors import Failed, InfertuneError
+from infertune.base.records import dataclass
 from infertune.host.tuners import tuner_by_id
-from infertune.records import dataclass
 from infertune.service.calls import Remote, call
 from infertune.service.keeper import Choice, Keeper
 from infertune.service.log import debug

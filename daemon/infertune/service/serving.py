@@ -8,15 +8,15 @@ import contextlib
 import sys
 from typing import Any
 
-from infertune.errors import Failed, InfertuneError, UsageError
+from infertune.base.errors import Failed, InfertuneError, UsageError
+from infertune.base.names import SLICE, server_of_unit, server_unit
+from infertune.base.records import replace
+from infertune.base.root import Root
 from infertune.host.sockets import listeners
 from infertune.machine import read_machine
-from infertune.names import SLICE, server_of_unit, server_unit
 from infertune.pools.promised import LOCK, OF_ROOT, sweep
 from infertune.profile import load_profile
-from infertune.records import replace
 from infertune.resolve import Desired, resolve
-from infertune.root import Root
 from infertune.servers.adopted import ADOPTED, Adopted
 from infertune.servers.declaration import DECLARED, TRANSIENT, Declaration, Foreign
 from infertune.servers.dropins import (

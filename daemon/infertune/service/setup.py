@@ -9,11 +9,11 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from infertune.base.errors import Failed, NotPermitted, UsageError
+from infertune.base.names import SLICE
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 from infertune.boot import record
-from infertune.errors import Failed, NotPermitted, UsageError
-from infertune.names import SLICE
-from infertune.records import dataclass
-from infertune.root import Root
 from infertune.servers.adopted import ADOPTED
 from infertune.servers.declaration import TRANSIENT
 from infertune.servers.dropins import remove_drop_in, remove_notes, units_with_drop_in

@@ -10,10 +10,10 @@ from typing import Any
 from dbus_fast import Variant
 from dbus_fast.aio import MessageBus
 
-from infertune.errors import Failed
+from infertune.base.errors import Failed
+from infertune.base.units import printable_line
 from infertune.service.calls import Refused, Remote, call
 from infertune.service.wire import from_bus
-from infertune.units import printable_line
 
 _TIMEOUT_S = 30.0
 _JOB_S = 60.0

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ctypes import c_char_p, c_int, c_void_p
 from typing import Any
 
-from infertune.records import dataclass
+from infertune.base.records import dataclass
 
 _NAME = "libudev.so.1"
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
-from infertune.records import dataclass
-from infertune.root import Root
+from infertune.base.records import dataclass
+from infertune.base.root import Root
+from infertune.base.units import parse_cpulist
 from infertune.service.udev import Monitor
-from infertune.units import parse_cpulist
 
 SUBSYSTEMS = ("cpu", "drm", "power_supply", "platform-profile", "module")
 _ONLINE, _WEDGED = "POWER_SUPPLY_ONLINE", "WEDGED"

@@ -18,7 +18,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from infertune.errors import InfertuneError
+from infertune.base.errors import InfertuneError
 from infertune.service.client import call
 
 PROFILES = ("long-context", "throughput", "low-latency", "quiet")

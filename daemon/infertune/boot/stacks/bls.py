@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import re
 
+from infertune.base.root import Root
 from infertune.boot import words as texts
 from infertune.boot.change import (
     AT_THE_TRY,
@@ -35,7 +36,6 @@ from infertune.boot.stacks.text import MENU, ONCE, read
 from infertune.host.boot_entries import BootEntry, boot_entries
 from infertune.host.system import command_line
 from infertune.machine import Machine
-from infertune.root import Root
 
 ENTRIES = "/boot/loader/entries"
 CONFIG = "/boot/grub2/grub.cfg"

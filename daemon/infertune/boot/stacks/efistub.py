@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shlex
 
+from infertune.base.root import Root
 from infertune.boot.change import Way, Words, by_hand
 from infertune.boot.stacks import firmware
 from infertune.boot.stacks.firmware import Program
@@ -16,7 +17,6 @@ from infertune.boot.stacks.text import ONCE
 from infertune.host import efi
 from infertune.host.system import command_line, parameters
 from infertune.machine import Machine
-from infertune.root import Root
 
 
 def efistub(root: Root, machine: Machine, words: Words) -> Way:

@@ -14,11 +14,11 @@ nothing.
 
 from __future__ import annotations
 
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 from infertune.boot.change import AT_THE_TRY, NO_PART, Command, Part, Words
 from infertune.boot.commands import find
 from infertune.host import efi
-from infertune.records import dataclass
-from infertune.root import Root
 
 FIRST = 0x0100
 """Above the numbers that firmware gives away itself."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from infertune.base.root import Root
 from infertune.boot.change import (
     AT_THE_TRY,
     Command,
@@ -18,7 +19,6 @@ from infertune.boot.stacks.text import MENU
 from infertune.boot.words import HEADER
 from infertune.host.mounts import mounted
 from infertune.machine import Machine
-from infertune.root import Root
 
 # A name that sorts last: GRUB_CMDLINE_LINUX_DEFAULT is added to, and what comes last counts.
 DROP_IN = "/etc/default/grub.d/zz-infertune.cfg"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 
+from infertune.base.root import Root
 from infertune.boot import words as texts
 from infertune.boot.change import NO_PART, Command, Edit, NewFile, Part, Way, Words, by_hand
 from infertune.boot.commands import find
@@ -26,7 +27,6 @@ from infertune.host import efi
 from infertune.host.boot_entries import loader_place
 from infertune.host.system import command_line, machine_id
 from infertune.machine import Machine
-from infertune.root import Root
 
 DROP_INS = "/etc/limine-entry-tool.d"
 DROP_IN = f"{DROP_INS}/zz-infertune.conf"

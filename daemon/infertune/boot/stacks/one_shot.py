@@ -22,12 +22,12 @@ from __future__ import annotations
 import os
 import re
 
+from infertune.base.root import Root
 from infertune.boot.change import AT_THE_TRY, NO_PART, Command, NewFile, Part, Words
 from infertune.boot.commands import find
 from infertune.boot.words import HEADER, add
 from infertune.host import efi
 from infertune.host.mounts import mounted
-from infertune.root import Root
 
 ID = "_-infertune-trial.conf"
 """The file's name, and what systemd-boot calls the entry."""

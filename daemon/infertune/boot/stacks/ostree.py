@@ -9,6 +9,7 @@ then (ot-admin-builtin-pin.c), so nothing could take the right pin off again.
 
 from __future__ import annotations
 
+from infertune.base.root import Root
 from infertune.boot.change import Command, Part, Way, Words, by_hand
 from infertune.boot.commands import find
 from infertune.boot.stacks.grub import can_write_environment
@@ -16,7 +17,6 @@ from infertune.boot.stacks.text import MENU, ONCE
 from infertune.host import efi
 from infertune.host.boot_entries import boot_entries, grub_environment
 from infertune.machine import Machine
-from infertune.root import Root
 
 CONFIG = "/boot/grub2/grub.cfg"
 SOURCES = "/usr/share/man/man8/bootc-loader-entries-set-options-for-source.8*"

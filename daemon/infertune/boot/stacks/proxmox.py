@@ -11,12 +11,12 @@ copy_and_config_kernels).  Which loader a partition has is no matter of
 
 from __future__ import annotations
 
+from infertune.base.root import Root
 from infertune.boot.change import Command, Edit, Part, Way, Words, by_hand
 from infertune.boot.commands import find
 from infertune.boot.stacks.one_shot import AT_BOOT
 from infertune.boot.stacks.text import KERNEL_CMDLINE, MENU, kernel_cmdline
 from infertune.machine import Machine
-from infertune.root import Root
 
 
 def proxmox(root: Root, machine: Machine, words: Words) -> Way:

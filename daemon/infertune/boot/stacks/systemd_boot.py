@@ -24,6 +24,7 @@ import json
 import os
 import re
 
+from infertune.base.root import Root
 from infertune.boot import words as texts
 from infertune.boot.change import NO_PART, Command, Edit, Part, Sweep, Way, Words, by_hand
 from infertune.boot.commands import find
@@ -39,7 +40,6 @@ from infertune.host.boot_entries import (
 from infertune.host.measured_boot import measured
 from infertune.host.system import machine_id, os_release
 from infertune.machine import Machine
-from infertune.root import Root
 
 KERNELSTUB = "/etc/kernelstub/configuration"
 KERNELSTUB_PLACE = "list kernel_options"

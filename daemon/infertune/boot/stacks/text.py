@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import re
 
-from infertune.errors import Failed, NotPermitted, describe
+from infertune.base.errors import Failed, NotPermitted, describe
+from infertune.base.root import Root
 from infertune.host.boot_entries import boot_partitions
 from infertune.host.system import command_line
-from infertune.root import Root
 
 KERNEL_CMDLINE = "/etc/kernel/cmdline"
 """The command line of kernels to come (kernel-install(8), mkinitcpio(8), sdbootutil)."""

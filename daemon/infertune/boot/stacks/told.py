@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import re
 
+from infertune.base.root import Root
 from infertune.boot.change import Way, Words, by_hand
 from infertune.host.mounts import mounted
 from infertune.host.system import command_line
 from infertune.machine import Machine
-from infertune.root import Root
 
 REFIND = "/boot/refind_linux.conf"
 

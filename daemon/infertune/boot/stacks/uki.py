@@ -21,6 +21,8 @@ from __future__ import annotations
 import os
 import re
 
+from infertune.base.records import replace
+from infertune.base.root import Root
 from infertune.boot.builders import ByHand, uki_image
 from infertune.boot.change import NO_PART, Edit, Image, NewFile, Part, Shelter, Way, Words, by_hand
 from infertune.boot.commands import find
@@ -34,8 +36,6 @@ from infertune.host import efi, pe
 from infertune.host.boot_entries import boot_entries, boot_partitions, selected_entry
 from infertune.host.system import command_line, release
 from infertune.machine import Machine
-from infertune.records import replace
-from infertune.root import Root
 
 DROP_IN = "/etc/cmdline.d/zz-infertune.conf"
 DRACUT_DROP_IN = "/etc/dracut.conf.d/zz-infertune.conf"

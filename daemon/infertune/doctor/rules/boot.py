@@ -8,6 +8,8 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 
+from infertune.base.records import replace
+from infertune.base.units import GIB, MIB, PAGES_PER_GIB, format_size
 from infertune.boot.sources import HARMLESS_WORDS, Mistake, ignored_words, mistake_in
 from infertune.doctor.base import (
     Answer,
@@ -25,8 +27,6 @@ from infertune.doctor.facts import Facts
 from infertune.host.memory import PAGE
 from infertune.host.modprobe import Assignment
 from infertune.pools.boot import most_for_gpu
-from infertune.records import replace
-from infertune.units import GIB, MIB, PAGES_PER_GIB, format_size
 
 _TTM = ("ttm", "amdttm", "amd_ttm")
 

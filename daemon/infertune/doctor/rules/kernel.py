@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 
+from infertune.base.units import format_size
 from infertune.doctor.base import (
     Answer,
     Finding,
@@ -21,7 +22,6 @@ from infertune.doctor.base import (
 from infertune.doctor.conditions import ALWAYS, AMDGPU, INTEGRATED, RDNA35, STRIX_HALO
 from infertune.doctor.facts import Facts
 from infertune.host.unknown import known
-from infertune.units import format_size
 
 _SLOW = Window(first=(7, 0, 12), last=(7, 0, 12), good=(7, 0, 13))
 

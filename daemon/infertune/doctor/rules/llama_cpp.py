@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
+from infertune.base.records import dataclass, replace
 from infertune.doctor.base import (
     Answer,
     Confidence,
@@ -36,7 +37,6 @@ from infertune.doctor.conditions import (
 from infertune.doctor.facts import Facts
 from infertune.doctor.surroundings import LlamaServer
 from infertune.host.servers import Declared
-from infertune.records import dataclass, replace
 from infertune.server_files.command_line import LLAMA
 
 _WRONG_LOGITS = Window(first=(10040,), last=(10588,), good=(11669,), estimated=True)

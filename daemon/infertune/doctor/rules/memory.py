@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from infertune.base.units import GIB, MIB, PAGES_PER_GIB, format_size
 from infertune.doctor.base import (
     Answer,
     Finding,
@@ -31,7 +32,6 @@ from infertune.pools.judge import (
     is_default,
     ttm_limit,
 )
-from infertune.units import GIB, MIB, PAGES_PER_GIB, format_size
 
 _SANE = 1 << 50
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from infertune.base.units import MIB, format_size
 from infertune.doctor.base import (
     Answer,
     Finding,
@@ -27,7 +28,6 @@ from infertune.doctor.surroundings import LlamaServer
 from infertune.host.servers import Declared
 from infertune.host.text import integer
 from infertune.server_files.command_line import LLAMA
-from infertune.units import MIB, format_size
 
 _BATCH = 2048
 _UBATCH = 512

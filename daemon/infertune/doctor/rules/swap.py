@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
+from infertune.base.units import GIB, format_size
 from infertune.doctor.base import Answer, Finding, Rule, Source, Unknown, github, kernel_doc, need
 from infertune.doctor.conditions import INTEGRATED
 from infertune.doctor.facts import Facts
 from infertune.host.swap import Swaps
-from infertune.units import GIB, format_size
 
 
 def _swaps(facts: Facts) -> Swaps:

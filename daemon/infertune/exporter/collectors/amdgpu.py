@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from infertune.base.root import Root
 from infertune.exporter.base import MAX_GPUS, Absent, Collector, Metric, Sample, bounded, present
 from infertune.host.gpu import (
     Hwmon,
@@ -15,7 +16,6 @@ from infertune.host.gpu import (
     hwmon,
     memory_info,
 )
-from infertune.root import Root
 
 _SYSFS = "Documentation/gpu/amdgpu/thermal.rst"
 _MEMORY = "drivers/gpu/drm/amd/amdgpu/amdgpu_vram_mgr.c, amdgpu_gtt_mgr.c"

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
+from infertune.base.errors import InfertuneError
+from infertune.base.root import Root
 from infertune.boot import record
-from infertune.errors import InfertuneError
 from infertune.exporter.base import Collector, Metric, Sample, one_of
-from infertune.root import Root
 
 STATES = ("none", "pending-reboot", "trying", "confirmed", "failed", "interrupted", "unknown")
 _OF_PHASE = {

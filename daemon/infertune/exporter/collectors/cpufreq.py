@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from infertune.base.root import Root
 from infertune.exporter.base import Absent, Collector, Metric, Sample, bounded, present
 from infertune.host.cpu import clock, policy_numbers
-from infertune.root import Root
 
 _DOC = "Documentation/admin-guide/pm/cpufreq.rst"
 MAX_POLICIES = 512

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
+from infertune.base.root import Root
 from infertune.exporter.base import MAX_GPUS, Absent, Collector, Metric, Sample, bounded
 from infertune.exporter.servers import processes
 from infertune.host.gpu import amdgpu_cards
 from infertune.host.processes import MAX_DESCRIPTORS, DrmClient, descriptors, drm_client
-from infertune.root import Root
 
 _DOC = "Documentation/gpu/drm-usage-stats.rst"
 _MEMORY = "servers times GPUs times memory regions (amdgpu has about 6)"

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from infertune.base.root import Root
 from infertune.exporter.base import MAX_GPUS, Absent, Collector, Metric, Sample, bounded, present
 from infertune.host.gpu import amdgpu_cards
 from infertune.host.gpu_metrics import Table, gpu_metrics
-from infertune.root import Root
 
 _HEADER = "drivers/gpu/drm/amd/include/kgd_pp_interface.h"
 

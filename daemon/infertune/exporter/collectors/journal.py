@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
+from infertune.base.root import Root
 from infertune.engine.journal import RUNTIME, STATES, find, load
 from infertune.exporter.base import Collector, Metric, Sample, one_of
-from infertune.root import Root
 
 PROFILE_METRICS = (
     Metric(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+from infertune.base.root import Root
 from infertune.exporter.base import MAX_GPUS, Absent, Collector, Metric, Sample, bounded
 from infertune.exporter.servers import processes
 from infertune.host.gpu import (
@@ -20,7 +21,6 @@ from infertune.host.gpu import (
     kfd_pids,
     kfd_process,
 )
-from infertune.root import Root
 
 _PROCESS = "drivers/gpu/drm/amd/amdkfd/kfd_process.c"
 _TOPOLOGY = "drivers/gpu/drm/amd/amdkfd/kfd_topology.c"

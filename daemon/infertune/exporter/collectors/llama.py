@@ -18,10 +18,10 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 from infertune.exporter.base import Absent, Collector, Metric, Sample, one_of
 from infertune.exporter.servers import ports
-from infertune.records import dataclass
-from infertune.root import Root
 
 STATES = ("up", "loading", "no-metrics", "denied", "timeout", "unreachable", "not-understood")
 _MAX_BYTES = 64 * 1024

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from infertune.base.root import Root
 from infertune.exporter.base import Absent, Collector, Metric, Sample, present
 from infertune.host.cpu import model_name
 from infertune.host.memory import meminfo
 from infertune.host.system import product, release
-from infertune.root import Root
 
 KINDS = {
     "total": "MemTotal",

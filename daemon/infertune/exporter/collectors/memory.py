@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
+from infertune.base.names import SLICE
+from infertune.base.records import dataclass
+from infertune.base.root import Root
 from infertune.exporter.base import Absent, Collector, Metric, Sample, present
 from infertune.exporter.servers import units
 from infertune.host.cgroup import (
@@ -19,9 +22,6 @@ from infertune.host.cgroup import (
     memory_stat,
     memory_used,
 )
-from infertune.names import SLICE
-from infertune.records import dataclass
-from infertune.root import Root
 from infertune.servers.running import Unit
 
 _DOC = "Documentation/admin-guide/cgroup-v2.rst"

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from infertune.base.root import Root
 from infertune.exporter.base import Absent, Collector, Metric, Sample, bounded, present
 from infertune.host.devices import accelerator, accelerator_names
-from infertune.root import Root
 
 MAX_NPUS = 8
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from infertune.base.root import Root
 from infertune.boot.sizes import next_boot
 from infertune.exporter.base import Absent, Collector, Metric, Sample, present
 from infertune.host.unknown import Unknown
@@ -13,7 +14,6 @@ from infertune.pools.facts import read_facts
 from infertune.pools.judge import gpu_pool
 from infertune.pools.promised import with_reservations
 from infertune.resolve import assume_backend
-from infertune.root import Root
 
 _SOURCE = "docs/memory.md"
 SETTINGS = (

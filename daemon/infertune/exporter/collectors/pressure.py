@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from infertune.base.root import Root
 from infertune.exporter.base import Absent, Collector, Metric, Sample
 from infertune.exporter.servers import units
 from infertune.host.memory import Pressure, has_pressure, pressure
-from infertune.root import Root
 
 _DOC = "Documentation/accounting/psi.rst"
 

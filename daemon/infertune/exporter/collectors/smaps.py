@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
+from infertune.base.root import Root
 from infertune.exporter.base import Absent, Collector, Metric, Sample
 from infertune.exporter.servers import processes
 from infertune.host.processes import rolled_up
-from infertune.root import Root
 
 PARTS = {
     "resident": "Rss",

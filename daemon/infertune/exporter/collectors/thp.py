@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from infertune.base.root import Root
 from infertune.exporter.base import Absent, Collector, Metric, Sample, present
 from infertune.host.memory import meminfo, vmstat
 from infertune.host.thp import has_huge_pages
-from infertune.root import Root
 
 _DOC = "Documentation/admin-guide/mm/transhuge.rst"
 

@@ -12,9 +12,9 @@ import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from infertune import toml_lines
-from infertune.errors import FileError, did_you_mean
-from infertune.names import NAME, NAME_RULE
+from infertune.base import toml_lines
+from infertune.base.errors import FileError, did_you_mean
+from infertune.base.names import NAME, NAME_RULE
 
 MAX_LINE = 1000
 """Characters of a line: a key of very many parts takes a TOML parser minutes."""

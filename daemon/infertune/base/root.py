@@ -25,10 +25,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from infertune import locks
-from infertune.errors import UsageError
-from infertune.recorded import as_the_kernel_would
-from infertune.records import dataclass
+from infertune.base import locks
+from infertune.base.errors import UsageError
+from infertune.base.recorded import as_the_kernel_would
+from infertune.base.records import dataclass
 
 _DESCRIPTORS = "/proc/self/fd"
 
