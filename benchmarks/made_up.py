@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from infertune.snapshot import open_snapshot
+from infertune.host.snapshot import open_snapshot
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SNAPSHOT = REPOSITORY / "tests" / "golden" / "strix-halo-128-serving.snapshot"

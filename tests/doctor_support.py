@@ -16,8 +16,8 @@ from pathlib import Path
 from infertune.base.root import Root
 from infertune.base.units import GIB
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
-from infertune.kernel_log import records
-from infertune.snapshot import open_snapshot
+from infertune.host.kernel_log import records
+from infertune.host.snapshot import open_snapshot
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

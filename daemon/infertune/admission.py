@@ -14,7 +14,7 @@ from infertune.budget.budget import REFUSED, Budget, budget
 from infertune.budget.gguf_file import ModelError, read_model
 from infertune.budget.settings import ServerMemory, read_memory
 from infertune.budget.shape import Shape, read_shape
-from infertune.machine import Machine
+from infertune.host.machine import Machine
 from infertune.pools.facts import read_facts
 from infertune.pools.promised import LOCK, OF_ROOT, reserve, with_reservations
 

@@ -23,7 +23,7 @@ import re
 from infertune.base.records import dataclass
 from infertune.base.units import format_cpulist, parse_cpulist
 from infertune.host.cpu import Core, Cpu
-from infertune.machine import Machine
+from infertune.host.machine import Machine
 from infertune.values import Value
 
 ACCEPTS = (

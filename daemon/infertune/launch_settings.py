@@ -14,8 +14,8 @@ from typing import Literal
 from infertune.base.records import dataclass
 from infertune.base.units import GIB, parse_size
 from infertune.cpuset import CpuSet
+from infertune.host.machine import Machine
 from infertune.knobs.base import Evidence
-from infertune.machine import Machine
 from infertune.values import Choice, Integer, Value
 
 

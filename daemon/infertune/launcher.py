@@ -17,10 +17,10 @@ from infertune.base.notify import Notifier
 from infertune.base.root import Root
 from infertune.base.units import printable_line
 from infertune.engine.state import Report
+from infertune.host.machine import Machine, read_machine
 from infertune.launch.apart import keep_apart
 from infertune.launch.client import Completion
 from infertune.launch.place import Placed
-from infertune.machine import Machine, read_machine
 from infertune.pools.promised import LOCK, OF_UNITS
 from infertune.run import Request, Result, Run, prepare
 from infertune.servers.declaration import Declaration, own_settings

@@ -49,9 +49,9 @@ from infertune.base.names import NAME, NAME_RULE
 from infertune.base.records import dataclass, replace
 from infertune.base.root import Root, changeable_by_others, read_plain_file
 from infertune.base.tables import clipped, parse_toml, shown
+from infertune.host.machine import Machine
 from infertune.knobs import KNOBS
 from infertune.launch_settings import ENVIRONMENT_ALLOWED, LAUNCH_SETTINGS, check_environment
-from infertune.machine import Machine
 from infertune.server_settings import SERVER_SETTINGS
 from infertune.values import Value
 

@@ -22,6 +22,7 @@ from infertune.doctor.at_launch import warnings
 from infertune.engine.journal import Journal
 from infertune.engine.session import ApplyFailed, Session, session
 from infertune.engine.state import Report
+from infertune.host.machine import Machine, read_machine
 from infertune.launch.binary import (
     BACKENDS,
     INSTALL_HINT,
@@ -45,7 +46,6 @@ from infertune.launch.process import (
     start,
 )
 from infertune.launch.ready import DEFAULT_PORT, choose_port, wait_ready
-from infertune.machine import Machine, read_machine
 from infertune.profile import load_profile
 from infertune.resolve import Desired, Setting, assume_backend, resolve
 from infertune.server_settings import (

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from infertune.base.errors import did_you_mean
 from infertune.base.records import dataclass
 from infertune.base.units import MIB, printable_line
-from infertune.machine import Machine
+from infertune.host.machine import Machine
 from infertune.values import Choice, Integer, Size, Switch, Value
 
 

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 
 from infertune.base.records import dataclass
 from infertune.base.units import parse_size
-from infertune.machine import Machine
+from infertune.host.machine import Machine
 
 
 class Value(ABC):

@@ -22,11 +22,11 @@ from infertune.budget.gguf_file import read_model
 from infertune.budget.parts import parts
 from infertune.budget.settings import server_memory
 from infertune.budget.shape import read_shape
+from infertune.host.machine import read_machine
 from infertune.launch.binary import embedded_is_installed, embedded_program
 from infertune.launch.client import complete, healthy
 from infertune.launch.embedded import default_model
 from infertune.launch.ready import choose_port
-from infertune.machine import read_machine
 
 pytestmark = pytest.mark.skipif(
     not embedded_is_installed(), reason="the extra 'embedded' is not installed"

@@ -36,10 +36,10 @@ from drawing.draw import SPAN_S, draw
 from infertune.base.root import Root
 from infertune.boot import record
 from infertune.host.cgroup import cgroup as read_cgroup
+from infertune.host.snapshot import open_snapshot
 from infertune.launch.binary import embedded_is_installed, embedded_program
 from infertune.launch.client import complete, healthy
 from infertune.launch.embedded import default_model
-from infertune.snapshot import open_snapshot
 
 pytestmark = [pytest.mark.root_only, pytest.mark.timeout(300)]
 

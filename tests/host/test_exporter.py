@@ -23,7 +23,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from infertune.exporter.collectors import COLLECTORS
-from infertune.snapshot import open_snapshot
+from infertune.host.snapshot import open_snapshot
 
 REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY / "daemon")}

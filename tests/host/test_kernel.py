@@ -16,8 +16,8 @@ import pytest
 from infertune.base.root import Root
 from infertune.cli.main import main
 from infertune.engine.session import session
+from infertune.host.machine import read_machine
 from infertune.knobs import KNOBS, read_live, targets
-from infertune.machine import read_machine
 from infertune.profile import load_profile
 from infertune.resolve import resolve
 from infertune.server_settings import SERVER_SETTINGS, parse_help, server_arguments

@@ -19,7 +19,7 @@ from infertune.base.errors import UsageError
 from infertune.base.records import replace
 from infertune.base.root import Root, Step
 from infertune.base.units import GIB
-from infertune.machine import read_machine
+from infertune.host.machine import read_machine
 from infertune.pools import promised
 from infertune.pools.facts import read_facts
 from infertune.pools.promised import (

@@ -16,7 +16,7 @@ from infertune.cli.base import Context
 from infertune.doctor.at_launch import warnings
 from infertune.doctor.rules import RULES
 from infertune.doctor.surroundings import LlamaServer
-from infertune.machine import read_machine
+from infertune.host.machine import read_machine
 from infertune.profile import load_profile
 from infertune.resolve import resolve
 from infertune.run import Request, Result, Run, prepare

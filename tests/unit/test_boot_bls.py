@@ -24,7 +24,7 @@ from infertune.base.root import Root
 from infertune.boot import staging
 from infertune.boot.change import Change, Way
 from infertune.boot.stacks.bls import bls
-from infertune.machine import read_machine
+from infertune.host.machine import read_machine
 
 WORDS = ("ttm.pages_limit=25165824", "amd_iommu=off")
 AT_THE_TRY = "panic=30 rd.shell=0 rd.emergency=reboot"

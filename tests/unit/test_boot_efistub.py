@@ -23,8 +23,8 @@ from infertune.boot import record, staging
 from infertune.boot.change import Change, Command, Way
 from infertune.boot.stacks.efistub import efistub
 from infertune.host import efi
-from infertune.load_option import load_option
-from infertune.machine import read_machine
+from infertune.host.load_option import load_option
+from infertune.host.machine import read_machine
 
 WORDS = ("ttm.pages_limit=25165824", "amd_iommu=off")
 LINE = r"initrd=\initramfs-linux.img root=UUID=1234 ro quiet"

@@ -34,13 +34,13 @@ from infertune.host.boot_entries import (
 )
 from infertune.host.boot_loader import STACKS, BootLoader, boot_loader
 from infertune.host.gpu import carveout_shown_is_real
+from infertune.host.load_option import load_option as parse
+from infertune.host.load_option import plain
+from infertune.host.machine import read_machine
 from infertune.host.measured_boot import measured
+from infertune.host.snapshot import open_snapshot, record
 from infertune.host.system import loader_number
 from infertune.host.unknown import Unknown
-from infertune.load_option import load_option as parse
-from infertune.load_option import plain
-from infertune.machine import read_machine
-from infertune.snapshot import open_snapshot, record
 
 Files = dict[str, str | bytes]
 GUESSED = "no boot loader said its name: told by what lies here"

@@ -24,8 +24,8 @@ from infertune.boot.plan import plan
 from infertune.boot.stacks.grub import SCRIPT as GRUB_SCRIPT
 from infertune.boot.state import read_status
 from infertune.cli.main import main
+from infertune.host.machine import read_machine
 from infertune.host.modprobe import read_sources
-from infertune.machine import read_machine
 from infertune.profile import load_profile
 from infertune.resolve import resolve
 from support import At, Counter, fail, in_child, kill, shorten

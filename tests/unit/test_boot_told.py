@@ -28,8 +28,8 @@ from infertune.boot.change import Way
 from infertune.boot.plan import STACKS
 from infertune.cli.main import main
 from infertune.host import efi
-from infertune.load_option import load_option
-from infertune.machine import read_machine
+from infertune.host.load_option import load_option
+from infertune.host.machine import read_machine
 
 WORDS = ("ttm.pages_limit=25165824", "amd_iommu=off")
 GIVEN = " ".join(WORDS)

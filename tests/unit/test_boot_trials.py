@@ -16,8 +16,8 @@ from infertune.boot.options import options
 from infertune.boot.plan import plan
 from infertune.boot.state import is_ready, read_status
 from infertune.cli.main import main
+from infertune.host.machine import read_machine
 from infertune.host.modprobe import read_sources
-from infertune.machine import read_machine
 from infertune.profile import load_profile
 from infertune.resolve import resolve
 

@@ -31,8 +31,8 @@ from infertune.boot.options import options
 from infertune.boot.plan import STACKS, plan
 from infertune.boot.stacks.one_shot import ID
 from infertune.boot.stacks.uki import DRACUT_DROP_IN, DROP_IN, TRIAL
+from infertune.host.machine import read_machine
 from infertune.host.modprobe import read_sources
-from infertune.machine import read_machine
 from infertune.profile import load_profile
 from infertune.resolve import resolve
 

@@ -24,10 +24,10 @@ from infertune.budget.settings import ServerMemory, server_memory
 from infertune.budget.shape import Shape, read_shape
 from infertune.cli import serve
 from infertune.cli.main import main
-from infertune.machine import read_machine
+from infertune.host.machine import read_machine
+from infertune.host.snapshot import open_root
 from infertune.pools.facts import PoolFacts, read_facts
 from infertune.pools.judge import system_reserve
-from infertune.snapshot import open_root
 from known_models import KNOWN, Known, thin
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -39,8 +39,8 @@ from infertune.doctor.facts import read_facts
 from infertune.doctor.rules import RULES
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
 from infertune.doctor.surroundings import recorded
+from infertune.host.snapshot import open_snapshot, record
 from infertune.server_files.script import script
-from infertune.snapshot import open_snapshot, record
 
 SYSTEM = "/etc/systemd/system"
 RUNNING = "/sys/fs/cgroup/system.slice"

@@ -42,7 +42,7 @@ HEAVY = {
     "dbus_fast",
     "infertune.engine",
     "infertune.knobs",
-    "infertune.machine",
+    "infertune.host.machine",
     "infertune.profile",
     "infertune.base.root",
     "inspect",

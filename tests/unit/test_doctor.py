@@ -54,11 +54,11 @@ from infertune.doctor.surroundings import (
     look_around,
     recorded,
 )
-from infertune.kernel_log import SIGNS, find, messages, records, reduce_log
+from infertune.host.kernel_log import SIGNS, find, messages, records, reduce_log
+from infertune.host.redaction import reduce_file
+from infertune.host.snapshot import open_snapshot, record
 from infertune.launch.binary import linked_backends, others_may_write
 from infertune.launch.system import kernel_journal
-from infertune.redaction import reduce_file
-from infertune.snapshot import open_snapshot, record
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -39,16 +39,16 @@ from infertune.host.boot_writes import BootWrite, boot_writes
 from infertune.host.container import container_kind
 from infertune.host.coredump import CoreDumps, core_dumps
 from infertune.host.ini import sections
+from infertune.host.machine import read_machine
 from infertune.host.memory import PAGE
 from infertune.host.nodes import Node, gpu_nodes
 from infertune.host.power_at_boot import power_at_boot
+from infertune.host.redaction import reduce_file
 from infertune.host.swap import SwapArea, Swaps
 from infertune.host.swap import swaps as swaps_of
 from infertune.host.unknown import Unknown
 from infertune.knobs import KNOBS
-from infertune.machine import read_machine
 from infertune.pools.boot import most_for_gpu
-from infertune.redaction import reduce_file
 
 
 def ask(root: Root, *ids: str) -> dict[str, Result]:

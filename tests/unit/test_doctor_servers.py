@@ -22,11 +22,11 @@ from infertune.doctor.rules import RULES
 from infertune.doctor.rules.llama_cpp import GONE_FLAGS
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
 from infertune.doctor.surroundings import NO_HELP, LlamaServer, look_around, recorded
+from infertune.host.redaction import reduce_file
 from infertune.host.servers import SERVERS_LIMIT, Declared, read_servers
-from infertune.redaction import reduce_file
+from infertune.host.snapshot import open_snapshot, record
 from infertune.server_files.block_yaml import NotUnderstood, load
 from infertune.server_files.command_line import parse, render
-from infertune.snapshot import open_snapshot, record
 
 FAKE = Path(__file__).parents[1] / "fake_llama_server"
 BARE: Overlay = {**HEALTHY, UNIT: None}

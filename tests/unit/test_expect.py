@@ -14,8 +14,8 @@ from infertune.budget.gguf_file import read_model
 from infertune.budget.measured import CHIPS, SPEEDS, speeds_of
 from infertune.budget.shape import Shape, read_shape
 from infertune.cli.main import main
-from infertune.machine import Machine, read_machine
-from infertune.snapshot import open_root
+from infertune.host.machine import Machine, read_machine
+from infertune.host.snapshot import open_root
 from known_models import KNOWN
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"

@@ -49,9 +49,9 @@ from infertune.exporter.runner import Runner, collect
 from infertune.exporter.servers import MAX_SERVERS, cgroup_ids, ports, processes
 from infertune.host import gpu_metrics
 from infertune.host.gpu import DpmClock, amdgpu_cards, dpm_levels
-from infertune.machine import Machine, read_machine
+from infertune.host.machine import Machine, read_machine
+from infertune.host.snapshot import open_snapshot
 from infertune.servers.adopted import ADOPTED, Adopted, Book, Changed, write_book
-from infertune.snapshot import open_snapshot
 
 TESTS = Path(__file__).resolve().parents[1]
 SERVING = TESTS / "golden" / "strix-halo-128-serving.snapshot"

@@ -19,10 +19,10 @@ from infertune.host.cpu import CPUS, model_name, policies
 from infertune.host.energy import EnergyPmu, energy_pmu
 from infertune.host.gpu import MAX_PROCESSES, dpm_levels
 from infertune.host.processes import MAX_DESCRIPTORS, capability_sets, drm_client, drm_clients
+from infertune.host.snapshot import open_snapshot
 from infertune.host.system import lockdown
 from infertune.host.text import bracketed, counters, sizes
 from infertune.launch.place import Group, _protected
-from infertune.snapshot import open_snapshot
 
 SERVING = Path(__file__).resolve().parents[1] / "golden" / "strix-halo-128-serving.snapshot"
 SLICE = "/sys/fs/cgroup/infertune.slice"

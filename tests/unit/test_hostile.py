@@ -28,10 +28,11 @@ from infertune.base.root import Root, Step
 from infertune.base.units import GIB, format_size
 from infertune.cli import serve
 from infertune.cli.main import main
+from infertune.host.machine import read_machine
 from infertune.host.processes import process
+from infertune.host.redaction import reduce_file
 from infertune.host.servers import read_servers
 from infertune.launch.client import chat, complete, how_to_talk
-from infertune.machine import read_machine
 from infertune.pools.facts import read_facts
 from infertune.pools.promised import (
     LOCK,
@@ -41,7 +42,6 @@ from infertune.pools.promised import (
     reserve,
     with_reservations,
 )
-from infertune.redaction import reduce_file
 from infertune.server_files.block_yaml import NotUnderstood, load
 from infertune.server_files.command_line import parse
 from infertune.server_files.formats import preset

@@ -12,7 +12,7 @@ import pytest
 
 from infertune.base.root import Root
 from infertune.engine.state import drift
-from infertune.machine import read_machine
+from infertune.host.machine import read_machine
 from infertune.service import keeper
 from infertune.service.keeper import MAX_HOLDS, Choice, Keeper
 from infertune.service.timer import Deadline

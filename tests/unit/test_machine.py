@@ -14,9 +14,9 @@ from infertune.cli.machine import COMMANDS as MACHINE_COMMANDS
 from infertune.cli.main import main
 from infertune.host.cpu import Core
 from infertune.host.gpu import Ttm
+from infertune.host.machine import Machine, read_machine
+from infertune.host.snapshot import open_snapshot
 from infertune.host.tuners import TUNERS
-from infertune.machine import Machine, read_machine
-from infertune.snapshot import open_snapshot
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SNAPSHOTS = sorted(FIXTURES.glob("*.snapshot"))

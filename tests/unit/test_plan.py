@@ -18,10 +18,10 @@ from infertune.engine.plan import Item, restore_order, set_order
 from infertune.engine.session import ApplyFailed, session
 from infertune.engine.state import make_plan, status
 from infertune.engine.store import Store
+from infertune.host.machine import read_machine
+from infertune.host.snapshot import open_root
 from infertune.knobs import KNOBS
 from infertune.knobs.guards import GUARDS, STRIX_HALO
-from infertune.machine import read_machine
-from infertune.snapshot import open_root
 from support import (
     CPUFREQ,
     LONG,
@@ -459,7 +459,7 @@ def test_apply_to_a_recorded_machine_and_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The whole profile on a 128 GB Strix Halo tree: applied, verified, reverted."""
-    from infertune.snapshot import open_snapshot
+    from infertune.host.snapshot import open_snapshot
 
     with open_snapshot(str(FIXTURES / "strix-halo-128.snapshot")) as root:
         tree = str(root.base)

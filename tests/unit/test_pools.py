@@ -20,13 +20,13 @@ from infertune.base.units import GIB, MIB, format_size
 from infertune.boot.sizes import outlooks
 from infertune.cli.main import main
 from infertune.host.gpu import MemoryInfo, Ttm
+from infertune.host.machine import read_machine
 from infertune.host.modprobe import Assignment
+from infertune.host.snapshot import open_root
 from infertune.host.unknown import Unknown
-from infertune.machine import read_machine
 from infertune.pools.boot import Change, after_boot, most_for_gpu
 from infertune.pools.facts import Configured, PoolFacts, read_facts
 from infertune.pools.judge import Pool, gpu_pool, held_by, ram
-from infertune.snapshot import open_root
 from known_models import KNOWN
 
 RAMS = (32, 64, 96, 128, 192, 256)

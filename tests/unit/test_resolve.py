@@ -11,10 +11,10 @@ import pytest
 from infertune.base.errors import ProfileError, UsageError
 from infertune.base.root import Root
 from infertune.base.units import GIB, parse_size
-from infertune.machine import Machine, read_machine
+from infertune.host.machine import Machine, read_machine
+from infertune.host.snapshot import open_root
 from infertune.profile import load_profile
 from infertune.resolve import Desired, assume_backend, resolve
-from infertune.snapshot import open_root
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 

@@ -14,8 +14,9 @@ from infertune.base.records import replace
 from infertune.base.root import Root
 from infertune.cli import serve
 from infertune.cli.main import main
+from infertune.host.machine import Machine, read_machine
+from infertune.host.snapshot import open_root
 from infertune.launch.binary import Server
-from infertune.machine import Machine, read_machine
 from infertune.profile import load_profile
 from infertune.resolve import Desired, resolve
 from infertune.run import Request, Result, Run, _serving
@@ -29,7 +30,6 @@ from infertune.servers.declaration import (
 )
 from infertune.servers.unit import drop_in, systemd_run_line
 from infertune.service.setup import template
-from infertune.snapshot import open_root
 
 FIXTURE = str(Path(__file__).parents[1] / "fixtures" / "strix-halo-128.snapshot")
 CHAT = Declaration("chat", "x", "/home/me/models/m.gguf", 8081, "vulkan", {})

@@ -17,8 +17,9 @@ from infertune.base.errors import DeclarationError, UsageError
 from infertune.base.records import replace
 from infertune.base.root import Root
 from infertune.config import Config, read_config
+from infertune.host.machine import read_machine
+from infertune.host.snapshot import open_root
 from infertune.launch_settings import LAUNCH_SETTINGS
-from infertune.machine import read_machine
 from infertune.profile import load_profile
 from infertune.resolve import Desired, resolve
 from infertune.servers.declaration import (
@@ -47,7 +48,6 @@ from infertune.servers.unit import (
 from infertune.service import setup
 from infertune.service.partition import make_partition
 from infertune.service.setup import FILES, check, install, remove, template
-from infertune.snapshot import open_root
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "strix-halo-128.snapshot"
 CHAT = Declaration("chat", "low-latency", "/models/a b.gguf", 8081, "rocm", {"ctx_size": 4096})

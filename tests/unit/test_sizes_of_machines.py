@@ -13,12 +13,12 @@ from infertune.base.root import Root
 from infertune.base.units import GIB, KIB, parse_size
 from infertune.boot.options import Option
 from infertune.boot.sizes import check_sizes
+from infertune.host.machine import Machine, read_machine
 from infertune.host.memory import PAGE
-from infertune.machine import Machine, read_machine
+from infertune.host.snapshot import open_root
 from infertune.pools.facts import PoolFacts
 from infertune.profile import Profile, load_profile, package_directory
 from infertune.resolve import resolve
-from infertune.snapshot import open_root
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "strix-halo-128.snapshot"
 PROFILES = sorted(path.stem for path in package_directory().glob("*.toml"))

@@ -17,9 +17,8 @@ from infertune.base.root import Root
 from infertune.cli.main import main
 from infertune.doctor.facts import read_facts
 from infertune.doctor.surroundings import recorded
-from infertune.knobs import KNOBS, read_live, targets
-from infertune.machine import read_machine
-from infertune.snapshot import (
+from infertune.host.machine import read_machine
+from infertune.host.snapshot import (
     END,
     MAGIC,
     Archive,
@@ -30,6 +29,7 @@ from infertune.snapshot import (
     redact_cmdline,
     render,
 )
+from infertune.knobs import KNOBS, read_live, targets
 
 FIXTURES = sorted((Path(__file__).parents[1] / "fixtures").glob("*.snapshot"))
 
@@ -323,7 +323,7 @@ def test_noise_is_refused_cleanly(noise: bytes) -> None:
 
 
 def test_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infertune.snapshot.MAX_SIZE", 10)
+    monkeypatch.setattr("infertune.host.snapshot.MAX_SIZE", 10)
     file = tmp_path / "x"
     file.write_bytes(snapshot())
     with pytest.raises(SnapshotError, match="larger"), open_snapshot(str(file)):
@@ -381,7 +381,7 @@ def test_a_root_that_may_not_be_read(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "access", lambda *_: False)
-        patched.setattr("infertune.snapshot.read_user_file", forbidden)
+        patched.setattr("infertune.host.snapshot.read_user_file", forbidden)
         for path in (tmp_path, file):
             assert main(["--root", str(path), "doctor"]) == 4
             out, err = capsys.readouterr()

@@ -671,7 +671,7 @@ def test_what_is_known_of_the_machine_is_forgotten_when_it_may_be_untrue(
 
 def test_a_plan_says_who_else_sets_a_knob(tmp_path: Path) -> None:
     from infertune.engine.state import make_plan
-    from infertune.machine import read_machine
+    from infertune.host.machine import read_machine
     from support import LONG, desired
 
     root = build(tmp_path)

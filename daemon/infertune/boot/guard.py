@@ -19,8 +19,8 @@ from infertune.boot import record, staging
 from infertune.boot.commands import Ran, Runner, find, runner
 from infertune.boot.record import Stage
 from infertune.boot.state import live, not_in_force
+from infertune.host.machine import read_machine
 from infertune.host.system import boot_id, command_line, parameters
-from infertune.machine import read_machine
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,8 @@ from infertune.boot.stacks import (
 )
 from infertune.boot.stacks.text import MENU
 from infertune.boot.words import HEADER
+from infertune.host.machine import Machine
 from infertune.host.system import command_line
-from infertune.machine import Machine
 
 MODPROBE = "/etc/modprobe.d/zz-infertune.conf"
 """Sorts after other files, since of two values of one parameter the later one counts."""

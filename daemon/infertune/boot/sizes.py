@@ -18,11 +18,11 @@ from infertune.boot import record
 from infertune.boot.options import Option, options
 from infertune.boot.plan import MODPROBE, plan
 from infertune.boot.record import Stage
+from infertune.host.machine import Machine
 from infertune.host.memory import PAGE
 from infertune.host.modprobe import Assignment, read_sources
 from infertune.host.system import COMMAND_LINE, boot_id
 from infertune.host.unknown import Unknown
-from infertune.machine import Machine
 from infertune.pools.boot import (
     SMALLEST_CARVEOUT,
     STAGED,

@@ -13,7 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from infertune.base.units import MIB
-from infertune.machine import Machine
+from infertune.host.machine import Machine
 
 BUFFER_BYTES = 512 * MIB
 """Caches: 64 MiB L3 and 32 MiB of the memory's side on Strix Halo."""

@@ -14,7 +14,7 @@ from infertune.budget.kv import kv_bytes, pad
 from infertune.budget.measured import CHIPS, Chip, Speed, speeds_of
 from infertune.budget.settings import ServerMemory
 from infertune.budget.shape import Shape
-from infertune.machine import Machine
+from infertune.host.machine import Machine
 
 
 @dataclass(frozen=True, slots=True)

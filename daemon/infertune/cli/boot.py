@@ -24,12 +24,12 @@ from infertune.boot.state import OptionStatus, is_ready, overruled, read_status,
 from infertune.cli.base import JSON, Command, Context, argument, printable, verb
 from infertune.cli.engine import PROFILE
 from infertune.engine.documents import picture_document
+from infertune.host.machine import read_machine
 from infertune.host.measured_boot import measured
 from infertune.host.memory import PAGE
 from infertune.host.modprobe import Sources, read_sources
 from infertune.host.system import boot_id
 from infertune.host.unknown import Unknown
-from infertune.machine import read_machine
 from infertune.pools.facts import read_facts
 from infertune.pools.judge import Picture, picture
 from infertune.profile import load_profile

@@ -16,7 +16,7 @@ from infertune.doctor.diagnose import Outcome, Result, diagnose
 from infertune.doctor.facts import Smoke, read_facts
 from infertune.doctor.rules import RULES, SUBJECTS
 from infertune.doctor.surroundings import look_around, recorded
-from infertune.machine import read_machine
+from infertune.host.machine import read_machine
 
 
 def _doctor(ctx: Context) -> int:

@@ -26,9 +26,9 @@ from infertune.budget.settings import ServerMemory, read_memory
 from infertune.budget.shape import Shape, read_shape
 from infertune.cli.base import COLUMNS, JSON, Argument, Command, Context, argument, printable, verb
 from infertune.cli.engine import BACKEND
+from infertune.host.machine import Machine, read_machine
 from infertune.host.system import load_average
 from infertune.launch.embedded import default_model
-from infertune.machine import Machine, read_machine
 from infertune.pools.facts import read_facts
 from infertune.pools.promised import with_reservations
 from infertune.profile import load_profile

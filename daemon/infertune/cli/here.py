@@ -7,14 +7,13 @@ from typing import Any
 
 from infertune.base.errors import Exit, UsageError
 from infertune.cli.base import Context
-from infertune.cli.engine import daemon_runs, emit, say_restored, summary
-from infertune.cli.render import counted, print_report
+from infertune.cli.render import counted, emit, print_report, say_restored, summary
 from infertune.engine.documents import report_document, status_document
 from infertune.engine.session import ApplyFailed, Session, session
 from infertune.engine.state import make_plan
 from infertune.engine.state import status as applied_now
+from infertune.host.machine import Machine, read_machine
 from infertune.knobs import KNOBS
-from infertune.machine import Machine, read_machine
 from infertune.profile import load_profile
 from infertune.resolve import Desired, resolve
 
@@ -34,11 +33,11 @@ def _desired(ctx: Context, machine: Machine) -> Desired:
     return resolve(load_profile(ctx.root, ctx.args.profile), machine, ctx.args.backend)
 
 
-def plan(ctx: Context) -> int:
-    """What ``apply`` would do."""
+def plan(ctx: Context, may_hold: bool) -> int:
+    """What ``apply`` would do; ``may_hold``: whether somebody stays that can hold a knob."""
     machine = read_machine(ctx.root)
     wanted = _desired(ctx, machine)
-    report = make_plan(ctx.root, machine, wanted, without=without(ctx), may_hold=daemon_runs(ctx))
+    report = make_plan(ctx.root, machine, wanted, without=without(ctx), may_hold=may_hold)
     document = report_document(report)
     launch = {
         section: {setting.id: setting.canonical for setting in settings.values()}
@@ -60,11 +59,11 @@ def plan(ctx: Context) -> int:
     return Exit.DONE
 
 
-def verify(ctx: Context) -> int:
+def verify(ctx: Context, may_hold: bool) -> int:
     """Whether there is nothing for ``apply`` to do."""
     machine = read_machine(ctx.root)
     wanted = _desired(ctx, machine)
-    report = make_plan(ctx.root, machine, wanted, without=without(ctx), may_hold=daemon_runs(ctx))
+    report = make_plan(ctx.root, machine, wanted, without=without(ctx), may_hold=may_hold)
     emit(ctx, "verify", report_document(report))
     if not ctx.args.json:
         differing = {item.knob for item in report.items if item.differs}

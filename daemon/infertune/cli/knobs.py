@@ -8,9 +8,9 @@ from typing import Any
 
 from infertune.base.errors import Exit, UsageError
 from infertune.cli.base import JSON, Command, Context, argument, verb
+from infertune.host.machine import Machine, read_machine
 from infertune.knobs import KNOBS, Knob, Reading, read_live, targets
 from infertune.knobs.guards import GUARDS
-from infertune.machine import Machine, read_machine
 
 
 def _document(knob: Knob, found: dict[str, Reading], note: str | None) -> dict[str, Any]:

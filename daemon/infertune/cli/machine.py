@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 
-from infertune import kernel_log
 from infertune.base.errors import Exit, Failed, UsageError
 from infertune.base.records import asdict, replace
 from infertune.base.root import Root, write_user_file
@@ -16,17 +15,18 @@ from infertune.doctor.facts import read_facts
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
 from infertune.doctor.surroundings import Surroundings, look_around, recorded
 from infertune.engine.documents import picture_document
+from infertune.host import kernel_log
 from infertune.host.boot_loader import STACKS
 from infertune.host.cgroup import Cgroup
 from infertune.host.cpu import Cpu
 from infertune.host.gpu import Ttm
+from infertune.host.machine import Gpu, Machine, read_machine
 from infertune.host.memory import Memory
+from infertune.host.snapshot import record, redact_cmdline
 from infertune.host.system import boot_id
 from infertune.host.unknown import Unknown
 from infertune.knobs import KNOBS, read_live, targets
-from infertune.machine import Gpu, Machine, read_machine
 from infertune.pools.judge import Picture, held_by
-from infertune.snapshot import record, redact_cmdline
 
 UNKNOWN = "unknown"
 

@@ -152,7 +152,7 @@ def _run(context: Context) -> int:
     """The verb, on the machine that was asked for."""
     if context.args.root == "/":
         return int(context.args.command.run(context))
-    from infertune.snapshot import open_root
+    from infertune.host.snapshot import open_root
 
     with open_root(context.args.root) as root:
         context.root = root

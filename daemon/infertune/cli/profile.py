@@ -13,9 +13,9 @@ from infertune.base.errors import Exit, ProfileError
 from infertune.base.units import format_size
 from infertune.cli.base import JSON, Command, Context, argument, verb
 from infertune.cli.engine import BACKEND, PROFILE
+from infertune.host.machine import Machine, read_machine
 from infertune.knobs import KNOBS
 from infertune.launch_settings import LAUNCH_SETTINGS, Limit
-from infertune.machine import Machine, read_machine
 from infertune.profile import (
     SEARCH_PATH,
     Given,

@@ -22,10 +22,10 @@ from infertune.cli.here import without
 from infertune.cli.render import print_report
 from infertune.engine.documents import report_document
 from infertune.engine.state import Report
+from infertune.host.machine import Machine
 from infertune.launch.client import Completion
 from infertune.launch.place import Placed
 from infertune.launch_settings import LAUNCH_SETTINGS, Limit
-from infertune.machine import Machine
 from infertune.run import Request, Result, run
 
 

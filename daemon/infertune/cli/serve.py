@@ -25,11 +25,11 @@ from infertune.cli.fit import FORCE, parse_setting
 from infertune.cli.run import Silent
 from infertune.doctor.at_launch import warnings
 from infertune.doctor.surroundings import LlamaServer, llama_server
+from infertune.host.machine import Machine, read_machine
 from infertune.host.sockets import listeners
 from infertune.launch.client import healthy, how_to_talk
 from infertune.launch.ready import Progress, choose_port
 from infertune.launch.system import show_log
-from infertune.machine import Machine, read_machine
 from infertune.profile import load_profile
 from infertune.resolve import Desired, resolve
 from infertune.run import Request, Result, Run, prepare

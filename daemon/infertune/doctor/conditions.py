@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from infertune.doctor.base import When, need
 from infertune.doctor.facts import Facts
-from infertune.machine import Gpu
+from infertune.host.machine import Gpu
 
 ALWAYS = When("everywhere", lambda facts: True)
 

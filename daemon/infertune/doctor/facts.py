@@ -11,13 +11,13 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from infertune import kernel_log
 from infertune.base.records import dataclass
 from infertune.base.root import Root
 from infertune.base.units import KIB
 from infertune.boot.sizes import next_boot, outlooks
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
 from infertune.doctor.surroundings import LlamaServer, Staged, Surroundings
+from infertune.host import kernel_log
 from infertune.host.boot_writes import BootWrite, boot_writes
 from infertune.host.cgroup import group_limit
 from infertune.host.container import container_kind
@@ -33,22 +33,22 @@ from infertune.host.gpu import (
     performance_level,
     shows_parameters,
 )
+from infertune.host.machine import Gpu, Machine, read_machine
 from infertune.host.memory import chosen, free_huge_blocks, meminfo, overcommit, pressure, vmstat
 from infertune.host.modprobe import Assignment, Sources, read_sources
 from infertune.host.nodes import Node
 from infertune.host.packages import packages, python_programs, rocm_version, vulkan_drivers
 from infertune.host.power_at_boot import PowerAtBoot, power_at_boot
+from infertune.host.redaction import GPU_MODULES
 from infertune.host.servers import Declared, read_servers
 from infertune.host.swap import swappiness
 from infertune.host.system import COMMAND_LINE, booted, locked_limit, parameters
 from infertune.host.tuners import Tuned, tuned
 from infertune.host.unknown import Unknown, need
 from infertune.host.version import Version
-from infertune.machine import Gpu, Machine, read_machine
 from infertune.pools.boot import Outlook
 from infertune.pools.facts import PoolFacts
 from infertune.pools.facts import read_facts as read_pool_facts
-from infertune.redaction import GPU_MODULES
 
 T = TypeVar("T")
 

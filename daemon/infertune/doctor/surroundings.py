@@ -18,7 +18,9 @@ from infertune.base.records import asdict, dataclass
 from infertune.base.root import Root
 from infertune.boot.state import State, read_status
 from infertune.host.gpu import kfd_client_count
+from infertune.host.machine import Machine, read_machine
 from infertune.host.nodes import Node, gpu_nodes
+from infertune.host.redaction import SHOWN_ENVIRONMENT, program_label
 from infertune.host.unknown import Unknown, known
 from infertune.launch.binary import (
     BACKENDS,
@@ -30,8 +32,6 @@ from infertune.launch.binary import (
     others_may_write,
 )
 from infertune.launch.system import kernel_journal
-from infertune.machine import Machine, read_machine
-from infertune.redaction import SHOWN_ENVIRONMENT, program_label
 from infertune.server_settings import parse_help
 
 FILE = "/run/infertune/surroundings"

@@ -13,10 +13,10 @@ from typing import Literal
 
 from infertune.base.records import dataclass
 from infertune.engine.journal import Record
+from infertune.host.machine import Machine
 from infertune.knobs import KNOBS, Knob, Reading, Target
 from infertune.knobs.guards import refusal
 from infertune.knobs.live import is_file_of
-from infertune.machine import Machine
 from infertune.resolve import Setting
 
 Outcome = Literal[

@@ -20,9 +20,9 @@ from infertune.engine.journal import LOCK, Journal, Loaded
 from infertune.engine.state import Report, notes_of, plan_for
 from infertune.engine.store import Journals
 from infertune.engine.transaction import Done, apply, restore
+from infertune.host.machine import Machine, read_machine
 from infertune.host.system import boot_id
 from infertune.knobs import KNOBS
-from infertune.machine import Machine, read_machine
 from infertune.resolve import Desired
 
 

@@ -23,11 +23,11 @@ from infertune.engine.journal import (
     read_file,
 )
 from infertune.engine.plan import Item, Outcome, plan
+from infertune.host.machine import Machine
 from infertune.host.system import boot_id
 from infertune.host.tuners import tuner_by_id
 from infertune.knobs import KNOBS, Reading, Target, read_live, targets
 from infertune.knobs.live import read_target
-from infertune.machine import Machine
 from infertune.resolve import Desired, Setting
 
 

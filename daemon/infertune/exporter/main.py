@@ -20,7 +20,7 @@ from infertune.exporter.energy import Energy
 from infertune.exporter.page import Page
 from infertune.exporter.probes import Probes
 from infertune.exporter.servers import cgroup_ids
-from infertune.snapshot import open_root
+from infertune.host.snapshot import open_root
 
 _FIRST_PASSED = 3
 """SD_LISTEN_FDS_START of sd_listen_fds(3)."""

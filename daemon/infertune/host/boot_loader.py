@@ -18,9 +18,9 @@ from infertune.base.units import printable_line
 from infertune.host import efi
 from infertune.host.boot_entries import PLACES, boot_entries
 from infertune.host.ini import part_of, sections
+from infertune.host.load_option import LoadOption, without_ids
 from infertune.host.mounts import mounted
 from infertune.host.system import command_line, loader_number, parameters
-from infertune.load_option import LoadOption, without_ids
 
 _GRUB, _KEXEC = 0x7, 0xD
 """Numbers of boot loaders (Documentation/arch/x86/boot.rst)."""

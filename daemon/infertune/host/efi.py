@@ -23,8 +23,8 @@ import re
 from functools import lru_cache
 
 from infertune.base.root import Root
+from infertune.host.load_option import LoadOption, load_option, wide_text
 from infertune.host.unknown import Unknown
-from infertune.load_option import LoadOption, load_option, wide_text
 
 _VARIABLES = "/sys/firmware/efi/efivars"
 _LOADER = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"

@@ -22,7 +22,7 @@ def part_of(root: Root, path: str) -> str | None:
         text = root.read_small(path, _LIMIT)
     except OSError:
         return None
-    from infertune.redaction import reduce_file  # it knows every format there is
+    from infertune.host.redaction import reduce_file  # it knows every format there is
 
     part = reduce_file(path, text.encode())
     return None if part is None else part.decode("utf-8", "replace")

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from infertune.base.root import Root
 from infertune.base.units import KIB
+from infertune.host.redaction import reduce_file
 from infertune.host.unknown import Unknown
 from infertune.host.version import Version
-from infertune.redaction import reduce_file
 
 _STATUS_LIMIT = 32 * 1024 * KIB
 """dpkg's status file: some 1.5 KiB a package."""

@@ -18,7 +18,7 @@ from typing import Literal
 from infertune.base.records import dataclass, field, replace
 from infertune.base.root import Root
 from infertune.base.units import KIB
-from infertune.redaction import PRESET_VARIABLE, is_reduced, reduce_file
+from infertune.host.redaction import PRESET_VARIABLE, is_reduced, reduce_file
 from infertune.server_files import formats, script
 from infertune.server_files.block_yaml import NotUnderstood
 from infertune.server_files.command_line import (

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from infertune.base.records import dataclass
-from infertune.machine import Machine
+from infertune.host.machine import Machine
 from infertune.values import HeldMicroseconds, Value
 
 Risk = Literal["safe", "power", "boot"]

@@ -10,10 +10,10 @@ from __future__ import annotations
 from infertune.base.records import dataclass
 from infertune.base.units import GIB, format_size, parse_cpulist, parse_size
 from infertune.cpuset import CpuSet
+from infertune.host.machine import Machine
 from infertune.host.memory import PAGE
 from infertune.host.system import parameters
 from infertune.knobs.base import Evidence, Knob
-from infertune.machine import Machine
 from infertune.values import Choice, Size, Value
 
 DEFAULT = "default"

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from infertune.base.records import dataclass
-from infertune.machine import Machine
+from infertune.host.machine import Machine
 
 STRIX_HALO = "1002:1586"
 

@@ -2,8 +2,8 @@
 """Memory management sysctls."""
 
 from infertune.base.units import GIB, KIB, MIB
+from infertune.host.machine import Machine
 from infertune.knobs.base import Evidence, Knob
-from infertune.machine import Machine
 from infertune.values import Integer, Size
 
 _VM = "/proc/sys/vm"

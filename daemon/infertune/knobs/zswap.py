@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compressed swap cache in memory."""
 
+from infertune.host.machine import Machine
 from infertune.knobs.base import Evidence, Knob
-from infertune.machine import Machine
 from infertune.values import Integer, Switch
 
 _ZSWAP = "/sys/module/zswap/parameters"

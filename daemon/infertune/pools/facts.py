@@ -20,10 +20,10 @@ from infertune.host.gpu import (
     memory_info,
     module_parameter,
 )
+from infertune.host.machine import Gpu, Machine
 from infertune.host.modprobe import Assignment, read_sources
 from infertune.host.processes import Process, drm_clients, opens_gpu, pids, process
 from infertune.host.text import integer
-from infertune.machine import Gpu, Machine
 
 GTT_COMPUTE = (6, 10)
 """First Linux whose KFD allocates from GTT on an APU (commit 89773b85599a)."""

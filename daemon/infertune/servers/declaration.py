@@ -14,7 +14,7 @@ from infertune.base.errors import DeclarationError, UsageError
 from infertune.base.names import NAME, NAME_RULE, is_foreign_unit, server_unit
 from infertune.base.records import dataclass
 from infertune.base.tables import Table, read_table, shown
-from infertune.machine import Machine
+from infertune.host.machine import Machine
 from infertune.resolve import Desired
 from infertune.server_settings import (
     FilePath,

@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 from infertune.base.records import dataclass
 from infertune.base.root import Root
+from infertune.host.machine import Machine, read_machine
 from infertune.host.processes import comms
-from infertune.machine import Machine, read_machine
 from infertune.profile import SEARCH_PATH, Profile, package_directory, read_profile
 
 NAMES_S = 60.0

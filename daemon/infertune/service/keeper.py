@@ -27,8 +27,8 @@ from infertune.engine.state import (
     make_plan,
     status,
 )
+from infertune.host.machine import Machine
 from infertune.knobs import KNOBS, targets
-from infertune.machine import Machine
 from infertune.resolve import Desired, resolve
 from infertune.service.facts import Facts
 from infertune.service.ownership import Ownership

@@ -12,8 +12,8 @@ from infertune.base.errors import Failed, InfertuneError, UsageError
 from infertune.base.names import SLICE, server_of_unit, server_unit
 from infertune.base.records import replace
 from infertune.base.root import Root
+from infertune.host.machine import read_machine
 from infertune.host.sockets import listeners
-from infertune.machine import read_machine
 from infertune.pools.promised import LOCK, OF_ROOT, sweep
 from infertune.profile import load_profile
 from infertune.resolve import Desired, resolve

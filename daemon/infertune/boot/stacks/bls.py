@@ -34,8 +34,8 @@ from infertune.boot.commands import find
 from infertune.boot.stacks.grub import DEFAULTS, can_write_environment, grub
 from infertune.boot.stacks.text import MENU, ONCE, read
 from infertune.host.boot_entries import BootEntry, boot_entries
+from infertune.host.machine import Machine
 from infertune.host.system import command_line
-from infertune.machine import Machine
 
 ENTRIES = "/boot/loader/entries"
 CONFIG = "/boot/grub2/grub.cfg"

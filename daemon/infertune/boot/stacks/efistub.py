@@ -15,8 +15,8 @@ from infertune.boot.stacks import firmware
 from infertune.boot.stacks.firmware import Program
 from infertune.boot.stacks.text import ONCE
 from infertune.host import efi
+from infertune.host.machine import Machine
 from infertune.host.system import command_line, parameters
-from infertune.machine import Machine
 
 
 def efistub(root: Root, machine: Machine, words: Words) -> Way:

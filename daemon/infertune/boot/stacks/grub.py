@@ -17,8 +17,8 @@ from infertune.boot.change import (
 from infertune.boot.commands import find
 from infertune.boot.stacks.text import MENU
 from infertune.boot.words import HEADER
+from infertune.host.machine import Machine
 from infertune.host.mounts import mounted
-from infertune.machine import Machine
 
 # A name that sorts last: GRUB_CMDLINE_LINUX_DEFAULT is added to, and what comes last counts.
 DROP_IN = "/etc/default/grub.d/zz-infertune.cfg"

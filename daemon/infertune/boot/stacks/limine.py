@@ -25,8 +25,8 @@ from infertune.boot.stacks.text import MENU, ONCE
 from infertune.boot.words import HEADER
 from infertune.host import efi
 from infertune.host.boot_entries import loader_place
+from infertune.host.machine import Machine
 from infertune.host.system import command_line, machine_id
-from infertune.machine import Machine
 
 DROP_INS = "/etc/limine-entry-tool.d"
 DROP_IN = f"{DROP_INS}/zz-infertune.conf"

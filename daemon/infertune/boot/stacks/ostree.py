@@ -16,7 +16,7 @@ from infertune.boot.stacks.grub import can_write_environment
 from infertune.boot.stacks.text import MENU, ONCE
 from infertune.host import efi
 from infertune.host.boot_entries import boot_entries, grub_environment
-from infertune.machine import Machine
+from infertune.host.machine import Machine
 
 CONFIG = "/boot/grub2/grub.cfg"
 SOURCES = "/usr/share/man/man8/bootc-loader-entries-set-options-for-source.8*"

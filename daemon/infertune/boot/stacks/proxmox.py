@@ -16,7 +16,7 @@ from infertune.boot.change import Command, Edit, Part, Way, Words, by_hand
 from infertune.boot.commands import find
 from infertune.boot.stacks.one_shot import AT_BOOT
 from infertune.boot.stacks.text import KERNEL_CMDLINE, MENU, kernel_cmdline
-from infertune.machine import Machine
+from infertune.host.machine import Machine
 
 
 def proxmox(root: Root, machine: Machine, words: Words) -> Way:

@@ -37,9 +37,9 @@ from infertune.host.boot_entries import (
     boot_partitions,
     selected_entry,
 )
+from infertune.host.machine import Machine
 from infertune.host.measured_boot import measured
 from infertune.host.system import machine_id, os_release
-from infertune.machine import Machine
 
 KERNELSTUB = "/etc/kernelstub/configuration"
 KERNELSTUB_PLACE = "list kernel_options"

@@ -7,9 +7,9 @@ import re
 
 from infertune.base.root import Root
 from infertune.boot.change import Way, Words, by_hand
+from infertune.host.machine import Machine
 from infertune.host.mounts import mounted
 from infertune.host.system import command_line
-from infertune.machine import Machine
 
 REFIND = "/boot/refind_linux.conf"
 

@@ -34,8 +34,8 @@ from infertune.boot.stacks.text import KERNEL_CMDLINE, ONCE, ask_to_look, kernel
 from infertune.boot.words import HEADER
 from infertune.host import efi, pe
 from infertune.host.boot_entries import boot_entries, boot_partitions, selected_entry
+from infertune.host.machine import Machine
 from infertune.host.system import command_line, release
-from infertune.machine import Machine
 
 DROP_IN = "/etc/cmdline.d/zz-infertune.conf"
 DRACUT_DROP_IN = "/etc/dracut.conf.d/zz-infertune.conf"

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel has logged since boot.  The signs themselves: infertune/kernel_log.py."""
+"""What the kernel has logged since boot.  The signs themselves: host/kernel_log.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from infertune import kernel_log
 from infertune.boot.sources import HARMLESS_WORDS
 from infertune.doctor.base import (
     Answer,
@@ -21,6 +20,7 @@ from infertune.doctor.base import (
 )
 from infertune.doctor.conditions import ALWAYS
 from infertune.doctor.facts import Facts
+from infertune.host import kernel_log
 
 
 def _sign(sign: str, meaning: str) -> Callable[[Facts], Answer]:

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from infertune.base.root import Root
 from infertune.boot.sizes import next_boot
 from infertune.exporter.base import Absent, Collector, Metric, Sample, present
+from infertune.host.machine import read_machine
 from infertune.host.unknown import Unknown
-from infertune.machine import read_machine
 from infertune.pools.facts import read_facts
 from infertune.pools.judge import gpu_pool
 from infertune.pools.promised import with_reservations

@@ -505,7 +505,7 @@ class _Redaction:
     def __call__(self, path: str, data: bytes) -> tuple[str, bytes] | None:
         """Path and content to record, or None for nothing."""
         # Imported by whoever records: it takes longer than most verbs, which import this module.
-        from infertune.redaction import reduce_file
+        from infertune.host.redaction import reduce_file
 
         if re.match(r"/proc/\d", path):
             return self._process(path, data)
@@ -548,7 +548,7 @@ def redact_cmdline(text: str) -> str:
 
     What follows ``--`` is for init, not for the kernel, and is dropped.
     """
-    from infertune.redaction import PLAIN_PARAMETERS
+    from infertune.host.redaction import PLAIN_PARAMETERS
 
     shown = []
     for word in re.findall(r'(?:"[^"]*"|[^\s"])+', text):

@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Mapping
 
 from infertune.base.records import replace
-from infertune.kernel_log import reduce_log
-from infertune.load_option import plain, without_ids
+from infertune.host.kernel_log import reduce_log
+from infertune.host.load_option import plain, without_ids
 from infertune.server_files import formats, script
 from infertune.server_files.block_yaml import NotUnderstood
 from infertune.server_files.command_line import (
