@@ -24,6 +24,11 @@ import shtab
 
 from infertune import __version__
 from infertune.base.errors import Exit
+from infertune.catalogue.knobs import KNOBS
+from infertune.catalogue.knobs.base import Knob
+from infertune.catalogue.knobs.guards import GUARDS
+from infertune.catalogue.launch_settings import ENVIRONMENT_ALLOWED, LAUNCH_SETTINGS
+from infertune.catalogue.server_settings import SERVER_SETTINGS, ServerSetting
 from infertune.cli.base import Argument, Command
 from infertune.cli.main import build_parser, commands
 from infertune.cli.main import main as infertune
@@ -34,12 +39,7 @@ from infertune.exporter.collectors import COLLECTORS
 from infertune.exporter.energy import ENERGY_METRICS
 from infertune.exporter.page import EXPORTER_METRICS, RUNNER_METRICS
 from infertune.exporter.probes import PROBE_METRICS, package_directories
-from infertune.knobs import KNOBS
-from infertune.knobs.base import Knob
-from infertune.knobs.guards import GUARDS
-from infertune.launch_settings import ENVIRONMENT_ALLOWED, LAUNCH_SETTINGS
 from infertune.profile import SEARCH_PATH
-from infertune.server_settings import SERVER_SETTINGS, ServerSetting
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -61,7 +61,7 @@ def knobs_page() -> str:
     out = [
         "# Knobs",
         "",
-        "Made from `daemon/infertune/knobs/` by `scripts/generate_docs.py`; do not edit.",
+        "Made from `daemon/infertune/catalogue/knobs/` by `scripts/generate_docs.py`; do not edit.",
         "",
         "A profile names a knob by its id. *Evidence* is what is known about its effect on",
         "inference: `measured`, `reported` (by others), `protective, unmeasured` or",

@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from infertune.base.root import Root, Step
+from infertune.catalogue.knobs import KNOBS
 from infertune.engine.session import session
-from infertune.knobs import KNOBS
 from infertune.profile import Source
 from infertune.resolve import Desired, Setting
 

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from infertune.backends import BACKENDS
 from infertune.base.errors import DeclarationError
 from infertune.base.records import dataclass
 from infertune.base.root import Root
 from infertune.base.tables import read_table
+from infertune.catalogue.backends import BACKENDS
 
 CONFIG = "/etc/infertune/infertuned.toml"
 _MAX_BYTES = 64 * 1024

@@ -42,18 +42,22 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from infertune.backends import BACKENDS
 from infertune.base import toml_lines
 from infertune.base.errors import ProfileError, UsageError, did_you_mean
 from infertune.base.names import NAME, NAME_RULE
 from infertune.base.records import dataclass, replace
 from infertune.base.root import Root, changeable_by_others, read_plain_file
 from infertune.base.tables import clipped, parse_toml, shown
+from infertune.catalogue.backends import BACKENDS
+from infertune.catalogue.knobs import KNOBS
+from infertune.catalogue.launch_settings import (
+    ENVIRONMENT_ALLOWED,
+    LAUNCH_SETTINGS,
+    check_environment,
+)
+from infertune.catalogue.server_settings import SERVER_SETTINGS
+from infertune.catalogue.values import Value
 from infertune.host.machine import Machine
-from infertune.knobs import KNOBS
-from infertune.launch_settings import ENVIRONMENT_ALLOWED, LAUNCH_SETTINGS, check_environment
-from infertune.server_settings import SERVER_SETTINGS
-from infertune.values import Value
 
 SEARCH_PATH = (
     "/etc/infertune/profiles",

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from infertune.backends import BACKENDS
 from infertune.base.errors import ProfileError, UsageError
 from infertune.base.records import dataclass
+from infertune.catalogue.backends import BACKENDS
 from infertune.host.machine import Machine
 from infertune.profile import CATALOGUE, Given, Profile, Section, Source, value_type
 

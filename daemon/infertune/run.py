@@ -18,6 +18,14 @@ from infertune.base.errors import Failed, InfertuneError, UsageError
 from infertune.base.records import dataclass, field
 from infertune.base.root import Root, read_plain_file
 from infertune.base.units import parse_cpulist
+from infertune.catalogue.server_settings import (
+    Refused,
+    check_together,
+    files_of,
+    parse_help,
+    server_arguments,
+    unknown_flag,
+)
 from infertune.doctor.at_launch import warnings
 from infertune.engine.journal import Journal
 from infertune.engine.session import ApplyFailed, Session, session
@@ -48,14 +56,6 @@ from infertune.launch.process import (
 from infertune.launch.ready import DEFAULT_PORT, choose_port, wait_ready
 from infertune.profile import load_profile
 from infertune.resolve import Desired, Setting, assume_backend, resolve
-from infertune.server_settings import (
-    Refused,
-    check_together,
-    files_of,
-    parse_help,
-    server_arguments,
-    unknown_flag,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from infertune.base.root import Root
+from infertune.catalogue.knobs import KNOBS, read_live, targets
+from infertune.catalogue.server_settings import SERVER_SETTINGS, parse_help, server_arguments
 from infertune.cli.main import main
 from infertune.engine.session import session
 from infertune.host.machine import read_machine
-from infertune.knobs import KNOBS, read_live, targets
 from infertune.profile import load_profile
 from infertune.resolve import resolve
-from infertune.server_settings import SERVER_SETTINGS, parse_help, server_arguments
 from support import At, Counter, in_child, kill
 
 REPOSITORY = Path(__file__).parents[2]

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from infertune.catalogue.values import Value
 from infertune.profile import CATALOGUE, package_directory
-from infertune.values import Value
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = sorted({*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")})

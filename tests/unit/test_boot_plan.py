@@ -26,11 +26,11 @@ from infertune.boot.sources import findings
 from infertune.boot.stacks.grub import DROP_IN as GRUB_DROP_IN
 from infertune.boot.stacks.grub import SCRIPT as GRUB_SCRIPT
 from infertune.boot.stacks.grub import grub_script
+from infertune.catalogue.knobs import KNOBS
 from infertune.cli.main import main
 from infertune.host.boot_loader import STACKS
 from infertune.host.machine import read_machine
 from infertune.host.modprobe import read_sources
-from infertune.knobs import KNOBS
 from infertune.pools.boot import boot_reserve
 from infertune.pools.facts import read_facts
 from infertune.profile import load_profile

@@ -41,7 +41,7 @@ HEAVY = {
     "dataclasses",
     "dbus_fast",
     "infertune.engine",
-    "infertune.knobs",
+    "infertune.catalogue.knobs",
     "infertune.host.machine",
     "infertune.profile",
     "infertune.base.root",

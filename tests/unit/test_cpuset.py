@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infertune.base.units import format_cpulist
-from infertune.cpuset import CpuSet, resolve_cpus
+from infertune.catalogue.cpuset import CpuSet, resolve_cpus
 from infertune.host.cpu import Core, Cpu
 
 

@@ -26,6 +26,7 @@ from infertune.base.records import replace
 from infertune.base.root import Root
 from infertune.base.units import GIB, KIB
 from infertune.boot.sources import WORDS, ignored_words, mistake_in
+from infertune.catalogue.knobs import KNOBS
 from infertune.cli import doctor as cli
 from infertune.cli.base import wrapped
 from infertune.cli.main import main
@@ -47,7 +48,6 @@ from infertune.host.redaction import reduce_file
 from infertune.host.swap import SwapArea, Swaps
 from infertune.host.swap import swaps as swaps_of
 from infertune.host.unknown import Unknown
-from infertune.knobs import KNOBS
 from infertune.pools.boot import most_for_gpu
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from infertune.base.errors import Exit, InfertuneError
 from infertune.base.root import Root, Step
+from infertune.catalogue.knobs import KNOBS
 from infertune.engine.session import ApplyFailed, session
-from infertune.knobs import KNOBS
 from support import (
     LONG,
     QUIET,

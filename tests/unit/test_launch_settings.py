@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from infertune.launch_settings import LAUNCH_SETTINGS, check_environment
+from infertune.catalogue.launch_settings import LAUNCH_SETTINGS, check_environment
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ import pytest
 
 from infertune.base.records import replace
 from infertune.base.root import Root
+from infertune.catalogue.knobs import KNOBS
+from infertune.catalogue.knobs.guards import GUARDS, STRIX_HALO
 from infertune.cli.main import main
 from infertune.engine.journal import RUNTIME
 from infertune.engine.plan import Item, restore_order, set_order
@@ -20,8 +22,6 @@ from infertune.engine.state import make_plan, status
 from infertune.engine.store import Store
 from infertune.host.machine import read_machine
 from infertune.host.snapshot import open_root
-from infertune.knobs import KNOBS
-from infertune.knobs.guards import GUARDS, STRIX_HALO
 from support import (
     CPUFREQ,
     LONG,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from infertune.backends import BACKENDS
 from infertune.base.errors import ProfileError
 from infertune.base.root import Root
+from infertune.catalogue.backends import BACKENDS
 from infertune.cli.main import main
 from infertune.cli.profile import as_toml
 from infertune.profile import SEARCH_PATH, Given, Profile, load_profile, package_directory

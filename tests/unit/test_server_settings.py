@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from infertune.launch.embedded import help_text
-from infertune.server_settings import (
+from infertune.catalogue.server_settings import (
     SERVER_SETTINGS,
     check_together,
     own_flags,
@@ -19,6 +18,7 @@ from infertune.server_settings import (
     server_arguments,
     unknown_flag,
 )
+from infertune.launch.embedded import help_text
 
 FAKE = Path(__file__).parents[1] / "fake_llama_server"
 

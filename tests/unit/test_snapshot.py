@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from infertune.base.errors import SnapshotError, UsageError
 from infertune.base.root import Root
+from infertune.catalogue.knobs import KNOBS, read_live, targets
 from infertune.cli.main import main
 from infertune.doctor.facts import read_facts
 from infertune.doctor.surroundings import recorded
@@ -29,7 +30,6 @@ from infertune.host.snapshot import (
     redact_cmdline,
     render,
 )
-from infertune.knobs import KNOBS, read_live, targets
 
 FIXTURES = sorted((Path(__file__).parents[1] / "fixtures").glob("*.snapshot"))
 

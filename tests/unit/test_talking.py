@@ -14,9 +14,9 @@ import pytest
 
 import gguf_files
 from infertune.base.errors import Failed
+from infertune.catalogue.server_settings import alias
 from infertune.cli.run import _chats
 from infertune.launch.client import COMPLETES_ONLY, chat, how_to_talk
-from infertune.server_settings import alias
 
 
 class Canned(ThreadingHTTPServer):

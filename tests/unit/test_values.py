@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from infertune.base.recorded import as_the_kernel_would
 from infertune.base.units import GIB, format_cpulist, format_size, parse_cpulist, parse_size
-from infertune.knobs import KNOBS
-from infertune.values import Choice, HeldMicroseconds, Integer, Size, Switch, Table
+from infertune.catalogue.knobs import KNOBS
+from infertune.catalogue.values import Choice, HeldMicroseconds, Integer, Size, Switch, Table
 
 THP = Choice(("always", "madvise", "never"))
 MODES = Table(("BOOTUP_DEFAULT", "3D_FULL_SCREEN", "COMPUTE"), fixed=("CUSTOM",))

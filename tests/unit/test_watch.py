@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from infertune.catalogue.knobs import KNOBS
 from infertune.engine.state import Difference
 from infertune.host.tuners import TUNERS
-from infertune.knobs import KNOBS
 from support import CPUFREQ, build, values
 from unit.test_service import (  # the private bus
     GENEROUS_S,

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from infertune.catalogue.knobs import KNOBS
+from infertune.catalogue.knobs.guards import GUARDS
 from infertune.cli.base import Command
 from infertune.cli.main import ACTING, commands, main
 from infertune.cli.render import outcome_word
-from infertune.knobs import KNOBS
-from infertune.knobs.guards import GUARDS
 
 FIXTURE = str(Path(__file__).parents[1] / "fixtures" / "strix-halo-128.snapshot")
 HELD = "cpu_dma_latency"

@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from infertune.knobs import KNOBS
+from infertune.catalogue.knobs import KNOBS
 from vm import lab
 
 QEMU = "qemu-system-x86_64"

@@ -14,11 +14,11 @@ from infertune.base.errors import UsageError
 from infertune.base.records import dataclass
 from infertune.base.root import Root
 from infertune.base.units import format_size
+from infertune.catalogue.knobs import KNOBS
 from infertune.host.gpu import TTM_MODULES, carveout_shown_is_real, is_loaded
 from infertune.host.machine import Gpu, Machine
 from infertune.host.modprobe import Sources
 from infertune.host.system import COMMAND_LINE
-from infertune.knobs import KNOBS
 from infertune.resolve import Desired, Setting
 
 SAFE_VALUE = re.compile(r"[A-Za-z0-9_.,:-]{1,200}")

@@ -15,10 +15,10 @@ from infertune.boot.options import Option, Parameter
 from infertune.boot.plan import MODPROBE, OURS
 from infertune.boot.record import Stage
 from infertune.boot.sources import Finding, findings
+from infertune.catalogue.knobs import KNOBS
 from infertune.host.machine import Gpu, Machine
 from infertune.host.modprobe import Sources, read_sources
 from infertune.host.system import COMMAND_LINE, boot_id
-from infertune.knobs import KNOBS
 
 NOT_LOADED = "its module is not loaded"
 OptionState = Literal["pending-reboot", "active", "overridden", "failed"]

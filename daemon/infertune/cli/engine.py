@@ -7,9 +7,9 @@ it does not, here.py has the engine.
 
 from __future__ import annotations
 
-from infertune.backends import BACKENDS
 from infertune.base.errors import Exit, Failed, Unreachable
 from infertune.base.locks import DAEMON_LOCK, owner
+from infertune.catalogue.backends import BACKENDS
 from infertune.cli.base import JSON, Command, Context, argument, verb
 from infertune.cli.render import count, emit, print_items, say_restored, summary
 

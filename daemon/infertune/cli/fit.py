@@ -24,6 +24,11 @@ from infertune.budget.expect import Expectation, expect
 from infertune.budget.gguf_file import ModelFile, read_model
 from infertune.budget.settings import ServerMemory, read_memory
 from infertune.budget.shape import Shape, read_shape
+from infertune.catalogue.server_settings import (
+    SERVER_SETTINGS,
+    check_together,
+    parse_server_setting,
+)
 from infertune.cli.base import COLUMNS, JSON, Argument, Command, Context, argument, printable, verb
 from infertune.cli.engine import BACKEND
 from infertune.host.machine import Machine, read_machine
@@ -33,7 +38,6 @@ from infertune.pools.facts import read_facts
 from infertune.pools.promised import with_reservations
 from infertune.profile import load_profile
 from infertune.resolve import assume_backend, resolve
-from infertune.server_settings import SERVER_SETTINGS, check_together, parse_server_setting
 
 FORCE = argument(
     "--force", action="store_true", help="start the server even if the model does not fit"

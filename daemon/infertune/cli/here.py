@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from infertune.base.errors import Exit, UsageError
+from infertune.catalogue.knobs import KNOBS
 from infertune.cli.base import Context
 from infertune.cli.render import counted, emit, print_report, say_restored, summary
 from infertune.engine.documents import report_document, status_document
@@ -13,7 +14,6 @@ from infertune.engine.session import ApplyFailed, Session, session
 from infertune.engine.state import make_plan
 from infertune.engine.state import status as applied_now
 from infertune.host.machine import Machine, read_machine
-from infertune.knobs import KNOBS
 from infertune.profile import load_profile
 from infertune.resolve import Desired, resolve
 

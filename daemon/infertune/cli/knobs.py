@@ -7,10 +7,10 @@ import difflib
 from typing import Any
 
 from infertune.base.errors import Exit, UsageError
+from infertune.catalogue.knobs import KNOBS, Knob, Reading, read_live, targets
+from infertune.catalogue.knobs.guards import GUARDS
 from infertune.cli.base import JSON, Command, Context, argument, verb
 from infertune.host.machine import Machine, read_machine
-from infertune.knobs import KNOBS, Knob, Reading, read_live, targets
-from infertune.knobs.guards import GUARDS
 
 
 def _document(knob: Knob, found: dict[str, Reading], note: str | None) -> dict[str, Any]:

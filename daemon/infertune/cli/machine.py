@@ -10,6 +10,7 @@ from infertune.base.records import asdict, replace
 from infertune.base.root import Root, write_user_file
 from infertune.base.units import GIB, MIB, PAGES_PER_GIB, format_cpulist, format_size
 from infertune.boot.sizes import look
+from infertune.catalogue.knobs import KNOBS, read_live, targets
 from infertune.cli.base import JSON, Context, argument, verb
 from infertune.doctor.facts import read_facts
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
@@ -25,7 +26,6 @@ from infertune.host.memory import Memory
 from infertune.host.snapshot import record, redact_cmdline
 from infertune.host.system import boot_id
 from infertune.host.unknown import Unknown
-from infertune.knobs import KNOBS, read_live, targets
 from infertune.pools.judge import Picture, held_by
 
 UNKNOWN = "unknown"

@@ -8,14 +8,15 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from infertune.backends import BACKENDS
 from infertune.base.errors import Exit, ProfileError
 from infertune.base.units import format_size
+from infertune.catalogue.backends import BACKENDS
+from infertune.catalogue.knobs import KNOBS
+from infertune.catalogue.launch_settings import LAUNCH_SETTINGS, Limit
+from infertune.catalogue.values import Size
 from infertune.cli.base import JSON, Command, Context, argument, verb
 from infertune.cli.engine import BACKEND, PROFILE
 from infertune.host.machine import Machine, read_machine
-from infertune.knobs import KNOBS
-from infertune.launch_settings import LAUNCH_SETTINGS, Limit
 from infertune.profile import (
     SEARCH_PATH,
     Given,
@@ -29,7 +30,6 @@ from infertune.profile import (
     value_type,
 )
 from infertune.resolve import Desired, Setting, assume_backend, resolve
-from infertune.values import Size
 
 _TABLES: dict[Section, str] = {
     "now": "now",

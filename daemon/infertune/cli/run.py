@@ -15,6 +15,7 @@ from infertune.base.errors import InfertuneError, UsageError
 from infertune.base.records import asdict
 from infertune.base.units import format_size
 from infertune.budget.gguf_file import ModelError, read_model
+from infertune.catalogue.launch_settings import LAUNCH_SETTINGS, Limit
 from infertune.cli.base import JSON, Command, Context, argument, verb
 from infertune.cli.engine import BACKEND, PROFILE, WITHOUT
 from infertune.cli.fit import FORCE
@@ -25,7 +26,6 @@ from infertune.engine.state import Report
 from infertune.host.machine import Machine
 from infertune.launch.client import Completion
 from infertune.launch.place import Placed
-from infertune.launch_settings import LAUNCH_SETTINGS, Limit
 from infertune.run import Request, Result, run
 
 

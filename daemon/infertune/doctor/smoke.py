@@ -16,6 +16,7 @@ from pathlib import Path
 
 from infertune.base.errors import Failed, InfertuneError, NotPermitted, UsageError
 from infertune.base.root import full_path, read_plain_file
+from infertune.catalogue.server_settings import server_arguments
 from infertune.doctor.facts import Smoke
 from infertune.launch.binary import (
     INSTALL_HINT,
@@ -29,7 +30,6 @@ from infertune.launch.client import complete, healthy
 from infertune.launch.embedded import default_model
 from infertune.launch.process import Child, Signals, cause, environment, start
 from infertune.launch.ready import choose_port
-from infertune.server_settings import server_arguments
 
 PATIENCE_S = 300.0
 """For loading and the token together: a large model from a slow disk takes minutes."""

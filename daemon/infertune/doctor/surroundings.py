@@ -17,6 +17,7 @@ from infertune.base.errors import Failed, InfertuneError
 from infertune.base.records import asdict, dataclass
 from infertune.base.root import Root
 from infertune.boot.state import State, read_status
+from infertune.catalogue.server_settings import parse_help
 from infertune.host.gpu import kfd_client_count
 from infertune.host.machine import Machine, read_machine
 from infertune.host.nodes import Node, gpu_nodes
@@ -32,7 +33,6 @@ from infertune.launch.binary import (
     others_may_write,
 )
 from infertune.launch.system import kernel_journal
-from infertune.server_settings import parse_help
 
 FILE = "/run/infertune/surroundings"
 """Where a snapshot keeps them; a live machine has no such file."""

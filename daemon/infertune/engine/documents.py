@@ -7,11 +7,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from infertune.base.records import asdict
+from infertune.catalogue.knobs import KNOBS
+from infertune.catalogue.values import Size
 from infertune.engine.plan import Item
 from infertune.engine.state import Report, Status
 from infertune.host.unknown import Unknown
-from infertune.knobs import KNOBS
-from infertune.values import Size
 
 if TYPE_CHECKING:
     from infertune.pools.judge import Picture, Pool

@@ -27,8 +27,8 @@ from typing import Any
 
 from infertune.base.records import asdict, dataclass, replace
 from infertune.base.root import Root
+from infertune.catalogue.knobs import KNOBS
 from infertune.host.system import boot_id
-from infertune.knobs import KNOBS
 
 RUNTIME = "/run/infertune/journal"
 PERSISTENT = "/var/lib/infertune/journal"

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from infertune.base.records import dataclass
+from infertune.catalogue.knobs import KNOBS, Knob, Reading, Target
+from infertune.catalogue.knobs.guards import refusal
+from infertune.catalogue.knobs.live import is_file_of
 from infertune.engine.journal import Record
 from infertune.host.machine import Machine
-from infertune.knobs import KNOBS, Knob, Reading, Target
-from infertune.knobs.guards import refusal
-from infertune.knobs.live import is_file_of
 from infertune.resolve import Setting
 
 Outcome = Literal[

@@ -16,13 +16,13 @@ from functools import partial
 from infertune.base.errors import Busy, Failed, InfertuneError, NotPermitted, describe
 from infertune.base.records import replace
 from infertune.base.root import Held, Root
+from infertune.catalogue.knobs import KNOBS
 from infertune.engine.journal import LOCK, Journal, Loaded
 from infertune.engine.state import Report, notes_of, plan_for
 from infertune.engine.store import Journals
 from infertune.engine.transaction import Done, apply, restore
 from infertune.host.machine import Machine, read_machine
 from infertune.host.system import boot_id
-from infertune.knobs import KNOBS
 from infertune.resolve import Desired
 
 

@@ -11,6 +11,8 @@ from fnmatch import fnmatchcase
 
 from infertune.base.records import dataclass, replace
 from infertune.base.root import Root
+from infertune.catalogue.knobs import KNOBS, Reading, Target, read_live, targets
+from infertune.catalogue.knobs.live import read_target
 from infertune.engine.journal import (
     PERSISTENT,
     RUNTIME,
@@ -26,8 +28,6 @@ from infertune.engine.plan import Item, Outcome, plan
 from infertune.host.machine import Machine
 from infertune.host.system import boot_id
 from infertune.host.tuners import tuner_by_id
-from infertune.knobs import KNOBS, Reading, Target, read_live, targets
-from infertune.knobs.live import read_target
 from infertune.resolve import Desired, Setting
 
 

@@ -15,13 +15,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from infertune.base.errors import describe
 from infertune.base.records import dataclass, field, replace
 from infertune.base.root import Held, Root
+from infertune.catalogue.knobs import KNOBS, Target
+from infertune.catalogue.knobs.live import read_target
+from infertune.catalogue.values import HeldMicroseconds, Table
 from infertune.engine.journal import Journal, Record
 from infertune.engine.plan import Item, Outcome
 from infertune.engine.store import Journals
 from infertune.engine.way_back import Step, is_known, roll_back, settle, to_note, undo, unsettled
-from infertune.knobs import KNOBS, Target
-from infertune.knobs.live import read_target
-from infertune.values import HeldMicroseconds, Table
 
 
 @dataclass

@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
 from infertune.base.records import dataclass, replace
+from infertune.catalogue.knobs import KNOBS, Reading
+from infertune.catalogue.knobs.live import is_file_of
 from infertune.engine.journal import Journal, Record
 from infertune.engine.plan import Item, is_foreign, restore_order
-from infertune.knobs import KNOBS, Reading
-from infertune.knobs.live import is_file_of
 
 Values = Mapping[str, tuple[str, str | None]]
 """Files by path: their knob, and what they hold (None where they are gone)."""

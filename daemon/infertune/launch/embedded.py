@@ -21,8 +21,8 @@ from typing import Any
 
 from infertune.base.errors import Failed
 from infertune.base.records import dataclass
-from infertune.server_settings import CACHE_TYPES, NGRAMS, SERVER_SETTINGS, Choices
-from infertune.values import Choice
+from infertune.catalogue.server_settings import CACHE_TYPES, NGRAMS, SERVER_SETTINGS, Choices
+from infertune.catalogue.values import Choice
 
 
 @dataclass(frozen=True, slots=True)

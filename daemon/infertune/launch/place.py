@@ -19,6 +19,7 @@ from typing import Literal
 from infertune.base.records import dataclass
 from infertune.base.root import Root
 from infertune.base.units import format_cpulist, parse_cpulist
+from infertune.catalogue.launch_settings import LAUNCH_SETTINGS, LaunchSetting
 from infertune.host.cgroup import (
     Cgroup,
     controllers,
@@ -29,7 +30,6 @@ from infertune.host.cgroup import (
     memory_limit,
     processes_of,
 )
-from infertune.launch_settings import LAUNCH_SETTINGS, LaunchSetting
 
 _PREFIX = "infertune-"
 """Our groups are ``infertune-PID``, so that one left by a killed infertune can be told."""

@@ -9,20 +9,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 
-from infertune.backends import BACKENDS
 from infertune.base.errors import DeclarationError, UsageError
 from infertune.base.names import NAME, NAME_RULE, is_foreign_unit, server_unit
 from infertune.base.records import dataclass
 from infertune.base.tables import Table, read_table, shown
-from infertune.host.machine import Machine
-from infertune.resolve import Desired
-from infertune.server_settings import (
+from infertune.catalogue.backends import BACKENDS
+from infertune.catalogue.server_settings import (
     FilePath,
     check_together,
     files_of,
     own_flags,
     parse_server_setting,
 )
+from infertune.host.machine import Machine
+from infertune.resolve import Desired
 
 DECLARED = "/etc/infertune/servers.d"
 """Servers that start with the daemon."""

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from infertune.base.errors import UsageError
 from infertune.base.records import dataclass
 from infertune.base.units import format_cpulist, parse_cpulist
-from infertune.launch_settings import LAUNCH_SETTINGS
+from infertune.catalogue.launch_settings import LAUNCH_SETTINGS
 from infertune.pools.promised import LOCK
 from infertune.resolve import Desired
 from infertune.servers.declaration import Declaration, files

@@ -18,14 +18,14 @@ from dbus_fast.annotations import DBusSignature
 from dbus_fast.service import ServiceInterface, dbus_method, dbus_property
 
 from infertune import __version__
-from infertune.backends import BACKENDS
 from infertune.base.errors import Failed, InfertuneError, NotPermitted, UsageError
 from infertune.base.names import NAME
 from infertune.base.tables import shown
+from infertune.catalogue.backends import BACKENDS
+from infertune.catalogue.knobs import KNOBS
 from infertune.config import read_config
 from infertune.engine.documents import report_document
 from infertune.engine.session import ApplyFailed
-from infertune.knobs import KNOBS
 from infertune.profile import check_name
 from infertune.service.authority import Authority
 from infertune.service.callers import Callers

@@ -16,6 +16,7 @@ from typing import Any
 from infertune.base.errors import Failed, InfertuneError, UsageError
 from infertune.base.records import dataclass, replace
 from infertune.base.root import Held, Root
+from infertune.catalogue.knobs import KNOBS, targets
 from infertune.engine.documents import report_document, status_document
 from infertune.engine.journal import LOCK
 from infertune.engine.session import Session, session
@@ -28,7 +29,6 @@ from infertune.engine.state import (
     status,
 )
 from infertune.host.machine import Machine
-from infertune.knobs import KNOBS, targets
 from infertune.resolve import Desired, resolve
 from infertune.service.facts import Facts
 from infertune.service.ownership import Ownership

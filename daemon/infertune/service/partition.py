@@ -13,8 +13,8 @@ import sys
 from infertune.base.errors import Exit
 from infertune.base.names import SLICE
 from infertune.base.root import Root
+from infertune.catalogue.launch_settings import LAUNCH_SETTINGS
 from infertune.host.machine import read_machine
-from infertune.launch_settings import LAUNCH_SETTINGS
 
 _FILE = LAUNCH_SETTINGS["cpus_partition"].cgroup_file
 

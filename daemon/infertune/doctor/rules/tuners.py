@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 
+from infertune.catalogue.knobs import KNOBS
 from infertune.doctor.base import (
     Answer,
     Finding,
@@ -20,7 +21,6 @@ from infertune.doctor.facts import Facts, Processor
 from infertune.host.boot_writes import BootWrite
 from infertune.host.power_at_boot import PowerAtBoot
 from infertune.host.tuners import Tuned
-from infertune.knobs import KNOBS
 
 _POWER = ("tuned", "power-profiles-daemon", "tlp", "auto-cpufreq", "system76-power")
 """Tuners each of which sets governor, preference and platform profile."""

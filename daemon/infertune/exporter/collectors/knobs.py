@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from infertune.base.root import Root
+from infertune.catalogue.knobs import KNOBS, Reading, Target, read_live, targets
 from infertune.engine.journal import Record, load
 from infertune.engine.plan import is_foreign
 from infertune.exporter.base import Collector, Metric, Sample
 from infertune.host.machine import read_machine
-from infertune.knobs import KNOBS, Reading, Target, read_live, targets
 
 PLACES_S = 60.0
 OWNERS = ("system", "infertune", "other", "unreadable", "gone")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The firmware's own power profile."""
 
-from infertune.knobs.base import Evidence, Knob
-from infertune.values import Choice
+from infertune.catalogue.knobs.base import Evidence, Knob
+from infertune.catalogue.values import Choice
 
 KNOBS: tuple[Knob, ...] = (
     Knob(

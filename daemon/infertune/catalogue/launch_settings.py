@@ -13,10 +13,10 @@ from typing import Literal
 
 from infertune.base.records import dataclass
 from infertune.base.units import GIB, parse_size
-from infertune.cpuset import CpuSet
+from infertune.catalogue.cpuset import CpuSet
+from infertune.catalogue.knobs.base import Evidence
+from infertune.catalogue.values import Choice, Integer, Value
 from infertune.host.machine import Machine
-from infertune.knobs.base import Evidence
-from infertune.values import Choice, Integer, Value
 
 
 @dataclass(frozen=True)

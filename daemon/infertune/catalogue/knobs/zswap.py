@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compressed swap cache in memory."""
 
+from infertune.catalogue.knobs.base import Evidence, Knob
+from infertune.catalogue.values import Integer, Switch
 from infertune.host.machine import Machine
-from infertune.knobs.base import Evidence, Knob
-from infertune.values import Integer, Switch
 
 _ZSWAP = "/sys/module/zswap/parameters"
 _DOC = "Documentation/admin-guide/mm/zswap.rst"

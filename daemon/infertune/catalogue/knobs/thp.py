@@ -5,8 +5,8 @@ They back anonymous memory of the CPU side only: weights that live in GTT are
 allocated by TTM, which asks for high orders by itself whatever is set here.
 """
 
-from infertune.knobs.base import Evidence, Knob
-from infertune.values import Choice, Integer, Switch
+from infertune.catalogue.knobs.base import Evidence, Knob
+from infertune.catalogue.values import Choice, Integer, Switch
 
 _THP = "/sys/kernel/mm/transparent_hugepage"
 _DOC = "Documentation/admin-guide/mm/transhuge.rst"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The catalogue: one file per family, one entry per knob, and nothing else to touch."""
 
-from infertune.knobs import boot, cpu, gpu, ksm, platform, thp, vm, zswap
-from infertune.knobs.base import Evidence, Knob
-from infertune.knobs.live import Reading, Target, read_live, targets
+from infertune.catalogue.knobs import boot, cpu, gpu, ksm, platform, thp, vm, zswap
+from infertune.catalogue.knobs.base import Evidence, Knob
+from infertune.catalogue.knobs.live import Reading, Target, read_live, targets
 
 KNOBS: dict[str, Knob] = {
     knob.id: knob

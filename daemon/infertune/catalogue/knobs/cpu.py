@@ -5,8 +5,8 @@ CPU and GPU of an APU share one power budget: a CPU that runs faster than it
 must can take watts from the GPU.
 """
 
-from infertune.knobs.base import Evidence, Knob
-from infertune.values import Choice, HeldMicroseconds, Switch
+from infertune.catalogue.knobs.base import Evidence, Knob
+from infertune.catalogue.values import Choice, HeldMicroseconds, Switch
 
 _CPUFREQ = "/sys/devices/system/cpu/cpufreq"
 _NO_CPUFREQ = "no cpufreq driver: the hypervisor or the firmware decides"

@@ -2,9 +2,9 @@
 """Memory management sysctls."""
 
 from infertune.base.units import GIB, KIB, MIB
+from infertune.catalogue.knobs.base import Evidence, Knob
+from infertune.catalogue.values import Integer, Size
 from infertune.host.machine import Machine
-from infertune.knobs.base import Evidence, Knob
-from infertune.values import Integer, Size
 
 _VM = "/proc/sys/vm"
 _DOC = "Documentation/admin-guide/sysctl/vm.rst"

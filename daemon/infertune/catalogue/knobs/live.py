@@ -10,8 +10,8 @@ from fnmatch import fnmatchcase
 from infertune.base.errors import errno_name
 from infertune.base.records import dataclass
 from infertune.base.root import Root
+from infertune.catalogue.knobs.base import Knob
 from infertune.host.machine import Machine
-from infertune.knobs.base import Knob
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,9 @@ import re
 
 from infertune.base.records import dataclass
 from infertune.base.units import format_cpulist, parse_cpulist
+from infertune.catalogue.values import Value
 from infertune.host.cpu import Core, Cpu
 from infertune.host.machine import Machine
-from infertune.values import Value
 
 ACCEPTS = (
     "a list such as '0-7', 'all', 'all but 0-1', or 'physical cores', 'performance cores', "

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Literal
 
 from infertune.base.records import dataclass
+from infertune.catalogue.values import HeldMicroseconds, Value
 from infertune.host.machine import Machine
-from infertune.values import HeldMicroseconds, Value
 
 Risk = Literal["safe", "power", "boot"]
 """power: may change heat, noise, or stability under load; boot: takes effect at the next boot."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from infertune.base.records import dataclass
 from infertune.base.units import GIB, format_size, parse_cpulist, parse_size
-from infertune.cpuset import CpuSet
+from infertune.catalogue.cpuset import CpuSet
+from infertune.catalogue.knobs.base import Evidence, Knob
+from infertune.catalogue.values import Choice, Size, Value
 from infertune.host.machine import Machine
 from infertune.host.memory import PAGE
 from infertune.host.system import parameters
-from infertune.knobs.base import Evidence, Knob
-from infertune.values import Choice, Size, Value
 
 DEFAULT = "default"
 """A kernel parameter that is not on the command line: the kernel's own value."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernel samepage merging: scans memory for equal pages."""
 
-from infertune.knobs.base import Evidence, Knob
-from infertune.values import Integer
+from infertune.catalogue.knobs.base import Evidence, Knob
+from infertune.catalogue.values import Integer
 
 _KSM = "/sys/kernel/mm/ksm"
 _DOC = "Documentation/admin-guide/mm/ksm.rst"

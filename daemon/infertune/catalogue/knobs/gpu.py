@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """amdgpu power management of the GPU that serves the model."""
 
-from infertune.knobs.base import Evidence, Knob
-from infertune.values import Choice, Table
+from infertune.catalogue.knobs.base import Evidence, Knob
+from infertune.catalogue.values import Choice, Table
 
 _DOC = "Documentation/gpu/amdgpu/thermal.rst"
 _ABSENT = "no single amdgpu device on this machine, or the driver does not offer it"

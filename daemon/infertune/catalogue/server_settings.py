@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from infertune.base.errors import did_you_mean
 from infertune.base.records import dataclass
 from infertune.base.units import MIB, printable_line
+from infertune.catalogue.values import Choice, Integer, Size, Switch, Value
 from infertune.host.machine import Machine
-from infertune.values import Choice, Integer, Size, Switch, Value
 
 
 @dataclass(frozen=True)
