@@ -39,7 +39,7 @@ from infertune.exporter.collectors import COLLECTORS
 from infertune.exporter.energy import ENERGY_METRICS
 from infertune.exporter.page import EXPORTER_METRICS, RUNNER_METRICS
 from infertune.exporter.probes import PROBE_METRICS, package_directories
-from infertune.profile import SEARCH_PATH
+from infertune.profiles.profile import SEARCH_PATH
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from infertune.base.root import Root, Step
 from infertune.catalogue.knobs import KNOBS
 from infertune.engine.session import session
-from infertune.profile import Source
-from infertune.resolve import Desired, Setting
+from infertune.profiles.profile import Source
+from infertune.profiles.resolve import Desired, Setting
 
 THP = "/sys/kernel/mm/transparent_hugepage"
 CPUFREQ = "/sys/devices/system/cpu/cpufreq"

@@ -11,11 +11,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from infertune.admission import Asked, admit
 from infertune.base.errors import Exit, InfertuneError, UsageError
 from infertune.base.notify import Notifier
 from infertune.base.root import Root
 from infertune.base.units import printable_line
+from infertune.budget.admission import Asked, admit
 from infertune.engine.state import Report
 from infertune.host.machine import Machine, read_machine
 from infertune.launch.apart import keep_apart

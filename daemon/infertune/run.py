@@ -54,8 +54,8 @@ from infertune.launch.process import (
     start,
 )
 from infertune.launch.ready import DEFAULT_PORT, choose_port, wait_ready
-from infertune.profile import load_profile
-from infertune.resolve import Desired, Setting, assume_backend, resolve
+from infertune.profiles.profile import load_profile
+from infertune.profiles.resolve import Desired, Setting, assume_backend, resolve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,8 @@ from infertune.catalogue.server_settings import SERVER_SETTINGS, parse_help, ser
 from infertune.cli.main import main
 from infertune.engine.session import session
 from infertune.host.machine import read_machine
-from infertune.profile import load_profile
-from infertune.resolve import resolve
+from infertune.profiles.profile import load_profile
+from infertune.profiles.resolve import resolve
 from support import At, Counter, in_child, kill
 
 REPOSITORY = Path(__file__).parents[2]

@@ -14,11 +14,11 @@ import pytest
 
 import gguf_files
 from doctor_support import GPU, HEALTHY, build
-from infertune.admission import Asked, admit, check, release
 from infertune.base.errors import UsageError
 from infertune.base.records import replace
 from infertune.base.root import Root, Step
 from infertune.base.units import GIB
+from infertune.budget.admission import Asked, admit, check, release
 from infertune.host.machine import read_machine
 from infertune.pools import promised
 from infertune.pools.facts import read_facts
@@ -287,7 +287,7 @@ def test_force_says_what_it_overrides(machine: Root, model: str) -> None:
 def test_a_lock_that_is_held_ends_patience_and_not_the_start(
     machine: Root, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infertune.admission._PATIENCE_S", 0.1)
+    monkeypatch.setattr("infertune.budget.admission._PATIENCE_S", 0.1)
     with machine.turn(LOCK, 1) as alone:
         assert alone
         admission = admit(machine, read_machine(machine), asked("chat", model))

@@ -25,8 +25,8 @@ from infertune.base.root import Root, Step
 from infertune.base.units import format_cpulist, parse_cpulist
 from infertune.cli import adopt as cli
 from infertune.cli.main import main
-from infertune.profile import Source
-from infertune.resolve import Desired, Setting
+from infertune.profiles.profile import Source
+from infertune.profiles.resolve import Desired, Setting
 from infertune.servers import placing
 from infertune.servers.adopted import ADOPTED, Adopted, Book, Changed, read_book, write_book
 from support import At, Counter

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from infertune.catalogue.values import Value
-from infertune.profile import CATALOGUE, package_directory
+from infertune.profiles.profile import CATALOGUE, package_directory
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = sorted({*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")})

@@ -17,8 +17,8 @@ from infertune.doctor.at_launch import warnings
 from infertune.doctor.rules import RULES
 from infertune.doctor.surroundings import LlamaServer
 from infertune.host.machine import read_machine
-from infertune.profile import load_profile
-from infertune.resolve import resolve
+from infertune.profiles.profile import load_profile
+from infertune.profiles.resolve import resolve
 from infertune.run import Request, Result, Run, prepare
 from known_models import KNOWN
 

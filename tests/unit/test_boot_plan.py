@@ -33,8 +33,8 @@ from infertune.host.machine import read_machine
 from infertune.host.modprobe import read_sources
 from infertune.pools.boot import boot_reserve
 from infertune.pools.facts import read_facts
-from infertune.profile import load_profile
-from infertune.resolve import resolve
+from infertune.profiles.profile import load_profile
+from infertune.profiles.resolve import resolve
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "boot"
 

@@ -26,8 +26,8 @@ from infertune.boot.state import read_status
 from infertune.cli.main import main
 from infertune.host.machine import read_machine
 from infertune.host.modprobe import read_sources
-from infertune.profile import load_profile
-from infertune.resolve import resolve
+from infertune.profiles.profile import load_profile
+from infertune.profiles.resolve import resolve
 from support import At, Counter, fail, in_child, kill, shorten
 
 NOT_WRITABLE = ("bootc", "bootc-composefs", "nixos", "container")

@@ -18,8 +18,8 @@ from infertune.boot.state import is_ready, read_status
 from infertune.cli.main import main
 from infertune.host.machine import read_machine
 from infertune.host.modprobe import read_sources
-from infertune.profile import load_profile
-from infertune.resolve import resolve
+from infertune.profiles.profile import load_profile
+from infertune.profiles.resolve import resolve
 
 WORD = "amd_iommu=off"
 CARD = "sys/class/drm/card1/device"

@@ -33,8 +33,8 @@ from infertune.boot.stacks.one_shot import ID
 from infertune.boot.stacks.uki import DRACUT_DROP_IN, DROP_IN, TRIAL
 from infertune.host.machine import read_machine
 from infertune.host.modprobe import read_sources
-from infertune.profile import load_profile
-from infertune.resolve import resolve
+from infertune.profiles.profile import load_profile
+from infertune.profiles.resolve import resolve
 
 WORDS = ("amd_iommu=off", "ttm.pages_limit=25165824")
 GIVEN = " ".join(WORDS)

@@ -43,7 +43,7 @@ HEAVY = {
     "infertune.engine",
     "infertune.catalogue.knobs",
     "infertune.host.machine",
-    "infertune.profile",
+    "infertune.profiles.profile",
     "infertune.base.root",
     "inspect",
     "json",

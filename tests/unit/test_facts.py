@@ -12,7 +12,7 @@ import pytest
 
 from infertune.base.errors import ProfileError, UsageError
 from infertune.base.root import Root
-from infertune.profile import read_profile
+from infertune.profiles.profile import read_profile
 from infertune.service import facts as facts_module
 from infertune.service.facts import Facts
 from support import build

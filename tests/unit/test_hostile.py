@@ -22,10 +22,10 @@ import pytest
 import gguf_files
 from doctor_support import HEALTHY, build
 from infertune import launcher
-from infertune.admission import Admission, Asked, admit, release, turn
 from infertune.base.errors import Failed, UsageError
 from infertune.base.root import Root, Step
 from infertune.base.units import GIB, format_size
+from infertune.budget.admission import Admission, Asked, admit, release, turn
 from infertune.cli import serve
 from infertune.cli.main import main
 from infertune.host.machine import read_machine

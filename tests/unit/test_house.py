@@ -7,6 +7,7 @@ import ast
 import codecs
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import tomllib
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
+from graphlib import CycleError
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,37 @@ def is_shell(path: Path) -> bool:
         return False  # generated
     with path.open("rb") as file:
         return path.suffix == ".sh" or file.readline().rstrip() == b"#!/usr/bin/env bash"
+
+
+# -- rooms and floors ------------------------------------------------------------
+
+ROOMS = runpy.run_path(str(REPOSITORY / "scripts" / "rooms"))
+
+
+def test_floors_are_what_the_contract_and_the_document_say() -> None:
+    """A room that imports less may stand lower; one that is new, or higher, wants a decision."""
+    stack = ROOMS["floors"](ROOMS["arrows"](PACKAGE))
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    contract = project["tool"]["importlinter"]["contracts"][0]
+    assert [layer.split(" | ") for layer in contract["layers"]] == stack[::-1]
+    text = (REPOSITORY / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (.+) \|$", text, re.MULTILINE)
+    assert [re.findall(r"`(\w+)`", rooms) for _, rooms in rows] == stack[::-1]
+    assert [int(number) for number, _ in rows] == list(range(len(stack)))[::-1]
+
+
+def test_an_arrow_up_and_a_circle_would_be_seen(tmp_path: Path) -> None:
+    for room, source in {
+        "low": "",
+        "high": "from house import low",
+        "top": "import house.high.a",
+    }.items():
+        (tmp_path / "house" / room).mkdir(parents=True)
+        (tmp_path / "house" / room / "a.py").write_text(source)
+    below = ROOMS["arrows"](tmp_path / "house")
+    assert ROOMS["floors"](below) == [["low"], ["high"], ["top"]]
+    with pytest.raises(CycleError, match="cycle"):
+        ROOMS["floors"]({**below, "low": {"top"}})
 
 
 # -- the one door -------------------------------------------------------------
@@ -432,7 +465,8 @@ def test_wheel_is_complete(tmp_path: Path) -> None:
         names = set(archive.namelist())
         [metadata] = [name for name in names if name.endswith("/METADATA")]
         requires = re.findall(r"^Requires-Dist: (.*)", archive.read(metadata).decode(), re.M)
-    profiles = {f"infertune/profiles/{p.name}" for p in (REPOSITORY / "profiles").glob("*.toml")}
+    shipped = (REPOSITORY / "profiles").glob("*.toml")
+    profiles = {f"infertune/profiles/shipped/{path.name}" for path in shipped}
     assert profiles
     modules = {f"infertune/{path.relative_to(PACKAGE)}" for path in SOURCES}
     probes = {f"infertune/probes/{p.name}" for p in (REPOSITORY / "probes").glob("*.toml")}

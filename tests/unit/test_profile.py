@@ -14,7 +14,7 @@ from infertune.base.root import Root
 from infertune.catalogue.backends import BACKENDS
 from infertune.cli.main import main
 from infertune.cli.profile import as_toml
-from infertune.profile import SEARCH_PATH, Given, Profile, load_profile, package_directory
+from infertune.profiles.profile import SEARCH_PATH, Given, Profile, load_profile, package_directory
 
 SHIPPED = ["base", "big-moe", "desktop-share", "long-context", "low-latency", "quiet", "throughput"]
 

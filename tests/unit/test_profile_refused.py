@@ -20,7 +20,13 @@ from hypothesis import strategies as st
 from infertune.base.errors import ProfileError
 from infertune.base.root import Root, Step
 from infertune.cli.main import main
-from infertune.profile import MAX_BYTES, Profile, check_profile, load_profile, package_directory
+from infertune.profiles.profile import (
+    MAX_BYTES,
+    Profile,
+    check_profile,
+    load_profile,
+    package_directory,
+)
 
 CORPUS = Path(__file__).resolve().parents[1] / "bad-profiles"
 BAD = sorted(path.stem for path in CORPUS.glob("*.toml"))

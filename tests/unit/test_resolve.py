@@ -13,8 +13,8 @@ from infertune.base.root import Root
 from infertune.base.units import GIB, parse_size
 from infertune.host.machine import Machine, read_machine
 from infertune.host.snapshot import open_root
-from infertune.profile import load_profile
-from infertune.resolve import Desired, assume_backend, resolve
+from infertune.profiles.profile import load_profile
+from infertune.profiles.resolve import Desired, assume_backend, resolve
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 

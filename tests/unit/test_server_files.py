@@ -17,8 +17,8 @@ from infertune.cli.main import main
 from infertune.host.machine import Machine, read_machine
 from infertune.host.snapshot import open_root
 from infertune.launch.binary import Server
-from infertune.profile import load_profile
-from infertune.resolve import Desired, resolve
+from infertune.profiles.profile import load_profile
+from infertune.profiles.resolve import Desired, resolve
 from infertune.run import Request, Result, Run, _serving
 from infertune.servers.declaration import (
     Declaration,

@@ -17,11 +17,11 @@ from infertune.base.errors import DeclarationError, UsageError
 from infertune.base.records import replace
 from infertune.base.root import Root
 from infertune.catalogue.launch_settings import LAUNCH_SETTINGS
-from infertune.config import Config, read_config
 from infertune.host.machine import read_machine
 from infertune.host.snapshot import open_root
-from infertune.profile import load_profile
-from infertune.resolve import Desired, resolve
+from infertune.profiles.config import Config, read_config
+from infertune.profiles.profile import load_profile
+from infertune.profiles.resolve import Desired, resolve
 from infertune.servers.declaration import (
     DECLARED,
     Declaration,

@@ -17,8 +17,8 @@ from infertune.host.machine import Machine, read_machine
 from infertune.host.memory import PAGE
 from infertune.host.snapshot import open_root
 from infertune.pools.facts import PoolFacts
-from infertune.profile import Profile, load_profile, package_directory
-from infertune.resolve import resolve
+from infertune.profiles.profile import Profile, load_profile, package_directory
+from infertune.profiles.resolve import resolve
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "strix-halo-128.snapshot"
 PROFILES = sorted(path.stem for path in package_directory().glob("*.toml"))

@@ -19,7 +19,7 @@ from infertune.host.gpu import TTM_MODULES, carveout_shown_is_real, is_loaded
 from infertune.host.machine import Gpu, Machine
 from infertune.host.modprobe import Sources
 from infertune.host.system import COMMAND_LINE
-from infertune.resolve import Desired, Setting
+from infertune.profiles.resolve import Desired, Setting
 
 SAFE_VALUE = re.compile(r"[A-Za-z0-9_.,:-]{1,200}")
 """What may go into configuration files of boot loaders, which shells and GRUB read."""

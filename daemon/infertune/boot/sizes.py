@@ -34,8 +34,8 @@ from infertune.pools.boot import (
 )
 from infertune.pools.facts import Configured, PoolFacts, read_facts
 from infertune.pools.judge import Picture, picture
-from infertune.profile import load_profile, places
-from infertune.resolve import assume_backend, resolve
+from infertune.profiles.profile import load_profile, places
+from infertune.profiles.resolve import assume_backend, resolve
 
 LIMIT = "ttm.pages_limit"
 SIZES = (LIMIT, "ttm.page_pool_size")

@@ -32,8 +32,8 @@ from infertune.host.system import boot_id
 from infertune.host.unknown import Unknown
 from infertune.pools.facts import read_facts
 from infertune.pools.judge import Picture, picture
-from infertune.profile import load_profile
-from infertune.resolve import Desired, assume_backend, resolve
+from infertune.profiles.profile import load_profile
+from infertune.profiles.resolve import Desired, assume_backend, resolve
 
 GUARD = "/etc/systemd/system/sysinit.target.wants/infertune-boot-guard.service"
 """There where the guard is installed and enabled."""

@@ -36,8 +36,8 @@ from infertune.host.system import load_average
 from infertune.launch.embedded import default_model
 from infertune.pools.facts import read_facts
 from infertune.pools.promised import with_reservations
-from infertune.profile import load_profile
-from infertune.resolve import assume_backend, resolve
+from infertune.profiles.profile import load_profile
+from infertune.profiles.resolve import assume_backend, resolve
 
 FORCE = argument(
     "--force", action="store_true", help="start the server even if the model does not fit"

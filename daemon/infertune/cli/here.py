@@ -14,8 +14,8 @@ from infertune.engine.session import ApplyFailed, Session, session
 from infertune.engine.state import make_plan
 from infertune.engine.state import status as applied_now
 from infertune.host.machine import Machine, read_machine
-from infertune.profile import load_profile
-from infertune.resolve import Desired, resolve
+from infertune.profiles.profile import load_profile
+from infertune.profiles.resolve import Desired, resolve
 
 
 def without(ctx: Context) -> list[str]:

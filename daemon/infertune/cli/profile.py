@@ -17,7 +17,7 @@ from infertune.catalogue.values import Size
 from infertune.cli.base import JSON, Command, Context, argument, verb
 from infertune.cli.engine import BACKEND, PROFILE
 from infertune.host.machine import Machine, read_machine
-from infertune.profile import (
+from infertune.profiles.profile import (
     SEARCH_PATH,
     Given,
     Profile,
@@ -29,7 +29,7 @@ from infertune.profile import (
     places,
     value_type,
 )
-from infertune.resolve import Desired, Setting, assume_backend, resolve
+from infertune.profiles.resolve import Desired, Setting, assume_backend, resolve
 
 _TABLES: dict[Section, str] = {
     "now": "now",

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from infertune.admission import Admission, Asked, admit, release
 from infertune.base.errors import InfertuneError, UsageError
 from infertune.base.records import asdict
 from infertune.base.units import format_size
+from infertune.budget.admission import Admission, Asked, admit, release
 from infertune.budget.gguf_file import ModelError, read_model
 from infertune.catalogue.launch_settings import LAUNCH_SETTINGS, Limit
 from infertune.cli.base import JSON, Command, Context, argument, verb

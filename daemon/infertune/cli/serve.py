@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from infertune.admission import Asked, check
 from infertune.base.errors import Busy, Exit, Failed, NotPermitted, Unreachable, UsageError
 from infertune.base.names import NAME, server_unit
 from infertune.base.records import replace
 from infertune.base.root import Root, read_plain_file
+from infertune.budget.admission import Asked, check
 from infertune.cli.base import JSON, Command, Context, argument, printable, verb
 from infertune.cli.engine import BACKEND, PROFILE, daemon_runs
 from infertune.cli.fit import FORCE, parse_setting
@@ -30,8 +30,8 @@ from infertune.host.sockets import listeners
 from infertune.launch.client import healthy, how_to_talk
 from infertune.launch.ready import Progress, choose_port
 from infertune.launch.system import show_log
-from infertune.profile import load_profile
-from infertune.resolve import Desired, resolve
+from infertune.profiles.profile import load_profile
+from infertune.profiles.resolve import Desired, resolve
 from infertune.run import Request, Result, Run, prepare
 from infertune.servers.declaration import (
     DECLARED,

@@ -17,7 +17,7 @@ from infertune.catalogue.knobs.guards import refusal
 from infertune.catalogue.knobs.live import is_file_of
 from infertune.engine.journal import Record
 from infertune.host.machine import Machine
-from infertune.resolve import Setting
+from infertune.profiles.resolve import Setting
 
 Outcome = Literal[
     "set",

@@ -23,7 +23,7 @@ from infertune.engine.store import Journals
 from infertune.engine.transaction import Done, apply, restore
 from infertune.host.machine import Machine, read_machine
 from infertune.host.system import boot_id
-from infertune.resolve import Desired
+from infertune.profiles.resolve import Desired
 
 
 class ApplyFailed(Failed):

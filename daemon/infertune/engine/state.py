@@ -28,7 +28,7 @@ from infertune.engine.plan import Item, Outcome, plan
 from infertune.host.machine import Machine
 from infertune.host.system import boot_id
 from infertune.host.tuners import tuner_by_id
-from infertune.resolve import Desired, Setting
+from infertune.profiles.resolve import Desired, Setting
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from infertune.catalogue.server_settings import (
     parse_server_setting,
 )
 from infertune.host.machine import Machine
-from infertune.resolve import Desired
+from infertune.profiles.resolve import Desired
 
 DECLARED = "/etc/infertune/servers.d"
 """Servers that start with the daemon."""

@@ -9,7 +9,7 @@ from functools import partial
 from infertune.base.errors import DeclarationError, Failed, InfertuneError
 from infertune.base.names import NAME
 from infertune.base.root import Root, changeable_by_others
-from infertune.config import read_config
+from infertune.profiles.config import read_config
 from infertune.servers.declaration import (
     DECLARED,
     TRANSIENT,

@@ -17,7 +17,7 @@ from infertune.base.records import dataclass
 from infertune.base.units import format_cpulist, parse_cpulist
 from infertune.catalogue.launch_settings import LAUNCH_SETTINGS
 from infertune.pools.promised import LOCK
-from infertune.resolve import Desired
+from infertune.profiles.resolve import Desired
 from infertune.servers.declaration import Declaration, files
 
 
@@ -157,7 +157,7 @@ def drop_in(
     lines = [f"# Written by infertuned: profile {desired.profile}, backend {desired.backend}."]
     lines += ["[Unit]", f"Description=Model server {declaration.name} (infertune)", "[Service]"]
     every = {**directives(desired), **access(declaration, desired, groups)}
-    # Opened by systemd as root: the launcher waits for its turn with it (admission.py).
+    # Opened by systemd as root: the launcher waits for its turn with it (budget/admission.py).
     lines.append(f"StandardInput=file:{LOCK}")
     lines += [f"{name}={value}" for name, value in every.items()]
     if kind := partition(desired):

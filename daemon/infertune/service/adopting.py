@@ -17,7 +17,7 @@ from infertune.base.names import is_foreign_unit, placing_unit
 from infertune.base.records import replace
 from infertune.base.root import Root
 from infertune.base.units import format_cpulist
-from infertune.resolve import Desired
+from infertune.profiles.resolve import Desired
 from infertune.servers.adopted import (
     Adopted,
     Book,

@@ -23,10 +23,10 @@ from infertune.base.names import NAME
 from infertune.base.tables import shown
 from infertune.catalogue.backends import BACKENDS
 from infertune.catalogue.knobs import KNOBS
-from infertune.config import read_config
 from infertune.engine.documents import report_document
 from infertune.engine.session import ApplyFailed
-from infertune.profile import check_name
+from infertune.profiles.config import read_config
+from infertune.profiles.profile import check_name
 from infertune.service.authority import Authority
 from infertune.service.callers import Callers
 from infertune.service.keeper import Choice, Keeper

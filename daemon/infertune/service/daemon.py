@@ -23,7 +23,7 @@ from infertune.base.errors import Exit, Failed, InfertuneError, UsageError
 from infertune.base.locks import DAEMON_LOCK
 from infertune.base.notify import Notifier
 from infertune.base.root import Root
-from infertune.config import read_config
+from infertune.profiles.config import read_config
 from infertune.service.api import Manager, remember_caller
 from infertune.service.authority import Authority
 from infertune.service.callers import Callers

@@ -18,7 +18,7 @@ from infertune.base.records import dataclass
 from infertune.base.root import Root
 from infertune.host.machine import Machine, read_machine
 from infertune.host.processes import comms
-from infertune.profile import SEARCH_PATH, Profile, package_directory, read_profile
+from infertune.profiles.profile import SEARCH_PATH, Profile, package_directory, read_profile
 
 NAMES_S = 60.0
 """How long the names of processes count: a program without a unit is told of that much later."""

@@ -29,7 +29,7 @@ from infertune.engine.state import (
     status,
 )
 from infertune.host.machine import Machine
-from infertune.resolve import Desired, resolve
+from infertune.profiles.resolve import Desired, resolve
 from infertune.service.facts import Facts
 from infertune.service.ownership import Ownership
 

@@ -15,8 +15,8 @@ from infertune.base.root import Root
 from infertune.host.machine import read_machine
 from infertune.host.sockets import listeners
 from infertune.pools.promised import LOCK, OF_ROOT, sweep
-from infertune.profile import load_profile
-from infertune.resolve import Desired, resolve
+from infertune.profiles.profile import load_profile
+from infertune.profiles.resolve import Desired, resolve
 from infertune.servers.adopted import ADOPTED, Adopted
 from infertune.servers.declaration import DECLARED, TRANSIENT, Declaration, Foreign
 from infertune.servers.dropins import (

@@ -13,7 +13,7 @@ from infertune.host.unknown import Unknown
 from infertune.pools.facts import read_facts
 from infertune.pools.judge import gpu_pool
 from infertune.pools.promised import with_reservations
-from infertune.resolve import assume_backend
+from infertune.profiles.resolve import assume_backend
 
 _SOURCE = "docs/memory.md"
 SETTINGS = (

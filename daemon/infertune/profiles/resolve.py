@@ -9,7 +9,7 @@ from infertune.base.errors import ProfileError, UsageError
 from infertune.base.records import dataclass
 from infertune.catalogue.backends import BACKENDS
 from infertune.host.machine import Machine
-from infertune.profile import CATALOGUE, Given, Profile, Section, Source, value_type
+from infertune.profiles.profile import CATALOGUE, Given, Profile, Section, Source, value_type
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
