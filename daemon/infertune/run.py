@@ -3,7 +3,8 @@
 
 Whatever ends it (the command, its crash, Ctrl-C, SIGTERM), the original values
 return; after ``kill -9`` the child is gone with us, and the next call of
-infertune recovers.
+infertune recovers.  Where nothing has to return, and nobody waits for an answer,
+infertune becomes the command.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from infertune.base.errors import Failed, InfertuneError, UsageError
 from infertune.base.records import dataclass, field
@@ -43,10 +43,11 @@ from infertune.launch.binary import (
 )
 from infertune.launch.client import COMPLETES_ONLY, Completion, chat, complete, how_to_talk
 from infertune.launch.embedded import default_model
-from infertune.launch.place import Group, Placed, place
+from infertune.launch.place import Group, Placed, place, why_no_group
 from infertune.launch.process import (
     Child,
     Signals,
+    become,
     cause,
     environment,
     exit_code,
@@ -80,6 +81,8 @@ class Request:
     """More words for llama-server, as an administrator declared them."""
     stdout: int = 1
     """Where a command's standard output goes."""
+    reported: bool = False
+    """Whether somebody waits for what came of it."""
     chats: Callable[[str], bool | None] = lambda _: None
     """Whether the file of a model has a chat template; None where that is not known."""
     check: Callable[[Machine, str, str, Mapping[str, str]], str | None] | None = None
@@ -109,8 +112,8 @@ class Result:
     """Exit code of the command, 128+N after signal N; None if it never ran."""
 
 
-class Audience(Protocol):
-    """Who is told what happens while it happens."""
+class Audience:
+    """Who is told what happens while it happens; this one does not listen."""
 
     def say(self, text: str) -> None: ...
     def recovered(self, report: Report) -> None: ...
@@ -154,9 +157,12 @@ def run(root: Root, request: Request, result: Result, audience: Audience) -> int
         )
     one = Run(root, read_machine(root), request, result, audience)
     desired, job = prepare(one)
+    if request.launch_only:
+        audience.say("kernel settings are left alone (--launch-only)")
+        if request.command and not request.reported:
+            _become_where_nothing_is_left_to_do(one, job, desired)
     with Signals() as signals:
         if request.launch_only:
-            audience.say("kernel settings are left alone (--launch-only)")
             result.status = _serve(one, job, desired, signals)
         else:
             _under_profile(one, job, desired, signals)
@@ -355,8 +361,24 @@ def _serve(one: Run, job: Job, desired: Desired, signals: Signals) -> int:
             one.group.remove()
 
 
-def _place(one: Run, pid: int, desired: Desired) -> None:
-    outcomes, one.group = place(one.root, one.machine.cgroup, pid, _canonical(desired.launch))
+def _become_where_nothing_is_left_to_do(one: Run, job: Job, desired: Desired) -> None:
+    """Become the command, placed as its child would be; only return where a group may be made.
+
+    A group has to be removed when the command has ended.  Without one there is nothing to do
+    then, and a process that sleeps until then holds memory for as long as the command serves,
+    and stands between it and whoever started us: signals, the terminal, sd_notify(3).
+    """
+    why = why_no_group(one.root, one.machine.cgroup, _canonical(desired.launch))
+    if why is None:
+        return
+    _place(one, os.getpid(), desired, no_group=why)
+    become(job.program, job.argv, job.env)
+
+
+def _place(one: Run, pid: int, desired: Desired, *, no_group: str = "") -> None:
+    outcomes, one.group = place(
+        one.root, one.machine.cgroup, pid, _canonical(desired.launch), no_group=no_group
+    )
     one.result.placed = outcomes
     one.audience.placed(outcomes)
     for each in outcomes:

@@ -22,7 +22,6 @@ from infertune.budget.admission import Asked, check
 from infertune.cli.base import JSON, Command, Context, argument, printable, verb
 from infertune.cli.engine import BACKEND, PROFILE, daemon_runs
 from infertune.cli.fit import FORCE, parse_setting
-from infertune.cli.run import Silent
 from infertune.doctor.at_launch import warnings
 from infertune.doctor.surroundings import LlamaServer, llama_server
 from infertune.host.machine import Machine, read_machine
@@ -32,7 +31,7 @@ from infertune.launch.ready import Progress, choose_port
 from infertune.launch.system import show_log
 from infertune.profiles.profile import load_profile
 from infertune.profiles.resolve import Desired, resolve
-from infertune.run import Request, Result, Run, prepare
+from infertune.run import Audience, Request, Result, Run, prepare
 from infertune.servers.declaration import (
     DECLARED,
     TRANSIENT,
@@ -229,7 +228,7 @@ def _as_systemd_run(ctx: Context, machine: Machine, declaration: Declaration) ->
         settings=own_settings(declaration, machine),
     )
     result = Result(profile=declaration.profile)
-    one = Run(ctx.root, machine, request, result, Silent(ctx))
+    one = Run(ctx.root, machine, request, result, Audience())
     desired, job = prepare(one)
     env = {name: setting.canonical for name, setting in desired.env.items()}
     groups = gpu_groups(ctx.root)
