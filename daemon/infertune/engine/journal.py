@@ -108,18 +108,8 @@ class Loaded:
 
 def dump(journal: Journal) -> bytes:
     """The document of a journal."""
-    header = {
-        "format": FORMAT,
-        "boot": journal.boot_id,
-        "profile": journal.profile,
-        "backend": journal.backend,
-        "owner": journal.owner,
-        "since": journal.since,
-        "held": journal.held,
-        "without": journal.without,
-        "earlier": journal.earlier,
-        "confirm_by": journal.confirm_by,
-    }
+    about = {name: getattr(journal, name) for name in _HEADER}
+    header = {"format": FORMAT, "boot": journal.boot_id, **about}
     # The boot id is in every line: a line must stand on its own when the header is lost.
     lines = [header, *({"boot": journal.boot_id, **asdict(r)} for r in journal.records)]
     body = b"".join(map(_line, lines))
@@ -172,19 +162,10 @@ def parse(data: bytes) -> Loaded:
         if boots:
             damage.append("lines of different boots are mixed")
         return Loaded(None, tuple(damage))
-    about = header or {}
-    journal = Journal(
-        boot_id=boots.pop(),
-        profile=about.get("profile", "unknown"),
-        backend=about.get("backend", "unknown"),
-        owner=about.get("owner", "unknown"),
-        since=about.get("since", "unknown"),
-        held=about.get("held", False),
-        without=tuple(about.get("without", ())),
-        earlier=about.get("earlier"),
-        confirm_by=about.get("confirm_by"),
-        records=tuple(records),
-    )
+    about = {name: unsaid for name, (_, unsaid) in _HEADER.items()}
+    about.update((name, value) for name, value in (header or {}).items() if name in about)
+    about["without"] = tuple(about["without"])
+    journal = Journal(boot_id=boots.pop(), **about, records=tuple(records))
     return Loaded(journal, tuple(damage))
 
 
@@ -331,22 +312,23 @@ def _is_time(value: object) -> bool:
     return isinstance(value, int | float) and 0 <= value < 2**40
 
 
-_HEADER: Mapping[str, Callable[[Any], bool]] = {
-    "profile": _is_text,
-    "backend": _is_text,
-    "owner": _is_text,
-    "since": _is_text,
-    "held": lambda value: isinstance(value, bool),
-    "without": lambda value: isinstance(value, list) and all(map(_is_text, value)),
-    "earlier": lambda value: value is None or _is_text(value),
-    "confirm_by": lambda value: value is None or _is_time(value),
+_HEADER: Mapping[str, tuple[Callable[[Any], bool], Any]] = {
+    "profile": (_is_text, "unknown"),
+    "backend": (_is_text, "unknown"),
+    "owner": (_is_text, "unknown"),
+    "since": (_is_text, "unknown"),
+    "held": (lambda value: isinstance(value, bool), False),
+    "without": (lambda value: isinstance(value, list) and all(map(_is_text, value)), ()),
+    "earlier": (lambda value: value is None or _is_text(value), None),
+    "confirm_by": (lambda value: value is None or _is_time(value), None),
 }
+"""What the first line says beside the boot: what it must be, and what counts where it is not."""
 
 
 def _about(fields: Mapping[str, Any]) -> dict[str, Any]:
     """What the header says, without what is not of its kind: a checksum is not a check."""
     return {
-        name: value for name, value in fields.items() if name in _HEADER and _HEADER[name](value)
+        name: value for name, value in fields.items() if name in _HEADER and _HEADER[name][0](value)
     }
 
 

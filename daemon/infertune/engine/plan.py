@@ -251,6 +251,13 @@ def _plan_restore(record: Record, reading: Reading) -> Item:
         outcome = "already"
     elif is_foreign(record, live):
         outcome, reason = "conflict", "changed by someone else since; left as it is"
+    return of_record(record, live, outcome, reason)
+
+
+def of_record(
+    record: Record, live: str | None, outcome: Outcome, reason: str | None = None
+) -> Item:
+    """What there is to say of a file that goes back; ``live`` is what it holds."""
     return Item(
         knob=record.knob,
         path=record.path,

@@ -24,7 +24,7 @@ from infertune.engine.journal import (
     load,
     read_file,
 )
-from infertune.engine.plan import Item, Outcome, plan
+from infertune.engine.plan import Item, Outcome, of_record, plan
 from infertune.host.machine import Machine
 from infertune.host.system import boot_id
 from infertune.host.tuners import tuner_by_id
@@ -241,12 +241,5 @@ def _drift(root: Root, record: Record) -> Item:
         outcome, reason = "restore", "was being written when its process died"
     elif reading.value != record.ours:
         outcome, reason = "conflict", "changed by someone else since"
-    return Item(
-        knob=record.knob,
-        path=record.path,
-        before=reading.value,
-        want=record.want or record.ours,
-        original=record.original,
-        outcome=outcome,
-        reason=reason,
-    )
+    item = of_record(record, reading.value, outcome, reason)
+    return replace(item, want=record.want or record.ours)

@@ -19,9 +19,18 @@ from infertune.catalogue.knobs import KNOBS, Target
 from infertune.catalogue.knobs.live import read_target
 from infertune.catalogue.values import HeldMicroseconds, Table
 from infertune.engine.journal import Journal, Record
-from infertune.engine.plan import Item, Outcome
+from infertune.engine.plan import Item, Outcome, of_record
 from infertune.engine.store import Journals
-from infertune.engine.way_back import Step, is_known, roll_back, settle, to_note, undo, unsettled
+from infertune.engine.way_back import (
+    Step,
+    Values,
+    is_known,
+    roll_back,
+    settle,
+    to_note,
+    undo,
+    unsettled,
+)
 
 
 @dataclass
@@ -38,16 +47,28 @@ class Done:
     """Files that could not be put back (their records stay in the journal)."""
 
 
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put off Ctrl-C and termination until the block is done; it lasts milliseconds."""
+    waiting = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, waiting)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@undisturbed()
 def apply(
     root: Root,
     journals: Journals,
     old: Journal | None,
     new: Journal,
-    items: Sequence[Item],
+    plan: Sequence[Item],
     touched: Sequence[Target],
     reset: Collection[str] = (),
 ) -> Done:
-    """Do what ``items`` plan.
+    """Do what is planned.
 
     ``old`` is the journal on disk, ``new`` the header of the one to write.
     ``touched`` are files the kernel may change along with what is written.
@@ -55,100 +76,87 @@ def apply(
     Nothing is raised for what a kernel or a disk says: ``Done.failure`` says it,
     and the machine is then as it was before.
     """
-    with undisturbed():
-        return _Apply(root, journals, old, new, items, touched, reset).run()
-
-
-class _Apply:
-    def __init__(
-        self,
-        root: Root,
-        journals: Journals,
-        old: Journal | None,
-        new: Journal,
-        items: Sequence[Item],
-        touched: Sequence[Target],
-        reset: Collection[str],
-    ) -> None:
-        self._root = root
-        self._journals = journals
-        self._old = old
-        self._new = new
-        self._items = list(items)
-        # The state to go back to if anything fails: not the originals, but what was there.
-        self._before = {t.path: (t.knob.id, read_target(root, t).value) for t in touched}
-        self._records = list(to_note(old, items, self._before, reset).values())
-        self._held: list[Held] = []
-        self._written: list[str] = []
-
-    def run(self) -> Done:
+    # The state to go back to if anything fails: not the originals, but what was there.
+    before = {t.path: (t.knob.id, read_target(root, t).value) for t in touched}
+    records = to_note(old, plan, before, reset)
+    items = list(plan)
+    held: list[Held] = []
+    written: list[str] = []
+    doing = "journal"
+    try:
+        journals.save(new.with_records(records))
+        for index, item in enumerate(items):
+            if item.path and (item.pending or (written and _was_moved(root, item, before))):
+                doing = item.knob
+                if not KNOBS[item.knob].held:
+                    before.setdefault(item.path, (item.knob, item.before))
+                    written.append(item.path)
+                items[index] = _do(root, item, held)
         doing = "journal"
-        try:
-            self._journals.save(self._new.with_records(self._records))
-            for index, item in enumerate(self._items):
-                if item.pending or self._was_moved(item):
-                    doing = item.knob
-                    self._items[index] = self._write(item)
-            doing = "journal"
-            self._settle()
-        except OSError as error:
-            return self._roll_back(f"{doing}: {describe(error)}", doing)
-        return Done(tuple(self._items), self._held)
-
-    def _was_moved(self, item: Item) -> bool:
-        """Whether an earlier write of this transaction took a file away from its wanted value."""
-        if item.outcome != "already" or item.path not in self._before or not self._written:
-            return False
-        return read_target(self._root, Target(KNOBS[item.knob], item.path)).value != item.before
-
-    def _write(self, item: Item) -> Item:
-        assert item.path is not None
-        assert item.want is not None
-        knob = KNOBS[item.knob]
-        if isinstance(knob.value, HeldMicroseconds):
-            self._held.append(self._root.hold(item.path, knob.value.to_bytes(item.want)))
-            return replace(item, outcome="applied", got=item.want)
-        self._before.setdefault(item.path, (item.knob, item.before))
-        self._written.append(item.path)
-        got = write(self._root, Target(knob, item.path), item.want)
-        if item.outcome == "restore":
-            return replace(item, outcome="restored" if got == item.want else "clamped", got=got)
-        if got != item.want:
-            return replace(item, outcome="clamped", got=got, reason=f"the kernel made {got} of it")
-        return replace(item, outcome="applied", got=got)
-
-    def _settle(self) -> None:
-        """Note what the files hold now."""
-        records = unsettled(self._records)
-        live = {each.path: read_target(self._root, _target(each)).value for each in records}
-        if live:
-            # Not durable: after a power cut what was saved before the first write does as well.
-            # It names every knob that may have been in force, and that is all that counts then.
-            settled = self._new.with_records(settle(self._records, live))
-            self._journals.save(settled, durable=False)
-
-    def _roll_back(self, failure: str, doing: str) -> Done:
-        for held in self._held:
-            held.close()
-        stuck: dict[str, str] = {}
-        for path in roll_back(self._before, self._written):
-            knob, value = self._before[path]
-            if value is not None:
-                problem = put_back(self._root, Target(KNOBS[knob], path), value)
-                if problem:
-                    stuck[path] = problem
-        if not stuck:
-            # If even this fails, the journal on disk still names every original.
-            with contextlib.suppress(OSError):
-                if self._old is None:
-                    self._journals.remove()
-                else:
-                    self._journals.save(self._old)
-        items = tuple(_undone(item, doing, failure, stuck) for item in self._items)
-        undone = len(self._written) - len(stuck)
-        return Done(items, failure=failure, undone=undone, left=len(stuck))
+        _settle(root, journals, new, records)
+    except OSError as error:
+        failure = f"{doing}: {describe(error)}"
+    else:
+        return Done(tuple(items), held)
+    for each in held:
+        each.close()
+    stuck = _go_back(root, journals, old, before, written)
+    undone = tuple(_undone(item, doing, failure, stuck) for item in items)
+    return Done(undone, failure=failure, undone=len(written) - len(stuck), left=len(stuck))
 
 
+def _was_moved(root: Root, item: Item, before: Values) -> bool:
+    """Whether an earlier write of this transaction took a file away from its wanted value."""
+    if item.outcome != "already" or item.path is None or item.path not in before:
+        return False
+    return read_target(root, Target(KNOBS[item.knob], item.path)).value != item.before
+
+
+def _do(root: Root, item: Item, held: list[Held]) -> Item:
+    """Make one file hold what it should.  Raises OSError."""
+    assert item.path is not None
+    assert item.want is not None
+    knob = KNOBS[item.knob]
+    if isinstance(knob.value, HeldMicroseconds):
+        held.append(root.hold(item.path, knob.value.to_bytes(item.want)))
+        return replace(item, outcome="applied", got=item.want)
+    got = write(root, Target(knob, item.path), item.want)
+    if item.outcome == "restore":
+        return replace(item, outcome="restored" if got == item.want else "clamped", got=got)
+    if got != item.want:
+        return replace(item, outcome="clamped", got=got, reason=f"the kernel made {got} of it")
+    return replace(item, outcome="applied", got=got)
+
+
+def _settle(root: Root, journals: Journals, new: Journal, records: Sequence[Record]) -> None:
+    """Note what the files hold now.  Raises OSError."""
+    live = {each.path: read_target(root, _target(each)).value for each in unsettled(records)}
+    if live:
+        # Not durable: after a power cut what was saved before the first write does as well.  It
+        # names every knob that may have been in force, and that is all that counts then.
+        journals.save(new.with_records(settle(records, live)), durable=False)
+
+
+def _go_back(
+    root: Root, journals: Journals, old: Journal | None, before: Values, written: Sequence[str]
+) -> dict[str, str]:
+    """Put back what an apply that failed has written; what stands in the way, by path."""
+    stuck: dict[str, str] = {}
+    for path in roll_back(before, written):
+        knob, value = before[path]
+        if value is not None and (problem := put_back(root, Target(KNOBS[knob], path), value)):
+            stuck[path] = problem
+    if not stuck:
+        # If even this fails, the journal on disk still names every original.
+        with contextlib.suppress(OSError):
+            if old is None:
+                journals.remove()
+            else:
+                journals.save(old)
+    return stuck
+
+
+@undisturbed()
 def restore(root: Root, journals: Journals, journal: Journal) -> Done:
     """Put back every original in ``journal``, whatever state it is in.
 
@@ -156,11 +164,6 @@ def restore(root: Root, journals: Journals, journal: Journal) -> Done:
     that has gone, or that refuses, keeps its record for a later try; the rest
     goes back all the same.
     """
-    with undisturbed():
-        return _restore(root, journals, journal)
-
-
-def _restore(root: Root, journals: Journals, journal: Journal) -> Done:
     known = [record for record in journal.records if is_known(record)]
     readings = {each.path: read_target(root, _target(each)) for each in known}
     steps = undo(journal.records, readings)
@@ -171,11 +174,11 @@ def _restore(root: Root, journals: Journals, journal: Journal) -> Done:
     for step in steps:
         if step.do == "leave":
             # Somebody's value, which one of the writes above may have moved along with itself.
-            put_back(root, _target(step.record), step.record.original)
+            put_back(root, _target(step.record), step.value)
     left = [step for step, item in zip(steps, items, strict=True) if _is_left(item)]
     try:
         if left:
-            journals.save(journal.with_records(map(_under_way, left)))
+            journals.save(journal.with_records(step.under_way for step in left))
         else:
             # With nothing left to undo it no longer matters what could not be written before.
             journals.remove()
@@ -188,7 +191,7 @@ def _restore(root: Root, journals: Journals, journal: Journal) -> Done:
 
 def _note_under_way(journals: Journals, journal: Journal, steps: Sequence[Step]) -> str | None:
     """From here on a crash leaves files that may hold anything of ours; what failed is returned."""
-    under_way = journal.with_records(map(_under_way, steps))
+    under_way = journal.with_records(step.under_way for step in steps)
     try:
         # Not durable: after a power cut nobody asks whether a record is settled.
         journals.save(under_way, durable=False)
@@ -200,10 +203,6 @@ def _note_under_way(journals: Journals, journal: Journal, steps: Sequence[Step])
     return None
 
 
-def _under_way(step: Step) -> Record:
-    return step.record if step.do == "keep" else replace(step.record, settled=False)
-
-
 def _is_left(item: Item) -> bool:
     """Whether its record is kept for a later try."""
     return item.outcome in ("absent", "rejected")
@@ -212,18 +211,18 @@ def _is_left(item: Item) -> bool:
 def _take(root: Root, step: Step) -> Item:
     """Do one step."""
     record, live = step.record, step.reading.value
+    outcome: Outcome = "already" if live == record.original else "restored"
+    reason: str | None = None
     if step.do == "keep":
-        reason = "this version knows no such knob with this file"
-        return _restored(record, None, "rejected", reason)
-    if step.do == "leave":
-        reason = "changed by someone else since; left as it is"
-        return _restored(record, live, "conflict", reason)
-    if live is None and step.reading.gone:
-        reason = "the file is gone; its original is kept for when it comes back"
-        return _restored(record, None, "absent", reason)
-    if problem := put_back(root, _target(record), record.original):
-        return _restored(record, live, "rejected", problem)
-    return _restored(record, live, "already" if live == record.original else "restored")
+        outcome, reason = "rejected", "this version knows no such knob with this file"
+    elif step.do == "leave":
+        outcome, reason = "conflict", "changed by someone else since; left as it is"
+    elif live is None and step.reading.gone:
+        outcome, reason = "absent", "the file is gone; its original is kept for when it comes back"
+    elif reason := put_back(root, _target(record), record.original):
+        outcome = "rejected"
+    got = record.original if outcome in ("restored", "already") else live
+    return replace(of_record(record, live, outcome, reason), got=got)
 
 
 def _target(record: Record) -> Target:
@@ -261,17 +260,6 @@ def put_back(root: Root, target: Target, canonical: str) -> str | None:
     return problem
 
 
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Put off Ctrl-C and termination until the block is done; it lasts milliseconds."""
-    waiting = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, waiting)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _undone(item: Item, doing: str, failure: str, stuck: Mapping[str, str]) -> Item:
     if item.path is not None and item.path in stuck:
         return replace(item, outcome="rejected", reason=f"not put back: {stuck[item.path]}")
@@ -282,18 +270,3 @@ def _undone(item: Item, doing: str, failure: str, stuck: Mapping[str, str]) -> I
     if item.pending:
         return replace(item, reason="not reached")
     return item
-
-
-def _restored(
-    record: Record, live: str | None, outcome: Outcome, reason: str | None = None
-) -> Item:
-    return Item(
-        knob=record.knob,
-        path=record.path,
-        before=live,
-        want=record.original,
-        original=record.original,
-        outcome=outcome,
-        got=record.original if outcome in ("restored", "already") else live,
-        reason=reason,
-    )

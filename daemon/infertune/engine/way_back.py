@@ -21,8 +21,8 @@ Values = Mapping[str, tuple[str, str | None]]
 
 def to_note(
     old: Journal | None, items: Sequence[Item], touched: Values, reset: Collection[str]
-) -> dict[str, Record]:
-    """By path, the records that must be on disk before the first write of ``items``.
+) -> list[Record]:
+    """The records that must be on disk before the first write of ``items``.
 
     ``touched`` are files the kernel may change along with what is written, as they are now.
     ``reset`` are paths whose values nobody decided: their originals stay.
@@ -46,7 +46,7 @@ def to_note(
             # A file that only moves along and was reset gets its value of now noted.
             moved = path in reset and record.want is None
             records[path] = replace(record, settled=False) if moved else record
-    return records
+    return list(records.values())
 
 
 def _is_held(knob: str) -> bool:
@@ -122,13 +122,21 @@ class Step:
     """``keep``: this version knows no such file, so the record stays for one that does.
     ``leave``: the value is somebody else's."""
     record: Record
-    """Its original is what the file must hold in the end."""
     reading: Reading
+    value: str
+    """What the file must hold in the end."""
 
     @property
     def writes(self) -> bool:
         """Whether something is written, unless the file is gone."""
-        return self.do == "restore" and self.reading.value != self.record.original
+        return self.do == "restore" and self.reading.value != self.value
+
+    @property
+    def under_way(self) -> Record:
+        """The record while the steps are taken: what goes back after a crash, whatever is found."""
+        if self.do == "keep":
+            return self.record
+        return replace(self.record, original=self.value, settled=False)
 
 
 def is_known(record: Record) -> bool:
@@ -146,11 +154,11 @@ def undo(records: Sequence[Record], readings: Mapping[str, Reading]) -> list[Ste
     keep, leave, restore = [], [], []
     for record in sorted(records, key=lambda each: order.index(each.knob)):
         if not is_known(record):
-            keep.append(Step("keep", record, Reading(None)))
+            keep.append(Step("keep", record, Reading(None), record.original))
             continue
         reading = readings[record.path]
         if reading.value is not None and is_foreign(record, reading.value):
-            leave.append(Step("leave", replace(record, original=reading.value), reading))
+            leave.append(Step("leave", record, reading, reading.value))
         else:
-            restore.append(Step("restore", record, reading))
+            restore.append(Step("restore", record, reading, record.original))
     return [*keep, *leave, *restore]
