@@ -11,7 +11,7 @@ from infertune.cli.base import Context
 from infertune.cli.render import counted, emit, print_report, say_restored, summary
 from infertune.engine.documents import report_document, status_document
 from infertune.engine.session import ApplyFailed, Session, session
-from infertune.engine.state import make_plan
+from infertune.engine.state import Report, make_plan
 from infertune.engine.state import status as applied_now
 from infertune.host.machine import Machine, read_machine
 from infertune.profiles.profile import load_profile
@@ -33,11 +33,16 @@ def _desired(ctx: Context, machine: Machine) -> Desired:
     return resolve(load_profile(ctx.root, ctx.args.profile), machine, ctx.args.backend)
 
 
-def plan(ctx: Context, may_hold: bool) -> int:
-    """What ``apply`` would do; ``may_hold``: whether somebody stays that can hold a knob."""
+def _planned(ctx: Context, may_hold: bool) -> tuple[Desired, Report]:
+    """What is wanted and what would change; ``may_hold``: whether somebody stays to hold a knob."""
     machine = read_machine(ctx.root)
     wanted = _desired(ctx, machine)
-    report = make_plan(ctx.root, machine, wanted, without=without(ctx), may_hold=may_hold)
+    return wanted, make_plan(ctx.root, machine, wanted, without=without(ctx), may_hold=may_hold)
+
+
+def plan(ctx: Context, may_hold: bool) -> int:
+    """What ``apply`` would do."""
+    wanted, report = _planned(ctx, may_hold)
     document = report_document(report)
     launch = {
         section: {setting.id: setting.canonical for setting in settings.values()}
@@ -61,9 +66,7 @@ def plan(ctx: Context, may_hold: bool) -> int:
 
 def verify(ctx: Context, may_hold: bool) -> int:
     """Whether there is nothing for ``apply`` to do."""
-    machine = read_machine(ctx.root)
-    wanted = _desired(ctx, machine)
-    report = make_plan(ctx.root, machine, wanted, without=without(ctx), may_hold=may_hold)
+    _, report = _planned(ctx, may_hold)
     emit(ctx, "verify", report_document(report))
     if not ctx.args.json:
         differing = {item.knob for item in report.items if item.differs}

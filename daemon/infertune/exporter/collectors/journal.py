@@ -13,7 +13,6 @@ from infertune.exporter.base import Collector, Metric, Sample, one_of
 PROFILE_METRICS = (
     Metric(
         name="infertune_profile_info",
-        unit="1",
         help="The profile that is applied now, and the backend it was resolved for.",
         labels=("profile", "backend"),
         source=RUNTIME,
@@ -28,7 +27,6 @@ PROFILE_METRICS = (
     ),
     Metric(
         name="infertune_profile_unconfirmed",
-        unit="1",
         help="1 while the profile goes back by itself unless somebody confirms it.",
         source=RUNTIME,
         series="1",
@@ -38,7 +36,6 @@ PROFILE_METRICS = (
 JOURNAL_METRICS = (
     Metric(
         name="infertune_journal_state",
-        unit="1",
         help="1 for the state that 'infertune status' shows. degraded: a journal was damaged; "
         "interrupted: a process died in a change, 'infertune recover' puts it right.",
         labels=("state",),
@@ -61,7 +58,6 @@ JOURNAL_METRICS = (
     ),
     Metric(
         name="infertune_journal_earlier_boot",
-        unit="1",
         help="1 where a journal is of an earlier boot. runtime: it means nothing now; lasting: "
         "that boot ended without warning under settings that can make a machine unstable.",
         labels=("journal",),

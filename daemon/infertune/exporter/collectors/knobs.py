@@ -36,7 +36,6 @@ METRICS = (
     ),
     Metric(
         name="infertune_knob_wanted_info",
-        unit="1",
         help="What the applied profile asks for.",
         labels=("knob", "value"),
         source="/run/infertune/journal",

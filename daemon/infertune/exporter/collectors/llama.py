@@ -54,7 +54,6 @@ _KNOWN: tuple[tuple[str, Literal["gauge", "counter"], str, str], ...] = (
 METRICS = (
     Metric(
         name="infertune_server_state",
-        unit="1",
         help="1 for how a declared server answers its /metrics now.",
         labels=("server", "state"),
         source=_SOURCE,
