@@ -194,13 +194,13 @@ def prepare(one: Run) -> tuple[Desired, Job]:
 
 
 def _under_profile(one: Run, job: Job, desired: Desired, signals: Signals) -> None:
-    with session(one.root, f"run {desired.profile}", lambda: one.machine) as held:
-        if held.recovered:
-            one.result.recovered = held.recovered
-            one.audience.recovered(held.recovered)
-        before = held.applied
+    with session(one.root, f"run {desired.profile}", lambda: one.machine) as ours:
+        if ours.recovered:
+            one.result.recovered = ours.recovered
+            one.audience.recovered(ours.recovered)
+        before = ours.applied
         try:
-            report = held.apply(desired, hold=True, without=one.request.without)
+            report = ours.apply(desired, hold=True, without=one.request.without)
         except ApplyFailed as failed:
             one.result.applied = failed.report
             one.audience.applied(failed.report)
@@ -210,17 +210,17 @@ def _under_profile(one: Run, job: Job, desired: Desired, signals: Signals) -> No
             one.audience.applied(report)
             one.result.status = _serve(one, job, desired, signals)
         finally:
-            one.result.restored = held.revert()
+            one.result.restored = ours.revert()
             one.audience.restored(one.result.restored)
             if before:
-                _apply_again(one, held, before)
+                _apply_again(one, ours, before)
 
 
-def _apply_again(one: Run, held: Session, before: Journal) -> None:
+def _apply_again(one: Run, ours: Session, before: Journal) -> None:
     """What was applied before the run is applied after it."""
     try:
         profile = load_profile(one.root, before.profile)
-        held.apply(resolve(profile, one.machine, before.backend), without=before.without)
+        ours.apply(resolve(profile, one.machine, before.backend), without=before.without)
     except InfertuneError as error:
         one.audience.say(f"not applied again: {before.profile}: {error.message}")
     else:

@@ -114,12 +114,12 @@ def test_a_lost_run_keeps_what_somebody_set_since(tmp_path: Path) -> None:
 def test_a_lost_run_of_a_session_that_is_gone(tmp_path: Path) -> None:
     root = build(tmp_path)
     original = values(tmp_path)
-    with session(root, "run long") as held:
-        held.apply(desired("long", LONG), hold=True)
+    with session(root, "run long") as ours:
+        ours.apply(desired("long", LONG), hold=True)
     _lose(root)
     assert _state(root) == "interrupted"
-    with session(root, "status") as held:
-        assert held.recovered is not None
+    with session(root, "status") as ours:
+        assert ours.recovered is not None
     assert values(tmp_path) == original
 
 
@@ -129,8 +129,8 @@ def test_the_place_that_was_lost_is_written_again(tmp_path: Path) -> None:
     kept = Store(root, RUNTIME).load()
     for directory in ("run/infertune", "var/lib/infertune"):
         _lose(root, directory)
-        with session(root, "start") as held:
-            assert held.recovered is None
+        with session(root, "start") as ours:
+            assert ours.recovered is None
         assert Store(root, RUNTIME).load() == Store(root, PERSISTENT).load() == kept
 
 
@@ -188,11 +188,11 @@ def test_a_session_reads_each_place_once(
 def test_a_session_whose_journals_vanish_puts_everything_back(tmp_path: Path) -> None:
     root = build(tmp_path)
     original = values(tmp_path)
-    with session(root, "run long") as held:
-        held.apply(desired("long", LONG), hold=True)
+    with session(root, "run long") as ours:
+        ours.apply(desired("long", LONG), hold=True)
         for directory in ("run/infertune", "var/lib/infertune"):
             _lose(root, directory)
-        held.revert()
+        ours.revert()
     assert values(tmp_path) == original
     assert _state(root) == "idle"
 
@@ -218,9 +218,9 @@ def test_a_lost_run_and_a_damaged_copy(tmp_path: Path) -> None:
     copy.write_bytes(copy.read_bytes().replace(b'"original":"60"', b'"original":"61"'))
     _lose(root)
     assert _state(root) == "degraded"
-    with session(root, "start") as held:
-        assert held.recovered is not None
-        assert any("the lasting journal was damaged" in note for note in held.recovered.notes)
+    with session(root, "start") as ours:
+        assert ours.recovered is not None
+        assert any("the lasting journal was damaged" in note for note in ours.recovered.notes)
     left = {path for path, now in values(tmp_path).items() if now != original[path]}
     assert left == {SWAPPINESS}
     assert _state(root) == "degraded"
@@ -232,9 +232,9 @@ def test_nothing_of_a_lost_run_can_be_trusted(tmp_path: Path) -> None:
     apply(root, "long", LONG)
     (tmp_path / PERSISTENT.lstrip("/")).write_text("nonsense\n")
     _lose(root)
-    with session(root, "start") as held:
-        assert held.recovered is not None
-        assert "nothing in it could be trusted, so nothing was put back" in held.recovered.notes
+    with session(root, "start") as ours:
+        assert ours.recovered is not None
+        assert "nothing in it could be trusted, so nothing was put back" in ours.recovered.notes
     assert _state(root) == "degraded"
 
 
@@ -343,13 +343,13 @@ def test_a_revert_with_a_read_only_var(tmp_path: Path) -> None:
 
 
 def test_a_confirmation_that_cannot_be_noted_is_none(tmp_path: Path) -> None:
-    with session(build(tmp_path), "apply") as held:
-        held.apply(desired("long", LONG), confirm_by=1.0)
-    with session(with_hook(tmp_path, FULL), "confirm") as held:
+    with session(build(tmp_path), "apply") as ours:
+        ours.apply(desired("long", LONG), confirm_by=1.0)
+    with session(with_hook(tmp_path, FULL), "confirm") as ours:
         with pytest.raises(Failed, match="ENOSPC"):
-            held.confirm()
-        assert held.applied
-        assert held.applied.confirm_by == 1.0
+            ours.confirm()
+        assert ours.applied
+        assert ours.applied.confirm_by == 1.0
 
 
 def test_a_damaged_copy_that_cannot_be_set_aside_stops_no_revert(tmp_path: Path) -> None:
@@ -380,8 +380,8 @@ def test_journals_of_the_version_before(tmp_path: Path) -> None:
     _as_before(root)
     assert _state(root) == "applied"
     # Whatever comes first completes the copy.
-    with session(root, "start") as held:
-        assert held.recovered is None
+    with session(root, "start") as ours:
+        assert ours.recovered is None
     _lose(root)
     assert _state(root) == "applied"
     revert(root)

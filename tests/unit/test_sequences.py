@@ -86,16 +86,16 @@ class Machine(RuleBasedStateMachine):
 
     @rule(wanted=profiles)
     def apply(self, wanted: dict[str, int]) -> None:
-        with session(self.root, "apply p") as held:
-            assert (held.recovered is not None) == self.crashed
-            held.apply(desired("p", wanted))
+        with session(self.root, "apply p") as ours:
+            assert (ours.recovered is not None) == self.crashed
+            ours.apply(desired("p", wanted))
         self.tuned = self.written(wanted)
         self.crashed = False
 
     @rule()
     def revert(self) -> None:
-        with session(self.root, "revert") as held:
-            held.revert()
+        with session(self.root, "revert") as ours:
+            ours.revert()
         self.tuned = {}
         self.crashed = False
 
@@ -112,8 +112,8 @@ class Machine(RuleBasedStateMachine):
     def killed_in_apply(self, wanted: dict[str, int], at: int) -> None:
         hook = At(at, die)
         try:
-            with session(with_hook(self.base, hook), "apply p") as held:
-                held.apply(desired("p", wanted))
+            with session(with_hook(self.base, hook), "apply p") as ours:
+                ours.apply(desired("p", wanted))
         except Killed:
             self.after_a_crash()
         else:
@@ -124,8 +124,8 @@ class Machine(RuleBasedStateMachine):
     def killed_in_revert(self, at: int) -> None:
         hook = At(at, die)
         try:
-            with session(with_hook(self.base, hook), "revert") as held:
-                held.revert()
+            with session(with_hook(self.base, hook), "revert") as ours:
+                ours.revert()
         except Killed:
             self.after_a_crash()
         else:
@@ -182,8 +182,8 @@ class Machine(RuleBasedStateMachine):
         shutil.copytree(self.base, copy, dirs_exist_ok=True)
         try:
             root = FakeKernel(copy, hook=Counter())
-            with session(root, "recover") as held:
-                held.revert()
+            with session(root, "recover") as ours:
+                ours.revert()
             for knob, path in PATHS.items():
                 now = (copy / path.lstrip("/")).read_text().strip()
                 assert now == self.without[knob], knob

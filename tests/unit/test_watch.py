@@ -425,7 +425,7 @@ def test_a_hold_instead_of_a_write(name: str, tmp_path: Path, address: str) -> N
         held = [item for item in report["items"] if item["outcome"] == "held"]
         assert [item["knob"] for item in held] == ["platform_profile"]
         assert "'performance'" in held[0]["reason"]
-        assert "holds 'performance' for us: platform_profile" in str(await ask(bus, "Status"))
+        assert "keeps 'performance' for us: platform_profile" in str(await ask(bus, "Status"))
         await ask(bus, "Revert")
         assert not ppd.held
         assert values(world.base) == original

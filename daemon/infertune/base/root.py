@@ -40,7 +40,7 @@ MAX_READ = 4 * 1024 * 1024
 class Step:
     """One effect on the machine, before it happens."""
 
-    action: str  # mkdir, create, write, fsync, rename, sync-directory, unlink, lock, hold
+    action: str  # mkdir, create, write, fsync, rename, sync-directory, unlink, lock, keep-open
     path: str
     size: int = 0
 
@@ -71,7 +71,7 @@ class Space:
 
 
 @dataclass
-class Held:
+class KeptOpen:
     """A file kept open because its effect lasts as long as the descriptor (PM-QoS)."""
 
     path: str
@@ -395,8 +395,8 @@ class Root:
         """
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(FileNotFoundError):
-                held = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-                stack.enter_context(_closing(held))
+                replaced = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+                stack.enter_context(_closing(replaced))
             self._step("rename", path)
             os.rename(source, target)
             if not durable:
@@ -456,19 +456,19 @@ class Root:
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(self._at(path))
 
-    def hold(self, path: str, data: bytes) -> Held:
+    def keep_open(self, path: str, data: bytes) -> KeptOpen:
         """Write ``data`` and keep the file open until the result is closed.  Raises OSError."""
-        taken = self._step("hold", path, len(data))
+        taken = self._step("keep-open", path, len(data))
         if not self.live:
             # A recorded machine has no driver whose request could end with the descriptor.
-            return Held(path, None)
+            return KeptOpen(path, None)
         fd = _open(self._at(path), os.O_RDWR)
         try:
             self._write(fd, path, data, taken)
         except OSError:
             os.close(fd)
             raise
-        return Held(path, fd)
+        return KeptOpen(path, fd)
 
     @contextlib.contextmanager
     def lock(self, path: str, owner: str, *, inherit: bool = False) -> Iterator[str | None]:

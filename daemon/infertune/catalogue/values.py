@@ -193,7 +193,7 @@ class Table(Choice):
 
 
 @dataclass(frozen=True)
-class HeldMicroseconds(Integer):
+class QosRequest(Integer):
     """A PM-QoS request: four bytes, in force as long as the file is open.
 
     Reading gives the limit that all requests together ask for

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _WORDS = {
     "already": "ok",
+    "held": "delegated",
     "applied": "changed",
     "pending-reboot": "at reboot",
     "rolled-back": "rolled back",

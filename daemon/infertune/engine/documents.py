@@ -36,7 +36,7 @@ def _item(item: Item) -> dict[str, Any]:
     return {
         **asdict(item),
         "unit_bytes": knob.value.unit_bytes if knob and isinstance(knob.value, Size) else None,
-        "held": knob is not None and knob.held,
+        "held": knob is not None and knob.while_open,
     }
 
 

@@ -15,7 +15,7 @@ from functools import partial
 
 from infertune.base.errors import Busy, Failed, InfertuneError, NotPermitted, describe
 from infertune.base.records import replace
-from infertune.base.root import Held, Root
+from infertune.base.root import KeptOpen, Root
 from infertune.catalogue.knobs import KNOBS
 from infertune.engine.journal import LOCK, Journal, Loaded
 from infertune.engine.state import Report, notes_of, plan_for
@@ -38,11 +38,11 @@ class ApplyFailed(Failed):
 def session(
     root: Root, owner: str, machine: Callable[[], Machine] | None = None
 ) -> Iterator[Session]:
-    """Hold the machine; ``owner`` tells others who does (``run long-context``).
+    """Have the machine for oneself; ``owner`` tells others who does (``run long-context``).
 
     ``machine`` gives its facts when they are needed, to whoever knows them already.
     Raises NotPermitted where the caller may not write, Busy where somebody else
-    holds it; nothing was touched then.  What an interrupted predecessor left is
+    has it; nothing was touched then.  What an interrupted predecessor left is
     put back first (``Session.recovered``).
     """
     if root.live and os.geteuid() != 0:
@@ -59,7 +59,7 @@ def session(
             raise _not_writable(error) from error
         if holder is not None:
             raise Busy(
-                f"busy: {holder} holds this machine; nothing was touched",
+                f"busy: {holder} has this machine; nothing was touched",
                 hint="wait for it, or stop it: its values are put back when it ends",
             )
         one = Session(root, owner, machine or partial(read_machine, root))
@@ -71,7 +71,7 @@ def session(
 
 
 class Session:
-    """The machine, held."""
+    """The machine, ours until the block ends."""
 
     def __init__(self, root: Root, owner: str, machine: Callable[[], Machine]) -> None:
         self.root = root
@@ -82,7 +82,7 @@ class Session:
         self.unrecovered: ApplyFailed | None = None
         """Set where not all of it could be put back; the machine can be used all the same."""
         self._journals = Journals(root)
-        self._held: list[Held] = []
+        self._kept: list[KeptOpen] = []
         self._held_here = False
         """Whether this session wrote a held journal, and will see to what was applied before."""
 
@@ -103,14 +103,14 @@ class Session:
         """Make the machine what ``desired`` says; all of it or nothing.
 
         ``hold``: the values last as long as this session (``run``).  ``stays``:
-        this process outlives the session and takes over what must be held open
-        (``take_held``).  ``confirm_by``: see Journal.  Raises ApplyFailed; the
+        this process outlives the session and takes over what must be kept open
+        (``take_kept``).  ``confirm_by``: see Journal.  Raises ApplyFailed; the
         machine is then as it was before the call.
         """
         old = self._load().journal
         machine = self._machine()
-        may_hold = hold or stays
-        items, touched = plan_for(self.root, machine, desired, old, without, may_hold)
+        may_keep = hold or stays
+        items, touched = plan_for(self.root, machine, desired, old, without, may_keep)
         blocking = [item for item in items if item.blocks]
         if blocking:
             first = blocking[0]
@@ -141,7 +141,7 @@ class Session:
         if done.failure:
             raise _apply_failed(done, report)
         self.release()
-        self._held = done.held
+        self._kept = done.kept
         self._held_here = hold
         return report
 
@@ -165,7 +165,10 @@ class Session:
         if old is None or old.profile != desired.profile:
             return Report(desired.profile, desired.backend, ())
         # PM-QoS requests live as long as their owner, and no reset reaches them.
-        apart = {*leave, *(path for knob in KNOBS.values() if knob.held for path in knob.paths)}
+        apart = {
+            *leave,
+            *(path for knob in KNOBS.values() if knob.while_open for path in knob.paths),
+        }
         machine = self._machine()
         items, touched = plan_for(
             self.root, machine, desired, old, without, True, reset=reset, leave=apart
@@ -188,10 +191,10 @@ class Session:
             raise Failed(f"journal: {describe(error)}") from error
         return True
 
-    def take_held(self) -> list[Held]:
-        """What is held open, now the caller's to close."""
-        held, self._held = self._held, []
-        return held
+    def take_kept(self) -> list[KeptOpen]:
+        """What is kept open, now the caller's to close."""
+        kept, self._kept = self._kept, []
+        return kept
 
     def revert(self) -> Report:
         """Put every original back.  Raises Failed where some could not be."""
@@ -213,10 +216,10 @@ class Session:
                 self._journals.agree(journal)
 
     def release(self) -> None:
-        """Let go of what is held open (PM-QoS)."""
-        for held in self._held:
-            held.close()
-        self._held = []
+        """Close what is kept open (PM-QoS)."""
+        for kept in self._kept:
+            kept.close()
+        self._kept = []
 
     def _load(self) -> Loaded:
         """The journal of this boot; one of an earlier boot is forgotten."""

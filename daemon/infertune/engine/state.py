@@ -81,11 +81,11 @@ def make_plan(
     desired: Desired,
     *,
     without: Iterable[str] = (),
-    may_hold: bool = True,
+    may_keep: bool = True,
 ) -> Report:
     """What ``apply`` would do now.  Changes nothing."""
     journal = load(root).journal
-    items = plan_for(root, machine, desired, journal, without, may_hold)[0]
+    items = plan_for(root, machine, desired, journal, without, may_keep)[0]
     return Report(desired.profile, desired.backend, items, notes_of(root, machine, desired, items))
 
 
@@ -95,16 +95,16 @@ def drift(
     """Where the machine is not any more what ``desired`` made it.  Changes nothing.
 
     A plan that is not empty, and the files that went away.  Empty where the
-    journal says that something else is applied.  What is held open cannot drift.
+    journal says that something else is applied.  What is kept open cannot drift.
     """
     journal = load(root).journal
     if journal is None or journal.profile != desired.profile or not journal.settled:
         return ()
-    items = plan_for(root, machine, desired, journal, without, may_hold=True)[0]
+    items = plan_for(root, machine, desired, journal, without, may_keep=True)[0]
     differing = [
         Difference(item.knob, item.path, item.before, item.want)
         for item in items
-        if item.outcome == "set" and item.path and not KNOBS[item.knob].held
+        if item.outcome == "set" and item.path and not KNOBS[item.knob].while_open
     ]
     noted = [(record, _drift(root, record)) for record in journal.records]
     moved = [
@@ -161,7 +161,7 @@ def plan_for(
     desired: Desired,
     old: Journal | None,
     without: Iterable[str],
-    may_hold: bool,
+    may_keep: bool,
     *,
     reset: Collection[str] = (),
     leave: Collection[str] = (),
@@ -191,7 +191,7 @@ def plan_for(
     read = [t for each in found.values() for t in each]
     read += [t for knob in sorted(lockers) for t in targets(root, machine, KNOBS[knob])]
     readings = _readings(root, read, records.values())
-    items = plan(machine, settings, found, readings, records, may_hold=may_hold)
+    items = plan(machine, settings, found, readings, records, may_keep=may_keep)
     moved = {touched for s in settings for touched in KNOBS[s.id].touches}
     return items, [t for knob in sorted(moved) for t in targets(root, machine, KNOBS[knob])]
 

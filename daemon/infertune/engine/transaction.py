@@ -14,10 +14,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from infertune.base.errors import describe
 from infertune.base.records import dataclass, field, replace
-from infertune.base.root import Held, Root
+from infertune.base.root import KeptOpen, Root
 from infertune.catalogue.knobs import KNOBS, Target
 from infertune.catalogue.knobs.live import read_target
-from infertune.catalogue.values import HeldMicroseconds, Table
+from infertune.catalogue.values import QosRequest, Table
 from infertune.engine.journal import Journal, Record
 from infertune.engine.plan import Item, Outcome, of_record
 from infertune.engine.store import Journals
@@ -38,7 +38,7 @@ class Done:
     """What a transaction did."""
 
     items: tuple[Item, ...]
-    held: list[Held] = field(default_factory=list)
+    kept: list[KeptOpen] = field(default_factory=list)
     failure: str | None = None
     """What failed, in one line; None when everything that was planned was done."""
     undone: int = 0
@@ -80,7 +80,7 @@ def apply(
     before = {t.path: (t.knob.id, read_target(root, t).value) for t in touched}
     records = to_note(old, plan, before, reset)
     items = list(plan)
-    held: list[Held] = []
+    kept: list[KeptOpen] = []
     written: list[str] = []
     doing = "journal"
     try:
@@ -88,17 +88,17 @@ def apply(
         for index, item in enumerate(items):
             if item.path and (item.pending or (written and _was_moved(root, item, before))):
                 doing = item.knob
-                if not KNOBS[item.knob].held:
+                if not KNOBS[item.knob].while_open:
                     before.setdefault(item.path, (item.knob, item.before))
                     written.append(item.path)
-                items[index] = _do(root, item, held)
+                items[index] = _do(root, item, kept)
         doing = "journal"
         _settle(root, journals, new, records)
     except OSError as error:
         failure = f"{doing}: {describe(error)}"
     else:
-        return Done(tuple(items), held)
-    for each in held:
+        return Done(tuple(items), kept)
+    for each in kept:
         each.close()
     stuck = _go_back(root, journals, old, before, written)
     undone = tuple(_undone(item, doing, failure, stuck) for item in items)
@@ -112,13 +112,13 @@ def _was_moved(root: Root, item: Item, before: Values) -> bool:
     return read_target(root, Target(KNOBS[item.knob], item.path)).value != item.before
 
 
-def _do(root: Root, item: Item, held: list[Held]) -> Item:
+def _do(root: Root, item: Item, kept: list[KeptOpen]) -> Item:
     """Make one file hold what it should.  Raises OSError."""
     assert item.path is not None
     assert item.want is not None
     knob = KNOBS[item.knob]
-    if isinstance(knob.value, HeldMicroseconds):
-        held.append(root.hold(item.path, knob.value.to_bytes(item.want)))
+    if isinstance(knob.value, QosRequest):
+        kept.append(root.keep_open(item.path, knob.value.to_bytes(item.want)))
         return replace(item, outcome="applied", got=item.want)
     got = write(root, Target(knob, item.path), item.want)
     if item.outcome == "restore":

@@ -28,7 +28,7 @@ def to_note(
     ``reset`` are paths whose values nobody decided: their originals stay.
     """
     earlier = old.by_path() if old else {}
-    files = [item for item in items if item.path is not None and not _is_held(item.knob)]
+    files = [item for item in items if item.path is not None and not _is_kept_open(item.knob)]
     records: dict[str, Record] = {}
     for item in files:
         if record := _of_item(item, earlier.get(item.path or "")):
@@ -49,8 +49,8 @@ def to_note(
     return list(records.values())
 
 
-def _is_held(knob: str) -> bool:
-    return knob in KNOBS and KNOBS[knob].held
+def _is_kept_open(knob: str) -> bool:
+    return knob in KNOBS and KNOBS[knob].while_open
 
 
 def _of_item(item: Item, record: Record | None) -> Record | None:
