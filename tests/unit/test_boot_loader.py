@@ -43,7 +43,7 @@ from infertune.host.system import loader_number
 from infertune.host.unknown import Unknown
 
 Files = dict[str, str | bytes]
-GUESSED = "no boot loader said its name: told by what lies here"
+GUESSED = "no boot loader reported its name: guessed from the files here"
 
 
 @pytest.fixture
@@ -64,7 +64,10 @@ def lay(root: Root, *sets: Files) -> Root:
 
 EXPECTED = {
     "debian-grub": ("grub", "LoaderInfo says 'GRUB 2.12-9'"),
-    "debian-grub-btrfs": ("grub", "GRUB told the kernel so (/proc/sys/kernel/bootloader_type)"),
+    "debian-grub-btrfs": (
+        "grub",
+        "the kernel says that GRUB loaded it (/proc/sys/kernel/bootloader_type)",
+    ),
     "grub-beside-pop": ("grub", "LoaderInfo says 'GRUB 2.12-9'"),
     "grub-without-drop-ins": ("grub", GUESSED),
     "fedora-bls": ("bls", "LoaderInfo says 'GRUB 2.12'"),

@@ -155,7 +155,7 @@ def test_calls_of_all_kinds_leave_nothing_behind(service: Guest, thorough: bool)
         costs.append(cost())
     print(f"fds, tasks, PSS in KiB: {costs}")
     assert len({each[:2] for each in costs}) == 1
-    # Names of 1 MiB leave holes in the heap, a few MiB that come and go.  That nothing but holes
+    # Names of 60 KB leave holes in the heap, a few MiB that come and go.  That nothing but holes
     # is there is seen by test_no_object_is_left_of_many_calls.
     assert costs[-1][2] - costs[0][2] < 8 * 1024
     assert guest.settings() == before

@@ -91,10 +91,26 @@ def test_times_are_at_least_those_of_the_jobs(seen: dict[str, Any]) -> None:
     assert max(short) <= 3
 
 
+def test_jobs_of_a_killed_process_do_not_stay_in_flight(seen: dict[str, Any]) -> None:
+    before, after = seen["after jobs"], seen["after a kill"]
+
+    def grown(event: str) -> float:
+        labels = {"ring": "comp_1.0.0", "event": event}
+        name = "infertune_drm_scheduler_jobs_total"
+        return total(after, name, **labels) - total(before, name, **labels)
+
+    assert grown("queued") == 300
+    assert 0 < grown("run") < 300
+    assert grown("failed") >= 300 - grown("run")  # those that never got to the ring
+    assert grown("done") + grown("failed") == 300
+    assert total(after, "infertune_drm_scheduler_jobs_in_flight", ring="comp_1.0.0") == 0
+
+
 def test_a_mock_that_goes_and_comes_back(seen: dict[str, Any]) -> None:
     assert seen["rmmod mock"] == 0
     # While we are attached the scheduler itself is in use; afterwards it is not.
     assert seen["rmmod scheduler"] != 0
     assert seen["rmmod at the end"] == 0
     done = {"name": "infertune_drm_scheduler_jobs_total", "ring": "comp_1.0.0", "event": "done"}
-    assert total(seen["after reload"], **done) == 12
+    finished = total(seen["after reload"], **done) - total(seen["after a kill"], **done)
+    assert finished == 5

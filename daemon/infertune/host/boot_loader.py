@@ -85,7 +85,7 @@ def _who(
     name = next(iter(info.lower().split()), "").rstrip("0123456789")
     # Before another's LoaderInfo: that one may have started an older GRUB.
     if loader_number(root) == _GRUB and name != "grub":
-        return "grub", "GRUB told the kernel so (/proc/sys/kernel/bootloader_type)"
+        return "grub", "the kernel says that GRUB loaded it (/proc/sys/kernel/bootloader_type)"
     if name:
         return name, f"LoaderInfo says '{info}'"
     if option is not None and option.file:
@@ -212,7 +212,7 @@ class Stack:
             if found[-1] is None:
                 return None
         if self.loaders and start.loader is None:
-            found.append("no boot loader said its name: told by what lies here")
+            found.append("no boot loader reported its name: guessed from the files here")
         return tuple(dict.fromkeys(each for each in found if each))
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs in a guest, as somebody without privilege: mixed_calls.py COUNT
 
-Calls that are denied, malformed, far too long, and a few that are allowed.  Prints the number of
-answers by kind, as JSON.
+Calls that are denied, malformed, nearly too long, and a few that are allowed.  Prints the number
+of answers by kind, as JSON.  (Longer ones get no answer: tests/host/test_hostile_bus.py.)
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from dbus_fast.aio import MessageBus
 from infertune.service.names import BUS_NAME, INTERFACE, OBJECT_PATH
 
 PROPERTIES = "org.freedesktop.DBus.Properties"
-BAD = ("../../etc/passwd", "a\nb", "\x1b[2J", "x" * 2**20, "", "Größe", "/", "-x")
+BAD = ("../../etc/passwd", "a\nb", "\x1b[2J", "x" * 60_000, "", "Größe", "/", "-x")
 EMPTY: tuple[str, ...] = ()
 
 CALLS = (

@@ -23,6 +23,8 @@ from infertune.exporter.probes import Probes
 GROUP = Path("/sys/fs/cgroup/infertune-test")
 JOBS = (("0", 30, 2000), ("1", 7, 500), ("0", 3, 0))
 """Ring, number of jobs, microseconds each."""
+KILLED = 300
+"""Jobs of a process that is killed while they are queued."""
 
 
 def run(*words: str) -> int:
@@ -92,6 +94,25 @@ def work(jobs: int, usec: int, ring: str) -> None:
     )
 
 
+def killed_at_work(jobs: int, usec: int, ring: str) -> None:
+    """Submit more than the ring takes at once, and be killed: the scheduler drops the rest."""
+    code = (
+        f"open({str(GROUP / 'cgroup.procs')!r}, 'w').write('0')\n"
+        "import os\nfd = os.open('/dev/mock_gpu', os.O_WRONLY)\n"
+        "print('ready', flush=True)\n"
+        f"os.write(fd, b'{jobs} {usec} {ring}')\n"
+    )
+    with subprocess.Popen([sys.executable, "-S", "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(0.3)
+        process.kill()
+
+
+def in_flight(found: list[dict[str, Any]]) -> float:
+    return sum(s["value"] for s in found if s["name"] == "infertune_drm_scheduler_jobs_in_flight")
+
+
 # More than there is without swap.
 SHORT_OF_MEMORY = """
 import mmap, os, re
@@ -148,6 +169,12 @@ try:
         work(jobs, usec, ring)
     time.sleep(0.5)
     seen["after jobs"] = samples(probes)
+
+    killed_at_work(KILLED, 5000, "1")
+    waited = time.monotonic() + 30
+    while in_flight(samples(probes)) and time.monotonic() < waited:
+        time.sleep(0.2)
+    seen["after a kill"] = samples(probes)
 
     seen["rmmod mock"] = run("rmmod", "mock_gpusched")
     seen["rmmod scheduler"] = run("rmmod", "gpu_sched")
