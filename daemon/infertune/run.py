@@ -365,8 +365,8 @@ def _become_where_nothing_is_left_to_do(one: Run, job: Job, desired: Desired) ->
     """Become the command, placed as its child would be; only return where a group may be made.
 
     A group has to be removed when the command has ended.  Without one there is nothing to do
-    then, and a process that sleeps until then holds memory for as long as the command serves,
-    and stands between it and whoever started us: signals, the terminal, sd_notify(3).
+    then, and a process that sleeps until then takes memory for as long as the command serves,
+    and stands between it and whoever started us: signals, the terminal.
     """
     why = why_no_group(one.root, one.machine.cgroup, _canonical(desired.launch))
     if why is None:

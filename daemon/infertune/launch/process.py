@@ -239,8 +239,8 @@ def start(
 
 def become(program: str, argv: Sequence[str], env: Mapping[str, str]) -> NoReturn:
     """Go on as ``program`` in this very process.  Raises Failed where it cannot be executed."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # a closed one
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where it was closed
+        with contextlib.suppress(OSError, ValueError):
             stream.flush()
     _reset_signals()
     try:
