@@ -50,8 +50,8 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands machine snapshot knobs doctor profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' fit expect run serve start servers stop logs adopt release setup probes
-set -g _shtab_infertune_opts_with_value --ask --backend --confirm-within --ctx --draft --exporter --mmproj --model --name --parallel --port --profile --root --rule --server --smoke --tokens --without
+set -g _shtab_infertune_commands machine snapshot knobs doctor profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' fit expect models run serve start servers stop logs adopt release setup probes
+set -g _shtab_infertune_opts_with_value --api-key-file --ask --backend --confirm-within --ctx --draft --exporter --host --idle --mmproj --model --name --parallel --port --profile --root --rule --server --smoke --tokens --without
 
 complete -c infertune -e
 complete -c infertune -f
@@ -117,13 +117,15 @@ complete -c infertune -n '_shtab_infertune_using plan' -l debug -d 'show a trace
 complete -c infertune -n '_shtab_infertune_using plan' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
 complete -c infertune -n '_shtab_infertune_using plan' -l without -x -d 'apply the profile as if it did not name this knob; may be given more than once'
 complete -c infertune -n '_shtab_infertune_using plan' -l json -d 'print one JSON document (docs/json.md)'
-complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a apply -d 'Writes the original values to a journal, then changes what differs. If any write fails, everything goes back and the exit code is 3. Another profile may be applied over it: only what differs is touched, and the originals stay those of the untuned machine.'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a apply -d 'Writes the original values to a journal, then changes what differs. If any write fails, everything goes back and the exit code is 3. Another profile may be applied over it: only what differs is touched, and the originals stay those of the untuned machine. With --while-serving nothing is changed now: infertuned applies the profile when a server that it started or adopted begins to use CPU time, and puts the originals back when all have been idle. '"'"'apply'"'"' and '"'"'revert'"'"' end that.'
 complete -c infertune -n '_shtab_infertune_using apply' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using apply' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using apply' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using apply' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
 complete -c infertune -n '_shtab_infertune_using apply' -l without -x -d 'apply the profile as if it did not name this knob; may be given more than once'
 complete -c infertune -n '_shtab_infertune_using apply' -l confirm-within -x -d 'put everything back after TIME (60s, 5min) unless '"'"'infertune confirm'"'"' is run'
+complete -c infertune -n '_shtab_infertune_using apply' -l while-serving -d 'apply it whenever a model server works, and put it back when all are idle'
+complete -c infertune -n '_shtab_infertune_using apply' -l idle -x -d 'with --while-serving: idle for so long before it goes back (default: 60s)'
 complete -c infertune -n '_shtab_infertune_using apply' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a confirm -d 'Ends the time limit of '"'"'apply --confirm-within'"'"'. Exit code 1 when nothing waits for it.'
 complete -c infertune -n '_shtab_infertune_using confirm' -s h -l help -d 'show this help message and exit'
@@ -201,11 +203,17 @@ complete -c infertune -n '_shtab_infertune_using expect' -l root -x -d 'work on 
 complete -c infertune -n '_shtab_infertune_using expect' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using expect' -l ctx -x -d 'tokens of context, of all slots together'
 complete -c infertune -n '_shtab_infertune_using expect' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a models -d 'Models in the caches of Hugging Face and llama.cpp, of LM Studio, in ~/models and in /srv/models, with the type most of their weights have and whether they fit with the server'"'"'s own settings ('"'"'infertune fit'"'"' says why). '"'"'serve'"'"', '"'"'run'"'"' and '"'"'fit'"'"' take such a name, a repository (OWNER/NAME), or OWNER/NAME:QUANTISATION. Links that lead out of these places, and directories into which everybody may write, are passed over.'
+complete -c infertune -n '_shtab_infertune_using models' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using models' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using models' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using models' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
+complete -c infertune -n '_shtab_infertune_using models' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a run -d 'Applies the profile, starts llama-server with the profile'"'"'s settings as flags of that very binary, shows the model getting into memory, and serves in the foreground. When it ends, for whatever reason, every value goes back; after '"'"'kill -9'"'"' the next call of infertune does that. Without a llama-server on PATH the embedded one is used (extra '"'"'embedded'"'"'), without --model Gemma 3 270M, a base model that completes text and does not chat. A model that does not fit ('"'"'infertune fit'"'"') is refused unless --force is given. Any other command can stand after the options: '"'"'infertune run PROFILE -- COMMAND...'"'"'; it gets the profile'"'"'s placement and environment. A command starts with an empty environment plus PATH, HOME, LANG, TERM, TMPDIR, HIP_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES, GGML_VK_VISIBLE_DEVICES and what the profile sets; more can be given as '"'"'-- env NAME=VALUE COMMAND'"'"'. Signals go to the command; ten seconds after SIGINT or SIGTERM, or at the second one, it is killed, and so is what it left'
 complete -c infertune -n '_shtab_infertune_using run' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using run' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using run' -l debug -d 'show a traceback when something fails'
-complete -c infertune -n '_shtab_infertune_using run' -l model -x -d 'model to serve (default: a small one)'
+complete -c infertune -n '_shtab_infertune_using run' -l model -x -d 'GGUF file or name of a model ('"'"'infertune models'"'"'; default: a small one)'
 complete -c infertune -n '_shtab_infertune_using run' -l server -x -d 'llama-server to use (default: from PATH)'
 complete -c infertune -n '_shtab_infertune_using run' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
 complete -c infertune -n '_shtab_infertune_using run' -l port -x -d 'port on 127.0.0.1 (default: 8080 or next)'
@@ -219,9 +227,11 @@ complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npo
 complete -c infertune -n '_shtab_infertune_using serve' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using serve' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using serve' -l debug -d 'show a traceback when something fails'
-complete -c infertune -n '_shtab_infertune_using serve' -l model -x -d 'model to serve (default: the embedded one)'
+complete -c infertune -n '_shtab_infertune_using serve' -l model -x -d 'GGUF file or name of a model ('"'"'infertune models'"'"'; default: the embedded one)'
 complete -c infertune -n '_shtab_infertune_using serve' -l name -x -d 'name of the server (default: the profile'"'"'s)'
 complete -c infertune -n '_shtab_infertune_using serve' -l port -x -d 'default: the first free from 8080'
+complete -c infertune -n '_shtab_infertune_using serve' -l host -x -d 'address to listen on (default: loopback); another needs --api-key-file'
+complete -c infertune -n '_shtab_infertune_using serve' -l api-key-file -x -d 'file of root'"'"'s with the keys of clients, one a line'
 complete -c infertune -n '_shtab_infertune_using serve' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
 complete -c infertune -n '_shtab_infertune_using serve' -l print -d 'print the equivalent systemd-run command instead'
 complete -c infertune -n '_shtab_infertune_using serve' -l force -d 'start the server even if the model does not fit'

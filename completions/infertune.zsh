@@ -11,7 +11,7 @@
 _shtab_infertune_commands() {
   local _commands=(
     adopt:'Gives a unit that infertune did not make the memory protection (through every slice it is in), CPUs, weight and swap limit of the profile at once, and the rest (locked memory, priority, environment) from its next start on. What it runs is not touched. Lasts until '"'"'release'"'"' or the next boot; for good, declare it in /etc/infertune/servers.d: unit = "ollama.service".'
-    apply:'Writes the original values to a journal, then changes what differs. If any write fails, everything goes back and the exit code is 3. Another profile may be applied over it: only what differs is touched, and the originals stay those of the untuned machine.'
+    apply:'Writes the original values to a journal, then changes what differs. If any write fails, everything goes back and the exit code is 3. Another profile may be applied over it: only what differs is touched, and the originals stay those of the untuned machine. With --while-serving nothing is changed now: infertuned applies the profile when a server that it started or adopted begins to use CPU time, and puts the originals back when all have been idle. '"'"'apply'"'"' and '"'"'revert'"'"' end that.'
     boot:'settings that take effect at the next boot'
     confirm:'Ends the time limit of '"'"'apply --confirm-within'"'"'. Exit code 1 when nothing waits for it.'
     doctor:'Compares this machine with what is known: kernels, firmware, ROCm and llama.cpp builds with bugs, GPU memory set in the wrong place or not in force, limits, power caps, other tuners, what the kernel has logged, and the recommendations of a survey. Each finding says how sure it is, where it can be read, and what would put it right; what cannot be read is said to be not known, and why. Findings with one cause are told as one. Writes nothing and needs no privileges, but as root it may read more (the kernel'"'"'s log). With --root it works on a snapshot, so a report can be diagnosed elsewhere. With --smoke it starts the server, asks for one token, and stops it. The exit code is 1 where a finding is an error.'
@@ -20,6 +20,7 @@ _shtab_infertune_commands() {
     knobs:'Prints each knob with its present value on this machine, its risk, and what is known about its effect on inference: measured, reported, protective but unmeasured, or no effect found.'
     logs:'The unit'"'"'s lines of the system journal; as JSON one entry per line, as journalctl prints.'
     machine:'Shows the facts profiles are resolved against: CPU, memory, GPU with carve-out and GTT limit, kernel, boot style, cgroups, and the other tuners that run. Needs no privileges. What cannot be read is said to be unknown.'
+    models:'Models in the caches of Hugging Face and llama.cpp, of LM Studio, in ~/models and in /srv/models, with the type most of their weights have and whether they fit with the server'"'"'s own settings ('"'"'infertune fit'"'"' says why). '"'"'serve'"'"', '"'"'run'"'"' and '"'"'fit'"'"' take such a name, a repository (OWNER/NAME), or OWNER/NAME:QUANTISATION. Links that lead out of these places, and directories into which everybody may write, are passed over.'
     plan:'Compares every knob of the profile with the machine and prints what '"'"'apply'"'"' would do. Needs no privilege.'
     probes:'Asks the running infertune-exporter, or with '"'"'--attach'"'"' tries itself and detaches again. A probe is absent where this kernel does not have what it attaches to (no GPU scheduler without a GPU driver), not applicable where it cannot work, failed where it should.'
     profile:'show, check or explain one profile'
@@ -92,6 +93,8 @@ _shtab_infertune_apply_options=(
   "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
   "*--without[apply the profile as if it did not name this knob\; may be given more than once]:KNOB:"
   "--confirm-within[put everything back after TIME (60s, 5min) unless \'infertune confirm\' is run]:TIME:"
+  "--while-serving[apply it whenever a model server works, and put it back when all are idle]"
+  "--idle[with --while-serving\: idle for so long before it goes back (default\: 60s)]:TIME:"
   "--json[print one JSON document (docs\/json.md)]"
   ":name of a profile (\'infertune profiles\'):"
 )
@@ -193,7 +196,7 @@ _shtab_infertune_expect_options=(
   "--debug[show a traceback when something fails]"
   "--ctx[tokens of context, of all slots together]:N:"
   "--json[print one JSON document (docs\/json.md)]"
-  ":GGUF file (default\: the embedded one):"
+  ":GGUF file or name of a model (\'infertune models\'\; default\: the embedded one):"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -210,7 +213,7 @@ _shtab_infertune_fit_options=(
   "--draft[with this model that drafts]:FILE:"
   "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
   "--json[print one JSON document (docs\/json.md)]"
-  ":GGUF file (default\: the embedded one):"
+  ":GGUF file or name of a model (\'infertune models\'\; default\: the embedded one):"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -248,6 +251,17 @@ _shtab_infertune_machine_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_machine_defaults_added=0
+
+_shtab_infertune_models_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
+  "--json[print one JSON document (docs\/json.md)]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_models_defaults_added=0
 
 _shtab_infertune_plan_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -362,7 +376,7 @@ _shtab_infertune_run_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
   "--debug[show a traceback when something fails]"
-  "--model[model to serve (default\: a small one)]:GGUF:"
+  "--model[GGUF file or name of a model (\'infertune models\'\; default\: a small one)]:MODEL:"
   "--server[llama-server to use (default\: from PATH)]:PATH:"
   "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
   "--port[port on 127.0.0.1 (default\: 8080 or next)]:N:"
@@ -382,9 +396,11 @@ _shtab_infertune_serve_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
   "--debug[show a traceback when something fails]"
-  "--model[model to serve (default\: the embedded one)]:GGUF:"
+  "--model[GGUF file or name of a model (\'infertune models\'\; default\: the embedded one)]:MODEL:"
   "--name[name of the server (default\: the profile\'s)]:NAME:"
   "--port[default\: the first free from 8080]:PORT:"
+  "--host[address to listen on (default\: loopback)\; another needs --api-key-file]:ADDRESS:"
+  "--api-key-file[file of root\'s with the keys of clients, one a line]:FILE:"
   "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
   "--print[print the equivalent systemd-run command instead]"
   "--force[start the server even if the model does not fit]"
@@ -503,6 +519,7 @@ _shtab_infertune() {
         knobs) _arguments -C -s $_shtab_infertune_knobs_options ;;
         logs) _arguments -C -s $_shtab_infertune_logs_options ;;
         machine) _arguments -C -s $_shtab_infertune_machine_options ;;
+        models) _arguments -C -s $_shtab_infertune_models_options ;;
         plan) _arguments -C -s $_shtab_infertune_plan_options ;;
         probes) _arguments -C -s $_shtab_infertune_probes_options ;;
         profile) _shtab_infertune_profile ;;

@@ -313,6 +313,10 @@ def man_page() -> str:
         ".TP",
         ".I /run/infertune/journal, /var/lib/infertune/journal",
         "Values to go back to, of this boot, and the same once more.",
+        ".TP",
+        ".I /var/lib/infertune/boot, /var/lib/infertune/boot\\-images",
+        "What boot settings were before they were staged, and the originals of images that were",
+        "built anew and confirmed; both until undo.",
     ]
     return "\n".join(out) + "\n"
 

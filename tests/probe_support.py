@@ -60,7 +60,7 @@ def remove(group: Path) -> None:
         os.kill(int(pid), signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(int(pid), 0)
-    for _ in range(50):  # a process that has ended may still be in it for a moment
+    for _ in range(600):  # a process that has ended may still be in it for a moment
         with contextlib.suppress(OSError):
             group.rmdir()
             return
@@ -107,6 +107,20 @@ def start(cgroup: Path, code: str, *arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
     )
+
+
+def until_asleep(pid: int) -> None:
+    """What it said it would do has been done: a reader of a pipe may run before its writer does.
+
+    Counts of what is asleep stand still; those of one moment are the same in the next.
+    """
+    while (state := process_state(pid)) != "S":
+        assert state != "Z", "it has ended"
+        time.sleep(0.01)
+
+
+def process_state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[str, tuple[int, int]]:

@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
 from infertune.base.root import Root, Step
@@ -158,6 +159,22 @@ def recover(root: Root) -> None:
     with session(root, "recover") as ours:
         if ours.recovered is None:
             ours.revert()
+
+
+class Clock:
+    """The engine's clock: every look is a second later (or ``step_s``), however busy the machine.
+
+    A journal says when it was applied, and two that differ in nothing else are not the same: what
+    is written after a kill depends on whether two applies were in one second.
+    """
+
+    def __init__(self, step_s: int = 1) -> None:
+        self._step = timedelta(seconds=step_s)
+        self._now = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def now(self, zone: tzinfo) -> datetime:
+        self._now += self._step
+        return self._now.astimezone(zone)
 
 
 class Counter:

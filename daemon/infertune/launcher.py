@@ -20,7 +20,9 @@ from infertune.host.machine import Machine, read_machine
 from infertune.launch.apart import keep_apart
 from infertune.pools.promised import LOCK, OF_UNITS
 from infertune.run import Audience, Request, Result, Run, prepare
+from infertune.servers.api_key import credential
 from infertune.servers.declaration import Declaration, own_settings
+from infertune.servers.models import with_its_model
 from infertune.servers.store import find_declaration
 
 _LINE = 8192
@@ -93,6 +95,7 @@ def main() -> int:
         declared = find_declaration(root, sys.argv[1])
         if not isinstance(declared, Declaration):
             raise UsageError(f"no server '{sys.argv[1]}' is declared")
+        declared = with_its_model(root, declared)
         machine = read_machine(root)
         request = Request(
             profile=declared.profile,
@@ -102,6 +105,8 @@ def main() -> int:
             port=declared.port,
             settings=own_settings(declared, machine),
             flags=declared.flags,
+            host=declared.host,
+            api_key_file=credential(os.environ) if declared.api_key_file else None,
             check=partial(_admit, root, declared),
         )
         result = Result(profile=declared.profile)

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from infertune.base.addresses import LOOPBACK, url
 from infertune.base.errors import Failed, InfertuneError, UsageError
 from infertune.base.records import dataclass, field
 from infertune.base.root import Root, read_plain_file
@@ -77,6 +78,10 @@ class Request:
     launch_only: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
     """Server settings (canonical) over the profile's."""
+    host: str = LOOPBACK
+    """Address to listen on."""
+    api_key_file: str | None = None
+    """File with the keys of clients, as the server's own user sees it."""
     flags: tuple[str, ...] = ()
     """More words for llama-server, as an administrator declared them."""
     stdout: int = 1
@@ -288,10 +293,20 @@ def _serving(one: Run, server: Server, model: str, desired: Desired) -> Job:
         # The server counts the machine's cores, not those it may use: more threads than CPUs
         # wait for each other.
         settings["threads"] = str(len(_cores(one.machine, cpus)))
-    port = choose_port(one.request.port)
+    port = choose_port(one.request.port, address=one.request.host)
     if one.request.port is None and port != DEFAULT_PORT:
         one.audience.say(f"port {DEFAULT_PORT} is taken: using {port}")
-    arguments, refused = server_arguments(settings, server.help, model=model, port=port)
+    try:
+        arguments, refused = server_arguments(
+            settings,
+            server.help,
+            model=model,
+            port=port,
+            host=one.request.host,
+            api_key_file=one.request.api_key_file,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     for each in refused:
         wanted = desired.server.get(each.setting)
         if wanted and wanted.required:
@@ -309,7 +324,7 @@ def _serving(one: Run, server: Server, model: str, desired: Desired) -> Job:
         given = {name: value for name, value in settings.items() if name not in left_out}
         if remark := one.request.check(one.machine, model, desired.backend, given):
             one.audience.say(remark)
-    one.result.url = f"http://127.0.0.1:{port}"
+    one.result.url = url(one.request.host, port)
     arguments += [*_device_arguments(one.request, server, desired.backend), *one.request.flags]
     env = environment({**_canonical(desired.env), **server.env}, one.request.caller)
     return Job(server.program[0], (*server.program, *arguments), env, model, one.result.url)

@@ -13,7 +13,17 @@ from pathlib import Path
 import pytest
 
 from infertune.exporter.probes import Probes
-from probe_support import NEEDED, cgroup, probes, remove, samples, start, value
+from probe_support import (
+    NEEDED,
+    cgroup,
+    probes,
+    process_state,
+    remove,
+    samples,
+    start,
+    until_asleep,
+    value,
+)
 
 __all__ = ["cgroup", "probes"]  # fixtures
 
@@ -109,6 +119,7 @@ def test_cpu_time_and_faults_of_every_life(name: str, probes: Probes, cgroup: Pa
         pytest.skip("less than 3 GiB are free")
     process = start(cgroup, "print('ready', flush=True)\ninput()" + LIVES[name])
     said(process)  # it is in the group now, and what it ran before is taken over with this look
+    until_asleep(process.pid)
     before, charged = value(probes, RUNNING, server="test", state="running"), cpu_time(cgroup)
     go_on(process)
     seconds, minor = ended(process)
@@ -134,8 +145,8 @@ def test_exec_in_another_thread_does_not_count_the_past_again(probes: Probes, cg
     """It takes over the start time of the first thread: its own time must not jump."""
     process = start(cgroup, EXEC_IN_A_THREAD)
     assert said(process) == "ready"
+    began = time.monotonic()  # before the page is read: from then on its time counts
     before = value(probes, RUNNING, server="test")
-    began = time.monotonic()
     go_on(process)
     assert said(process) == "again"
     after = value(probes, RUNNING, server="test")
@@ -150,6 +161,7 @@ def test_a_thread_that_is_visited_while_it_ends_counts_once(probes: Probes, cgro
     """All are visited again and again while threads and processes come and go."""
     process = start(cgroup, "print('ready', flush=True)\ninput()" + FORKS + THREADS)
     said(process)
+    until_asleep(process.pid)
     before, charged = value(probes, RUNNING, server="test", state="running"), cpu_time(cgroup)
     go_on(process)
     looks = 0
@@ -176,8 +188,7 @@ input()
 
 def run_delay(pid: int) -> float:
     """Seconds in run queues that the kernel has counted of a process that is asleep now."""
-    while process_state(pid) != "S":
-        time.sleep(0.01)
+    until_asleep(pid)
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
 
 
@@ -215,10 +226,6 @@ def test_waiting_survives_a_move_to_another_cpu(probes: Probes, cgroup: Path) ->
     assert waited > 2, "six processes on two CPUs must wait"
     assert waiting == pytest.approx(waited, rel=1e-6)
     assert latency == pytest.approx(waited, rel=0.01)
-
-
-def process_state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_a_group_that_is_gone_before_anybody_looks(cgroup: Path) -> None:

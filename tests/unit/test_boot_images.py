@@ -5,198 +5,48 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 import boot_makers
+from boot_built import (
+    IN_PLACE,
+    INITRAMFS,
+    KERNEL,
+    KINDS,
+    OPTIONS,
+    SHELTER,
+    TRIAL,
+    UKI,
+    WORDS,
+    Machine,
+    anew,
+    build,
+    confirm,
+    confirm_without_copy,
+    content,
+    restore,
+    steps_of,
+    uki,
+)
 from infertune.base.errors import Failed
 from infertune.base.records import replace
 from infertune.base.root import Root, Space, Step
 from infertune.boot import images
 from infertune.boot.builders import ByHand, initramfs_image, read_preset, uki_image
-from infertune.boot.change import Image, Shelter
+from infertune.boot.change import Image
 from infertune.boot.commands import Ran
 from infertune.boot.images import Built
 from infertune.host import pe
 from support import At, Counter, fail, in_child, kill, shorten
 
-KERNEL = "7.1.3-test"
-OPTIONS = "etc/modprobe.d/zz-infertune.conf"
-WORDS = ("amd_iommu=off", "ttm.pages_limit=1")
-
-INITRAMFS = Image(
-    f"/boot/initrd.img-{KERNEL}",
-    "initramfs",
-    ("/usr/sbin/update-initramfs", "-u", "-k", KERNEL),
-    (OPTIONS,),
-    ("/usr/bin/lsinitramfs",),
-)
-BLIND = replace(INITRAMFS, look=())
-UKI = Image(
-    "/boot/EFI/Linux/arch.efi",
-    "uki",
-    ("/usr/bin/mkinitcpio", "-k", KERNEL, "-U", "/boot/EFI/Linux/arch.efi"),
-    WORDS,
-)
-SHELTER = Shelter(
-    ("/usr/bin/bootctl", "set-default", "infertune-old.efi"),
-    ("/usr/bin/bootctl", "set-default", "arch.efi"),
-)
-SHELTERED = replace(UKI, shelter=SHELTER)
-TRIAL = replace(SHELTERED, trial="/boot/EFI/Linux/infertune.efi")
-
-KINDS = {
-    "initramfs": INITRAMFS,
-    "blind": BLIND,
-    "uki": UKI,
-    "sheltered": SHELTERED,
-    "trial": TRIAL,
-}
-
-
-def uki(line: str, kernel: str = KERNEL, filler: str = "") -> bytes:
-    return boot_makers.image(line, kernel, filler)
-
-
-def content(image: Image, *, ours: bool, by: str = "") -> bytes:
-    """A whole image, with what is staged or without it; ``by`` tells builders apart."""
-    if image.kind == "uki":
-        return uki(" ".join(("root=UUID=1", *WORDS) if ours else ("root=UUID=1",)), filler=by)
-    names = ["usr/bin/sh", OPTIONS] if ours else ["usr/bin/sh"]
-    return "\n".join(["whole", *names, by, "end"]).encode()
-
-
-class Machine:
-    """One with a single image, and tools that write it in place, in pieces."""
-
-    def __init__(self, base: Path, image: Image) -> None:
-        self.base = base
-        self.image = image
-        self.hook: Callable[[Step], int | None] = lambda _: None
-        self.ran: list[str] = []
-        self.staged = True
-        """Whether the files are there of which the tool makes what the image should hold."""
-        self.does = "builds"
-        path = self.at(image.path)
-        path.parent.mkdir(parents=True)
-        path.write_bytes(self.old)
-        path.chmod(0o600)
-        self.default.write_text("arch.efi")
-
-    @property
-    def old(self) -> bytes:
-        return content(self.image, ours=False, by="old")
-
-    @property
-    def default(self) -> Path:
-        return self.base / "loader-default"
-
-    @property
-    def root(self) -> Root:
-        return Root(self.base, hook=self.hook)
-
-    def at(self, path: str) -> Path:
-        return self.base / path.lstrip("/")
-
-    def names(self) -> set[str]:
-        return {path.name for path in self.at(self.image.path).parent.iterdir()}
-
-    def __call__(self, argv: Sequence[str]) -> Ran:
-        self.ran.append(" ".join(argv))
-        if argv[0].endswith("/bootctl"):
-            self.hook(Step("tool", "the loader's default"))
-            self.default.write_text(argv[2])
-            return Ran(0, "")
-        path = self.at(self.image.path)
-        if argv[0].endswith("/lsinitramfs"):
-            lines = path.read_text().split("\n")
-            whole = lines[0] == "whole" and lines[-1] == "end"
-            return Ran(0, "", "\n".join(lines)) if whole else Ran(1, "premature end of archive")
-        return self._builds(path)
-
-    def _builds(self, path: Path) -> Ran:
-        if self.does == "nothing":
-            return Ran(0, "W: /boot is ro mounted.")
-        new = content(self.image, ours=self.staged and self.does != "without")
-        if self.does == "deletes":  # dracut 106 when its copy fails
-            path.unlink()
-            return Ran(1, "No space left on device")
-        self.hook(Step("tool", "before it writes"))
-        path.write_bytes(b"")
-        self.hook(Step("tool", "after it has emptied the image"))
-        path.write_bytes(new[: len(new) // 2])
-        self.hook(Step("tool", "in the middle"))
-        if self.does == "fails":
-            return Ran(1, "No space left on device")
-        if self.does == "tears":
-            return Ran(0, "")
-        path.write_bytes(new)
-        self.hook(Step("tool", "at its end"))
-        return Ran(0, "")
-
-    # -- what is asked of it -------------------------------------------------
-
-    def is_as_it_was(self) -> bool:
-        path = self.at(self.image.path)
-        return (
-            path.read_bytes() == self.old
-            and path.stat().st_mode & 0o777 == 0o600
-            and self.names() == {path.name}
-            and self.default.read_text() == "arch.efi"
-        )
-
-    def is_whole(self, path: str) -> bool:
-        """Whether a machine boots from it."""
-        try:
-            data = self.at(path).read_bytes()
-        except FileNotFoundError:
-            return False
-        built = [content(self.image, ours=ours, by=by) for ours in (0, 1) for by in ("", "old")]
-        return data in (*built, content(self.image, ours=True, by="another"))
-
-    def boots(self) -> bool:
-        """By itself from the loader's default where that is known, else with one rename."""
-        path, copy = self.image.path, images.kept(self.image)
-        if self.image.shelter:
-            default = f"{os.path.dirname(path)}/{self.default.read_text()}"
-            if self.at(default).exists():
-                return self.is_whole(default)
-        return self.is_whole(path) or self.is_whole(copy)
-
-
-IN_PLACE = [name for name in KINDS if name != "trial"]
-
 
 @pytest.fixture(params=KINDS)
 def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Machine:
     return Machine(tmp_path / "machine", KINDS[request.param])
-
-
-def anew(machine: Machine) -> Machine:
-    """The same machine, untouched."""
-    shutil.rmtree(machine.base)
-    return Machine(machine.base, machine.image)
-
-
-def steps_of(machine: Machine, work: Callable[[Machine], object]) -> list[Step]:
-    """What ``work`` does, step by step."""
-    counter = Counter()
-    machine.hook = counter
-    work(machine)
-    machine.hook = lambda _: None
-    return counter.steps
-
-
-def build(machine: Machine) -> Built:
-    return images.build(machine.root, machine.image, machine)
-
-
-def restore(machine: Machine, built: Built) -> None:
-    images.restore(machine.root, built, machine)
 
 
 # -- what is built, kept and put back --------------------------------------------------
@@ -238,17 +88,18 @@ def test_confirmed(machine: Machine) -> None:
     built = build(machine)
     machine.ran.clear()
     for _ in range(2):
-        images.confirm(machine.root, built)
+        confirm(machine, built)
         assert machine.at(machine.image.path).read_bytes() == content(machine.image, ours=True)
         assert machine.names() == {machine.at(machine.image.path).name}
     assert not machine.ran
 
 
-def test_undone_after_it_was_confirmed(machine: Machine) -> None:
+def test_built_anew_where_no_original_is_kept(machine: Machine) -> None:
     built = build(machine)
-    images.confirm(machine.root, built)
+    confirm_without_copy(machine, built)
     machine.staged = False
-    restore(machine, built)
+    said = restore(machine, built)
+    assert said.endswith("built anew, with other bytes than before: its original is not kept")
     assert machine.at(machine.image.path).read_bytes() == content(machine.image, ours=False)
     assert machine.names() == {machine.at(machine.image.path).name}
     assert machine.default.read_text() == "arch.efi"
@@ -259,7 +110,7 @@ def test_built_by_another_program_since(machine: Machine) -> None:
     built = build(machine)
     machine.at(machine.image.path).write_bytes(content(machine.image, ours=True, by="another"))
     machine.staged = False
-    restore(machine, built)
+    assert restore(machine, built).endswith("another program has built it since")
     # The kept one would be older than what the other program has built for.
     assert machine.at(machine.image.path).read_bytes() == content(machine.image, ours=False)
     assert machine.names() == {machine.at(machine.image.path).name}
@@ -326,7 +177,7 @@ def test_advice_where_the_options_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("does", ["fails", "deletes", "nothing"])
 def test_building_anew_fails(machine: Machine, does: str) -> None:
     built = build(machine)
-    images.confirm(machine.root, built)
+    confirm_without_copy(machine, built)
     confirmed = machine.at(machine.image.path).read_bytes()
     machine.staged, machine.does = False, does
     for _ in range(2):
@@ -404,28 +255,28 @@ def test_power_cut_while_a_cut_build_is_put_back(machine: Machine) -> None:
 
 
 def test_power_cut_while_it_is_confirmed(machine: Machine) -> None:
-    def confirm(machine: Machine) -> None:
-        images.confirm(machine.root, built)
-
     built = build(machine)
-    for number in range(1, len(steps_of(machine, confirm)) + 1):
+    steps = steps_of(machine, lambda machine: confirm(machine, built))
+    for number in range(1, len(steps) + 1):
         for back in (False, True):
             machine = anew(machine)
             built = build(machine)
             machine.hook = At(number, kill)
-            assert in_child(lambda: confirm(machine)) & 127 == 9  # noqa: B023
+            assert in_child(lambda: confirm(machine, built)) & 127 == 9  # noqa: B023
             machine.hook = lambda _: None
             assert machine.boots(), number
             assert machine.is_whole(machine.image.path), number
             machine.staged = not back
             if back:
-                restore(machine, built)
-                now = machine.at(machine.image.path).read_bytes()
-                assert now in (machine.old, content(machine.image, ours=False))
+                assert restore(machine, built) == ""
+                assert machine.is_as_it_was(), number
             else:
-                confirm(machine)
+                confirm(machine, built)
                 now = machine.at(machine.image.path).read_bytes()
                 assert now == content(machine.image, ours=True)
+                # Undo still has the original.
+                restore(machine, built)
+                assert machine.is_as_it_was(), number
             assert machine.names() == {machine.at(machine.image.path).name}
 
 
@@ -443,7 +294,7 @@ def test_power_cut_while_it_is_built_anew(machine: Machine, since: bool) -> None
             another = content(machine.image, ours=True, by="another")
             machine.at(machine.image.path).write_bytes(another)
         else:
-            images.confirm(machine.root, built)
+            confirm_without_copy(machine, built)
         machine.staged = False
         return built
 
@@ -533,7 +384,7 @@ def test_room_is_asked_for_before_anything_is_written(machine: Machine) -> None:
 
 def test_a_full_disk_is_said_before_an_image_is_built_anew(machine: Machine) -> None:
     built = build(machine)
-    images.confirm(machine.root, built)
+    confirm_without_copy(machine, built)
     machine.staged = False
     machine.ran.clear()
     with pytest.raises(Failed, match="nothing was touched"):

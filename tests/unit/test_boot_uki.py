@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from boot_trees import (
     LOADER_GUID,
     PARTITION,
     UKI,
+    Facts,
     Tools,
     build,
     facts,
@@ -24,17 +27,20 @@ from boot_trees import (
     started,
 )
 from infertune.base.errors import Failed
-from infertune.base.root import Root
-from infertune.boot import guard, record, staging
+from infertune.base.root import Root, Step
+from infertune.boot import guard, originals, record, staging
 from infertune.boot.change import AT_THE_TRY, Way
 from infertune.boot.options import options
 from infertune.boot.plan import STACKS, plan
 from infertune.boot.stacks.one_shot import ID
 from infertune.boot.stacks.uki import DRACUT_DROP_IN, DROP_IN, TRIAL
+from infertune.cli.main import main
 from infertune.host.machine import read_machine
 from infertune.host.modprobe import read_sources
+from infertune.host.unknown import Unknown
 from infertune.profiles.profile import load_profile
 from infertune.profiles.resolve import resolve
+from support import At, Counter, in_child, kill
 
 WORDS = ("amd_iommu=off", "ttm.pages_limit=25165824")
 GIVEN = " ".join(WORDS)
@@ -274,9 +280,11 @@ def stage(base: Path) -> None:
         staging.stage(root, "boot", found, Tools(base))
 
 
-def undo(base: Path) -> None:
+def undo(base: Path, tools: Tools | None = None, *, force: bool = False) -> staging.Undone:
     with staging.lock(Root(base), "test"):
-        staging.undo(Root(base), Tools(base))
+        done = staging.undo(Root(base), tools or Tools(base), force=force)
+    assert done
+    return done
 
 
 def boot(base: Path, number: int, *, tried: bool) -> str:
@@ -327,6 +335,189 @@ def test_the_default_image_is_the_old_one_until_it_is_confirmed(tree: str, tmp_p
     assert not trial.exists()
     undo(tmp_path)
     assert facts(tmp_path) == old
+
+
+def kept(base: Path, tree: str = "arch-uki") -> Path:
+    """A machine whose image was built before anybody here did; staged, tried, confirmed."""
+    image = build(base, tree) / TREES[tree]
+    image.write_bytes(boot_makers.image(boot_makers.line_in(image), KERNEL, "of last year"))
+    stage(base)
+    assert boot(base, 1, tried=True) == "tried"
+    assert confirm(base) == "kept"
+    return image
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_a_kept_image_comes_back_byte_for_byte(tree: str, tmp_path: Path) -> None:
+    image = kept(tmp_path, tree)
+    tools = Tools(tmp_path)
+    done = undo(tmp_path, tools)
+    assert (done.left, done.anew, tools.ran) == ((), (), [])
+    assert b"of last year" in image.read_bytes()
+    assert "isolcpus" not in boot_makers.line_in(image)
+    assert not (tmp_path / originals.STORE.lstrip("/")).exists()
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_a_kept_image_that_was_built_since_is_built_anew_and_said(
+    tree: str, tmp_path: Path
+) -> None:
+    image = kept(tmp_path, tree)
+    line = boot_makers.line_in(image)
+    image.write_bytes(boot_makers.image(line, KERNEL, "with new microcode"))
+    [said] = undo(tmp_path).anew
+    assert said == (
+        f"/{TREES[tree]} was built anew, with other bytes than before: another program has built "
+        "it since"
+    )
+    assert "isolcpus" not in boot_makers.line_in(image)
+    assert b"of last year" not in image.read_bytes()
+
+
+@pytest.mark.parametrize("how", [[], ["--json"]])
+def test_undo_says_what_was_built_anew(
+    how: list[str], arch: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept(arch)
+    originals.clear(Root(arch))
+    monkeypatch.setattr("infertune.cli.boot.runner", lambda root, say: Tools(arch))
+    assert main(["--root", str(arch), "boot", "undo", *how]) == 0
+    out = capsys.readouterr().out
+    said = f"/{IMAGE} was built anew, with other bytes than before: its original is not kept"
+    if how:
+        assert json.loads(out)["anew"] == [said]
+    else:
+        assert f"note: {said}\n" in out
+
+
+def test_status_says_what_undo_has(arch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = kept(arch)
+    size = (arch / originals.place(f"/{IMAGE}").lstrip("/")).stat().st_size
+    main(["--root", str(arch), "boot", "status"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        f"undo puts back the original of /{IMAGE}, unless another program builds it meanwhile: "
+        f"/var/lib/infertune/boot-images/{image.name} (" in said
+    )
+    main(["--root", str(arch), "boot", "status", "--json"])
+    assert json.loads(capsys.readouterr().out)["originals"] == [
+        {
+            "path": f"/{IMAGE}",
+            "kept": True,
+            "copy": f"/var/lib/infertune/boot-images/{image.name}",
+            "bytes": size,
+        }
+    ]
+    originals.clear(Root(arch))
+    main(["--root", str(arch), "boot", "status"])
+    assert f"undo builds /{IMAGE} anew: its original is not kept" in capsys.readouterr().out
+    main(["--root", str(arch), "boot", "status", "--json"])
+    assert json.loads(capsys.readouterr().out)["originals"] == [
+        {"path": f"/{IMAGE}", "kept": False, "copy": None, "bytes": None}
+    ]
+
+
+def test_status_of_what_only_root_may_see(
+    arch: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept(arch)
+    copy = originals.place(f"/{IMAGE}")
+    hidden = originals.Original(f"/{IMAGE}", copy, Unknown("EACCES: Permission denied"))
+    monkeypatch.setattr(originals, "look", lambda root, path: hidden)
+    main(["--root", str(arch), "boot", "status"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"not known: whether the original of /{IMAGE} is kept (EACCES" in said
+    main(["--root", str(arch), "boot", "status", "--json"])
+    assert json.loads(capsys.readouterr().out)["originals"] == [
+        {"path": f"/{IMAGE}", "kept": None, "copy": copy, "bytes": None}
+    ]
+
+
+def test_plan_says_where_there_is_no_room_for_an_original(
+    arch: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(originals, "ROOM", 1 << 60)
+    assert main(["--root", str(arch), "boot", "plan", "boot", "--json"]) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    [note] = [each for each in notes if "no room" in each]
+    assert note.startswith(
+        f"no room in /var/lib/infertune/boot-images for the original of /{IMAGE} ("
+    )
+    assert note.endswith("): once it is confirmed, undo builds it anew")
+
+
+def test_what_is_kept_goes_with_its_kernel(arch: Path) -> None:
+    kept(arch)
+    copy = arch / originals.place(f"/{IMAGE}").lstrip("/")
+    assert boot(arch, 2, tried=True) == "nothing"
+    assert copy.exists()
+    data = (arch / IMAGE).read_bytes()
+    gone(arch, IMAGE)
+    # Nothing in there: it may not be mounted.
+    assert boot(arch, 3, tried=True) == "nothing"
+    assert copy.exists()
+    lay(arch, {"/boot/EFI/Linux/newer.efi": data})
+    assert boot(arch, 4, tried=True) == "nothing"
+    assert not copy.parent.exists()
+
+
+def test_what_is_kept_goes_with_its_record(arch: Path) -> None:
+    kept(arch)
+    store = arch / originals.STORE.lstrip("/")
+    # The tool fails, and what it should have built is forgotten by force.
+    line = boot_makers.line_in(arch / IMAGE)
+    (arch / IMAGE).write_bytes(boot_makers.image(line, KERNEL, "another"))
+    assert undo(arch, Tools(arch, lambda argv: "mkinitcpio" in argv[0]), force=True).left
+    assert not store.exists()
+    # A record that somebody moved away.
+    store.mkdir()
+    (store / "of-long-ago.efi").write_bytes(b"x")
+    (arch / record.PATH.lstrip("/")).unlink()
+    stage(arch)
+    assert not store.exists()
+
+
+def test_killed_while_it_is_kept_or_undone_every_byte_comes_back(tmp_path: Path) -> None:
+    """Power cut at each step of confirming, and of the undo after it: undo can be repeated."""
+
+    def ready(*, confirmed: bool) -> Facts:
+        shutil.rmtree(tmp_path)
+        image = build(tmp_path, "arch-uki") / IMAGE
+        image.write_bytes(boot_makers.image("root=UUID=1 rw", KERNEL, "of last year"))
+        before = facts(tmp_path)
+        stage(tmp_path)
+        boot(tmp_path, 1, tried=True)
+        if confirmed:
+            assert confirm(tmp_path) == "kept"
+        return before
+
+    def work(hook: Callable[[Step], int | None], *, undoing: bool) -> None:
+        root = Root(tmp_path, hook=hook)
+        if undoing:
+            staging.undo(root, Tools(tmp_path))
+        else:
+            guard.at_target(root, Tools(tmp_path))
+
+    for undoing in (False, True):
+        ready(confirmed=undoing)
+        counter = Counter()
+        work(counter, undoing=undoing)
+        assert any(originals.STORE in step.path for step in counter.steps)
+        for number in range(1, len(counter.steps) + 1):
+            before = ready(confirmed=undoing)
+            hook = At(number, kill)
+            assert in_child(lambda: work(hook, undoing=undoing)) & 127 == 9  # noqa: B023
+            # Whatever boots now is whole.
+            assert boot_makers.line_in(tmp_path / IMAGE)
+            if record.load(Root(tmp_path)):
+                undo_or_nothing(tmp_path)
+            assert facts(tmp_path) == before, (undoing, number)
+            assert not (tmp_path / originals.STORE.lstrip("/")).exists(), (undoing, number)
+
+
+def undo_or_nothing(base: Path) -> None:
+    with staging.lock(Root(base), "test"):
+        staging.undo(Root(base), Tools(base))
 
 
 @pytest.mark.parametrize("tree", TREES)

@@ -848,8 +848,8 @@ def test_swappiness_is_judged_with_the_swap_there_is(
 @pytest.mark.parametrize(
     "text",
     [
-        "A=" + "x" * 8000 + "\n" + 'A="$A$A$A$A$A$A$A$A"\n' * 400,
-        "A=(" + "x " * 4000 + ")\n" + 'A=("${A[@]}" "${A[@]}" "${A[@]}")\n' * 400,
+        "A=" + "x" * 8000 + "\n" + 'A="$A$A$A$A$A$A$A$A"\n' * 100,
+        "A=(" + "x " * 4000 + ")\n" + 'A=("${A[@]}" "${A[@]}" "${A[@]}")\n' * 100,
         "A=(a)\n" + "A+=(" + "x " * 2000 + ")\n" * 400,
         "A=(\n" * 4000,
         "bash -c " * 4000,

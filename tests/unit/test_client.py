@@ -136,6 +136,35 @@ def test_options_reach_the_daemon(tmp_path: Path, bus_address: str) -> None:  # 
     scenario(work, tmp_path, bus_address)
 
 
+def test_a_profile_on_demand(tmp_path: Path, bus_address: str) -> None:  # noqa: F811
+    async def work(world: World, bus: MessageBus) -> None:
+        def run(*words: str) -> Awaitable[Said]:
+            return infertune(bus_address, tmp_path, *words)
+
+        original = values(world.base)
+        done = await run("apply", "long", "--while-serving", "--idle", "5min")
+        assert "4 settings to change while servers work (5 files), 0 ok\n" in done.out
+        assert "idle for 300 s; 'infertune revert' ends this\n" in done.out
+        assert (done.code, values(world.base)) == (0, original)
+        done = await run("status")
+        assert "idle\nwhile servers work: long (auto); they are idle\n" in done.out
+        assert done.code == 0
+        document = json.loads((await run("apply", "long", "--while-serving", "--json")).out)
+        assert (document["schema"], document["failed"]) == ("infertune.apply/1", None)
+        assert (await run("revert")).code == 0
+        assert "while servers work" not in (await run("status")).out
+        for words, said in (
+            (["--idle", "60s"], "--idle goes with --while-serving"),
+            (["--while-serving", "--confirm-within", "60s"], "exclude each other"),
+            (["--while-serving", "--idle", "4s"], "idle seconds: 5 to 86400"),
+        ):
+            done = await run("apply", "long", *words)
+            assert (done.code, said in done.error) == (2, True), done
+        assert values(world.base) == original
+
+    scenario(work, tmp_path, bus_address)
+
+
 def test_what_the_daemon_refuses_is_said_as_the_engine_says_it(
     tmp_path: Path,
     bus_address: str,  # noqa: F811

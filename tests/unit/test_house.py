@@ -143,7 +143,7 @@ STARTERS_OF_OS = re.compile("exec[lv]p?e?|fork(pty)?|posix_spawnp?|spawn[lv]p?e?
 HARMLESS = {"shutil.which", "tempfile.TemporaryDirectory"}
 MODULES_THAT_WRITE = {"sqlite3", "dbm", "shelve", "pickle"}
 # ctypes could call anything; launch/ needs it for prctl(2) and mincore(2), the daemon's timer for
-# timerfd_create(2), libudev, its client sd-bus(3), the exporter for capset(2) and
+# timerfd_create(2), its inotify(7), libudev, its client sd-bus(3), the exporter for capset(2) and
 # perf_event_open(2).  The daemon replaces itself (execv) when a new version takes over, and setup
 # tells systemd what it wrote.  bpf/ calls libbpf.  The bandwidth of memory is measured with
 # memchr(3).
@@ -153,6 +153,7 @@ STARTS = {
     "budget/bandwidth.py",
     "launch",
     "service/client.py",
+    "service/inotify.py",
     "service/timer.py",
     "service/udev.py",
     "service/daemon.py",

@@ -146,6 +146,19 @@ def test_models(
     assert ask(capsys, *root, "expect", path) == "infertune.expect/1"
 
 
+def test_list_of_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("HF_HOME", "HF_HUB_CACHE", "LLAMA_CACHE", "SUDO_UID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "models").mkdir()
+    model = KNOWN[0]
+    gguf_files.write(tmp_path / "models/m.gguf", model.metadata(), model.tensors())
+    (tmp_path / "models/bad.gguf").write_bytes(b"no model")
+    assert ask(capsys, "--root", STRIX_HALO, "models") == "infertune.models/1"
+
+
 def test_boot_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for tree in ("debian-grub", "bootc", "fedora-bls"):
         root = ["--root", str(boot_trees.build(tmp_path / tree, tree))]

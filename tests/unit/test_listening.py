@@ -99,7 +99,7 @@ def daemon_says(monkeypatch: pytest.MonkeyPatch, *answers: dict[str, Any]) -> No
 
 
 def wait(port: int) -> float:
-    return serve._wait(HERE, "chat", port, f"http://127.0.0.1:{port}")
+    return serve._wait(HERE, "chat", port, "127.0.0.1")
 
 
 def test_a_refused_server_says_why(impostor: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,11 +132,8 @@ def test_a_socket_that_changes_meanwhile_is_not_believed(
 ) -> None:
     mine = Listener(os.getuid(), 1)
     seen = [{mine}, {Listener(os.getuid(), 2)}, set(), {mine}, {mine}]
-    monkeypatch.setattr(serve, "listeners", lambda root, port: frozenset(seen.pop(0)))
-    answers = [
-        serve._answers(HERE, "chat", impostor, os.getuid(), f"http://127.0.0.1:{impostor}")
-        for _ in range(3)
-    ]
+    monkeypatch.setattr(serve, "listeners", lambda root, port, at: frozenset(seen.pop(0)))
+    answers = [serve._answers(HERE, "chat", impostor, os.getuid(), "127.0.0.1") for _ in range(3)]
     assert answers == [False, False, True]
 
 
@@ -145,7 +142,7 @@ def declared(root: Root, name: str, port: int) -> None:
 
 
 def context(root: Root, port: int | None) -> Any:
-    return SimpleNamespace(root=root, args=SimpleNamespace(port=port))
+    return SimpleNamespace(root=root, args=SimpleNamespace(port=port, host="127.0.0.1"))
 
 
 def test_a_declared_port_is_another_server_s(
@@ -153,7 +150,7 @@ def test_a_declared_port_is_another_server_s(
 ) -> None:
     asked: list[Any] = []
 
-    def choose(wanted: int | None, reserved: Any) -> int:
+    def choose(wanted: int | None, reserved: Any, address: str) -> int:
         asked.append((wanted, sorted(reserved)))
         return 1
 

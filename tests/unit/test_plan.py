@@ -309,6 +309,26 @@ def test_a_locked_preference_is_refused_and_later_goes_back(tmp_path: Path) -> N
     assert values(tmp_path) == original
 
 
+@pytest.mark.parametrize(
+    "before", [{EPP: "power"}, {GOVERNOR: "performance"}], ids=["ours", "along"]
+)
+def test_a_preference_that_a_wanted_governor_locks_is_refused_whatever_it_holds(
+    before: Values, tmp_path: Path
+) -> None:
+    """It holds the value, until the governor takes it; or it went along with the governor."""
+    root = build(tmp_path)
+    original = values(tmp_path)
+    apply(root, "a", before)
+    both: Values = {GOVERNOR: "performance", EPP: "power"}
+    preference = f"{CPUFREQ}/policy0/energy_performance_preference"
+    assert _items(root, both)[preference].outcome == "refused"
+    for _ in range(2):
+        apply(root, "b", both)
+        assert values(tmp_path)[preference] == "performance\n"
+    revert(root)
+    assert values(tmp_path) == original
+
+
 def test_a_lock_that_goes_with_the_old_profile_holds_nothing_back(tmp_path: Path) -> None:
     root = build(tmp_path)
     original = values(tmp_path)

@@ -543,7 +543,7 @@ def test_a_collection_that_hangs_holds_up_nobody_who_asks_for_states(tmp_path: P
 
     def hang() -> dict[int, str]:
         begun.set()
-        go_on.wait(20)
+        go_on.wait(60)
         over.set()
         return {}
 
@@ -552,7 +552,7 @@ def test_a_collection_that_hangs_holds_up_nobody_who_asks_for_states(tmp_path: P
     assert collector.timeout_s < 8  # the runner goes on without it
     reading = threading.Thread(target=lambda: list(collector.read(Root(tmp_path))))
     reading.start()
-    assert begun.wait(10)
+    assert begun.wait(60)
     assert len(found.states()) == len(FILES)
     found.close()  # nor does the end of the exporter wait for it
     assert not over.is_set()

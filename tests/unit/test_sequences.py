@@ -4,11 +4,20 @@
 The model is one sentence: the machine holds the applied profile's values where
 they were the last to be written, and what it would hold without infertune
 everywhere else.
+
+Which steps a call is made of depends on the calls before it and on nothing else: else a kill at
+the n-th step would hit another one at the next try.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import random
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -17,12 +26,25 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+import infertune.engine.session as engine
 from infertune.base.root import Step
-from infertune.engine.journal import Loaded
+from infertune.engine.journal import PERSISTENT, RUNTIME, Loaded
 from infertune.engine.session import session
 from infertune.engine.state import status
 from infertune.engine.store import Journals
-from support import At, Counter, FakeKernel, build, desired, with_hook
+from support import (
+    LONG,
+    QUIET,
+    At,
+    Clock,
+    Counter,
+    FakeKernel,
+    apply,
+    build,
+    desired,
+    revert,
+    with_hook,
+)
 
 pytestmark = pytest.mark.usefixtures("unflushed")
 
@@ -64,6 +86,8 @@ def die(step: Step) -> None:
 class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(engine, "datetime", Clock())
         self.base = Path(tempfile.mkdtemp(prefix="infertune-sequences-"))
         self.root = build(self.base)
         self.without = {knob: self.live(knob) for knob in PATHS}
@@ -73,6 +97,7 @@ class Machine(RuleBasedStateMachine):
         self.crashed = False
 
     def teardown(self) -> None:
+        self.patch.undo()
         shutil.rmtree(self.base)
 
     def live(self, knob: str) -> str:
@@ -198,3 +223,91 @@ Machine.TestCase.settings = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 TestSequences = Machine.TestCase
+
+
+CHOICES = {
+    knob: [values[knob] for values in (LONG, QUIET) if knob in values] for knob in {**LONG, **QUIET}
+}
+
+
+def walk(seed: int) -> list[str]:
+    """The steps of ten random calls on a fresh machine: with side effects, kills and losses."""
+    draw = random.Random(seed)
+    base = Path(tempfile.mkdtemp(prefix="infertune-sequences-"))
+    build(base)
+    steps: list[str] = []
+    try:
+        for call in draw.choices(("apply", "revert", "lost", "changed"), (6, 2, 1, 1), k=10):
+            chosen = sorted(draw.sample(sorted(CHOICES), draw.randrange(len(CHOICES))))
+            values = {knob: draw.choice(CHOICES[knob]) for knob in chosen}
+            directory = draw.choice(("run/infertune", "var/lib/infertune"))
+            fatal = At(draw.randrange(1, 80), die)
+
+            def hook(step: Step, fatal: At = fatal) -> int | None:
+                steps.append(f"{step.action} {step.path.removeprefix(str(base))}")
+                return fatal(step)
+
+            with contextlib.suppress(Killed):
+                if call == "apply":
+                    apply(with_hook(base, hook), draw.choice("pq"), values)
+                elif call == "revert":
+                    revert(with_hook(base, hook))
+                elif call == "lost":
+                    shutil.rmtree(base / directory, ignore_errors=True)
+                else:
+                    (base / PATHS["vm.swappiness"].lstrip("/")).write_text("7\n")
+    finally:
+        shutil.rmtree(base)
+    return steps
+
+
+def walks() -> list[list[str]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "datetime", Clock())
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        return [walk(seed) for seed in range(12)]
+
+
+def test_the_same_calls_are_the_same_steps() -> None:
+    """Twice in one process, and in another one where sets are in another order."""
+    once = walks()
+    assert sum(map(len, once)) > 1500
+    assert walks() == once
+    other = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": other}
+    command = [sys.executable, "-B", __file__]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, check=True)
+    assert json.loads(done.stdout) == once
+
+
+@pytest.mark.parametrize("step_s", [0, 1])
+def test_a_copy_that_is_only_later_becomes_the_journal(
+    step_s: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An apply with nothing to change is killed between the two places, in the same second or not.
+
+    Whether there is anything to write then is the one thing that steps owe to the clock.
+    """
+
+    def killed(step: Step) -> None:
+        if (step.action, step.path) == ("create", RUNTIME):
+            raise Killed
+
+    monkeypatch.setattr(engine, "datetime", Clock(step_s))
+    root, counter = build(tmp_path), Counter()
+    apply(root, "long", LONG)
+    with pytest.raises(Killed):
+        apply(with_hook(tmp_path, killed), "long", LONG)
+    journals = Journals(root)
+    noted, copy = journals.runtime.load(), journals.persistent.load()
+    assert (noted == copy) == (step_s == 0)
+    with session(with_hook(tmp_path, counter), "start") as ours:
+        assert ours.recovered is None
+    journals = Journals(root)
+    assert journals.runtime.load() == journals.persistent.load() == noted
+    written = {step.path for step in counter.steps if step.action == "write"}
+    assert written == ({PERSISTENT} if step_s else set())
+
+
+if __name__ == "__main__":
+    print(json.dumps(walks()))

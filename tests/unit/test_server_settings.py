@@ -309,6 +309,8 @@ def test_a_name_for_clients_instead_of_the_file_s(new: str) -> None:
         (["--host=0.0.0.0"], "infertune gives --host itself"),
         (["-m", "/etc/passwd"], "write -m in its long form"),
         (["--tools", "all"], "--tools is not for a server's unit"),
+        (["--ui-mcp-proxy"], "--ui-mcp-proxy is not for a server's unit"),
+        (["--models-preset", "/x"], "--models-preset is not for a server's unit"),
         (["--log-file", "/x"], "--log-file is not for a server's unit"),
     ],
 )

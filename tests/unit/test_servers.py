@@ -105,7 +105,8 @@ def test_a_unit_of_others_is_declared_with_what_it_gets() -> None:
             ":3: 'port' is a number from 1024 to 65535, not 80",
         ),
         ('profile = "quiet"\nport = true', "x.toml:2: 'port' is a number .*, not true"),
-        ('profile = "quiet"\nport = 8080\nmodel = "a.gguf"', "absolute path"),
+        ('profile = "quiet"\nport = 8080\nmodel = "../a.gguf"', "absolute path"),
+        ('profile = "quiet"\nport = 8080\nmodel = "a/../b"', "no name of a model"),
         ('profile = "quiet"\nport = 8080\nmodel = "/a\\nb"', "absolute path"),
         (
             'profile = "quiet"\nport = 8080\nexec = "/bin/sh"',

@@ -163,7 +163,7 @@ def system_bus(tmp_path: Path) -> Iterator[str]:
     with process.stdout:
         yield process.stdout.readline().strip()
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def test_the_policy_gives_the_name_to_root_alone() -> None:

@@ -21,6 +21,7 @@ TRIES_ALONE = ("panic=30", "rd.shell=0", "rd.emergency=reboot")
 UNBOOTABLE = "rdinit=/nowhere panic=5"
 """No first process: the kernel panics, as one does whose driver takes the machine down."""
 HANG = "/usr/local/sbin/hang"
+STORE = "/var/lib/infertune/boot-images"
 
 # What changes at every start, whoever does what: GRUB's block, random seeds, and what fsck.fat
 # finds on the ESP after a power cut.
@@ -104,9 +105,13 @@ def stage(guest: EfiGuest, more: str = "") -> None:
     assert settled(guest)["phase"] == "staged"
 
 
-def undo(guest: EfiGuest) -> None:
-    done = guest.run("infertune boot undo", timeout=900)
+def undo(guest: EfiGuest) -> list[str]:
+    """Answers with what it says of images that were built anew."""
+    done = guest.run("infertune boot undo --json", timeout=900)
     assert done.code == 0, done
+    assert guest.run(f"ls -A {STORE}").code, "nothing is kept any more"
+    anew: list[str] = json.loads(done.out)["anew"]
+    return anew
 
 
 def spoil(guest: EfiGuest, stack: Stack, words: str) -> None:
@@ -160,7 +165,10 @@ def hang_needs_one_reset(guest: EfiGuest, stack: Stack) -> None:
 
 
 def kept_and_undone(guest: EfiGuest, stack: Stack) -> None:
-    """A trial that boots is kept, a new kernel has it too, and undone it is as it was."""
+    """A trial that boots is kept, a new kernel has it too, and undone it is as it was.
+
+    Its own entry is made anew meanwhile, as by an update of the same kernel.
+    """
     before = trees(guest)
     with guest.timed("stage"):
         stage(guest)
@@ -185,12 +193,41 @@ def kept_and_undone(guest: EfiGuest, stack: Stack) -> None:
     assert has_it(guest.command_line())
     assert settled(guest)["state"] == "active"
     with guest.timed("undo"):
-        undo(guest)
+        anew = undo(guest)
+    print(f"{stack.name}: built anew: {anew}")
+    # What is newer than the original is built anew by the system's own tool.
+    assert len(anew) == (stack is UKI)
+    assert all(each.endswith("another program has built it since") for each in anew)
     same_but_images(guest, before)
     guest.reboot()
     assert not has_it(guest.command_line())
     assert settled(guest)["state"] == "none"
     same_but_images(guest, before)
+
+
+def kept_and_undone_exactly(guest: EfiGuest) -> None:
+    """A kept image that nobody built since is, once undone, the very one of before."""
+    before = trees(guest)
+    stage(guest)
+    guest.reboot()
+    assert has_it(guest.command_line())
+    found = settled(guest)
+    assert (found["state"], found["phase"]) == ("active", "confirmed"), found
+    [original] = found["originals"]
+    print(f"kept: {original}")
+    assert guest.sh(f"stat -c %s {original['copy']}").strip() == str(original["bytes"])
+    [image] = [line for line in before if line.endswith(f"  {original['path']}")]
+    assert guest.sh(f"sha256sum {original['copy']}").split()[0] == image.split()[0]
+    assert image not in trees(guest), "the default has another image now"
+    guest.reboot()
+    assert has_it(guest.command_line())
+    with guest.timed("undo of a kept image"):
+        assert undo(guest) == []
+    same(guest, before)
+    guest.reboot()
+    assert not has_it(guest.command_line())
+    assert settled(guest)["state"] == "none"
+    same(guest, before)
 
 
 def kept_with_boot_counting(guest: EfiGuest) -> None:
@@ -297,10 +334,6 @@ def power_cuts(guest: EfiGuest, stack: Stack, seed: int, *, rounds: int = 10) ->
         if found["phase"] in ("none", "failed", "undone", None):
             assert not there or found["state"] != "active"
         undo(guest)
-        if stack is UKI and (what == "keep" or found["phase"] == "confirmed"):
-            # What was kept was built in, and the system's own tool has built it anew without.
-            same_but_images(guest, before)
-            before = trees(guest)
         same(guest, before)
     guest.reboot()
     assert not has_it(guest.command_line())

@@ -26,7 +26,7 @@ from infertune.base.errors import Failed
 from infertune.base.records import replace
 from infertune.base.root import Root
 from infertune.base.units import MIB
-from infertune.boot import images
+from infertune.boot import images, originals
 from infertune.boot.builders import initramfs_image, uki_image
 from infertune.boot.change import Image
 from infertune.boot.commands import Runner, runner
@@ -292,11 +292,26 @@ def test_it_is_built_kept_and_put_back(machine: Machine) -> None:
     assert machine.names() == names
 
 
-def test_it_is_confirmed_and_built_anew(machine: Machine) -> None:
-    names = machine.names()
+def test_it_is_confirmed_and_comes_back(machine: Machine) -> None:
+    names, mode = machine.names(), machine.path.stat().st_mode
     built = machine.build()
     machine.call(lambda: images.confirm(Root("/"), built))
     assert machine.names() == names
+    assert machine.at(originals.place(machine.image.path)).read_bytes() == machine.old
+    machine.stage(ours=False)
+    machine.restore(built)
+    assert machine.path.read_bytes() == machine.old
+    assert machine.path.stat().st_mode == mode
+    assert machine.names() == names
+    assert not machine.at(originals.STORE).exists()
+
+
+def test_it_is_confirmed_and_built_anew(machine: Machine) -> None:
+    """Where no original could be kept."""
+    names = machine.names()
+    built = machine.build()
+    machine.call(lambda: images.confirm(Root("/"), built))
+    machine.call(lambda: originals.clear(Root("/")))
     machine.stage(ours=False)
     machine.restore(built)
     assert hashlib.sha256(machine.path.read_bytes()).hexdigest() != built.digest

@@ -27,6 +27,10 @@ def test_kept_through_a_kernel_update_and_undone(efi: Start) -> None:
     circle.kept_and_undone(efi(STACK), STACK)
 
 
+def test_kept_and_undone_byte_for_byte(efi: Start) -> None:
+    circle.kept_and_undone_exactly(efi(STACK))
+
+
 def test_a_hang_needs_one_reset(efi: Start) -> None:
     circle.hang_needs_one_reset(efi(STACK), STACK)
 

@@ -15,7 +15,7 @@ import sys
 from infertune.base.errors import Failed, InfertuneError, UsageError, describe
 from infertune.base.records import dataclass, replace
 from infertune.base.root import Root
-from infertune.boot import record, staging
+from infertune.boot import originals, record, staging
 from infertune.boot.commands import Ran, Runner, find, runner
 from infertune.boot.record import Stage
 from infertune.boot.state import live, not_in_force
@@ -39,6 +39,9 @@ def at_start(root: Root, run: Runner) -> Verdict:
     """
     stage = record.load(root)
     if stage is None or stage.phase in ("confirmed", "failed"):
+        for built in stage.lasting.images if stage else ():
+            if staging.is_gone(root, built.path):
+                originals.drop(root, built.path)  # it went with its kernel
         return Verdict("nothing")
     here = boot_id(root)
     if stage.phase == "undone":
@@ -50,7 +53,8 @@ def at_start(root: Root, run: Runner) -> Verdict:
     if stage.phase == "undoing" and stage.reason is None:
         undone = staging.undo(root, run)
         said = [f"the undo of '{stage.profile}' was cut short, and is finished now"]
-        return Verdict("put-back", "; ".join([*said, *(undone.left if undone else ())]))
+        more = (*undone.left, *undone.anew) if undone else ()
+        return Verdict("put-back", "; ".join([*said, *more]))
     if stage.phase == "undoing":
         return _put_back(root, stage, run, stage.reason or "")
     if stage.phase == "staging":
@@ -84,7 +88,7 @@ def _without(root: Root, stage: Stage) -> bool:
 
 def _put_back(root: Root, stage: Stage, run: Runner, reason: str) -> Verdict:
     tried = replace(stage, reason=reason)
-    now, left = staging.put_back(root, tried, run, leave=True)
+    now, left, anew = staging.put_back(root, tried, run, leave=True)
     if now.leftover and now.tries < staging.TRIES:
         raise Failed(f"{'; '.join(left)}; the next boot tries again, once")
     # Asked only now: a module that is loaded from here on reads the old files.
@@ -94,7 +98,7 @@ def _put_back(root: Root, stage: Stage, run: Runner, reason: str) -> Verdict:
     failed = replace(
         now,
         phase="failed",
-        reason="; ".join([reason, *left]),
+        reason="; ".join([reason, *left, *anew]),
         tried=boot_id(root),
         rebooted=has_it,
     )

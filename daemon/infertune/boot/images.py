@@ -7,7 +7,8 @@ image is on disk beside it before it runs.  What is there tells what to do, by n
 - the copy is there: what is at ``path`` is not trusted; the copy gets its name back
 - an image at ``trial``: it is not confirmed, and goes
 
-Nothing of that takes room on the disk, or a tool.
+Nothing of that takes room on the disk, or a tool.  Once it is confirmed the old one is kept
+elsewhere (boot/originals.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from infertune.base.errors import Failed, cause, describe
 from infertune.base.records import dataclass
 from infertune.base.root import Root
 from infertune.base.units import MIB
+from infertune.boot import originals
 from infertune.boot.change import Command, Image
 from infertune.boot.commands import Runner, run_step
 from infertune.host import pe
@@ -162,19 +164,25 @@ def confirm(root: Root, built: Built) -> None:
                 f"{image.path} was built by another program since, and is not replaced",
                 hint="infertune boot undo, then stage again",
             )
+        originals.keep(root, image.path, image.path, built.before)
         root.rename(image.trial, image.path)
+    elif root.exists(kept(image)):
+        originals.keep(root, image.path, kept(image), built.before)
     root.unlink(kept(image))
 
 
 # -- put back ----------------------------------------------------------------------
 
 
-def restore(root: Root, built: Built, run: Runner) -> None:
-    """The old image again, from wherever it was cut off; built anew where none is kept.
+def restore(root: Root, built: Built, run: Runner) -> str:
+    """The old image again, from wherever it was cut off.
 
-    Nothing happens where that is done already.  Raises Failed or OSError.
+    Nothing happens where that is done already.  Answers with an empty text; where no original
+    could be put back and the image was built anew, with a sentence that says why.  Raises Failed
+    or OSError.
     """
-    image = built.image
+    image, why = built.image, ""
+    root.discard(image.path)  # of putting back that was cut off
     now, old = _digest(root, image.path), _digest(root, kept(image))
     if not built.digest:
         anew = False
@@ -185,11 +193,33 @@ def restore(root: Root, built: Built, run: Runner) -> None:
     else:
         # Confirmed, and the kept one gone; or the image went with its kernel.
         anew = now not in (built.before, None) and _is_ours(root, built, run)
-    if anew:
-        _rebuild(root, built, run)
-    else:
+    if not anew:
         # Once it is built the loader's default is its owner's again, and may be another by now.
         _put_back(root, image, run, sheltered=not built.digest or old is not None)
+    else:
+        goes = now if old in (None, built.before) else old
+        why = _original_back(root, built, run, goes)
+        if why:
+            _rebuild(root, built, run)
+    originals.drop(root, image.path)
+    return f"{image.path} was built anew, with other bytes than before: {why}" if why else ""
+
+
+def _original_back(root: Root, built: Built, run: Runner, goes: str | None) -> str:
+    """The original of a confirmed image; or why it cannot be that, in one phrase.
+
+    ``goes`` is the SHA-256 of what it would replace.  Raises Failed or OSError.
+    """
+    image = built.image
+    if goes != built.digest:
+        return "another program has built it since"
+    if why := originals.put_back(root, image.path, built.before):
+        return why
+    # Of a building anew that was cut off.
+    if image.shelter and root.exists(kept(image)):
+        run_step(run, image.shelter.off)
+    root.unlink(kept(image))
+    return ""
 
 
 def _rebuild(root: Root, built: Built, run: Runner) -> None:

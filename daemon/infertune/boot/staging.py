@@ -19,9 +19,10 @@ from functools import partial
 from infertune.base.errors import Busy, Failed, NotPermitted, UsageError, cause, describe
 from infertune.base.records import dataclass, field, replace
 from infertune.base.root import Root
-from infertune.boot import images, record, words
+from infertune.boot import images, originals, record, words
 from infertune.boot.change import AT_THE_TRY, Change, Edit, NewFile, Part, Sweep, Words
 from infertune.boot.commands import Runner, run_step
+from infertune.boot.images import Built
 from infertune.boot.record import Content, Kept, Setting, Stage, Step, Written
 from infertune.boot.state import live
 from infertune.host.mounts import mounted
@@ -111,6 +112,7 @@ def _ready(root: Root, run: Runner) -> Stage | None:
             f"{record.PATH} would not outlive this boot: it lies in memory; nothing was touched",
             hint="without it nothing could be put back: /var must be on a disk",
         )
+    originals.clear(root)  # of a change whose record is gone
     return old
 
 
@@ -289,6 +291,8 @@ class Undone:
     profile: str
     left: tuple[str, ...] = ()
     """What a person has to look at, one sentence each."""
+    anew: tuple[str, ...] = ()
+    """Images that were built anew instead of put back, and why, one sentence each."""
 
 
 def undo(root: Root, run: Runner, *, force: bool = False) -> Undone | None:
@@ -307,7 +311,7 @@ def undo(root: Root, run: Runner, *, force: bool = False) -> Undone | None:
         with failing("the record is still there"):
             record.remove(root)
         return None if old.phase == "undone" else Undone(old.profile)
-    now, left = put_back(root, old, run, leave=force)
+    now, left, anew = put_back(root, old, run, leave=force)
     if now.leftover:
         wrong = "; ".join(left)
         if not force:
@@ -318,11 +322,12 @@ def undo(root: Root, run: Runner, *, force: bool = False) -> Undone | None:
         now = replace(now, trial=Written(), lasting=Written(), settings=())
     with failing("everything is back, but that could not be noted"):
         forget(root, now)
-    return Undone(old.profile, left)
+    return Undone(old.profile, left, anew)
 
 
 def forget(root: Root, old: Stage) -> None:
     """End the record of a change that is put back.  Raises OSError."""
+    originals.clear(root)
     if old.tried == boot_id(root) or old.boot_id != boot_id(root):
         # The running kernel was booted with it: what it shows of it is ours, not another's.
         record.conclude(root, replace(old, phase="undone", tried=boot_id(root), planned=Part()))
@@ -332,13 +337,13 @@ def forget(root: Root, old: Stage) -> None:
 
 def put_back(
     root: Root, old: Stage, run: Runner, *, leave: bool = False
-) -> tuple[Stage, tuple[str, ...]]:
+) -> tuple[Stage, tuple[str, ...], tuple[str, ...]]:
     """Files, images, firmware and what is built from them, as before.
 
-    Answers with what is still to be put back, and with what a person has to know, one sentence
-    each.  A file that another program changed beyond telling is an error (Failed) before anything
-    is touched.  With ``leave`` (a machine that must reboot), and once an undo is under way (what
-    is back is its owner's), it is left as it is.
+    Answers with what is still to be put back, with what a person has to know, and with which
+    images were built anew, one sentence each.  A file that another program changed beyond telling
+    is an error (Failed) before anything is touched.  With ``leave`` (a machine that must reboot),
+    and once an undo is under way (what is back is its owner's), it is left as it is.
     """
     foreign = _changed_by_others(root, old)
     if foreign and not leave and old.phase not in ("undoing", "failed"):
@@ -358,7 +363,7 @@ def put_back(
     if work.wrong:
         work.stage = replace(work.stage, tries=old.tries + 1)
         work.note()
-    return work.stage, (*left, *work.left, *work.wrong)
+    return work.stage, (*left, *work.left, *work.wrong), tuple(work.anew)
 
 
 def _untouched(root: Root, old: Stage, foreign: dict[str, str]) -> Stage:
@@ -384,6 +389,7 @@ class _Undoing:
     wrong: list[str] = field(default_factory=list)
     """What could not be put back and why; it is still in ``stage``."""
     left: list[str] = field(default_factory=list)
+    anew: list[str] = field(default_factory=list)
 
     def note(self) -> None:
         # A full disk, or one that is read-only, must not keep the rest from going back: all of
@@ -403,7 +409,7 @@ class _Undoing:
                     self.root.rmdir(directory)  # another program's file keeps it
             self._now(part, replace(self._written(part), directories=()))
         for image in written.images:
-            self._piece(part, "images", image, partial(images.restore, self.root, image, self.run))
+            self._piece(part, "images", image, partial(self._image, image))
             self.note()
         for step in written.steps:
             if step.undo and not self.root.exists(step.undo[0]):
@@ -442,8 +448,12 @@ class _Undoing:
     def _restore(self, file: Kept) -> None:
         _restore(self.root, file, self.stage.words)
 
+    def _image(self, built: Built) -> None:
+        if said := images.restore(self.root, built, self.run):
+            self.anew.append(said)
+
     def _undo(self, step: Step) -> None:
-        if step.undo and not _is_gone(self.root, step.makes):
+        if step.undo and not is_gone(self.root, step.makes):
             run_step(self.run, step.undo)
 
     def _piece(self, part: str, name: str, piece: object, work: Callable[[], None]) -> None:
@@ -501,7 +511,7 @@ def _counted(root: Root, path: str) -> str | None:
     return next((each for each in same if _COUNTERS.sub("", each) == bare), None)
 
 
-def _is_gone(root: Root, path: str) -> bool:
+def is_gone(root: Root, path: str) -> bool:
     """Whether others of its directory are there, and it is not."""
     names = root.names(os.path.dirname(path)) if path else []
     return bool(names) and os.path.basename(path) not in names
@@ -614,7 +624,7 @@ def _nothing(root: Root, old: Stage | None, why: str) -> Failed:
 
 def _roll_back(root: Root, new: Stage, run: Runner, why: str) -> Failed:
     try:
-        now, wrong = put_back(root, new, run)
+        now, wrong, _ = put_back(root, new, run)
         if not now.leftover:
             record.remove(root)
             return Failed(f"{why}; everything is as it was")

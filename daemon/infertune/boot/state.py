@@ -10,8 +10,9 @@ from typing import Literal
 
 from infertune.base.records import dataclass
 from infertune.base.root import Root
-from infertune.boot import record
+from infertune.boot import originals, record
 from infertune.boot.options import Option, Parameter
+from infertune.boot.originals import Original
 from infertune.boot.plan import MODPROBE, OURS
 from infertune.boot.record import Stage
 from infertune.boot.sources import Finding, findings
@@ -44,6 +45,8 @@ class BootStatus:
     options: tuple[OptionStatus, ...]
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
+    originals: tuple[Original, ...] = ()
+    """What undo has of the images that were confirmed."""
 
     @property
     def fine(self) -> bool:
@@ -75,7 +78,9 @@ def read_status(root: Root, machine: Machine) -> BootStatus:
     if stage.phase == "trying":
         why = f" ({stage.reason})" if stage.reason else ""
         notes.append(f"not confirmed yet{why}: if it stays so, the next boot puts everything back")
-    return BootStatus(_overall(options), stage, options, found, tuple(notes))
+    kept = stage.lasting.images if stage.phase == "confirmed" else ()
+    of_images = tuple(originals.look(root, built.path) for built in kept)
+    return BootStatus(_overall(options), stage, options, found, tuple(notes), of_images)
 
 
 def _overall(options: Sequence[OptionStatus]) -> State:

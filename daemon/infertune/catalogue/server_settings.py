@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from infertune.base.addresses import LOOPBACK
 from infertune.base.errors import did_you_mean
 from infertune.base.records import dataclass
 from infertune.base.units import MIB, printable_line
@@ -434,15 +435,26 @@ def _listed(text: str) -> tuple[str, ...] | None:
 
 
 def server_arguments(
-    settings: Mapping[str, str], help_text: str, *, model: str, port: int
+    settings: Mapping[str, str],
+    help_text: str,
+    *,
+    model: str,
+    port: int,
+    host: str = LOOPBACK,
+    api_key_file: str | None = None,
 ) -> tuple[list[str], list[Refused]]:
     """Arguments for the llama-server that printed ``help_text``, and what it cannot be given.
 
     ``settings`` are canonical values by id.  Host and port are always given:
-    the default port differs between builds.
+    the default port differs between builds.  Raises ValueError for a build that knows no API key
+    where there is to be one: it would answer everybody.
     """
     options = parse_help(help_text)
-    arguments = ["--model", model, "--host", "127.0.0.1", "--port", str(port)]
+    arguments = ["--model", model, "--host", host, "--port", str(port)]
+    if api_key_file is not None:
+        if "--api-key-file" not in options:
+            raise ValueError("this llama-server has no --api-key-file, so it would ask for no key")
+        arguments += ["--api-key-file", api_key_file]
     if "--alias" in options and "alias" not in settings:
         arguments += ["--alias", alias(model)]
     refused: list[Refused] = []
@@ -472,6 +484,16 @@ _NOT_FOR_A_UNIT = (
     "--model-url",
     "--docker-repo",
     "--rpc",
+    "--ui-mcp-proxy",  # asks any address for whoever asks the server
+    "--webui-mcp-proxy",
+    "--lookup-cache-dynamic",  # a file that is written
+    "--mmproj-url",
+    "--hf-repo-v",
+    "--hf-file-v",
+    "--hf-repo-draft",
+    "--spec-draft-hf",
+    "--models-dir",  # starts a server for each
+    "--models-preset",
 )
 """Flags that reach for files, programs or addresses which a server's unit is not to have."""
 

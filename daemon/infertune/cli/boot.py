@@ -17,6 +17,7 @@ from infertune.boot import guard, record, staging, words
 from infertune.boot.change import Change, Edit, NewFile, Part
 from infertune.boot.commands import Runner, runner
 from infertune.boot.options import Option, options
+from infertune.boot.originals import STORE, Original, no_room
 from infertune.boot.plan import plan
 from infertune.boot.sizes import SIZES, after_staging, check_sizes, remarks
 from infertune.boot.sources import Finding, findings
@@ -73,8 +74,22 @@ def _prepared(ctx: Context) -> _Prepared:
         notes.append(
             "the guard is not enabled ('infertune setup'): nothing is put back automatically"
         )
+    notes += _not_kept(ctx, change)
     unlocked = measured(ctx.root) if change.now else ()
     return _Prepared(wanted, change, memory, tuple(notes), findings(sources), unlocked)
+
+
+def _not_kept(ctx: Context, change: Change) -> list[str]:
+    """Images whose original undo would not have after the confirmation."""
+    found = []
+    for image in change.now.images:
+        with contextlib.suppress(OSError):  # a boot partition that only root may look into
+            if why := no_room(ctx.root, image.path):
+                found.append(
+                    f"no room in {STORE} for the original of {image.path} ({why}): once it is "
+                    "confirmed, undo builds it anew"
+                )
+    return found
 
 
 def _rivals(found: Sequence[Option], sources: Sources) -> list[str]:
@@ -139,6 +154,7 @@ def _status(ctx: Context) -> int:
             "notes": list(found.notes),
             "one_try": stage.one_try if stage else None,
             "comes_back": stage.rescue if stage else None,
+            "originals": [_original(each) for each in found.originals],
         }
         ctx.print_json("infertune.boot-status/1", document)
     else:
@@ -160,6 +176,8 @@ def _status(ctx: Context) -> int:
             ctx.sentence(f"tried once: enforced by {ONE_TRY[stage.one_try]}")
             if stage.rescue:
                 ctx.sentence(f"if the kernel does not boot: {stage.rescue}")
+        for each in found.originals:
+            ctx.sentence(_shown_original(each))
         for finding in found.findings:
             ctx.sentence(f"finding: {finding}")
         for note in found.notes:
@@ -186,13 +204,14 @@ def _undo(ctx: Context) -> int:
             "undone": done is not None,
             "profile": done.profile if done else None,
             "left": list(left),
+            "anew": list(done.anew) if done else [],
         }
         ctx.print_json("infertune.boot-undo/1", document)
     elif done is None:
         ctx.print("nothing to put back")
     else:
         ctx.print(f"'{done.profile}' is put back; the next boot has what was there before it")
-        for each in left:
+        for each in (*left, *done.anew):
             ctx.print(f"note: {each}")
     return Exit.DIFFERS if left else Exit.DONE
 
@@ -222,6 +241,29 @@ def _option_state(each: OptionStatus) -> dict[str, Any]:
         "state": each.state,
         "reason": each.reason,
     }
+
+
+def _original(each: Original) -> dict[str, Any]:
+    size = each.size
+    is_known = not isinstance(size, Unknown)
+    return {
+        "path": each.path,
+        "kept": size is not None if is_known else None,
+        "copy": each.copy if size is not None else None,
+        "bytes": size if is_known else None,
+    }
+
+
+def _shown_original(each: Original) -> str:
+    """What undo does about an image that was confirmed, in one sentence."""
+    if each.size is None:
+        return f"undo builds {each.path} anew: its original is not kept"
+    if isinstance(each.size, Unknown):
+        return f"not known: whether the original of {each.path} is kept ({each.size.why})"
+    return (
+        f"undo puts back the original of {each.path}, unless another program builds it meanwhile: "
+        f"{each.copy} ({format_size(each.size)})"
+    )
 
 
 def _plan_document(ctx: Context, prepared: _Prepared) -> dict[str, Any]:
@@ -318,7 +360,8 @@ def _print_part(ctx: Context, part: Part) -> None:
             ctx.print("    there only while the image is built")
     for image in part.images:
         ctx.print(f"build {image.path}: {shlex.join(image.build)}")
-        ctx.print("    the old image stays beside it until the new one is confirmed")
+        ctx.print("    the old image stays beside it until the new one is confirmed,")
+        ctx.print(f"    then in {STORE} until undo")
     for command in part.commands:
         ctx.print(f"run {shlex.join(command.argv)}")
         ctx.sentence(f"    {command.why}")

@@ -7,11 +7,18 @@ it does not, here.py has the engine.
 
 from __future__ import annotations
 
-from infertune.base.errors import Exit, Failed, Unreachable
+from infertune.base.errors import Exit, Failed, Unreachable, UsageError
 from infertune.base.locks import DAEMON_LOCK, owner
 from infertune.catalogue.backends import BACKENDS
 from infertune.cli.base import JSON, Command, Context, argument, verb
-from infertune.cli.render import count, emit, print_items, say_restored, summary
+from infertune.cli.render import (
+    count,
+    emit,
+    print_items,
+    print_report,
+    say_restored,
+    summary,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,6 +60,20 @@ CONFIRM_WITHIN = argument(
 )
 
 
+WHILE_SERVING = argument(
+    "--while-serving",
+    action="store_true",
+    help="apply it whenever a model server works, and put it back when all are idle",
+)
+IDLE = argument(
+    "--idle",
+    type=_seconds,
+    metavar="TIME",
+    help="with --while-serving: idle for so long before it goes back (default: 60s)",
+)
+_IDLE_S = 60
+
+
 def daemon_runs(ctx: Context) -> bool:
     """Whether infertuned is there to do it."""
     return ctx.live and owner(DAEMON_LOCK) is not None
@@ -89,6 +110,10 @@ def _verify(ctx: Context) -> int:
 def _apply(ctx: Context) -> int:
     args = ctx.args
     limit = args.confirm_within
+    if args.while_serving:
+        return _apply_while_serving(ctx)
+    if args.idle is not None:
+        raise UsageError("--idle goes with --while-serving; nothing was touched")
     if daemon_runs(ctx):
         asked = (args.profile, args.backend, args.without, limit or 0)
         report = _ask_daemon(ctx, "apply", "ssasu", *asked)
@@ -109,6 +134,27 @@ def _apply(ctx: Context) -> int:
             ctx.print(f"a rehearsal on {args.root}: this machine was not touched")
         if limit is not None:
             ctx.print(f"goes back in {limit} s unless you run 'infertune confirm'")
+    return Exit.DONE
+
+
+def _apply_while_serving(ctx: Context) -> int:
+    args = ctx.args
+    if args.confirm_within is not None:
+        raise UsageError("--while-serving and --confirm-within exclude each other")
+    if not daemon_runs(ctx):
+        raise Unreachable(
+            "--while-serving needs infertuned, which watches the servers; nothing was touched",
+            hint="systemctl start infertune",
+        )
+    idle_s = args.idle or _IDLE_S
+    asked = (args.profile, args.backend, args.without, idle_s)
+    report = _call("ApplyWhileServing", "ssasu", *asked)
+    if args.json:
+        ctx.print_json("infertune.apply/1", {**report, "failed": None})
+    else:
+        print_report(ctx, report, "future")
+        ctx.print(summary(report, "to change while servers work", "set", "restore"))
+        ctx.print(f"goes back when all have been idle for {idle_s} s; 'infertune revert' ends this")
     return Exit.DONE
 
 
@@ -137,6 +183,9 @@ def _status(ctx: Context) -> int:
         what = f": {about['profile']} ({about['backend']}) since {about['since']}" if about else ""
         ctx.print(f"{state}{what}")
         print_items(ctx, items, "present")
+        if demand := document.get("demand"):
+            now = "in force" if demand["in_force"] else "they are idle"
+            ctx.print(f"while servers work: {demand['profile']} ({demand['backend']}); {now}")
         for sentence in sorted({_about(each) for each in document.get("drift", ())}):
             ctx.print(f"note: {sentence}")
         for note in document["notes"]:
@@ -194,11 +243,13 @@ COMMANDS: tuple[Command, ...] = (
     verb(
         "apply",
         _apply,
-        (PROFILE, BACKEND, WITHOUT, CONFIRM_WITHIN, JSON),
+        (PROFILE, BACKEND, WITHOUT, CONFIRM_WITHIN, WHILE_SERVING, IDLE, JSON),
         "Writes the original values to a journal, then changes what differs. If any write "
         "fails, everything goes back and the exit code is 3. Another profile may be applied "
         "over it: only what differs is touched, and the originals stay those of the untuned "
-        "machine.",
+        "machine. With --while-serving nothing is changed now: infertuned applies the profile when "
+        "a server that it started or adopted begins to use CPU time, and puts the originals back "
+        "when all have been idle. 'apply' and 'revert' end that.",
     ),
     verb(
         "confirm",

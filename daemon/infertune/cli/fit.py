@@ -38,6 +38,7 @@ from infertune.pools.facts import read_facts
 from infertune.pools.promised import with_reservations
 from infertune.profiles.profile import load_profile
 from infertune.profiles.resolve import assume_backend, resolve
+from infertune.servers.models import model_path
 
 FORCE = argument(
     "--force", action="store_true", help="start the server even if the model does not fit"
@@ -56,7 +57,12 @@ def _slots(text: str) -> int:
     return int(text)
 
 
-MODEL = argument("model", metavar="MODEL", nargs="?", help="GGUF file (default: the embedded one)")
+MODEL = argument(
+    "model",
+    metavar="MODEL",
+    nargs="?",
+    help="GGUF file or name of a model ('infertune models'; default: the embedded one)",
+)
 CTX = argument("--ctx", type=_tokens, metavar="N", help="tokens of context, of all slots together")
 
 
@@ -110,7 +116,7 @@ def _model(path: str | None) -> ModelFile:
     if path is None:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         path = default_model(os.path.join(cache, "infertune"))
-    return read_model(full_path(path))
+    return read_model(model_path(path, os.environ))
 
 
 def _settings(ctx: Context, machine: Machine, backend: str) -> dict[str, str]:

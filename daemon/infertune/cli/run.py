@@ -27,6 +27,7 @@ from infertune.host.machine import Machine
 from infertune.launch.client import Completion
 from infertune.launch.place import Placed
 from infertune.run import Audience, Request, Result, run
+from infertune.servers.models import model_path
 
 
 class Printer(Audience):
@@ -96,7 +97,7 @@ def _run(ctx: Context) -> int:
         profile=args.profile,
         caller=os.environ,
         backend=args.backend,
-        model=args.model,
+        model=model_path(args.model, os.environ) if args.model else None,
         server=args.server,
         port=args.port,
         ask=args.ask,
@@ -208,7 +209,11 @@ COMMANDS: tuple[Command, ...] = (
         _run,
         (
             PROFILE,
-            argument("--model", metavar="GGUF", help="model to serve (default: a small one)"),
+            argument(
+                "--model",
+                metavar="MODEL",
+                help="GGUF file or name of a model ('infertune models'; default: a small one)",
+            ),
             argument("--server", metavar="PATH", help="llama-server to use (default: from PATH)"),
             BACKEND,
             argument(

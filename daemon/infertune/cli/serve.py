@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from infertune.base.addresses import LOOPBACK, is_loopback, listen_address, reached_at
+from infertune.base.addresses import url as url_of
 from infertune.base.errors import Busy, Exit, Failed, NotPermitted, Unreachable, UsageError
 from infertune.base.names import NAME, server_unit
 from infertune.base.records import replace
-from infertune.base.root import Root, read_plain_file
+from infertune.base.root import Root, full_path, read_plain_file
 from infertune.budget.admission import Asked, check
 from infertune.cli.base import JSON, Command, Context, argument, printable, verb
 from infertune.cli.engine import BACKEND, PROFILE, daemon_runs
@@ -25,6 +27,7 @@ from infertune.cli.fit import FORCE, parse_setting
 from infertune.doctor.at_launch import warnings
 from infertune.doctor.surroundings import LlamaServer, llama_server
 from infertune.host.machine import Machine, read_machine
+from infertune.host.models import real_path, shown_directory
 from infertune.host.sockets import listeners
 from infertune.launch.client import healthy, how_to_talk
 from infertune.launch.ready import Progress, choose_port
@@ -32,6 +35,7 @@ from infertune.launch.system import show_log
 from infertune.profiles.profile import load_profile
 from infertune.profiles.resolve import Desired, resolve
 from infertune.run import Audience, Request, Result, Run, prepare
+from infertune.servers.api_key import credential_of, refuse_open_file
 from infertune.servers.declaration import (
     DECLARED,
     TRANSIENT,
@@ -42,6 +46,7 @@ from infertune.servers.declaration import (
     parse_declaration,
     server_settings,
 )
+from infertune.servers.models import model_path
 from infertune.servers.store import declared_ports, gpu_groups, write_declaration
 from infertune.servers.unit import in_a_home, refuse_a_home, systemd_run_line
 from infertune.service.setup import template
@@ -78,17 +83,26 @@ def _serve(ctx: Context) -> int:
     name = args.name or args.profile
     if not NAME.fullmatch(name):
         raise UsageError(f"'{name}' is not a server name", hint=f"a name matches {NAME.pattern}")
+    if not is_loopback(args.host) and not args.api_key_file:
+        raise UsageError(
+            f"--host {args.host} is reached by other machines, which takes --api-key-file",
+            hint="a file of root's with a key for each line: openssl rand -hex 32",
+        )
     declaration = Declaration(
         name=name,
         profile=args.profile,
-        model=os.path.realpath(args.model) if args.model else None,
+        model=real_path(model_path(args.model, os.environ)) if args.model else None,
         port=_free_port(ctx, name),
         backend=args.backend,
         settings=dict(parse_setting(text) for text in ctx.command),
         force=args.force,
+        host=args.host,
+        api_key_file=full_path(args.api_key_file) if args.api_key_file else None,
     )
     # What the daemon will refuse is refused before it is written.
     parse_declaration(name, declaration_text(declaration), f"{TRANSIENT}/{name}.toml")
+    if declaration.api_key_file and not args.print:
+        refuse_open_file(ctx.root, declaration.api_key_file)
     machine = read_machine(ctx.root)
     desired = resolve(load_profile(ctx.root, declaration.profile), machine, declaration.backend)
     declaration = _with_files_checked(declaration, desired)
@@ -120,7 +134,8 @@ def _serve(ctx: Context) -> int:
         declaration = replace(declaration, port=_free_port(ctx, name))
         write_declaration(ctx.root, declaration)
         unit = _call("Serve", "s", name)
-    return _wait_and_say(ctx, declaration.name, unit, declaration.port)
+    keyed = declaration.api_key_file is not None
+    return _wait_and_say(ctx, name, unit, declaration.port, declaration.host, keyed=keyed)
 
 
 def _warn(ctx: Context, desired: Desired) -> None:
@@ -158,18 +173,19 @@ def _start(ctx: Context) -> int:
     about = _about(name)
     if "port" not in about:
         raise UsageError(about.get("error") or f"no server '{name}' is declared", hint=DECLARED)
-    return _wait_and_say(ctx, name, _call("Serve", "s", name), about["port"])
+    unit, host = _call("Serve", "s", name), about.get("host", LOOPBACK)
+    return _wait_and_say(ctx, name, unit, about["port"], host, keyed=about.get("key", False))
 
 
-def _wait_and_say(ctx: Context, name: str, unit: str, port: int) -> int:
-    url = f"http://127.0.0.1:{port}"
-    ready_s = _wait(ctx.root, name, port, url)
+def _wait_and_say(ctx: Context, name: str, unit: str, port: int, host: str, *, keyed: bool) -> int:
+    url = url_of(host, port)
+    ready_s = _wait(ctx.root, name, port, host)
     if ctx.args.json:
         document = {"name": name, "unit": unit, "url": url, "ready_s": ready_s}
         ctx.print_json("infertune.serve/1", document)
     else:
         ctx.print(f"{name}: ready after {ready_s:.1f} s at {url}; unit {unit}")
-        for line in how_to_talk(url):
+        for line in how_to_talk(url, keyed=keyed):
             ctx.print(line)
     return Exit.DONE
 
@@ -177,7 +193,7 @@ def _wait_and_say(ctx: Context, name: str, unit: str, port: int) -> int:
 def _with_files_checked(declaration: Declaration, desired: Desired) -> Declaration:
     """The declaration with its files where they really are: what is checked is what is used."""
     named = files(declaration, desired)
-    real = {what: os.path.realpath(path) for what, path in named.items()}
+    real = {what: real_path(path) for what, path in named.items()}
     for what, path in real.items():
         _refuse_unreadable("--model" if what == "model" else what, path)
     model = real.pop("model", None)
@@ -188,7 +204,8 @@ def _with_files_checked(declaration: Declaration, desired: Desired) -> Declarati
 def _refuse_unreadable(what: str, path: str) -> None:
     """Raise UsageError for a file that is not a model, or that a unit's user cannot read."""
     try:
-        data, status = read_plain_file(Path(path), 4, follow=False)
+        real = os.path.realpath(path)
+        data, status = read_plain_file(Path(real), 4, follow=False)
     except OSError as error:
         raise UsageError(f"{what} {path}: {error.strerror}") from None
     if data[:4] != b"GGUF":
@@ -199,9 +216,10 @@ def _refuse_unreadable(what: str, path: str) -> None:
             hint=f"chmod o+r {shlex.quote(path)}",
         )
     refuse_a_home(what, path)
-    # Of a home only the file's own directory is on the server's way (servers.access).
-    way = [os.path.dirname(path)] if in_a_home(path) else map(str, Path(path).parents)
-    for directory in way:
+    # Of a home only what is shown of it is on the server's way (servers/unit.py).
+    shown = f"{shown_directory(path)}/" if in_a_home(path) else "/"
+    parents = {f"{each}/" for one in (path, real) for each in map(str, Path(one).parents)}
+    for directory in sorted(each.rstrip("/") or "/" for each in parents if each.startswith(shown)):
         if not os.stat(directory).st_mode & stat.S_IXOTH:
             raise UsageError(
                 f"{what} {path}: the server runs as a user of its own, who may not enter "
@@ -216,6 +234,13 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _host(text: str) -> str:
+    try:
+        return listen_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
+
+
 def _as_systemd_run(ctx: Context, machine: Machine, declaration: Declaration) -> str:
     if declaration.model is None:
         raise UsageError("--print needs --model: the embedded one is unpacked at the first start")
@@ -226,6 +251,10 @@ def _as_systemd_run(ctx: Context, machine: Machine, declaration: Declaration) ->
         model=declaration.model,
         port=declaration.port,
         settings=own_settings(declaration, machine),
+        host=declaration.host,
+        api_key_file=credential_of(f"infertune-server-{declaration.name}.service")
+        if declaration.api_key_file
+        else None,
     )
     result = Result(profile=declaration.profile)
     one = Run(ctx.root, machine, request, result, Audience())
@@ -258,7 +287,7 @@ def _free_port(ctx: Context, name: str) -> int:
         raise UsageError(
             f"port {ctx.args.port} is declared for server '{owner}'", hint="leave --port out"
         )
-    return choose_port(ctx.args.port, others.values())
+    return choose_port(ctx.args.port, others.values(), ctx.args.host)
 
 
 def _about(name: str) -> dict[str, Any]:
@@ -266,21 +295,22 @@ def _about(name: str) -> dict[str, Any]:
     return next((each for each in _call("Servers") if each["name"] == name), {})
 
 
-def _answers(root: Root, name: str, port: int, uid: int, url: str) -> bool:
+def _answers(root: Root, name: str, port: int, uid: int, host: str) -> bool:
     """Whether the server says it is ready, and not somebody else on its port.  Raises Failed.
 
     The very socket that answers is its user's, and no other user has one there.
     """
-    before = listeners(root, port)
+    at = reached_at(host)
+    before = listeners(root, port, at)
     if others := {each.uid for each in before} - {uid}:
         raise Failed(
             f"{name}: port {port} is another program's, of uid {min(others)}",
             hint=f"infertune stop {name}, and end that program or take another port",
         )
-    return bool(before) and healthy(url) and listeners(root, port) == before
+    return bool(before) and healthy(url_of(host, port)) and listeners(root, port, at) == before
 
 
-def _wait(root: Root, name: str, port: int, url: str) -> float:
+def _wait(root: Root, name: str, port: int, host: str) -> float:
     """Seconds until the server answers.  Raises Failed where its unit ends first."""
     begin = time.monotonic()
     ask_again = begin
@@ -296,7 +326,7 @@ def _wait(root: Root, name: str, port: int, url: str) -> float:
                     why = f": {about['error']}" if about.get("error") else ""
                     raise Failed(f"{name}: its unit is {state}{why}", hint=f"infertune logs {name}")
                 ask_again = time.monotonic() + _ASK_S
-            if uid is not None and _answers(root, name, port, uid, url):
+            if uid is not None and _answers(root, name, port, uid, host):
                 return waited
             if uid is None and waited > _UID_S:
                 raise Failed(f"{name}: systemd does not say which user its unit runs as")
@@ -312,7 +342,7 @@ def _servers(ctx: Context) -> int:
     _need_daemon(ctx)
     found = _call("Servers")
     if ctx.args.json:
-        fields = ("name", "state", "profile", "port", "model", "unit", "error")
+        fields = ("name", "state", "profile", "host", "port", "model", "unit", "error")
         ctx.print_json(
             "infertune.servers/1",
             {"servers": [{field: each.get(field) for field in fields} for each in found]},
@@ -323,7 +353,7 @@ def _servers(ctx: Context) -> int:
                 each["name"],
                 each["state"],
                 each.get("profile", "-"),
-                str(each.get("port", "-")),
+                _door(each),
                 each.get("error") or each.get("model") or each.get("unit") or "the embedded model",
             )
             for each in found
@@ -332,6 +362,14 @@ def _servers(ctx: Context) -> int:
     else:
         ctx.print("no servers")
     return Exit.DONE
+
+
+def _door(server: dict[str, Any]) -> str:
+    """Port of a server, with its address where that is not loopback."""
+    port, host = server.get("port"), server.get("host")
+    if port is None:
+        return "-"
+    return str(port) if host in (None, LOOPBACK) else f"{host}:{port}"
 
 
 def _stop(ctx: Context) -> int:
@@ -358,10 +396,26 @@ COMMANDS: tuple[Command, ...] = (
         _serve,
         (
             PROFILE,
-            argument("--model", metavar="GGUF", help="model to serve (default: the embedded one)"),
+            argument(
+                "--model",
+                metavar="MODEL",
+                help="GGUF file or name of a model ('infertune models'; default: the embedded one)",
+            ),
             argument("--name", metavar="NAME", help="name of the server (default: the profile's)"),
             argument(
                 "--port", type=_port, metavar="PORT", help="default: the first free from 8080"
+            ),
+            argument(
+                "--host",
+                type=_host,
+                default=LOOPBACK,
+                metavar="ADDRESS",
+                help="address to listen on (default: loopback); another needs --api-key-file",
+            ),
+            argument(
+                "--api-key-file",
+                metavar="FILE",
+                help="file of root's with the keys of clients, one a line",
             ),
             BACKEND,
             argument(

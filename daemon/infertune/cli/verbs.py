@@ -38,6 +38,9 @@ VERBS: dict[str, dict[str, str]] = {
         "fit": "say whether a model fits into this machine, and what would make it fit",
         "expect": "say how fast a model can be on this machine",
     },
+    "models": {
+        "models": "list the models on this machine, and say which fit",
+    },
     "run": {
         "run": "apply a profile, serve under it, put everything back",
     },

@@ -59,6 +59,7 @@ def status_document(status: Status) -> dict[str, Any]:
         "notes": list(status.notes),
         "damaged_journals": list(status.damaged),
         "items": [_item(item) for item in status.items],
+        "demand": None,
         "drift": [_drift(item) for item in status.items if item.outcome in _DRIFT],
     }
 

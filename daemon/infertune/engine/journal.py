@@ -69,7 +69,7 @@ class Journal:
     owner: str
     """Verb that wrote it, with its process id: ``apply (pid 4711)``."""
     since: str
-    """Time of the first apply, ISO 8601, UTC."""
+    """Time of the last apply, ISO 8601, UTC, to the second."""
     held: bool
     """True while a process must be alive for it to be in force (``run``)."""
     without: tuple[str, ...]

@@ -129,10 +129,10 @@ def _locks(
     readings: Mapping[str, Reading],
     targets: Mapping[str, Sequence[Target]],
     records: Mapping[str, Record],
-) -> frozenset[str]:
-    """Knobs that another one will lock when the plan is done."""
+) -> dict[str, bool]:
+    """Knobs that another one will lock when the plan is done, and whether the settings say so."""
     wanted = {setting.id: setting.canonical for setting in settings if targets.get(setting.id)}
-    locked = set()
+    locked = {}
     for knob in KNOBS.values():
         if knob.locked_by is None:
             continue
@@ -143,8 +143,8 @@ def _locks(
             if is_file_of(KNOBS[other], path)
         }
         if wanted.get(other) == value or (other not in wanted and value in left):
-            locked.add(knob.id)
-    return frozenset(locked)
+            locked[knob.id] = other in wanted
+    return locked
 
 
 def _left_at(record: Record | None, reading: Reading) -> str | None:
@@ -159,12 +159,12 @@ def _leaving(
     settings: Sequence[Setting],
     wanted: Sequence[Item],
     records: Iterable[Record],
-    locks: frozenset[str],
+    locks: Mapping[str, bool],
 ) -> list[Record]:
     """Records whose files the plan gives back.
 
     A file that the settings want stays, and so does one that is not there at
-    the moment.  A refused file keeps nothing of an earlier profile.  A file
+    the moment.  A refused file keeps nothing of an earlier profile.  But one
     that only moves along with a wanted knob goes back when that knob does, and
     so does one that the wanted knobs lock.
     """
@@ -174,11 +174,8 @@ def _leaving(
     return [
         record
         for record in records
-        if record.path in refused
-        or (
-            record.knob not in named
-            and not (record.knob in along and (record.want is None or record.knob in locks))
-        )
+        if (record.path in refused or record.knob not in named)
+        and not (record.knob in along and (record.want is None or record.knob in locks))
     ]
 
 
@@ -189,7 +186,7 @@ def _plan_file(
     reading: Reading,
     record: Record | None,
     may_keep: bool,
-    locks: frozenset[str],
+    locks: Mapping[str, bool],
 ) -> Item:
     knob, want, live = target.knob, setting.canonical, reading.value
 
@@ -203,6 +200,11 @@ def _plan_file(
             return item("absent", knob.absent)
         return item("rejected", f"{reading.error}: it cannot be read, so it could not be put back")
     original = original_of(record, live)
+    locked = bool(knob.id in locks and knob.locked_by and want != knob.locked_by[1])
+    refused = f"{' '.join(knob.locked_by or ())} locks it"
+    if locked and locks[knob.id]:
+        # Though it may hold the value now: it does not when the other is written.
+        return item("refused", refused)
     if knob.value.satisfied(live, want):
         if reason := knob.not_in_force(machine, want):
             return item("pending-reboot", reason)
@@ -214,8 +216,8 @@ def _plan_file(
     guard = refusal(knob.id, want, machine)
     if guard:
         return item("refused", f"{guard.reason} ({guard.source})")
-    if knob.id in locks and knob.locked_by and want != knob.locked_by[1]:
-        return item("refused", f"{' '.join(knob.locked_by)} locks it")
+    if locked:
+        return item("refused", refused)
     if reading.choices is not None:
         if want not in reading.choices:
             return item("refused", f"this kernel offers only {', '.join(reading.choices)}")

@@ -107,7 +107,8 @@ class Journals:
     def agree(self, journal: Journal) -> None:
         """Write ``journal`` where it is not.  Raises OSError.
 
-        A place was lost, or an earlier version kept less in the copy.
+        A place was lost, an apply that had nothing to change was killed between the two, or an
+        earlier version kept less in the copy.
         """
         for store in (self.persistent, self.runtime):
             found = store.load()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from infertune.base.addresses import LOOPBACK
 from infertune.base.root import Root
 from infertune.exporter.base import bounded
 from infertune.servers import running
@@ -31,5 +32,9 @@ def cgroup_ids(root: Root) -> dict[int, str]:
 
 
 def ports(root: Root) -> dict[str, int]:
-    """Port by name of every declared server; a declaration that is not valid has none."""
-    return dict(bounded(list(declared_ports(root).items()), MAX_SERVERS))
+    """Port by name of every declared server that loopback leads to.
+
+    The exporter's unit reaches no other address, and it has no key: whoever took the port of a
+    server that is down would be given it.
+    """
+    return dict(bounded(list(declared_ports(root, at=LOOPBACK).items()), MAX_SERVERS))

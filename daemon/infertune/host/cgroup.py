@@ -72,6 +72,11 @@ def effective_cpus(root: Root, group: str) -> str | None:
     return root.get(f"{group}/cpuset.cpus.effective") or None
 
 
+def cpu_time_used(root: Root, group: str) -> int | None:
+    """CPU time that a group and those below it have used, in microseconds (cpu.stat)."""
+    return counters(root.get(f"{group}/cpu.stat")).get("usage_usec")
+
+
 def memory_used(root: Root, group: str) -> int | None:
     """Memory charged to a group, in bytes (memory.current)."""
     return root.get_int(f"{group}/memory.current")

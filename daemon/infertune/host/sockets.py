@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import socket
 import sys
+from collections.abc import Sequence
 
+from infertune.base.addresses import LOOPBACK
 from infertune.base.records import dataclass
 from infertune.base.root import Root
 
@@ -28,16 +30,22 @@ class Listener:
     """Its number, which no other socket has as long as it lives."""
 
 
-def listeners(root: Root, port: int) -> frozenset[Listener]:
-    """The sockets that a connection to 127.0.0.1 on ``port`` can reach; empty where nobody listens.
+def listeners(root: Root, port: int, address: str = LOOPBACK) -> frozenset[Listener]:
+    """The sockets that a connection to ``address`` on ``port`` can reach; empty where none is.
 
-    One of IPv6 only where there is none of IPv4: it may not be reachable by IPv4 then.
+    To an address of IPv4 one of IPv6 counts only where there is none of IPv4: it may not be
+    reachable by IPv4 then.
     """
-    return _found(root, "tcp", port) or _found(root, "tcp6", port)
+    if ":" in address:
+        return _found(root, "tcp6", port, [address, "::"])
+    return _found(root, "tcp", port, [address, "0.0.0.0"]) or _found(  # noqa: S104
+        root, "tcp6", port, [f"::ffff:{address}", "::"]
+    )
 
 
-def _found(root: Root, table: str, port: int) -> frozenset[Listener]:
-    wanted = {f"{address}:{port:04X}" for address in _ADDRESSES[table]}
+def _found(root: Root, table: str, port: int, addresses: Sequence[str]) -> frozenset[Listener]:
+    family = socket.AF_INET if table == "tcp" else socket.AF_INET6
+    wanted = {f"{_as_the_kernel_prints(family, each)}:{port:04X}" for each in addresses}
     rows = (line.split() for line in (root.get(f"/proc/net/{table}") or "").splitlines())
     return frozenset(
         Listener(int(row[7]), int(row[9]))
@@ -51,9 +59,3 @@ def _as_the_kernel_prints(family: int, address: str) -> str:
     packed = socket.inet_pton(family, address)
     words = (packed[at : at + 4] for at in range(0, len(packed), 4))
     return "".join(f"{int.from_bytes(word, sys.byteorder):08X}" for word in words)
-
-
-_ADDRESSES = {
-    "tcp": [_as_the_kernel_prints(socket.AF_INET, each) for each in ("127.0.0.1", "0.0.0.0")],  # noqa: S104
-    "tcp6": [_as_the_kernel_prints(socket.AF_INET6, each) for each in ("::ffff:127.0.0.1", "::")],
-}

@@ -81,17 +81,19 @@ def chat(base_url: str, question: str, max_tokens: int, *, timeout_s: float = 30
     return _timed(f"{base_url}/v1/chat/completions", body, _piece_of_chat, timeout_s)
 
 
-def how_to_talk(base_url: str, *, chats: bool | None = None) -> list[str]:
+def how_to_talk(base_url: str, *, chats: bool | None = None, keyed: bool = False) -> list[str]:
     """Lines that say where a browser and a program find this server, which is ready.
 
     ``chats``: whether the model has a chat template.  llama.cpp lends ChatML to one that has none
-    (common/chat.cpp) and shows that in /props, so the server cannot be asked.
+    (common/chat.cpp) and shows that in /props, so the server cannot be asked.  ``keyed``: it asks
+    for a key.
     """
     models = _get_json(f"{base_url}/v1/models").get("data")
     first = models[0] if isinstance(models, list) and models else None
     name = first.get("id") if isinstance(first, dict) else None
     model = f', model "{printable_line(name, 80)}"' if name and isinstance(name, str) else ""
-    lines = [f"  API      {base_url}/v1  (OpenAI{model}, any key)"]
+    key = "a key of its file" if keyed else "any key"
+    lines = [f"  API      {base_url}/v1  (OpenAI{model}, {key})"]
     if chats is False:
         return [*lines, f"  text     {base_url}/v1/completions", COMPLETES_ONLY]
     if _has_page(base_url):

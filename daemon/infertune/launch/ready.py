@@ -11,6 +11,7 @@ import time
 from collections.abc import Collection
 from typing import TYPE_CHECKING, TextIO
 
+from infertune.base.addresses import LOOPBACK
 from infertune.base.errors import Failed, UsageError
 from infertune.base.units import format_size, printable_line
 from infertune.host.memory import oom_kills
@@ -29,24 +30,26 @@ _TERMINAL_S = 0.2
 _PLAIN_S = 5.0
 
 
-def choose_port(wanted: int | None, reserved: Collection[int] = ()) -> int:
+def choose_port(wanted: int | None, reserved: Collection[int] = (), address: str = LOOPBACK) -> int:
     """``wanted`` if it is free, or without a wish the first free one from 8080 on.
 
     ``reserved``: ports that are not free though nobody listens there now.  Raises UsageError
-    where a wanted port is taken.
+    where a wanted port is taken, or the address is none of this machine's.
     """
     candidates = [wanted] if wanted else range(DEFAULT_PORT, DEFAULT_PORT + _PORTS_TRIED)
     for port in candidates:
         if port in reserved:
             continue
-        with socket.socket() as probe:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
             # As servers do: a port that only waits out old connections counts as free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind((address, port))
             except OSError as error:
                 if error.errno in (errno.EADDRINUSE, errno.EACCES):
                     continue
+                if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise UsageError(f"{address} is not an address of this machine") from None
                 raise
             return port
     if wanted:

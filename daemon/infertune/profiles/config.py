@@ -11,6 +11,8 @@ from infertune.catalogue.backends import BACKENDS
 
 CONFIG = "/etc/infertune/infertuned.toml"
 _MAX_BYTES = 64 * 1024
+SHORTEST_IDLE_S = 5
+LONGEST_IDLE_S = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,10 @@ class Config:
     backend: str = "auto"
     enforce: bool = False
     """Whether a value that somebody else changed is set again, a few times (ownership.py)."""
+    demand: bool = False
+    """Whether the profile is in force only while servers work."""
+    idle_seconds: int = 60
+    """Seconds that all servers have to be idle until it goes back."""
 
 
 def read_config(root: Root) -> Config:
@@ -42,9 +48,17 @@ def read_config(root: Root) -> Config:
 
 def _parse(text: str) -> Config:
     table = read_table(text, CONFIG, DeclarationError)
-    table.only((), ("profile", "backend", "enforce"))
+    table.only((), ("profile", "backend", "enforce", "demand", "idle_seconds"))
+    if table.flag("demand", False) and "profile" not in table:
+        raise table.wrong(
+            "demand", "'demand' takes a 'profile', which is in force while servers work"
+        )
     return Config(
         profile=table.name("profile", "profile") if "profile" in table else None,
         backend=table.one_of("backend", ("auto", *BACKENDS), "auto"),
         enforce=table.flag("enforce", False),
+        demand=table.flag("demand", False),
+        idle_seconds=table.whole("idle_seconds", SHORTEST_IDLE_S, LONGEST_IDLE_S)
+        if "idle_seconds" in table
+        else 60,
     )

@@ -7,8 +7,10 @@ A declaration is a small TOML file that only root can write.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 
+from infertune.base.addresses import LOOPBACK, client, is_loopback, listen_address
 from infertune.base.errors import DeclarationError, UsageError
 from infertune.base.names import NAME, NAME_RULE, is_foreign_unit, server_unit
 from infertune.base.records import dataclass
@@ -23,6 +25,7 @@ from infertune.catalogue.server_settings import (
 )
 from infertune.host.machine import Machine
 from infertune.profiles.resolve import Desired
+from infertune.servers.api_key import key_path
 
 DECLARED = "/etc/infertune/servers.d"
 """Servers that start with the daemon."""
@@ -37,7 +40,8 @@ class Declaration:
     name: str
     profile: str
     model: str | None
-    """Path of a GGUF file; None for the small model of the extra ``embedded``."""
+    """Path of a GGUF file, or the name of a model of the machine's (models.py); None for the
+    small model of the extra ``embedded``."""
     port: int
     backend: str = "auto"
     settings: Mapping[str, str | int | bool] | None = None
@@ -46,6 +50,12 @@ class Declaration:
     """Start it even where it does not fit."""
     flags: tuple[str, ...] = ()
     """More words for llama-server's command line, which only an administrator can write."""
+    host: str = LOOPBACK
+    """Address it listens on; another than loopback only with a key."""
+    api_key_file: str | None = None
+    """File of root's with the keys of its clients (api_key.py)."""
+    clients: tuple[str, ...] = ()
+    """Who may come to another address than loopback; none: whoever has a private address."""
 
     @property
     def unit(self) -> str:
@@ -73,17 +83,57 @@ def parse_declaration(
     table = read_table(text, file, DeclarationError)
     if "unit" in table:
         return _foreign(name, table, default_profile)
-    table.only(("port",), ("profile", "model", "backend", "settings", "flags", "force", "unit"))
+    table.only(("port",), _KEYS)
     return Declaration(
         name,
         _profile(table, default_profile),
-        _path(table, "model") if "model" in table else None,
+        _model(table) if "model" in table else None,
         table.whole("port", 1024, 65535),
         table.one_of("backend", ("auto", *BACKENDS), "auto"),
         _settings(table.table("settings")) if "settings" in table else {},
         table.flag("force", False),
         _flags(table) if "flags" in table else (),
+        *_door(table),
     )
+
+
+_KEYS = (
+    *("profile", "model", "backend", "settings", "flags", "force", "unit"),
+    *("host", "api_key_file", "clients"),
+)
+
+
+def _door(table: Table) -> tuple[str, str | None, tuple[str, ...]]:
+    """Where the server listens, its key, and who may come."""
+    host = _checked(table, "host", listen_address) if "host" in table else LOOPBACK
+    key = _checked(table, "api_key_file", key_path) if "api_key_file" in table else None
+    if "clients" in table:
+        if is_loopback(host):
+            raise table.wrong("clients", "'clients' is for a 'host' that other machines reach")
+        given = table.values["clients"]
+        if not isinstance(given, list) or not 0 < len(given) <= _MOST_CLIENTS:
+            raise table.wrong("clients", 'clients is a list: ["192.168.1.0/24"]')
+    if not is_loopback(host) and key is None:
+        raise table.wrong(
+            "host",
+            f"'host': {host} is reached by other machines, which takes a key: "
+            'api_key_file = "/etc/infertune/keys/NAME"',
+        )
+    names = table.values.get("clients", ())
+    return host, key, tuple(_checked(table, "clients", client, each) for each in names)
+
+
+_MOST_CLIENTS = 64
+
+
+def _checked(
+    table: Table, key: str, parse: Callable[[object], str], value: object | None = None
+) -> str:
+    value = table.values[key] if value is None else value
+    try:
+        return parse(value)
+    except ValueError as error:
+        raise table.wrong(key, f"'{key}': {shown(value)} {error}") from None
 
 
 def _foreign(name: str, table: Table, default_profile: Callable[[], str | None]) -> Foreign:
@@ -110,11 +160,17 @@ def _profile(table: Table, default_profile: Callable[[], str | None]) -> str:
     return profile
 
 
-def _path(table: Table, key: str) -> str:
+_MODEL_NAME = re.compile(r"[\w][\w.:+@-]*(?:/[\w][\w.:+@-]*)?")
+
+
+def _model(table: Table) -> str:
+    value = table.values["model"]
+    if isinstance(value, str) and len(value) <= 255 and _MODEL_NAME.fullmatch(value):
+        return value
     try:
-        return FilePath().parse(table.values[key])
+        return FilePath().parse(value)
     except ValueError as error:
-        raise table.wrong(key, f"'{key}': {error}") from None
+        raise table.wrong("model", f"'model': {error}, and no name of a model") from None
 
 
 def _flags(table: Table) -> tuple[str, ...]:
@@ -186,6 +242,12 @@ def declaration_text(declaration: Declaration | Foreign) -> str:
         lines.append("force = true")
     if declaration.flags:
         lines.append(f"flags = {json.dumps(declaration.flags, ensure_ascii=False)}")
+    if declaration.host != LOOPBACK:
+        lines.append(f"host = {json.dumps(declaration.host)}")
+    if declaration.api_key_file is not None:
+        lines.append(f"api_key_file = {json.dumps(declaration.api_key_file)}")
+    if declaration.clients:
+        lines.append(f"clients = {json.dumps(declaration.clients)}")
     if declaration.settings:
         lines.append("[settings]")
         own = declaration.settings.items()

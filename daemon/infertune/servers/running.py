@@ -53,6 +53,18 @@ def _adopted(root: Root, mount: str) -> Iterator[Unit]:
                 yield Unit(each.unit.unit, name, path)
 
 
+def places(root: Root) -> list[str]:
+    """Directories in which control groups of servers come and go; empty without cgroup v2."""
+    mount = cgroup(root).mount
+    if not mount:
+        return []
+    found = [mount, f"{mount}/{SLICE}"]
+    with contextlib.suppress(Failed):
+        groups = [each.group for each in read_book(root).units.values()]
+        found += [f"{mount}{each}".rpartition("/")[0] for each in groups if ".." not in each]
+    return list(dict.fromkeys(found))
+
+
 def processes(root: Root, units: Iterable[Unit]) -> dict[int, str]:
     """Server by process id, for every process of a server's unit."""
     return {

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 from functools import partial
 
+from infertune.base.addresses import LOOPBACK, reached_at
 from infertune.base.errors import DeclarationError, Failed, InfertuneError
 from infertune.base.names import NAME
 from infertune.base.root import Root, changeable_by_others
@@ -65,14 +66,18 @@ def declared_names(root: Root, directory: str) -> list[str]:
     return [name for file in files if NAME.fullmatch(name := file.removesuffix(".toml"))]
 
 
-def declared_ports(root: Root) -> dict[str, int]:
-    """Port by name of every declared server; a declaration that is not valid has none."""
+def declared_ports(root: Root, *, at: str | None = None) -> dict[str, int]:
+    """Port by name of every declared server; a declaration that is not valid has none.
+
+    ``at``: only of those that are reached at this address.
+    """
     found = {}
     for name in sorted({*declared_names(root, DECLARED), *declared_names(root, TRANSIENT)}):
         with contextlib.suppress(InfertuneError):
-            declaration = find_declaration(root, name)
-            if declaration and declaration.port is not None:
-                found[name] = declaration.port
+            one = find_declaration(root, name)
+            host = one.host if isinstance(one, Declaration) else LOOPBACK
+            if one and one.port is not None and at in (None, reached_at(host)):
+                found[name] = one.port
     return found
 
 

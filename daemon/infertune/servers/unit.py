@@ -12,12 +12,15 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 
+from infertune.base.addresses import PRIVATE, is_every, is_loopback
 from infertune.base.errors import UsageError
 from infertune.base.records import dataclass
 from infertune.base.units import format_cpulist, parse_cpulist
 from infertune.catalogue.launch_settings import LAUNCH_SETTINGS
+from infertune.host.models import shown_directory
 from infertune.pools.promised import LOCK
 from infertune.profiles.resolve import Desired
+from infertune.servers.api_key import CREDENTIAL
 from infertune.servers.declaration import Declaration, files
 
 
@@ -99,8 +102,20 @@ def access(declaration: Declaration, desired: Desired, groups: Iterable[str]) ->
         found["SupplementaryGroups"] = names
     hidden = filter(in_a_home, files(declaration, desired).values())
     # The directory, for the other files of a split model.
-    if directories := dict.fromkeys(path.rpartition("/")[0] for path in hidden):
+    if directories := dict.fromkeys(map(shown_directory, hidden)):
         found["BindReadOnlyPaths"] = " ".join(_quoted(each, '\\":') for each in directories)
+    return {**found, **_door(declaration)}
+
+
+def _door(declaration: Declaration) -> dict[str, str]:
+    """Directives for what other machines reach: the template lets in nobody but this one."""
+    found = {}
+    if not is_loopback(declaration.host):
+        # This machine's programs come to an address of its own from that address.
+        itself = () if is_every(declaration.host) else (declaration.host,)
+        found["IPAddressAllow"] = " ".join([*itself, *(declaration.clients or PRIVATE)])
+    if declaration.api_key_file is not None:
+        found["LoadCredential"] = f"{CREDENTIAL}:{declaration.api_key_file}"
     return found
 
 

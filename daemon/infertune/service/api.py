@@ -25,10 +25,11 @@ from infertune.catalogue.backends import BACKENDS
 from infertune.catalogue.knobs import KNOBS
 from infertune.engine.documents import report_document
 from infertune.engine.session import ApplyFailed
-from infertune.profiles.config import read_config
+from infertune.profiles.config import LONGEST_IDLE_S, SHORTEST_IDLE_S, read_config
 from infertune.profiles.profile import check_name
 from infertune.service.authority import Authority
 from infertune.service.callers import Callers
+from infertune.service.demand import Demand
 from infertune.service.keeper import Choice, Keeper
 from infertune.service.log import debug
 from infertune.service.names import (
@@ -87,6 +88,7 @@ class Manager(ServiceInterface):
         power: Power,
         peers: Peers,
         changed: Callable[[], None],
+        adopted: Callable[[], None],
     ) -> None:
         super().__init__(INTERFACE)
         self._keeper = keeper
@@ -96,6 +98,7 @@ class Manager(ServiceInterface):
         self._power = power
         self._peers = peers
         self._changed = changed
+        self._adopted = adopted
 
     @dbus_method()
     async def Plan(self, profile: S, backend: S, without: AS) -> Document:
@@ -134,6 +137,20 @@ class Manager(ServiceInterface):
                 return self._changing(
                     lambda: self._keeper.apply(choice, confirm_within_s=confirm_within_s or None)
                 )
+
+    @dbus_method()
+    async def ApplyWhileServing(
+        self, profile: S, backend: S, without: AS, idle_seconds: U
+    ) -> Document:
+        """Make the machine what a profile says while servers work; what that will change."""
+        with _errors():
+            await self._may(ACTION_APPLY)
+            if not SHORTEST_IDLE_S <= idle_seconds <= LONGEST_IDLE_S:
+                raise UsageError(f"idle seconds: {SHORTEST_IDLE_S} to {LONGEST_IDLE_S}")
+            choice = _choice(profile, backend, without)
+            demand = Demand(choice, idle_seconds)
+            async with self._power.turn():
+                return self._changing(lambda: self._keeper.while_serving(demand))
 
     @dbus_method()
     async def Revert(self) -> Document:
@@ -190,7 +207,7 @@ class Manager(ServiceInterface):
             await self._may(ACTION_SERVE)
             _server_name(name)
             declared = self._serving.declared(name)
-            if self._keeper.choice is None:
+            if self._keeper.choice is None and self._keeper.demand is None:
                 choice = Choice(declared.profile, declared.backend)
                 async with self._power.turn(choice):
                     failed = self._changing(lambda: self._keeper.apply(choice)).get("failed")
@@ -223,7 +240,10 @@ class Manager(ServiceInterface):
         with _errors():
             await self._may(ACTION_SERVE)
             choice = self._adoption(name, profile, backend)
-            return to_bus(await self._serving.adopt(name, unit, choice))
+            try:
+                return to_bus(await self._serving.adopt(name, unit, choice))
+            finally:
+                self._adopted()
 
     @dbus_method()
     async def GiveBack(self, name: S) -> Document:
@@ -231,7 +251,10 @@ class Manager(ServiceInterface):
         with _errors():
             await self._may(ACTION_SERVE)
             _server_name(name)
-            return to_bus(await self._serving.release(name))
+            try:
+                return to_bus(await self._serving.release(name))
+            finally:
+                self._adopted()
 
     @dbus_method()
     async def Servers(self) -> Documents:

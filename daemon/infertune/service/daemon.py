@@ -2,8 +2,10 @@
 """infertuned: recovers, takes its name on the bus, says READY, and then sleeps.
 
 Nothing here wakes up by the clock: a deadline is a timer of the kernel, and
-everything else is an event.  Only systemd's watchdog, where it is on, is fed
-from the loop that also does the work, so that a stuck engine is noticed.
+everything else is an event.  What servers do is looked at every two seconds, but
+only while one is up and a profile is to follow it (load.py).  Only systemd's
+watchdog, where it is on, is fed from the loop that also does the work, so that
+a stuck engine is noticed.
 """
 
 from __future__ import annotations
@@ -27,9 +29,11 @@ from infertune.profiles.config import read_config
 from infertune.service.api import Manager, remember_caller
 from infertune.service.authority import Authority
 from infertune.service.callers import Callers
+from infertune.service.demand import Demand
 from infertune.service.facts import Facts
 from infertune.service.guarded import GuardedBus
 from infertune.service.keeper import Choice, Keeper, boottime
+from infertune.service.load import Watch
 from infertune.service.log import listen_to_libraries, log, log_debug
 from infertune.service.names import BUS_NAME, OBJECT_PATH
 from infertune.service.peers import LOGIND, NAMES, TUNED, Peers
@@ -47,6 +51,8 @@ from infertune.service.watch import (
 
 RETRY_S = 5.0
 """Between two tries to put back what nobody confirmed."""
+RETRY_DEMAND_S = 30.0
+"""Between two tries to apply what servers that work want."""
 
 
 class Daemon:
@@ -62,6 +68,12 @@ class Daemon:
         self._devices: Source | None = None
         self._supplies = PowerSupplies()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._load = Watch(root, self._servers_work)
+        self._meeting: asyncio.Task[None] | None = None
+        self._unmet: str | None = None
+        """Why the demand could not be met the last time."""
+        self._meet_from = 0.0
+        """When it is tried again, on CLOCK_BOOTTIME."""
         self._retry_at = 0.0
         self._root = root
         self._environment = environment
@@ -88,6 +100,7 @@ class Daemon:
     async def leave(self) -> None:
         """Let go of bus, lock and timer and put nothing back: all that a dead process does."""
         self._keeper.leave()
+        self._load.close()
         for task in self._tasks:
             task.cancel()
         if self._devices:
@@ -122,9 +135,12 @@ class Daemon:
         # A request at a power profiles service comes before the first write.
         await self._join_the_bus()
         applied = self._keeper.choice is not None
-        async with self._power.turn(None if applied else default):
-            if default and not applied:
-                self._keeper.become_default(default)
+        at_once = default if not (applied or config.demand) else None
+        async with self._power.turn(at_once):
+            if at_once:
+                self._keeper.become_default(at_once)
+            elif default and not applied:
+                self._keeper.demand_default(Demand(default, config.idle_seconds))
         self._say_problem()
 
         self._notify.send(STATUS="taking its name on the bus")
@@ -135,6 +151,7 @@ class Daemon:
         watchdog = loop.create_task(self._feed_watchdog()) if self._notify.watchdog_s else None
         self._notify.send(READY=1)
         self._say_state()
+        self._follow_demand()
         if self._serving.has_work():
             # Not waited for: a stop must not have to wait for a model that loads.
             starting = loop.create_task(self._start_declared())
@@ -143,6 +160,7 @@ class Daemon:
         on_the_bus = await self._until_over()
         if watchdog:
             watchdog.cancel()
+        self._load.close()
         if not on_the_bus:
             # As after a kill -9: what is applied stays, and the next one finds it in the journal.
             await self.leave()
@@ -186,6 +204,7 @@ class Daemon:
     async def _start_declared(self) -> None:
         for problem in await self._serving.start_declared():
             log(3, problem)
+        self._load.look()
 
     async def _join_the_bus(self) -> None:
         address = self._environment.get("DBUS_SYSTEM_BUS_ADDRESS")
@@ -202,7 +221,8 @@ class Daemon:
             Authority(self._bus),
             self._power,
             self._peers,
-            self._say_state,
+            self._changed,
+            self._load.look,
         )
         self._bus.add_message_handler(self._hear)
         await self._peers.start()
@@ -298,6 +318,50 @@ class Daemon:
                 work()
         except InfertuneError as error:
             log(3, error.message)
+        self._say_problem()
+        assert self._manager is not None
+        self._manager.tell()
+
+    def _changed(self) -> None:
+        self._say_state()
+        self._follow_demand()
+
+    def _follow_demand(self) -> None:
+        if self._over.is_set():
+            return
+        try:
+            self._load.follow(self._keeper.demand)
+        except OSError as error:
+            log(3, f"whether servers work is not watched: {error.strerror}")
+
+    def _servers_work(self, working: bool) -> None:
+        """Told after each look: what is not as it should be is tried again at a later one."""
+        if boottime() < self._meet_from or self._meeting is not None:
+            return
+        if working != self._keeper.is_met:
+            self._meeting = asyncio.get_running_loop().create_task(self._meet(working))
+            self._meeting.add_done_callback(self._met)
+            self._tasks.add(self._meeting)
+
+    def _met(self, task: asyncio.Task[None]) -> None:
+        self._meeting = None
+        self._tasks.discard(task)
+
+    async def _meet(self, working: bool) -> None:
+        demand = self._keeper.demand
+        choice = demand.choice if demand else None
+        why: str | None = None
+        try:
+            async with self._power.turn(choice if working else None):
+                self._keeper.meet(working)
+            about = f"{choice.profile} is " if choice else ""
+            log(6, f"servers work: {about}in force" if working else f"idle: {about}taken back")
+        except InfertuneError as error:
+            why = error.message
+        if why and why != self._unmet:
+            log(3, why)
+        self._unmet = why
+        self._meet_from = boottime() + RETRY_DEMAND_S if why else 0.0
         self._say_problem()
         assert self._manager is not None
         self._manager.tell()

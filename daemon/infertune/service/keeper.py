@@ -30,6 +30,8 @@ from infertune.engine.state import (
 )
 from infertune.host.machine import Machine
 from infertune.profiles.resolve import Desired, resolve
+from infertune.service.demand import Choice as Choice
+from infertune.service.demand import Demand, read_demand, write_demand
 from infertune.service.facts import Facts
 from infertune.service.ownership import Ownership
 
@@ -42,15 +44,6 @@ POWER_KNOBS = ("platform_profile", "cpufreq.energy_performance_preference")
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """A profile somebody asked for."""
-
-    profile: str
-    backend: str
-    without: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Hold:
     """A profile that lasts as long as its owner stays on the bus."""
 
@@ -58,6 +51,10 @@ class Hold:
     owner: str
     choice: Choice
     reason: str
+
+
+OURS = "infertuned"
+"""Owner of the hold that lasts while servers work; no name of the bus looks like it."""
 
 
 class Keeper:
@@ -78,6 +75,8 @@ class Keeper:
         self._holds: list[Hold] = []
         self._kept_open: list[KeptOpen] = []
         self._deadline: float | None = None
+        self.demand: Demand | None = None
+        """What is to be in force while servers work."""
         self._kept = contextlib.ExitStack()
         self._session: Session | None = None
         self._unclean: str | None = None
@@ -110,6 +109,7 @@ class Keeper:
     def take_over(self) -> Report | None:
         """Put right what a predecessor left; returns what was recovered, if anything."""
         self._unclean = after_unclean_shutdown(self.root)
+        self.demand = read_demand(self.root)
         with self._machine() as ours:
             recovered = ours.recovered
             applied = ours.applied
@@ -124,17 +124,27 @@ class Keeper:
 
     def become_default(self, default: Choice) -> None:
         """Apply the default profile of a start; why it was not is kept for the status."""
-        unclean = self._unclean
-        if unclean == default.profile:
-            self.refused_at_start = (
-                f"the machine stopped without warning while '{unclean}' was applied, which has "
-                "settings that can cause that; apply it by hand when you know why"
-            )
+        if self._refused_after(default.profile):
             return
         try:
             self.apply(default)
         except InfertuneError as error:
             self.refused_at_start = error.message
+
+    def demand_default(self, demand: Demand) -> None:
+        """The default profile of a start is for when servers work, unless another is."""
+        if self.demand is None and not self._refused_after(demand.choice.profile):
+            self.demand = demand
+
+    def _refused_after(self, profile: str) -> bool:
+        """Whether a profile may be why the machine stopped: it is not applied by itself."""
+        if self._unclean != profile:
+            return False
+        self.refused_at_start = (
+            f"the machine stopped without warning while '{profile}' was applied, which has "
+            "settings that can cause that; apply it by hand when you know why"
+        )
+        return True
 
     def end_holds(self) -> None:
         """The daemon is replaced: what was applied before all holds is in force again.
@@ -170,6 +180,7 @@ class Keeper:
         self.look()
         document = status_document(status(self.root))
         document["drift"] = self.ownership.document()
+        document["demand"] = self._demand_document()
         if self.delegate and self._delegated[1]:
             knobs = ", ".join(sorted(self._delegated[1]))
             document["notes"].append(f"{self.delegate} keeps 'performance' for us: {knobs}")
@@ -177,17 +188,21 @@ class Keeper:
             document["notes"].append(f"default profile not applied: {self.refused_at_start}")
         document["notes"] += self._lost
         document["notes"] += [
-            f"held by {hold.owner}: {hold.choice.profile} ({hold.reason})" for hold in self._holds
+            f"held by {hold.owner}: {hold.choice.profile} ({hold.reason})"
+            for hold in self._holds
+            if hold.owner != OURS
         ]
         return document
 
     def apply(self, choice: Choice, *, confirm_within_s: float | None = None) -> dict[str, Any]:
-        """Become ``choice`` until told otherwise; raises the engine's errors."""
-        if self._holds:
-            raise Failed(
-                f"busy: '{self._holds[-1].choice.profile}' is held by {self._holds[-1].owner}; "
-                "nothing was touched"
-            )
+        """Become ``choice`` until told otherwise; raises the engine's errors.
+
+        Whoever decides that wants no other profile by itself: a demand is over.
+        """
+        self._refuse_during_a_hold()
+        if self.demand:
+            self._resolve(choice)
+            self.end_demand()
         deadline = boottime() + confirm_within_s if confirm_within_s else None
         report = self._become(choice, confirm_by=deadline)
         self._base = choice
@@ -198,19 +213,29 @@ class Keeper:
 
     def revert(self) -> dict[str, Any]:
         """Put every original back and forget what was applied.  Raises Failed during a hold."""
-        if self._holds:
-            raise Failed(
-                f"busy: '{self._holds[-1].choice.profile}' is held by {self._holds[-1].owner}; "
-                "nothing was touched"
-            )
-        with self._machine() as ours:
-            self._release_open()
-            report = ours.revert()
+        self._refuse_during_a_hold()
+        self._lost.clear()
+        self._forget_demand()
+        self._holds.clear()
+        try:
+            with self._machine() as ours:
+                self._release_open()
+                report = ours.revert()
+        finally:
+            self._session = None
+            self._kept.close()
         self._base = None
         self._deadline = None
-        self._lost.clear()
         self._forget()
         return report_document(report)
+
+    def _refuse_during_a_hold(self) -> None:
+        others = [hold for hold in self._holds if hold.owner != OURS]
+        if others:
+            raise Failed(
+                f"busy: '{others[-1].choice.profile}' is held by {others[-1].owner}; "
+                "nothing was touched"
+            )
 
     def confirm(self) -> bool:
         """Keep what waits for a confirmation; False where nothing does."""
@@ -257,18 +282,21 @@ class Keeper:
         """Become ``choice`` for as long as ``owner`` stays; returns the cookie that ends it."""
         if len(self._holds) >= MAX_HOLDS:
             raise Failed(f"there are {MAX_HOLDS} holds already; nothing was touched")
+        # 128 random bits, and it works only for its owner: a cookie that leaks opens nothing.
+        one = Hold(os.urandom(16).hex(), owner, choice, reason)
+        self._take(one)
+        return one.cookie
+
+    def _take(self, one: Hold) -> None:
         if self._session is None:
             # KeptOpen values must not outlive us, so the machine is ours as long as they last.
             self._session = self._kept.enter_context(self._machine())
         try:
-            self._become(choice, hold=True)
+            self._become(one.choice, hold=True)
         except InfertuneError:
             self._settle_holds()
             raise
-        # 128 random bits, and it works only for its owner: a cookie that leaks opens nothing.
-        one = Hold(os.urandom(16).hex(), owner, choice, reason)
         self._holds.append(one)
-        return one.cookie
 
     def release(self, owner: str, cookie: str) -> None:
         """End a hold.  Raises UsageError for a cookie that is not the owner's."""
@@ -288,7 +316,71 @@ class Keeper:
         return True
 
     def owners(self) -> set[str]:
-        return {hold.owner for hold in self._holds}
+        """Names on the bus of those who hold something."""
+        return {hold.owner for hold in self._holds} - {OURS}
+
+    # -- while servers work --------------------------------------------------
+
+    def while_serving(self, demand: Demand) -> dict[str, Any]:
+        """Be ``demand`` from now on while servers work; returns what that will change."""
+        machine, desired = self._resolve(demand.choice)
+        plan = make_plan(self.root, machine, desired, without=demand.choice.without)
+        for item in plan.items:
+            if item.blocks:
+                raise Failed(
+                    f"{item.knob}: {item.outcome}, but {item.source} requires it: {item.reason}; "
+                    "nothing was touched"
+                )
+        self.end_demand()
+        write_demand(self.root, demand)
+        self.demand = demand
+        self.refused_at_start = None
+        return report_document(plan)
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the profile of the demand is in force, or will be after the holds of others."""
+        return any(hold.owner == OURS for hold in self._holds)
+
+    def meet(self, working: bool) -> None:
+        """Put the profile of the demand in force, or take it back.  Raises the engine's errors."""
+        if working == self.is_met or (working and self.demand is None):
+            return
+        if not working:
+            self.owner_left(OURS)
+            return
+        assert self.demand is not None
+        one = Hold("", OURS, self.demand.choice, "servers work")
+        if self._holds:
+            # Whoever asked for a profile of their own keeps it.
+            self._holds.insert(0, one)
+        else:
+            self._take(one)
+
+    def end_demand(self) -> None:
+        """Be nothing by itself any more.  Raises the engine's errors."""
+        self._forget_demand()
+        self.owner_left(OURS)
+
+    def _forget_demand(self) -> None:
+        if self.demand is None:
+            return
+        self.demand = None
+        try:
+            write_demand(self.root, None)
+        except Failed as error:
+            # A /run that takes no writes must not keep a value from going back.
+            self._lost.append(f"the next infertuned applies it on demand again: {error.message}")
+
+    def _demand_document(self) -> dict[str, Any] | None:
+        if self.demand is None:
+            return None
+        return {
+            "profile": self.demand.choice.profile,
+            "backend": self.demand.choice.backend,
+            "idle_seconds": self.demand.idle_s,
+            "in_force": self.is_met,
+        }
 
     def _settle_holds(self) -> None:
         """After a hold ended: the newest of the rest, else what was applied before all holds.

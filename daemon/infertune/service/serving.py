@@ -8,6 +8,7 @@ import contextlib
 import sys
 from typing import Any
 
+from infertune.base.addresses import reached_at
 from infertune.base.errors import Failed, InfertuneError, UsageError
 from infertune.base.names import SLICE, server_of_unit, server_unit
 from infertune.base.records import replace
@@ -18,6 +19,7 @@ from infertune.pools.promised import LOCK, OF_ROOT, sweep
 from infertune.profiles.profile import load_profile
 from infertune.profiles.resolve import Desired, resolve
 from infertune.servers.adopted import ADOPTED, Adopted
+from infertune.servers.api_key import refuse_open_file
 from infertune.servers.declaration import DECLARED, TRANSIENT, Declaration, Foreign
 from infertune.servers.dropins import (
     drop_in_path,
@@ -26,6 +28,7 @@ from infertune.servers.dropins import (
     units_with_drop_in,
     write_drop_ins,
 )
+from infertune.servers.models import with_its_model
 from infertune.servers.store import (
     declared_names,
     declared_ports,
@@ -74,7 +77,7 @@ class Serving:
 
     async def serve(self, name: str) -> str:
         """Start a declared server under its profile; returns its unit."""
-        declaration = self.declared(name)
+        declaration = with_its_model(self._root, self.declared(name))
         unit = declaration.unit
         async with self._one:
             state = (await self._systemd.states(unit)).get(unit, "inactive")
@@ -83,6 +86,8 @@ class Serving:
                     f"server '{name}' is {state} already", hint=f"infertune stop {name}"
                 )
             self._refuse_a_taken_port(declaration)
+            if declaration.api_key_file:
+                refuse_open_file(self._root, declaration.api_key_file)
             desired = self._desired(declaration)
             # The slice too: a group gets no more protection than those above it.
             texts = {
@@ -251,6 +256,7 @@ class Serving:
             about |= {"unit": found.unit, "profile": found.profile}
         elif found:
             about |= {"profile": found.profile, "port": found.port, "model": found.model}
+            about |= {"host": found.host, "key": found.api_key_file is not None}
         return about
 
     def _refuse_a_taken_port(self, declaration: Declaration) -> None:
@@ -262,7 +268,7 @@ class Serving:
                     f"port {declaration.port} is that of server '{other}', which was started",
                     hint=f"infertune stop {other}, or another port",
                 )
-        if found := listeners(self._root, declaration.port):
+        if found := listeners(self._root, declaration.port, reached_at(declaration.host)):
             users = ", ".join(sorted({str(each.uid) for each in found}))
             raise UsageError(
                 f"port {declaration.port} is taken, by a program of uid {users}",
