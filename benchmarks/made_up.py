@@ -91,11 +91,14 @@ class _Llama(http.server.BaseHTTPRequestHandler):
         for name in names.split()
     ).encode()
 
+    props = b'{"build_info": "b11669-x", "model_alias": "m", "is_sleeping": false}'
+
     def do_GET(self) -> None:
+        page = self.props if self.path == "/props" else self.page
         self.send_response(200)
-        self.send_header("Content-Length", str(len(self.page)))
+        self.send_header("Content-Length", str(len(page)))
         self.end_headers()
-        self.wfile.write(self.page)
+        self.wfile.write(page)
 
     def log_message(self, *_: object) -> None:
         pass

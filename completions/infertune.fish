@@ -51,7 +51,7 @@ function _shtab_infertune_using
 end
 
 set -g _shtab_infertune_commands machine snapshot knobs doctor profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' fit expect models run serve start servers stop logs adopt release setup probes
-set -g _shtab_infertune_opts_with_value --api-key-file --ask --backend --confirm-within --ctx --draft --exporter --host --idle --mmproj --model --name --parallel --port --profile --root --rule --server --smoke --tokens --without
+set -g _shtab_infertune_opts_with_value --api-key-file --ask --backend --confirm-within --ctx --draft --engine --exporter --host --idle --mmproj --model --name --parallel --port --profile --root --rule --server --smoke --tokens --without
 
 complete -c infertune -e
 complete -c infertune -f
@@ -223,7 +223,7 @@ complete -c infertune -n '_shtab_infertune_using run' -l without -x -d 'apply th
 complete -c infertune -n '_shtab_infertune_using run' -l launch-only -d 'leave the kernel'"'"'s settings alone (needs no root)'
 complete -c infertune -n '_shtab_infertune_using run' -l force -d 'start the server even if the model does not fit'
 complete -c infertune -n '_shtab_infertune_using run' -l json -d 'print one JSON document (docs/json.md)'
-complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a serve -d 'Declares the server for this boot and asks infertuned to start it: an unprivileged unit in infertune.slice with the profile'"'"'s memory protection, CPUs and limits. It outlives the daemon. With nothing applied, the profile is applied first. A model that does not fit ('"'"'infertune fit'"'"') is refused unless --force is given. Server settings over the profile'"'"'s may follow after --, as SETTING=VALUE (ctx_size=8192).'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a serve -d 'Declares the server for this boot and asks infertuned to start it: an unprivileged unit in infertune.slice with the profile'"'"'s memory protection, CPUs and limits. It outlives the daemon. With nothing applied, the profile is applied first. A model that does not fit ('"'"'infertune fit'"'"') is refused unless --force is given. Server settings over the profile'"'"'s may follow after --, as SETTING=VALUE (ctx_size=8192); or a program that is the server, with its words (-- vllm serve ...), which listens on --port.'
 complete -c infertune -n '_shtab_infertune_using serve' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using serve' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using serve' -l debug -d 'show a traceback when something fails'
@@ -234,6 +234,7 @@ complete -c infertune -n '_shtab_infertune_using serve' -l host -x -d 'address t
 complete -c infertune -n '_shtab_infertune_using serve' -l api-key-file -x -d 'file of root'"'"'s with the keys of clients, one a line'
 complete -c infertune -n '_shtab_infertune_using serve' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
 complete -c infertune -n '_shtab_infertune_using serve' -l print -d 'print the equivalent systemd-run command instead'
+complete -c infertune -n '_shtab_infertune_using serve' -l engine -xka "llama-server llama-swap ollama lemonade vllm sglang" -d 'what the program after -- is: llama-server, llama-swap, ollama, lemonade, vllm, sglang'
 complete -c infertune -n '_shtab_infertune_using serve' -l force -d 'start the server even if the model does not fit'
 complete -c infertune -n '_shtab_infertune_using serve' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a start -d 'Starts a server of /etc/infertune/servers.d by hand; they start with the daemon.'

@@ -147,7 +147,7 @@ FLOODS: dict[str, tuple[bytes, ...]] = {
     ),
 }
 SIGNALS: dict[str, Callable[[str], bytes]] = {
-    # To the daemon's own name: the bus asks no policy about those.
+    # To the daemon alone, by the number of its public connection; the bus policy refuses them.
     "signals": lambda to: message("Nothing", "s", texts("x"), kind=SIGNAL, to=to),
     "sleep": lambda to: message(
         "PrepareForSleep",

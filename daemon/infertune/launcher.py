@@ -103,6 +103,7 @@ def main() -> int:
             backend=declared.backend,
             model=declared.model,
             port=declared.port,
+            command=declared.command,
             settings=own_settings(declared, machine),
             flags=declared.flags,
             host=declared.host,
@@ -114,11 +115,15 @@ def main() -> int:
     except InfertuneError as error:
         _tell(error)
         return error.exit_code
+    if declared.command:
+        print("whether it fits is not judged: what it takes is not known", flush=True)
     _close_turn()
     # Not before it was admitted: that looks at what other servers hold.
     if why := keep_apart():
         print(_line(f"not kept apart from other servers: {why}"), flush=True)
-    print(_line(f"starting {' '.join(job.argv)}"), flush=True)
+    # The words of somebody else's program may hold a key.
+    words = job.argv[:1] if declared.command else job.argv
+    print(_line(f"starting {' '.join(words)}"), flush=True)
     return os.execve(job.program, list(job.argv), dict(job.env))  # noqa: S606
 
 

@@ -23,6 +23,7 @@ from infertune.catalogue.server_settings import (
     Refused,
     check_together,
     files_of,
+    models_of,
     parse_help,
     server_arguments,
     unknown_flag,
@@ -183,7 +184,7 @@ def prepare(one: Run) -> tuple[Desired, Job]:
         desired = resolve(profile, machine, backend)
         job = _command(request, desired)
     else:
-        model = _model(one)
+        model = None if models_of(request.settings) else _model(one)
         server = _server(one)
         backend = request.backend if request.backend != "auto" else server.backends[0]
         desired = resolve(profile, machine, backend)
@@ -280,8 +281,13 @@ def _server(one: Run) -> Server:
     return server
 
 
-def _serving(one: Run, server: Server, model: str, desired: Desired) -> Job:
+def _serving(one: Run, server: Server, model: str | None, desired: Desired) -> Job:
     settings = {**_canonical(desired.server), **one.request.settings}
+    if model is not None and (router := models_of(settings)):
+        raise UsageError(
+            f"{', '.join(router)} of profile '{desired.profile}' is of a router",
+            hint="a router is declared: 'infertune serve', or /etc/infertune/servers.d",
+        )
     try:
         check_together(settings)
     except ValueError as error:
@@ -313,13 +319,17 @@ def _serving(one: Run, server: Server, model: str, desired: Desired) -> Job:
             raise UsageError(
                 f"{each.setting} = {each.value}: {each.reason}, but {wanted.source} requires it"
             )
+        if each.setting in models_of(settings):
+            raise UsageError(f"{each.setting}: this llama-server is no router: {each.reason}")
         one.audience.say(f"{each.setting} = {each.value} left out: {each.reason}")
     one.result.refused = tuple(refused)
     if unknown := unknown_flag(one.request.flags, server.help):
         raise UsageError(
             f"this llama-server has no {unknown}", hint="see 'flags' of its declaration"
         )
-    if one.request.check:
+    if one.request.check and model is None:
+        one.audience.say("whether the models of a router fit is not judged: it loads them later")
+    elif one.request.check and model is not None:
         left_out = {each.setting for each in refused}
         given = {name: value for name, value in settings.items() if name not in left_out}
         if remark := one.request.check(one.machine, model, desired.backend, given):

@@ -13,7 +13,7 @@ from dashboards.base import (
 )
 
 _I = 'instance=~"$instance"'
-_TOKENS = "instance_server:infertune_tokens_predicted:per_second"
+_TOKENS = "instance_server_model:infertune_tokens_predicted:per_second"
 
 
 def _count(title: str, description: str, expr: str, *, bad: bool = True) -> Panel:
@@ -130,7 +130,11 @@ FLEET = Dashboard(
                     unit="none",
                     width=12,
                     nothing="no declared server answers with --metrics",
-                    targets=(Target(f"bottomk(10, {_TOKENS}{{{_I}}})", "{{instance}} {{server}}"),),
+                    targets=(
+                        Target(
+                            f"bottomk(10, {_TOKENS}{{{_I}}})", "{{instance}} {{server}} {{model}}"
+                        ),
+                    ),
                 ),
                 Panel(
                     title="Memory available, the ten lowest",

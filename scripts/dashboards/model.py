@@ -22,8 +22,8 @@ _ROCM = "not applicable (ROCm, or no DRM driver): its queues do not pass this sc
 _NO_KFD = "not applicable (Vulkan, or no KFD): nothing opened the compute driver"
 
 
-def _llama(name: str) -> str:
-    return f"infertune_llama_{name}{{{_S}}}"
+def _model(name: str) -> str:
+    return f"infertune_model_{name}{{{_S}}}"
 
 
 MODEL = Dashboard(
@@ -31,7 +31,7 @@ MODEL = Dashboard(
     title="infertune / Model",
     description="Tokens per second and latency beside faults, waiting for a CPU, and GPU queues; "
     "a line marks each profile that was applied. Shows servers started with 'infertune serve' or "
-    "declared in servers.d; a server of 'infertune run' is not watched.",
+    "declared in servers.d, of any engine; a server of 'infertune run' is not watched.",
     variables=(ONE_INSTANCE, SERVER),
     rows=(
         Row(
@@ -39,15 +39,15 @@ MODEL = Dashboard(
             (
                 Panel(
                     title="Generated tokens per second",
-                    description="While it generates, as llama-server counts. Falls with the "
+                    description="While it generates, as the engine counts. Falls with the "
                     "context; a step down without one is what this page is for.",
                     unit="none",
                     nothing=_NO_METRICS,
                     targets=(
                         Target(
-                            f"{per_second(_llama('tokens_predicted_total'))} "
-                            f"/ ({per_second(_llama('tokens_predicted_seconds_total'))} > 0)",
-                            "{{server}}",
+                            f"{per_second(_model('tokens_predicted_total'))} "
+                            f"/ ({per_second(_model('tokens_predicted_seconds_total'))} > 0)",
+                            "{{server}} {{model}}",
                         ),
                     ),
                 ),
@@ -59,9 +59,9 @@ MODEL = Dashboard(
                     nothing=_NO_METRICS,
                     targets=(
                         Target(
-                            f"{per_second(_llama('prompt_tokens_total'))} "
-                            f"/ ({per_second(_llama('prompt_seconds_total'))} > 0)",
-                            "{{server}}",
+                            f"{per_second(_model('prompt_tokens_total'))} "
+                            f"/ ({per_second(_model('prompt_seconds_total'))} > 0)",
+                            "{{server}} {{model}}",
                         ),
                     ),
                 ),
@@ -73,9 +73,9 @@ MODEL = Dashboard(
                     nothing=_NO_METRICS,
                     targets=(
                         Target(
-                            f"{per_second(_llama('tokens_predicted_seconds_total'))} "
-                            f"/ ({per_second(_llama('tokens_predicted_total'))} > 0)",
-                            "{{server}}",
+                            f"{per_second(_model('tokens_predicted_seconds_total'))} "
+                            f"/ ({per_second(_model('tokens_predicted_total'))} > 0)",
+                            "{{server}} {{model}}",
                         ),
                     ),
                 ),
@@ -92,7 +92,7 @@ MODEL = Dashboard(
                                 'infertune_package_energy_joules_total{instance=~"$instance"}'
                             )
                             + ") / (sum by (instance) ("
-                            + per_second(_llama("tokens_predicted_total"))
+                            + per_second(_model("tokens_predicted_total"))
                             + ") > 0)",
                             "{{instance}}",
                         ),
@@ -105,8 +105,8 @@ MODEL = Dashboard(
                     unit="none",
                     nothing=_NO_METRICS,
                     targets=(
-                        Target(_llama("requests_processing"), "{{server}} in work"),
-                        Target(_llama("requests_deferred"), "{{server}} waiting"),
+                        Target(_model("requests_processing"), "{{server}} {{model}} in work"),
+                        Target(_model("requests_deferred"), "{{server}} {{model}} waiting"),
                     ),
                 ),
                 Panel(
@@ -115,12 +115,13 @@ MODEL = Dashboard(
                     "several requests cost one read.",
                     unit="none",
                     nothing=_NO_METRICS,
-                    targets=(Target(_llama("n_busy_slots_per_decode"), "{{server}}"),),
+                    targets=(Target(_model("busy_slots_per_decode"), "{{server}} {{model}}"),),
                 ),
                 Panel(
                     title="State",
                     description="How each declared server answers. unreachable: infertune logs "
-                    "NAME. no-metrics: start it with --metrics.",
+                    "NAME. no-metrics: start it with --metrics. unknown-engine: say engine = in "
+                    "its declaration.",
                     unit="none",
                     kind="state-timeline",
                     nothing="no server is declared; one of 'infertune run' is not watched",
@@ -131,6 +132,29 @@ MODEL = Dashboard(
                             "{{server}} {{state}}",
                         ),
                     ),
+                ),
+                Panel(
+                    title="Models",
+                    description="What each model of a server is. Watching it loads none and wakes "
+                    "none; one that sleeps or is not loaded has no other values.",
+                    unit="none",
+                    kind="state-timeline",
+                    nothing="no server answers",
+                    words={"0": (" ", GREEN), "1": ("yes", YELLOW)},
+                    targets=(
+                        Target(
+                            f"infertune_model_state{{{_S}}} == 1",
+                            "{{server}} {{model}} {{state}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="KV cache in use",
+                    description="Of vLLM and SGLang, which share one among all requests. Full: "
+                    "requests wait or are computed again. llama-server does not tell.",
+                    unit="percentunit",
+                    nothing="no engine that tells",
+                    targets=(Target(_model("kv_cache_usage_ratio"), "{{server}} {{model}}"),),
                 ),
             ),
         ),

@@ -53,7 +53,7 @@ ON_A_TREE = """
 import sys, time
 from infertune.exporter import web, webconfig
 from infertune.exporter.base import Collector, Histogram, Sample
-from infertune.exporter.collectors import llama
+from infertune.exporter.collectors import engines
 from infertune.exporter.energy import ENERGY_METRICS
 from infertune.exporter.page import Page
 from infertune.exporter.probes import metrics
@@ -75,11 +75,11 @@ def scheduler(root):
 def energy(root):
     joules = time.time() % 1e6 * 50
     yield Sample("infertune_package_energy_joules_total", ("0",), joules)
-    yield Sample("infertune_llama_tokens_predicted_total", ("gemma",), joules / 2)
+    yield Sample("infertune_model_tokens_predicted_total", ("gemma", "m"), joules / 2)
 
 made = (
     Collector(id="probes", summary="", metrics=metrics(), read=scheduler),
-    Collector(id="energy", summary="", metrics=(*ENERGY_METRICS, *llama.METRICS), read=energy),
+    Collector(id="energy", summary="", metrics=(*ENERGY_METRICS, *engines.METRICS), read=energy),
 )
 listener = web.listening_socket("127.0.0.1:0")
 print(listener.getsockname()[1], flush=True)
@@ -358,5 +358,5 @@ def test_the_server_under_load_is_seen(prometheus: Prometheus, here: int) -> Non
     machine = f'instance="127.0.0.1:{here}"'
     busy = f'rate(infertune_thread_seconds_total{{{machine},server="gemma",state="running"}}[10s])'
     assert until(lambda: bool(prometheus.query(f"{busy} > 0.2")), 60)
-    tokens = f'rate(infertune_llama_tokens_predicted_total{{{machine},server="gemma"}}[10s])'
+    tokens = f'rate(infertune_model_tokens_predicted_total{{{machine},server="gemma"}}[10s])'
     assert until(lambda: bool(prometheus.query(f"{tokens} > 1")), 60)

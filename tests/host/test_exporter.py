@@ -333,13 +333,16 @@ def test_energy_is_read_without_a_capability(tmp_path: Path, kind: str, state: s
         assert "perf_event_open" in first
 
 
-def test_a_server_that_does_not_answer_is_a_state(tmp_path: Path) -> None:
-    from infertune.exporter.collectors.llama import ask
+def test_a_server_that_does_not_answer_is_a_state() -> None:
+    from infertune.exporter.asking import ask
+    from infertune.servers.engines import ENGINES
+    from infertune.servers.engines.base import Known, Reading
 
+    engine = ENGINES["llama-server"]
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        assert ask({"silent": port}) == {"silent": "timeout"}
-    assert ask({"gone": port}) == {"gone": "unreachable"}
+        assert ask({"s": (port, engine.talk(Known()))}) == {"s": Reading("timeout")}
+    assert ask({"s": (port, engine.talk(Known()))}) == {"s": Reading("unreachable")}
 
 
 def test_prometheus_scrapes_it(start: Start, tmp_path: Path) -> None:

@@ -28,8 +28,10 @@ pytest.importorskip("dbus_fast", reason="extra 'daemon' is not installed")
 
 from dbus_fast.aio import MessageBus
 
+from infertune.service.calls import BUS, call
 from infertune.service.keeper import boottime
 from infertune.service.log import MAX_LINES
+from infertune.service.names import BUS_NAME, ROOT_NAME
 from unit.test_hostile_bus import SilentPolkit, assert_lines, cpu_s, daemon, peak_mib
 from unit.test_service import REPOSITORY, ask, bus_of, close
 
@@ -43,7 +45,9 @@ SENDERS = Path(hostile_senders.__file__)
 USERS = (hostile_senders.NOBODY, 1)
 """Two users that every system knows; the bus takes no others."""
 PROMISED_S = 2.0
-"""What root may have to wait while two senders flood."""
+"""What root may have to wait, while two senders flood, longer than for a service to which nobody
+sends anything: dbus-daemon has one thread, in which a message of 31 MiB takes half a second."""
+IDLE = "org.example.Idle"
 MAX_MIB = 80
 QUICK = ("large", "small", "status", "unheard", "log", "prompts", "signals")
 """Floods that are tried without --thorough."""
@@ -67,11 +71,59 @@ CONFIG = f"""<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configura
     <allow receive_type="signal"/>
     <allow send_destination="org.freedesktop.DBus"/>
     <allow send_destination="org.freedesktop.PolicyKit1"/>
+    <allow send_destination="{IDLE}"/>
   </policy>
-  <policy user="root"><allow own="org.freedesktop.PolicyKit1"/></policy>
+  <policy user="root">
+    <allow own="org.freedesktop.PolicyKit1"/><allow own="{IDLE}"/>
+  </policy>
   <include>{REPOSITORY}/systemd/org.infertune.Infertune1.conf</include>
 </busconfig>
 """
+
+
+IDLE_SERVICE = f"""
+import asyncio, sys
+from dbus_fast import Message, MessageType
+from dbus_fast.aio import MessageBus
+
+async def scene():
+    bus = await MessageBus(bus_address=sys.argv[1]).connect()
+    known = set()
+    async def answer(message):
+        if message.sender not in known:
+            await bus.call(Message(
+                destination="{BUS.name}", path="{BUS.path}", interface="{BUS.interface}",
+                member="GetConnectionUnixUser", signature="s", body=[message.sender]))
+            known.add(message.sender)
+        bus.send(Message.new_method_return(message))
+    def hear(message):
+        if message.member != "Status":
+            return None
+        answering.add(asyncio.create_task(answer(message)))
+        return True
+    answering = set()
+    bus.add_message_handler(hear)
+    await bus.request_name("{IDLE}")
+    print("there", flush=True)
+    await bus.wait_for_disconnect()
+
+asyncio.run(scene())
+"""
+"""What infertuned does for a call, on the same bus, and nothing else."""
+
+
+@contextlib.asynccontextmanager
+async def idle_service(address: str) -> AsyncIterator[None]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", IDLE_SERVICE, address), stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        assert await process.stdout.readline() == b"there\n"
+        yield
+    finally:
+        process.kill()
+        await process.wait()
 
 
 @pytest.fixture
@@ -81,12 +133,44 @@ def bus_address() -> Iterator[str]:
         yield address
 
 
+def kept_waiting_s(pid: int) -> float:
+    """How long a process could have run and did not, since other processes had the processors."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+
+
+class Waited:
+    """Seconds of calls that root began at the same time."""
+
+    def __init__(self) -> None:
+        self.held: list[tuple[float, ...]] = []
+        """By root's name, to a service to which nobody else sends, by the name for everybody."""
+        self.new: list[tuple[float, ...]] = []
+        """The first two, with a connection that is made for it."""
+
+    def late(self) -> float:
+        """How much longer infertuned kept root waiting than a service that is left in peace."""
+        return max(ours - idle for ours, idle, *_ in (*self.held, *self.new))
+
+    def __str__(self) -> str:
+        most = [
+            " and ".join(f"{max(column):.2f}" for column in zip(*rows, strict=True))
+            for rows in (self.held, self.new)
+        ]
+        return (
+            f"root waited, by its name and for an idle service, and by everybody's name, at most "
+            f"{most[0]} s; with a new connection {most[1]} s; {self.late():.2f} s longer than "
+            f"for the idle one ({len(self.held)} of each, promised {PROMISED_S:.0f} s)"
+        )
+
+
 class Attacked:
     """A daemon, root who needs it, and a machine on which it may do something."""
 
-    def __init__(self, base: Path, address: str, pid: int, root: MessageBus) -> None:
+    def __init__(self, base: Path, address: str, bus: int, pid: int, root: MessageBus) -> None:
         self.base = base
         self.address = address
+        self.bus = bus
+        """The bus's process."""
         self.pid = pid
         self.root = root
         self.refused_by_the_bus = 0
@@ -110,42 +194,44 @@ class Attacked:
         assert process.returncode == 0
         return Counter(json.loads(told))
 
-    async def root_asks(self, bus: MessageBus | None = None) -> float:
+    async def root_asks(self, to: str = ROOT_NAME, bus: MessageBus | None = None) -> float:
         """Seconds until root has an answer; raises what the answer is, if it is an error.
 
-        A bus whose queue for the daemon is full (127 MiB) refuses by itself, at once: root asks
-        again.  Nothing that the daemon does can change that.
+        A bus whose queue for a connection is full (127 MiB) refuses by itself, at once: root asks
+        again.  It happens to the daemon's public name alone.
         """
         begin = boottime()
         while True:
             try:
-                await ask(bus or self.root, "Status")
+                await ask(bus or self.root, "Status", to=to)
             except RuntimeError as error:
-                if "LimitsExceeded" not in str(error):
+                if "LimitsExceeded" not in str(error) or to != BUS_NAME:
                     raise
                 self.refused_by_the_bus += 1
                 await asyncio.sleep(0.02)
             else:
                 return boottime() - begin
 
-    async def root_comes(self) -> float:
+    async def root_comes(self, to: str = ROOT_NAME) -> float:
         """The same for a connection that is made for it, as the command line does."""
         begin = boottime()
         bus = await MessageBus(bus_address=self.address).connect()
         try:
-            await self.root_asks(bus)
+            await self.root_asks(to, bus)
         finally:
             await close(bus)
         return boottime() - begin
 
-    async def root_waits(self, attack: asyncio.Future[Any]) -> tuple[list[float], list[float]]:
-        """How long root waits as long as an attack goes on: on its connection, on new ones."""
-        held, new = [], []
+    async def root_waits(self, attack: asyncio.Future[Any]) -> Waited:
+        """How long root waits as long as an attack goes on, each time for all at once."""
+        found = Waited()
         while not attack.done():
-            held.append(await self.root_asks())
-            new.append(await self.root_comes())
+            held = [self.root_asks(to) for to in (ROOT_NAME, IDLE, BUS_NAME)]
+            found.held.append(tuple(await asyncio.gather(*held)))
+            new = [self.root_comes(to) for to in (ROOT_NAME, IDLE)]
+            found.new.append(tuple(await asyncio.gather(*new)))
             await asyncio.sleep(0.05)
-        return held, new
+        return found
 
     def state(self) -> dict[str, int]:
         """What must not grow."""
@@ -168,8 +254,9 @@ class Attacked:
 async def attacked(base: Path, address: str) -> AsyncIterator[Attacked]:
     polkit = await MessageBus(bus_address=address).connect()
     await SilentPolkit().start(polkit)
-    async with daemon(base, address) as (pid, root):
-        one = Attacked(base, address, pid, root)
+    async with idle_service(address), daemon(base, address) as (pid, root):
+        bus = await call(root, BUS, "GetConnectionUnixProcessID", "s", BUS.name, timeout_s=None)
+        one = Attacked(base, address, bus.body[0], pid, root)
         await one.root_asks()
         yield one
         # Whatever it was: nothing is applied, held or promised, and it still works.
@@ -204,25 +291,26 @@ def test_root_is_answered_while_two_flood(
 
     async def scene() -> None:
         async with attacked(tmp_path, bus_address) as one:
-            before, cpu = one.state(), cpu_s(one.pid)
+            before, cpu, of_the_bus = one.state(), cpu_s(one.pid), cpu_s(one.bus)
+            busy = kept_waiting_s(one.pid)
             seconds = "10" if thorough else "1"
             flood = asyncio.gather(*[one.send(user, "flood", what, seconds) for user in USERS])
-            held, new = await one.root_waits(flood)
+            waited = await one.root_waits(flood)
             seen = sum(await flood, Counter())
+            busy = kept_waiting_s(one.pid) - busy
             told(
-                f"\n{what}: {seen['sent']} sent by two; root waited {max(held):.2f} s at most, "
-                f"{max(new):.2f} s with a new connection ({len(held)} of each, promised "
-                f"{PROMISED_S:.0f} s, {one.refused_by_the_bus} times the bus was full); daemon "
-                f"{cpu_s(one.pid) - cpu:.1f} s of CPU, peak {peak_mib(one.pid)} MiB; "
-                f"{len(one.log())} lines"
+                f"\n{what}: {seen['sent']} sent by two, {one.refused_by_the_bus} refused by the "
+                f"bus; {waited}; CPU of the bus {cpu_s(one.bus) - of_the_bus:.1f} s, of the daemon "
+                f"{cpu_s(one.pid) - cpu:.1f} s, for which it waited {busy:.1f} s; peak "
+                f"{peak_mib(one.pid)} MiB; {len(one.log())} lines"
             )
             assert seen["sent"]
             assert one.state() == before
             assert peak_mib(one.pid) < MAX_MIB
             assert not seen["bad"]
             if thorough:
-                assert max(held) < 5 * PROMISED_S
-                assert max(new) < 10 * PROMISED_S
+                # On a machine with other work, what the others took is not the daemon's delay.
+                assert waited.late() < PROMISED_S + busy
         assert len(one.log()) <= MAX_LINES
 
     asyncio.run(asyncio.wait_for(scene(), 300))

@@ -114,6 +114,18 @@ def test_a_verb_of_the_daemon_costs_little(tmp_path: Path, bus_address: str) -> 
     scenario(work, tmp_path, bus_address)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_root_asks_where_nobody_else_can(tmp_path: Path, bus_address: str) -> None:  # noqa: F811
+    async def work(world: World, bus: MessageBus) -> None:
+        assert world.daemon is not None
+        heard: list[str | None] = []
+        world.daemon._bus.add_message_handler(lambda message: heard.append(message.member))
+        assert (await infertune(bus_address, tmp_path, "status")).out == "idle\n"
+        assert "Status" in heard
+
+    scenario(work, tmp_path, bus_address)
+
+
 def test_options_reach_the_daemon(tmp_path: Path, bus_address: str) -> None:  # noqa: F811
     async def work(world: World, bus: MessageBus) -> None:
         def run(*words: str) -> Awaitable[Said]:

@@ -138,11 +138,11 @@ def test_what_nobody_asks_for_is_not_on_the_page() -> None:
     asked |= {name for rule in rules() for name in names(rule["expr"])}
     ends = ("_bucket", "_sum", "_count")
     asked |= {name.removesuffix(end) for name in asked for end in ends}
-    # What a llama-server says of itself is its own, and passed on.
+    # What an engine says of its models is its own, and passed on.
     ours = {
         name
         for name in (metric.name for metric in metrics())
-        if not name.startswith("infertune_llama_")
+        if not name.startswith("infertune_model_")
     }
     assert ours - asked == set(ASKED_BY_HAND)
 

@@ -34,8 +34,10 @@ from infertune.base.records import replace
 from infertune.base.root import Root
 from infertune.boot import record
 from infertune.boot.record import Phase
+from infertune.exporter import asking
 from infertune.exporter.base import Absent, Collector, Histogram, Metric, Sample
-from infertune.exporter.collectors import COLLECTORS, knobs, llama
+from infertune.exporter.collectors import COLLECTORS, knobs
+from infertune.exporter.collectors.engines import ENGINES_COLLECTOR
 from infertune.exporter.collectors.memory import Group, effective
 from infertune.exporter.energy import ENERGY_METRICS
 from infertune.exporter.page import (
@@ -46,7 +48,7 @@ from infertune.exporter.page import (
 )
 from infertune.exporter.probes import metrics as probe_metrics
 from infertune.exporter.runner import Runner, collect
-from infertune.exporter.servers import MAX_SERVERS, cgroup_ids, ports, processes
+from infertune.exporter.servers import MAX_SERVERS, asked, cgroup_ids, processes
 from infertune.host import gpu_metrics
 from infertune.host.gpu import DpmClock, amdgpu_cards, dpm_levels
 from infertune.host.machine import Machine, read_machine
@@ -130,7 +132,7 @@ def test_every_declared_metric_is_produced_or_named_here(serving: Root) -> None:
         for collector in COLLECTORS.values()
         for sample in collect(collector, serving).samples
     }
-    declared = {m.name for c in COLLECTORS.values() for m in c.metrics if c.id != "llama"}
+    declared = {m.name for c in COLLECTORS.values() for m in c.metrics if c.id != "engines"}
     assert declared - produced == lacking
 
 
@@ -514,23 +516,12 @@ def test_damaged_journal_is_degraded(serving: Root) -> None:
     assert found[("infertune_journal_damaged_files",)] == 1
 
 
-def test_only_known_metrics_of_a_server_pass() -> None:
-    text = (
-        "# TYPE llamacpp:prompt_tokens_total counter\nllamacpp:prompt_tokens_total 12\n"
-        "# TYPE llamacpp:requests_processing gauge\nllamacpp:requests_processing 1\n"
-        '# TYPE other gauge\nother 3\nllamacpp:requests_deferred{a="b"} 4\n'
-    )
-    assert list(llama.parse("gemma", text)) == [
-        Sample("infertune_llama_prompt_tokens_total", ("gemma",), 12),
-        Sample("infertune_llama_requests_processing", ("gemma",), 1),
-    ]
-    for wrong in ("<html>not metrics</html>", "llamacpp:n_tokens_max x", "a 1 " + 400 * "9"):
-        with pytest.raises(ValueError, match=r"."):
-            list(llama.parse("gemma", wrong))
-
-
 def declare(base: Path, name: str, port: int) -> None:
     write(base, f"/etc/infertune/servers.d/{name}.toml", f'profile = "quiet"\nport = {port}\n')
+
+
+def ports(root: Root) -> dict[str, int]:
+    return {name: each.port for name, each in asked(root).items()}
 
 
 def test_ports_of_declared_servers(serving: Root, tmp_path: Path) -> None:
@@ -561,9 +552,12 @@ def unending(chunk: bytes, pause_s: float = 0.0) -> Callable[[socket.socket], No
 
 
 def page_of(text: bytes) -> Callable[[socket.socket], None]:
+    """A llama-server of one model with this page of metrics."""
+    props = b'{"build_info": "b11669-x", "model_alias": "m", "is_sleeping": false}'
+
     def talk(client: socket.socket) -> None:
-        client.recv(1000)
-        client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
+        body = props if client.recv(1000).startswith(b"GET /props ") else text
+        client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
 
     return talk
 
@@ -577,12 +571,17 @@ def drip_header(client: socket.socket) -> None:
 
 @contextlib.contextmanager
 def listening(talk: Callable[[socket.socket], None]) -> Iterator[int]:
-    """A server for one client; its port."""
+    """A server for one client after the other; its port."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
-        with contextlib.suppress(OSError), listener.accept()[0] as client:
-            talk(client)
+        while listener.fileno() >= 0:
+            try:
+                client = listener.accept()[0]
+            except OSError:
+                return
+            with contextlib.suppress(OSError), client:
+                talk(client)
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -604,28 +603,33 @@ def test_a_broken_server_costs_only_its_own_values(tmp_path: Path) -> None:
         declare(tmp_path, "good", good)
         root = Root(tmp_path)
         root.live = True
-        result = Runner(root).run([llama.LLAMA])["llama"]
+        result = Runner(root).run([ENGINES_COLLECTOR])["engines"]
     assert (result.state, result.why) == ("ok", "")
     found = {s[:2]: s.value for s in result.samples}
-    assert found["infertune_llama_requests_processing", ("good",)] == 1
+    assert found["infertune_model_requests_processing", ("good", "m")] == 1
     assert found["infertune_server_state", ("broken", "not-understood")] == 1
 
 
 @pytest.mark.parametrize("error", [OverflowError, RecursionError, KeyError, OSError])
 def test_whatever_the_libraries_raise_is_one_server_s_own(
-    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def understood(answer: bytes) -> tuple[str, str]:
-        if answer == b"broken":
+    def understood(answer: bytes) -> asking.Answer:
+        if b"broken" in answer:
             raise error
-        return "up", "# TYPE llamacpp:n_tokens_max gauge\nllamacpp:n_tokens_max 7\n"
+        return as_ever(answer)
 
-    monkeypatch.setattr(llama, "understood", understood)
-    monkeypatch.setattr(llama, "ask", lambda ports: {"broken": b"broken", "good": b"good"})
-    monkeypatch.setattr(llama, "ports", lambda root: {"broken": 1, "good": 2})
-    result = Runner(Root("/")).run([llama.LLAMA])["llama"]
+    as_ever = asking.understood
+    monkeypatch.setattr(asking, "understood", understood)
+    page = b"llamacpp:n_tokens_max 7\n"
+    with listening(page_of(b"broken")) as broken, listening(page_of(page)) as good:
+        declare(tmp_path, "broken", broken)
+        declare(tmp_path, "good", good)
+        root = Root(tmp_path)
+        root.live = True
+        result = Runner(root).run([ENGINES_COLLECTOR])["engines"]
     assert (result.state, result.why) == ("ok", "")
-    assert Sample("infertune_llama_n_tokens_max", ("good",), 7) in result.samples
+    assert Sample("infertune_model_tokens_max", ("good", "m"), 7) in result.samples
 
 
 @pytest.mark.parametrize(
@@ -645,9 +649,7 @@ def test_whatever_the_libraries_raise_is_one_server_s_own(
     ],
 )
 def test_answers_of_a_server(answer: bytes, state: str) -> None:
-    found, text = llama.understood(answer)
-    assert found == state
-    assert text == ("abc" if state == "up" else "")
+    assert asking.understood(answer) == asking.Answer(state, "abc" if state == "up" else "")
 
 
 @pytest.mark.real_time
@@ -655,7 +657,7 @@ def test_a_slow_server_costs_only_its_own_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However it is slow, and however many of them: the others keep theirs within the time."""
-    monkeypatch.setattr(llama, "_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(asking, "TIMEOUT_S", 2.0)
     good = page_of(b"# TYPE llamacpp:requests_processing gauge\nllamacpp:requests_processing 1\n")
     servers = {
         "a-silent": (lambda client: client.recv(1000) and time.sleep(6), "timeout"),
@@ -675,10 +677,10 @@ def test_a_slow_server_costs_only_its_own_values(
             )
         root = Root(tmp_path)
         root.live = True
-        result = Runner(root).run([llama.LLAMA])["llama"]
+        result = Runner(root).run([ENGINES_COLLECTOR])["engines"]
     assert (result.state, result.why) == ("ok", "")
     found = {s[:2]: s.value for s in result.samples}
-    assert found["infertune_llama_requests_processing", ("z-good",)] == 1
+    assert found["infertune_model_requests_processing", ("z-good", "m")] == 1
     states = {
         labels[0]: labels[1]
         for (name, labels), value in found.items()
@@ -764,11 +766,11 @@ def test_what_a_bound_leaves_out_is_told(serving: Root) -> None:
         write(serving.base, f"{unit}/memory.current", "1")
         declare(serving.base, f"z{number}", 1)
     runner = Runner(serving)
-    results = runner.run(COLLECTORS[name] for name in ("memory", "pressure", "cpufreq", "llama"))
+    results = runner.run(COLLECTORS[name] for name in ("memory", "pressure", "cpufreq", "engines"))
     runner.close()
-    # Two servers were there before.  llama: not known, a recorded machine is not asked.
+    # Two servers were there before.  engines: not known, a recorded machine is not asked.
     found = {name: result.left_out for name, result in results.items()}
-    assert found == {"memory": 5, "pressure": 5, "cpufreq": 0, "llama": None}
+    assert found == {"memory": 5, "pressure": 5, "cpufreq": 0, "engines": None}
     page = Page(serving)
     text = page.text(["memory"]).decode()
     page.close()

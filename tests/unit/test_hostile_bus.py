@@ -27,7 +27,7 @@ from dbus_fast.aio import MessageBus  # noqa: E402
 
 from infertune.base.errors import Busy, Failed, InfertuneError, NotPermitted  # noqa: E402
 from infertune.service import authority, log  # noqa: E402
-from infertune.service.authority import Authority  # noqa: E402
+from infertune.service.authority import MAX_QUESTIONS, Authority  # noqa: E402
 from infertune.service.callers import (  # noqa: E402
     MAX_CALLS,
     MAX_CALLS_OF_ONE,
@@ -35,6 +35,7 @@ from infertune.service.callers import (  # noqa: E402
     MAX_UNKNOWN,
     Callers,
 )
+from infertune.service.calls import Questions, Refused, Remote, call  # noqa: E402
 from infertune.service.guarded import (  # noqa: E402
     MAX_MESSAGE,
     MAX_OTHER,
@@ -558,14 +559,12 @@ def test_how_long_polkit_may_take(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A person has minutes, a program seconds: nobody waits for a polkit that says nothing."""
-    asked: list[tuple[str, float | None]] = []
-    real = authority.call
+    asked: list[tuple[str, float]] = []
+    real = Questions.call
 
-    async def call(
-        bus: MessageBus, remote: object, member: str, *rest: object, **more: object
-    ) -> Message:
-        asked.append((member, more["timeout_s"]))  # type: ignore[arg-type]
-        return await real(bus, remote, member, *rest, **more)  # type: ignore[arg-type]
+    async def call(self: Questions, member: str, *rest: str, timeout_s: float) -> Message:
+        asked.append((member, timeout_s))
+        return await real(self, member, *rest, timeout_s=timeout_s)
 
     async def scene() -> None:
         service = await MessageBus(bus_address=bus_address).connect()
@@ -586,8 +585,62 @@ def test_how_long_polkit_may_take(
         await close(service)
 
     with monkeypatch.context() as patch:
-        patch.setattr(authority, "call", call)
+        patch.setattr(Questions, "call", call)
         asyncio.run(asyncio.wait_for(scene(), 60))
+
+
+def test_a_polkit_that_hangs_takes_nobody_else_s_answers(
+    bus_address: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The bus lets a connection wait for 128 answers, also those that nobody waits for any more."""
+
+    async def scene() -> None:
+        service = await MessageBus(bus_address=bus_address).connect()
+        client = await MessageBus(bus_address=bus_address).connect()
+        hanging: list[Message] = []
+        answers = False
+
+        def hear(message: Message) -> Message | bool | None:
+            if message.member != "CheckAuthorization" or answers:
+                called = message.message_type is MessageType.METHOD_CALL
+                yes = "(bba{ss})", [(True, False, {})]
+                return Message.new_method_return(message, *yes) if called else None
+            hanging.append(message)
+            return True
+
+        service.add_message_handler(hear)
+        await service.request_name("org.freedesktop.PolicyKit1")
+        asker = Authority(client)
+        monkeypatch.setattr(authority, "_TIMEOUT_S", 0.05)
+        for number in range(MAX_QUESTIONS + 100):
+            with pytest.raises(NotPermitted, match="polkit gave no answer"):
+                await asker.check(":1.1", 1000 + number, ACTION_READ)
+        # What was asked in vain before it counts, and no more was asked.
+        assert len(hanging) == MAX_QUESTIONS
+        other = Remote(str(service.unique_name), "/x", "x.y")
+        for _ in range(30):
+            await call(client, other, "Anything", timeout_s=30)
+        # It goes on, and so do we: the answers that are late count no more.
+        answers = True
+        for message in hanging:
+            service.send(Message.new_method_return(message, "(bba{ss})", [(True, False, {})]))
+        await call(client, other, "Anything", timeout_s=30)
+        monkeypatch.setattr(authority, "_TIMEOUT_S", 30.0)
+        await asker.check(":1.1", 1000, ACTION_READ)
+        # Or it ends, and the bus answers for it.
+        answers = False
+        waiting = asyncio.create_task(asker.check(":1.1", 1000, ACTION_READ))
+        while len(hanging) == MAX_QUESTIONS:
+            await asyncio.sleep(0.01)
+        await close(service)
+        with pytest.raises(NotPermitted, match="polkit gave no answer") as refused:
+            await waiting
+        assert isinstance(refused.value.__cause__, Refused)
+        assert not asker._polkit._open
+        await close(client)
+
+    asyncio.run(asyncio.wait_for(scene(), 60))
 
 
 FLOOD = """

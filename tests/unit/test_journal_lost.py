@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from infertune.base.errors import Exit, Failed
+from infertune.base.errors import Busy, Exit, Failed
 from infertune.base.root import Root, Step
 from infertune.cli.main import main
 from infertune.engine.journal import PERSISTENT, RUNTIME, STATES, Loaded
@@ -139,7 +139,25 @@ def test_a_session_that_changes_nothing_writes_nothing(tmp_path: Path) -> None:
     counter = Counter()
     with session(with_hook(tmp_path, counter), "start"):
         pass
-    assert [step.action for step in counter.steps] == ["lock"]
+    assert [step.action for step in counter.steps] == ["lock", "lock"]
+
+
+@pytest.mark.parametrize("lost", ["run/infertune", "var/lib/infertune"])
+def test_whoever_holds_the_machine_does_so_without_its_file(lost: str, tmp_path: Path) -> None:
+    root = build(tmp_path)
+    with session(root, "first") as ours:
+        ours.apply(desired("long", LONG))
+        tuned = values(tmp_path)
+        _lose(root, lost)
+        assert "held by first" in status(root).notes[-1]
+        with pytest.raises(Busy, match="first"), session(root, "second"):
+            pass
+        # Nor does who failed leave a lock that is anybody's.
+        with pytest.raises(Busy, match="first"), session(root, "third"):
+            pass
+        assert values(tmp_path) == tuned
+    with session(root, "second"):
+        pass
 
 
 def _steps(base: Path, work: Callable[[Root], None]) -> list[str]:

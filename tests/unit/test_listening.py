@@ -99,7 +99,7 @@ def daemon_says(monkeypatch: pytest.MonkeyPatch, *answers: dict[str, Any]) -> No
 
 
 def wait(port: int) -> float:
-    return serve._wait(HERE, "chat", port, "127.0.0.1")
+    return serve._wait(HERE, "chat", serve.Door("127.0.0.1", port, "/health"))
 
 
 def test_a_refused_server_says_why(impostor: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,8 @@ def test_a_socket_that_changes_meanwhile_is_not_believed(
     mine = Listener(os.getuid(), 1)
     seen = [{mine}, {Listener(os.getuid(), 2)}, set(), {mine}, {mine}]
     monkeypatch.setattr(serve, "listeners", lambda root, port, at: frozenset(seen.pop(0)))
-    answers = [serve._answers(HERE, "chat", impostor, os.getuid(), "127.0.0.1") for _ in range(3)]
+    door = serve.Door("127.0.0.1", impostor, "/health")
+    answers = [serve._answers(HERE, "chat", door, os.getuid()) for _ in range(3)]
     assert answers == [False, False, True]
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
 
-from infertune.base.errors import UsageError
+from infertune.base.errors import DeclarationError, UsageError
 from infertune.base.records import replace
 from infertune.base.root import Root
 from infertune.cli import serve
@@ -19,7 +20,7 @@ from infertune.host.snapshot import open_root
 from infertune.launch.binary import Server
 from infertune.profiles.profile import load_profile
 from infertune.profiles.resolve import Desired, resolve
-from infertune.run import Request, Result, Run, _serving
+from infertune.run import Job, Request, Result, Run, _serving
 from infertune.servers.declaration import (
     Declaration,
     declaration_text,
@@ -109,7 +110,7 @@ def test_shares_of_a_declaration_are_of_this_machine(tmp_path: Path) -> None:
 def test_serve_declares_where_the_files_really_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve, "_refuse_unreadable", lambda what, path: None)
+    monkeypatch.setattr(serve, "_refuse_unreadable", lambda *_: None)
     for name in ("m", "d", "p"):
         (tmp_path / f"{name}.gguf").touch()
         (tmp_path / f"link-{name}").symlink_to(f"{name}.gguf")
@@ -183,3 +184,95 @@ def test_run_looks_at_the_files_before_it_starts_anything(tmp_path: Path) -> Non
     one.request = replace(request, settings={"spec_type": "draft-simple"})
     with pytest.raises(UsageError, match="needs model_draft"):
         _serving(one, server, "/m.gguf", desired(tmp_path))
+
+
+# -- a router ----------------------------------------------------------------------
+
+ROUTER = replace(CHAT, model=None, settings={"models_dir": "/srv/models", "models_max": 2})
+HELP = "--models-dir PATH  directory\n--models-preset PATH  file\n--models-max N  most\n"
+
+
+def serving(tmp_path: Path, settings: dict[str, str], text: str = HELP, **more: Any) -> Job:
+    server = Server(("/bin/x",), {}, None, f"{text}--port PORT  port\n--alias NAME  n\n", (), False)
+    request = Request(profile="x", caller={}, settings=settings, **more)
+    one = Run(Root("/"), machine(), request, Result(profile="x"), MagicMock())
+    return _serving(one, server, None, desired(tmp_path))
+
+
+def test_a_router_has_its_models_and_none_of_its_own(tmp_path: Path) -> None:
+    check = MagicMock()
+    job = serving(tmp_path, {"models_dir": "/srv/models", "models_max": "2"}, check=check)
+    assert job.argv[1:3] == ("--host", "127.0.0.1")
+    assert job.argv[5:9] == ("--models-dir", "/srv/models", "--models-max", "2")
+    assert not {"--model", "--alias"} & set(job.argv)
+    check.assert_not_called()  # there is no file to judge
+
+
+def test_a_build_that_is_no_router_is_not_started(tmp_path: Path) -> None:
+    """Without its flag it would be a router over what the user has downloaded."""
+    with pytest.raises(UsageError, match="no router: this build has no --models-dir"):
+        serving(tmp_path, {"models_dir": "/srv/models"}, "")
+
+
+def test_a_profile_does_not_make_a_server_of_one_model_a_router(tmp_path: Path) -> None:
+    server = Server(("/bin/x",), {}, None, HELP, (), False)
+    request = Request(profile="x", caller={})
+    one = Run(Root("/"), machine(), request, Result(profile="x"), MagicMock())
+    with pytest.raises(UsageError, match=r"models_dir of profile '.*' is of a router"):
+        _serving(one, server, "/m.gguf", desired(tmp_path, "models_dir = '/srv/models'"))
+
+
+def test_a_router_is_declared(tmp_path: Path) -> None:
+    text = declaration_text(ROUTER)
+    assert parse_declaration("chat", text, "x.toml") == ROUTER
+    assert ROUTER.router == {"models_dir": "/srv/models"}
+    with pytest.raises(DeclarationError, match=r"x\.toml:3: 'model' and models_dir: a router"):
+        parse_declaration("chat", declaration_text(replace(ROUTER, model="/m.gguf")), "x.toml")
+    assert files(ROUTER, desired(tmp_path)) == {"models_dir": "/srv/models/"}
+
+
+def test_a_router_s_unit_sees_its_directory_in_a_home(tmp_path: Path) -> None:
+    at_home = replace(ROUTER, settings={"models_dir": "/home/me/models"})
+    assert bound(drop_in(at_home, desired(tmp_path), python="/py")) == ["/home/me/models"]
+    preset = replace(ROUTER, settings={"models_preset": "/home/me/llm/models.ini"})
+    assert bound(drop_in(preset, desired(tmp_path), python="/py")) == ["/home/me/llm"]
+    for home in ("/home/me", "/root", "/home"):
+        with pytest.raises(UsageError, match="the server would be shown all of"):
+            drop_in(replace(ROUTER, settings={"models_dir": home}), desired(tmp_path), python="/py")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"models_max": 2}, "models_max is of a router, which has models_dir or models_preset"),
+        ({"models_dir": "/m", "alias": "x"}, "alias is of one model; a router's models have"),
+        ({"models_preset": "/m.ini", "mmproj": "/p.gguf"}, "mmproj is of one model"),
+    ],
+)
+def test_what_a_router_cannot_have(
+    settings: dict[str, str | int | bool], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        drop_in(replace(ROUTER, settings=settings), desired(tmp_path), python="/py")
+
+
+def test_serve_refuses_a_directory_that_the_router_could_not_list(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "models"
+
+    def refused(what: str = "models_dir") -> str:
+        assert main(["serve", "base", "--name", "chat", "--", f"{what}={path}"]) == 2
+        return capsys.readouterr().err.splitlines()[0]
+
+    assert f"models_dir {path}: No such file or directory" in refused()
+    path.write_text("[one]\n")
+    assert f"models_dir {path}: not a directory" in refused()
+    path.chmod(0o600)
+    its_own = "the server runs as a user of its own, who may not"
+    assert f"models_preset {path}: {its_own} read" in refused("models_preset")
+    path.unlink()
+    path.mkdir(mode=0o711)
+    assert f"models_dir {path}: {its_own} list" in refused()
+    path.chmod(0o744)
+    assert f"models_dir {path}: {its_own} enter" in refused()

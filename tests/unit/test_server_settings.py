@@ -310,7 +310,7 @@ def test_a_name_for_clients_instead_of_the_file_s(new: str) -> None:
         (["-m", "/etc/passwd"], "write -m in its long form"),
         (["--tools", "all"], "--tools is not for a server's unit"),
         (["--ui-mcp-proxy"], "--ui-mcp-proxy is not for a server's unit"),
-        (["--models-preset", "/x"], "--models-preset is not for a server's unit"),
+        (["--models-preset", "/x"], "--models-preset is 'models_preset' under [settings]"),
         (["--log-file", "/x"], "--log-file is not for a server's unit"),
     ],
 )

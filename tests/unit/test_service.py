@@ -46,6 +46,7 @@ from infertune.service.names import (  # noqa: E402
     ERROR,
     INTERFACE,
     OBJECT_PATH,
+    ROOT_NAME,
 )
 from infertune.service.wire import from_bus  # noqa: E402
 
@@ -164,10 +165,12 @@ async def close(bus: MessageBus) -> None:
     await bus.wait_for_disconnect()
 
 
-async def ask(bus: MessageBus, member: str, signature: str = "", *arguments: Any) -> Any:
+async def ask(
+    bus: MessageBus, member: str, signature: str = "", *arguments: Any, to: str = BUS_NAME
+) -> Any:
     reply = await bus.call(
         Message(
-            destination=BUS_NAME,
+            destination=to,
             path=OBJECT_PATH,
             interface=INTERFACE,
             member=member,
@@ -700,7 +703,6 @@ def test_who_may(polkit: str, tmp_path: Path, bus_address: str) -> None:
             [caller] = {name for name, _ in fake.asked}
             assert caller.startswith(":")
             assert world.daemon is not None
-            assert world.daemon._bus is not None
             others = (bus, helper, world.daemon._bus)
             assert caller not in [each.unique_name for each in others]
             assert [action for _, action in fake.asked] == [WHO_MAY[name] for name, _, _ in CALLS]
@@ -933,6 +935,81 @@ def test_a_reload_ends_holds(base: str | None, tmp_path: Path, bus_address: str)
         assert (await properties(bus))["Profile"] == (base or "")
 
     scenario(work, tmp_path, bus_address)
+
+
+def test_an_emptied_run_does_not_hide_the_daemon(tmp_path: Path, bus_address: str) -> None:
+    """Or the command line would act beside it."""
+
+    async def work(world: World, bus: MessageBus) -> None:
+        shutil.rmtree(world.base / "run/infertune")
+        assert world.root.lock_owner(DAEMON_LOCK) == f"pid {os.getpid()}"
+        second = Daemon(world.root, world.environment)
+        with pytest.raises(Exception, match=f"another infertuned is running .pid {os.getpid()}"):
+            await second.run()
+        await second.leave()
+
+    scenario(work, tmp_path, bus_address)
+
+
+@contextlib.contextmanager
+def nothing_read(bus: MessageBus) -> Iterator[None]:
+    """As where more comes than can be read."""
+    loop: Any = asyncio.get_running_loop()
+    reader, _ = loop._selector.get_key(bus._fd).data
+    callback, arguments = reader._callback, reader._args
+    loop.remove_reader(bus._fd)
+    try:
+        yield
+    finally:
+        loop.add_reader(bus._fd, callback, *arguments)
+
+
+def test_root_waits_behind_nobody(tmp_path: Path, bus_address: str) -> None:
+    """Root's calls, and the answers to the daemon's own questions, have a queue of their own."""
+
+    async def work(world: World, bus: MessageBus) -> None:
+        assert world.daemon is not None
+        with nothing_read(world.daemon._public):
+            behind = asyncio.create_task(ask(bus, "Status"))
+            # A new connection: the bus is asked whose it is, and then whether it is still there.
+            new = await world.client()
+            await ask(new, "Hold", "sss", "low", "cpu", "x", to=ROOT_NAME)
+            assert (await ask(bus, "Status", to=ROOT_NAME))["state"] == "running"
+            await close(new)
+            while (await ask(bus, "Status", to=ROOT_NAME))["state"] != "idle":
+                await asyncio.sleep(0.02)
+            assert not behind.done()
+        assert (await behind)["state"] == "idle"
+
+    scenario(work, tmp_path, bus_address)
+
+
+def test_a_change_is_told_once(tmp_path: Path, bus_address: str) -> None:
+    async def work(world: World, bus: MessageBus) -> None:
+        told: list[Message] = []
+        bus.add_message_handler(
+            lambda message: told.append(message) if message.member == "PropertiesChanged" else None
+        )
+        match = f"type='signal',path='{OBJECT_PATH}'"
+        await calls.call(bus, calls.BUS, "AddMatch", "s", match, timeout_s=None)
+        await ask(bus, "Apply", "ssasu", "long", "cpu", [], 0, to=ROOT_NAME)
+        await ask(bus, "Status")  # what was sent before its answer has come
+        assert world.daemon is not None
+        assert [message.sender for message in told] == [world.daemon._public.unique_name]
+
+    scenario(work, tmp_path, bus_address)
+
+
+def test_the_bus_policy_of_an_older_version_will_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def work(world: World, bus: MessageBus) -> None:
+        assert (await ask(bus, "Status"))["state"] == "idle"
+        assert f"does not know {ROOT_NAME}: 'infertune setup'" in capsys.readouterr().err
+
+    older = CONFIG.replace('<allow own="*"/>', f'<allow own="*"/><deny own="{ROOT_NAME}"/>')
+    with bus_of(older) as address:
+        scenario(work, tmp_path, address)
 
 
 def test_without_its_bus_it_ends_and_leaves_what_is_applied(

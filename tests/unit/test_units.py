@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from infertune.service.names import BUS_NAME, INTERFACE
+from infertune.service.names import BUS_NAME, INTERFACE, ROOT_NAME
 
 SYSTEMD = Path(__file__).resolve().parents[2] / "systemd"
 BUS_POLICY = SYSTEMD / f"{INTERFACE}.conf"
@@ -149,7 +149,9 @@ def system_bus(tmp_path: Path) -> Iterator[str]:
     <allow receive_type="method_call"/><allow receive_type="method_return"/>
     <allow receive_type="error"/><allow receive_type="signal"/>
     <allow send_destination="org.freedesktop.DBus" send_interface="org.freedesktop.DBus"/>
+    <allow send_destination="org.example.Answers"/>
   </policy>
+  <policy user="nobody"><allow own="org.example.Answers"/></policy>
   <include>{BUS_POLICY}</include>
 </busconfig>
 """)
@@ -166,47 +168,79 @@ def system_bus(tmp_path: Path) -> Iterator[str]:
         process.wait(60)
 
 
-def test_the_policy_gives_the_name_to_root_alone() -> None:
+def test_the_policy_gives_the_names_to_root_alone() -> None:
     root = ElementTree.parse(BUS_POLICY).getroot()
     policies = {tuple(sorted(each.attrib.items())): list(each) for each in root}
-    assert policies.keys() == {(("user", "root"),), (("context", "default"),)}
+    # In this order: what is said of a user is true for that user, whatever stands above it.
+    assert list(policies) == [(("context", "default"),), (("user", "root"),)]
     rules = {key: [(each.tag, each.attrib) for each in found] for key, found in policies.items()}
-    assert rules[("user", "root"),] == [("allow", {"own": BUS_NAME})]
-    first, second, *allowed = rules[("context", "default"),]
-    assert first == ("deny", {"own": BUS_NAME})
-    assert second == ("deny", {"send_destination": BUS_NAME, "send_type": "method_call"})
-    properties = "org.freedesktop.DBus.Properties"
-    assert [
-        (tag, rule.get("send_interface"), rule.get("send_member")) for tag, rule in allowed
-    ] == [
-        ("allow", INTERFACE, None),
-        ("allow", properties, "Get"),
-        ("allow", properties, "GetAll"),
-        ("allow", "org.freedesktop.DBus.Introspectable", None),
-        ("allow", "org.freedesktop.DBus.Peer", None),
+    names = (BUS_NAME, ROOT_NAME)
+    assert rules[("user", "root"),] == [
+        *[("allow", {"own": name}) for name in names],
+        ("allow", {"send_destination": ROOT_NAME}),
     ]
-    assert all(
-        rule.keys() <= {"send_destination", "send_interface", "send_member"} for _, rule in allowed
-    )
+    everybody = rules[("context", "default"),]
+    assert everybody[:4] == [
+        *[("deny", {"own": name}) for name in names],
+        *[("deny", {"send_destination": name, "send_broadcast": "false"}) for name in names],
+    ]
+    introspection = ElementTree.parse(SYSTEMD / f"{INTERFACE}.xml")
+    methods = introspection.iterfind(f"interface[@name='{INTERFACE}']/method")
+    bus = "org.freedesktop.DBus"
+    assert everybody[4:] == [
+        (
+            "allow",
+            {"send_destination": BUS_NAME, "send_interface": interface, "send_member": member},
+        )
+        for interface, member in [
+            *[(INTERFACE, method.attrib["name"]) for method in methods],
+            (f"{bus}.Properties", "Get"),
+            (f"{bus}.Properties", "GetAll"),
+            (f"{bus}.Introspectable", "Introspect"),
+            (f"{bus}.Peer", "Ping"),
+            (f"{bus}.Peer", "GetMachineId"),
+        ]
+    ]
 
 
 NOBODY = """
 import asyncio, os, sys
-from dbus_fast import Message
+from dbus_fast import Message, MessageType
 from dbus_fast.aio import MessageBus
 
 async def scene():
     bus = await MessageBus(bus_address=sys.argv[1]).connect()
+    bus.add_message_handler(lambda message: Message.new_method_return(message)
+                            if message.member == "AreYouThere" else None)
     async def ask(destination, path, interface, member, signature="", *body):
         reply = await bus.call(Message(destination=destination, path=path, interface=interface,
                                        member=member, signature=signature, body=list(body)))
-        print(member, (reply.error_name or "ok").rpartition(".")[2])
-    name, bus_name = sys.argv[2], "org.freedesktop.DBus"
-    await ask(bus_name, "/org/freedesktop/DBus", bus_name, "RequestName", "su", name, 4)
-    there = name, "/" + name.replace(".", "/")
-    for interface, member in ((name, "Status"), (f"{bus_name}.Properties", "GetAll"),
-                              (f"{bus_name}.Properties", "Set"), ("org.example.Other", "Own")):
-        await ask(*there, interface, member)
+        error = (reply.error_name or "ok").rpartition(".")[2]
+        print(destination, interface, member, error, flush=True)
+        return reply
+    async def signal(destination, member):
+        await bus.send(Message(message_type=MessageType.SIGNAL, destination=destination,
+                               path="/x", interface="x.y", member=member))
+    names, bus_name = sys.argv[2:], "org.freedesktop.DBus"
+    the_bus = bus_name, "/org/freedesktop/DBus", bus_name
+    for name in names:
+        await ask(*the_bus, "RequestName", "su", name, 4)
+        owner = (await ask(*the_bus, "GetNameOwner", "s", name)).body[0]
+        for to in name, owner:
+            for interface, members in (
+                (names[0], ("Status", "Nonsense")),
+                (f"{bus_name}.Properties", ("Get", "GetAll", "Set")),
+                (f"{bus_name}.Introspectable", ("Introspect",)),
+                (f"{bus_name}.Peer", ("Ping", "Pong")),
+                ("org.example.Other", ("Own",)),
+            ):
+                for member in members:
+                    await ask(to, "/x", interface, member)
+            await signal(to, "Alone")
+        await signal(None, "ToEverybody")
+    await bus.request_name("org.example.Answers")
+    print("ready", flush=True)
+    await bus.wait_for_disconnect()
 
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 asyncio.run(scene())
@@ -215,32 +249,73 @@ asyncio.run(scene())
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
 def test_nobody_else_can_be_the_daemon(system_bus: str) -> None:
-    """On a bus with our policy: who has the name, and what may be sent to it."""
+    """On a bus with our policy: who has the names, and what may be sent to them."""
     pytest.importorskip("dbus_fast", reason="extra 'daemon' is not installed")
     from dbus_fast import Message, MessageType
     from dbus_fast.aio import MessageBus
 
-    def answer(message: Message) -> Message | None:
-        called = message.message_type is MessageType.METHOD_CALL
-        return Message.new_method_return(message) if called else None
+    from infertune.service.calls import BUS, Remote, call
 
-    async def scene() -> dict[str, str]:
-        owner = await MessageBus(bus_address=system_bus).connect()
-        owner.add_message_handler(answer)
-        await owner.request_name(BUS_NAME)
-        command = [sys.executable, "-c", NOBODY, system_bus, BUS_NAME]
+    heard: list[str] = []
+
+    def answer(message: Message) -> Message | None:
+        if message.message_type is MessageType.SIGNAL and message.interface == "x.y":
+            heard.append(str(message.member))
+        called = message.message_type is MessageType.METHOD_CALL
+        return Message.new_method_return(message, "s", ["x"]) if called else None
+
+    async def owner_of(name: str) -> MessageBus:
+        bus = await MessageBus(bus_address=system_bus).connect()
+        bus.add_message_handler(answer)
+        await bus.request_name(name)
+        await call(bus, BUS, "AddMatch", "s", "type='signal',interface='x.y'", timeout_s=None)
+        return bus
+
+    async def scene() -> list[str]:
+        names = (BUS_NAME, ROOT_NAME)
+        owners = [await owner_of(name) for name in names]
+        command = [sys.executable, "-c", NOBODY, system_bus, *names]
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(*command, stdout=pipe)
-        said = (await process.communicate())[0].decode()
-        owner.disconnect()
-        await owner.wait_for_disconnect()
-        return dict(line.split(" ") for line in said.splitlines())
+        assert process.stdout is not None
+        said = []
+        while (line := (await process.stdout.readline()).decode()) not in ("ready\n", ""):
+            said.append(line)
+        # What root asks of a service that is not root's (polkit) is answered all the same.
+        theirs = Remote("org.example.Answers", "/x", "x.y")
+        for owner in owners:
+            await call(owner, theirs, "AreYouThere", timeout_s=30)
+        process.kill()
+        await process.wait()
+        # And root may call by either name.
+        for name in names:
+            await call(owners[0], Remote(name, "/x", INTERFACE), "Status", timeout_s=30)
+        for owner in owners:
+            owner.disconnect()
+            await owner.wait_for_disconnect()
+        return said
 
-    found = asyncio.run(asyncio.wait_for(scene(), 60))
-    assert found == {
-        "RequestName": "AccessDenied",
-        "Status": "ok",
-        "GetAll": "ok",
-        "Set": "AccessDenied",
-        "Own": "AccessDenied",
+    said = asyncio.run(asyncio.wait_for(scene(), 60))
+    found = {tuple(line.split()) for line in said}
+    bus = "org.freedesktop.DBus"
+    got_through = {
+        (to, interface, member)
+        for to, interface, member, error in found
+        if error != "AccessDenied" and to != bus
     }
+    assert {error for *_, member, error in found if member == "RequestName"} == {"AccessDenied"}
+    assert len(said) == 2 + 2 + 4 * 9
+    unique = {to for to, *_ in got_through} - {BUS_NAME}
+    assert len(unique) == 1, "the bus asks the same of who it is sent to by its number"
+    assert got_through == {
+        (to, interface, member)
+        for to in (BUS_NAME, *unique)
+        for interface, member in (
+            (INTERFACE, "Status"),
+            (f"{bus}.Properties", "Get"),
+            (f"{bus}.Properties", "GetAll"),
+            (f"{bus}.Introspectable", "Introspect"),
+            (f"{bus}.Peer", "Ping"),
+        )
+    }
+    assert heard == ["ToEverybody"] * 4

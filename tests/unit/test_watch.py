@@ -117,9 +117,9 @@ class Service:
             )
         )
 
-    async def sleep(self, going: bool) -> None:
-        interface = "org.freedesktop.login1.Manager"
-        await self.signal("/org/freedesktop/login1", interface, "PrepareForSleep", "b", going)
+    async def sleep(self, going: bool, to: str | None = None) -> None:
+        interface, path = "org.freedesktop.login1.Manager", "/org/freedesktop/login1"
+        await self.signal(path, interface, "PrepareForSleep", "b", going, to=to or "")
 
     async def switched(self, profile: str) -> None:
         interface = "com.redhat.tuned.control"
@@ -190,7 +190,6 @@ async def drifted(bus: MessageBus) -> list[str]:
 async def settled(world: World) -> None:
     """Nothing the daemon heard of waits any more."""
     assert world.daemon is not None
-    assert world.daemon._bus is not None
     for _ in range(3):
         # The bus keeps the order: what it passed on before has arrived with this answer.
         await call(world.daemon._bus, BUS, "GetId", timeout_s=None)
@@ -318,10 +317,19 @@ def test_only_logind_may_say_that_the_machine_slept(tmp_path: Path, address: str
     async def work(world: World, bus: MessageBus, devices: Devices) -> None:
         logind = await Service.start(world, "org.freedesktop.login1")
         liar = await Service.start(world)
+        assert world.daemon is not None
+        own, heard = world.daemon._bus, list[str | None]()
+        own.add_message_handler(
+            lambda message: heard.append(message.member) if message.sender != BUS.name else None
+        )
         await ask(bus, "Apply", "ssasu", "long", "cpu", [], 0)
         write(world.base, PLATFORM, "balanced")
         await liar.sleep(False)
         await settled(world)
+        assert heard == [], "what is told to everybody comes from whom it must come, or not at all"
+        await liar.sleep(False, to=own.unique_name)
+        await settled(world)
+        assert heard == ["PrepareForSleep"]
         assert read(world, PLATFORM) == "balanced"
         await logind.sleep(False)
         await settled(world)

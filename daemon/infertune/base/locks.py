@@ -11,17 +11,46 @@ import os
 import struct
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 DAEMON_LOCK = "/run/infertune/daemon"
 """Held by infertuned for as long as it lives: whether it runs is asked without a bus."""
 
+MACHINE_LOCK = "/run/infertune/lock"
+"""Held by whoever changes the machine, for as long as nobody else may."""
+
 SOMEBODY = "another infertune"
 
+_SECOND = {
+    MACHINE_LOCK: "/var/lib/infertune/lock",
+    DAEMON_LOCK: "/var/lib/infertune/daemon",
+}
 
-def owner(path: str) -> str | None:
+
+def places(path: str) -> tuple[str, ...]:
+    """The files of one lock, in the order in which they are taken.
+
+    A file that is unlinked keeps its lock, and nobody finds it any more.  So what may be held for
+    days has a second place, as the journal has: who empties /run lets nobody else in.
+    """
+    return (path, _SECOND[path]) if path in _SECOND else (path,)
+
+
+def owner(path: str, at: Callable[[str], str] = str) -> str | None:
     """Who holds the lock on a file of this system right now, or None.  Does not take it.
 
-    Whoever may not read the file is told that somebody does, and not who.
+    Whoever may not read the file is told that somebody does, and not who.  ``at`` says where a
+    file of another system is.
     """
+    for place in places(path):
+        if holder := _owner(at(place)):
+            return holder
+    return None
+
+
+def _owner(path: str) -> str | None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except PermissionError:

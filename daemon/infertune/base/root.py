@@ -478,8 +478,26 @@ class Root:
         with the last program it started.  An open-file-description lock
         (Linux 3.15) rather than flock: ``lock_owner`` can ask for it without taking it.
         Only its owner may open the file: a shared lock takes no more than reading, and whoever
-        has one keeps everybody else from the exclusive one.
+        has one keeps everybody else from the exclusive one.  It may have a second place
+        (``locks.places``).
         """
+        with contextlib.ExitStack() as locked:
+            for place in locks.places(path):
+                try:
+                    if place != path:
+                        self.mkdir(os.path.dirname(place))
+                    holder = locked.enter_context(self._lock(place, owner, inherit=inherit))
+                except OSError:
+                    if place == path:
+                        raise
+                    continue  # a /var that takes no lock keeps nothing from going back
+                if holder is not None:
+                    yield holder
+                    return
+            yield None
+
+    @contextlib.contextmanager
+    def _lock(self, path: str, owner: str, *, inherit: bool) -> Iterator[str | None]:
         fd, writable = self._open_lock(path)
         try:
             try:
@@ -559,7 +577,7 @@ class Root:
 
         Whoever may not read the file is told that somebody does, and not who.
         """
-        return locks.owner(self._at(path))
+        return locks.owner(path, self._at)
 
     # -- the steps themselves ------------------------------------------------
 

@@ -78,6 +78,16 @@ class FilePath(Value):
 
 
 @dataclass(frozen=True)
+class ModelsPath(FilePath):
+    """Where a router finds its models: a directory of GGUF files, or a file of presets."""
+
+    what: str
+
+    def accepts(self) -> str:
+        return f"an absolute path of {self.what}"
+
+
+@dataclass(frozen=True)
 class ClientName(Value):
     """A name by which clients ask for the model; builds since 2026 read a list at commas."""
 
@@ -296,6 +306,25 @@ _SETTINGS = (
         ways=("--sleep-idle-seconds",),
     ),
     ServerSetting(
+        id="models_dir",
+        value=ModelsPath("a directory, without '..', such as '/srv/models'"),
+        summary="a router over the models of a directory, instead of a server of one model",
+        ways=("--models-dir",),
+    ),
+    ServerSetting(
+        id="models_preset",
+        value=ModelsPath("a file, without '..', such as '/etc/models.ini'"),
+        summary="a router over the models of an INI file, which may give each its own flags",
+        ways=("--models-preset",),
+    ),
+    ServerSetting(
+        id="models_max",
+        value=Integer(0, 64, "models"),
+        summary="most models that a router has loaded at once (0: no limit; its own default is 4); "
+        "for one more it unloads the one that was used least recently",
+        ways=("--models-max",),
+    ),
+    ServerSetting(
         id="spec_type",
         value=Choices(("none", *DRAFTS, *NGRAMS)),
         summary="guess tokens ahead: from the text so far (ngram), or with a model that drafts",
@@ -362,16 +391,35 @@ def parse_server_setting(name: str, configured: object, machine: Machine | None 
 
 
 def files_of(settings: Mapping[str, str | int | bool]) -> dict[str, str]:
-    """The files that settings name, by setting."""
+    """The files of models that settings name, by setting."""
     return {
         name: str(value)
         for name, value in settings.items()
-        if isinstance(SERVER_SETTINGS[name].value, FilePath)
+        if type(SERVER_SETTINGS[name].value) is FilePath
     }
 
 
+def models_of(settings: Mapping[str, str | int | bool]) -> dict[str, str]:
+    """Where a router finds its models, by setting; empty for a server of one model."""
+    return {name: str(settings[name]) for name in _ROUTERS if name in settings}
+
+
+_ROUTERS = ("models_dir", "models_preset")
+_OF_ONE_MODEL = ("alias", "model_draft", "mmproj")
+"""A router would give them to every model."""
+
+
 def check_together(settings: Mapping[str, str]) -> None:
-    """Raise ValueError where canonical settings lack one that another of them needs."""
+    """Raise ValueError where canonical settings lack one that another of them needs, or has no
+    room for."""
+    if models_of(settings):
+        for name in _OF_ONE_MODEL:
+            if name in settings:
+                raise ValueError(
+                    f"{name} is of one model; a router's models have theirs in models_preset"
+                )
+    elif "models_max" in settings:
+        raise ValueError("models_max is of a router, which has models_dir or models_preset")
     kinds = settings.get("spec_type", "").split(",")
     needy = [kind for kind in kinds if kind in DRAFTS and kind != _DRAFTS_BY_ITSELF]
     if needy and "model_draft" not in settings:
@@ -438,7 +486,7 @@ def server_arguments(
     settings: Mapping[str, str],
     help_text: str,
     *,
-    model: str,
+    model: str | None,
     port: int,
     host: str = LOOPBACK,
     api_key_file: str | None = None,
@@ -446,16 +494,17 @@ def server_arguments(
     """Arguments for the llama-server that printed ``help_text``, and what it cannot be given.
 
     ``settings`` are canonical values by id.  Host and port are always given:
-    the default port differs between builds.  Raises ValueError for a build that knows no API key
-    where there is to be one: it would answer everybody.
+    the default port differs between builds.  A router has no ``model``.  Raises ValueError for a
+    build that knows no API key where there is to be one: it would answer everybody.
     """
     options = parse_help(help_text)
-    arguments = ["--model", model, "--host", host, "--port", str(port)]
+    arguments = [] if model is None else ["--model", model]
+    arguments += ["--host", host, "--port", str(port)]
     if api_key_file is not None:
         if "--api-key-file" not in options:
             raise ValueError("this llama-server has no --api-key-file, so it would ask for no key")
         arguments += ["--api-key-file", api_key_file]
-    if "--alias" in options and "alias" not in settings:
+    if model is not None and "--alias" in options and "alias" not in settings:
         arguments += ["--alias", alias(model)]
     refused: list[Refused] = []
     for name, value in settings.items():
@@ -492,8 +541,6 @@ _NOT_FOR_A_UNIT = (
     "--hf-file-v",
     "--hf-repo-draft",
     "--spec-draft-hf",
-    "--models-dir",  # starts a server for each
-    "--models-preset",
 )
 """Flags that reach for files, programs or addresses which a server's unit is not to have."""
 

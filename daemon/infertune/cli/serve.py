@@ -7,10 +7,11 @@ import argparse
 import contextlib
 import os
 import shlex
+import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from infertune.base.addresses import LOOPBACK, is_loopback, listen_address, reac
 from infertune.base.addresses import url as url_of
 from infertune.base.errors import Busy, Exit, Failed, NotPermitted, Unreachable, UsageError
 from infertune.base.names import NAME, server_unit
-from infertune.base.records import replace
+from infertune.base.records import dataclass, replace
 from infertune.base.root import Root, full_path, read_plain_file
 from infertune.budget.admission import Asked, check
 from infertune.cli.base import JSON, Command, Context, argument, printable, verb
@@ -41,11 +42,13 @@ from infertune.servers.declaration import (
     TRANSIENT,
     Declaration,
     declaration_text,
+    engine_of,
     files,
     own_settings,
     parse_declaration,
     server_settings,
 )
+from infertune.servers.engines import ENGINES
 from infertune.servers.models import model_path
 from infertune.servers.store import declared_ports, gpu_groups, write_declaration
 from infertune.servers.unit import in_a_home, refuse_a_home, systemd_run_line
@@ -83,24 +86,10 @@ def _serve(ctx: Context) -> int:
     name = args.name or args.profile
     if not NAME.fullmatch(name):
         raise UsageError(f"'{name}' is not a server name", hint=f"a name matches {NAME.pattern}")
-    if not is_loopback(args.host) and not args.api_key_file:
-        raise UsageError(
-            f"--host {args.host} is reached by other machines, which takes --api-key-file",
-            hint="a file of root's with a key for each line: openssl rand -hex 32",
-        )
-    declaration = Declaration(
-        name=name,
-        profile=args.profile,
-        model=real_path(model_path(args.model, os.environ)) if args.model else None,
-        port=_free_port(ctx, name),
-        backend=args.backend,
-        settings=dict(parse_setting(text) for text in ctx.command),
-        force=args.force,
-        host=args.host,
-        api_key_file=full_path(args.api_key_file) if args.api_key_file else None,
-    )
     # What the daemon will refuse is refused before it is written.
-    parse_declaration(name, declaration_text(declaration), f"{TRANSIENT}/{name}.toml")
+    text = declaration_text(_asked_for(ctx, name))
+    declaration = parse_declaration(name, text, f"{TRANSIENT}/{name}.toml")
+    assert isinstance(declaration, Declaration)
     if declaration.api_key_file and not args.print:
         refuse_open_file(ctx.root, declaration.api_key_file)
     machine = read_machine(ctx.root)
@@ -111,7 +100,8 @@ def _serve(ctx: Context) -> int:
         return Exit.DONE
     if declaration.model:
         _refuse_misfit(ctx, machine, declaration, declaration.model, desired)
-    _warn(ctx, desired)
+    if not declaration.command:
+        _warn(ctx, desired)
     _need_daemon(ctx)
     if os.geteuid() != 0:
         raise NotPermitted(
@@ -135,7 +125,55 @@ def _serve(ctx: Context) -> int:
         write_declaration(ctx.root, declaration)
         unit = _call("Serve", "s", name)
     keyed = declaration.api_key_file is not None
-    return _wait_and_say(ctx, name, unit, declaration.port, declaration.host, keyed=keyed)
+    return _wait_and_say(ctx, name, unit, _door_of(declaration), keyed=keyed)
+
+
+def _asked_for(ctx: Context, name: str) -> Declaration:
+    """The server as the command line has it: llama-server, or the program after ``--``."""
+    args = ctx.args
+    if not is_loopback(args.host) and not args.api_key_file:
+        raise UsageError(
+            f"--host {args.host} is reached by other machines, which takes --api-key-file",
+            hint="a file of root's with a key for each line: openssl rand -hex 32",
+        )
+    if not ctx.command or "=" in ctx.command[0]:
+        return Declaration(
+            name=name,
+            profile=args.profile,
+            model=real_path(model_path(args.model, os.environ)) if args.model else None,
+            port=_free_port(ctx, name),
+            backend=args.backend,
+            settings=dict(parse_setting(text) for text in ctx.command),
+            force=args.force,
+            host=args.host,
+            api_key_file=full_path(args.api_key_file) if args.api_key_file else None,
+        )
+    program, *words = ctx.command
+    for option, value in (("--model", args.model), ("--api-key-file", args.api_key_file)):
+        if value:
+            raise UsageError(f"{option} is of llama-server; another program has it in its words")
+    path = shutil.which(program)
+    if path is None:
+        raise UsageError(f"there is no program and no server setting '{printable(program)}'")
+    if not args.port:
+        raise UsageError("--port is missing: where that program will listen")
+    return Declaration(
+        name=name,
+        profile=args.profile,
+        model=None,
+        port=_free_port(ctx, name),
+        backend=args.backend,
+        engine=_engine((os.path.abspath(path), *words), args.engine),
+        command=(os.path.abspath(path), *words),
+    )
+
+
+def _engine(command: Sequence[str], named: str | None) -> str:
+    """The engine that a command is, where nobody says so by what it starts."""
+    found = engine_of(command)
+    if named is None and found is None:
+        raise UsageError("which engine that is, is not known", hint="--engine says it")
+    return named or found or ""
 
 
 def _warn(ctx: Context, desired: Desired) -> None:
@@ -173,13 +211,30 @@ def _start(ctx: Context) -> int:
     about = _about(name)
     if "port" not in about:
         raise UsageError(about.get("error") or f"no server '{name}' is declared", hint=DECLARED)
-    unit, host = _call("Serve", "s", name), about.get("host", LOOPBACK)
-    return _wait_and_say(ctx, name, unit, about["port"], host, keyed=about.get("key", False))
+    door = Door(about.get("host", LOOPBACK), about["port"], ENGINES[about["engine"]].ready)
+    unit = _call("Serve", "s", name)
+    return _wait_and_say(ctx, name, unit, door, keyed=about.get("key", False))
 
 
-def _wait_and_say(ctx: Context, name: str, unit: str, port: int, host: str, *, keyed: bool) -> int:
-    url = url_of(host, port)
-    ready_s = _wait(ctx.root, name, port, host)
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where a server answers, and what it is asked to say that it is ready."""
+
+    host: str
+    port: int
+    path: str
+
+    @property
+    def url(self) -> str:
+        return url_of(self.host, self.port)
+
+
+def _door_of(declaration: Declaration) -> Door:
+    return Door(declaration.host, declaration.port, ENGINES[declaration.engine].ready)
+
+
+def _wait_and_say(ctx: Context, name: str, unit: str, door: Door, *, keyed: bool) -> int:
+    url, ready_s = door.url, _wait(ctx.root, name, door)
     if ctx.args.json:
         document = {"name": name, "unit": unit, "url": url, "ready_s": ready_s}
         ctx.print_json("infertune.serve/1", document)
@@ -195,35 +250,61 @@ def _with_files_checked(declaration: Declaration, desired: Desired) -> Declarati
     named = files(declaration, desired)
     real = {what: real_path(path) for what, path in named.items()}
     for what, path in real.items():
-        _refuse_unreadable("--model" if what == "model" else what, path)
+        if what == "models_dir":
+            _refuse_closed(what, path)
+        else:
+            kind = b"GGUF" if what != "models_preset" else b""
+            _refuse_unreadable("--model" if what == "model" else what, path, kind)
     model = real.pop("model", None)
-    moved = {what: path for what, path in real.items() if path != named[what]}
+    moved = {what: path for what, path in real.items() if path != named[what].rstrip("/")}
     return replace(declaration, model=model, settings={**(declaration.settings or {}), **moved})
 
 
-def _refuse_unreadable(what: str, path: str) -> None:
-    """Raise UsageError for a file that is not a model, or that a unit's user cannot read."""
+def _refuse_closed(what: str, path: str) -> None:
+    """Raise UsageError for a directory that a unit's user cannot list."""
     try:
-        real = os.path.realpath(path)
-        data, status = read_plain_file(Path(real), 4, follow=False)
+        status = os.stat(path)
     except OSError as error:
         raise UsageError(f"{what} {path}: {error.strerror}") from None
-    if data[:4] != b"GGUF":
+    if not stat.S_ISDIR(status.st_mode):
+        raise UsageError(f"{what} {path}: not a directory")
+    if not status.st_mode & stat.S_IROTH:
+        raise UsageError(
+            f"{what} {path}: the server runs as a user of its own, who may not list it",
+            hint=f"chmod o+r {shlex.quote(path)}",
+        )
+    _refuse_a_closed_way(what, f"{path}/")
+
+
+def _refuse_unreadable(what: str, path: str, kind: bytes) -> None:
+    """Raise UsageError for a file that does not begin with ``kind``, or that a unit's user cannot
+    read."""
+    try:
+        data, status = read_plain_file(Path(path), len(kind), follow=False)
+    except OSError as error:
+        raise UsageError(f"{what} {path}: {error.strerror}") from None
+    if data != kind:
         raise UsageError(f"{what} {path}: not a GGUF file", hint="llama-server loads GGUF models")
     if not status.st_mode & stat.S_IROTH:
         raise UsageError(
             f"{what} {path}: the server runs as a user of its own, who may not read it",
             hint=f"chmod o+r {shlex.quote(path)}",
         )
+    _refuse_a_closed_way(what, path)
+
+
+def _refuse_a_closed_way(what: str, path: str) -> None:
+    """Raise UsageError where a unit's user cannot come to a file, or into a directory."""
     refuse_a_home(what, path)
     # Of a home only what is shown of it is on the server's way (servers/unit.py).
     shown = f"{shown_directory(path)}/" if in_a_home(path) else "/"
-    parents = {f"{each}/" for one in (path, real) for each in map(str, Path(one).parents)}
+    ways = (path, os.path.realpath(path))
+    parents = {f"{each}/" for one in ways for each in map(str, Path(one).parents)}
     for directory in sorted(each.rstrip("/") or "/" for each in parents if each.startswith(shown)):
         if not os.stat(directory).st_mode & stat.S_IXOTH:
             raise UsageError(
-                f"{what} {path}: the server runs as a user of its own, who may not enter "
-                f"{directory}",
+                f"{what} {path.rstrip('/')}: the server runs as a user of its own, "
+                f"who may not enter {directory}",
                 hint=f"chmod o+x {shlex.quote(directory)}",
             )
 
@@ -242,7 +323,7 @@ def _host(text: str) -> str:
 
 
 def _as_systemd_run(ctx: Context, machine: Machine, declaration: Declaration) -> str:
-    if declaration.model is None:
+    if declaration.model is None and not (declaration.router or declaration.command):
         raise UsageError("--print needs --model: the embedded one is unpacked at the first start")
     request = Request(
         profile=declaration.profile,
@@ -255,6 +336,7 @@ def _as_systemd_run(ctx: Context, machine: Machine, declaration: Declaration) ->
         api_key_file=credential_of(f"infertune-server-{declaration.name}.service")
         if declaration.api_key_file
         else None,
+        command=declaration.command,
     )
     result = Result(profile=declaration.profile)
     one = Run(ctx.root, machine, request, result, Audience())
@@ -295,22 +377,23 @@ def _about(name: str) -> dict[str, Any]:
     return next((each for each in _call("Servers") if each["name"] == name), {})
 
 
-def _answers(root: Root, name: str, port: int, uid: int, host: str) -> bool:
+def _answers(root: Root, name: str, door: Door, uid: int) -> bool:
     """Whether the server says it is ready, and not somebody else on its port.  Raises Failed.
 
     The very socket that answers is its user's, and no other user has one there.
     """
-    at = reached_at(host)
-    before = listeners(root, port, at)
+    at = reached_at(door.host)
+    before = listeners(root, door.port, at)
     if others := {each.uid for each in before} - {uid}:
         raise Failed(
-            f"{name}: port {port} is another program's, of uid {min(others)}",
+            f"{name}: port {door.port} is another program's, of uid {min(others)}",
             hint=f"infertune stop {name}, and end that program or take another port",
         )
-    return bool(before) and healthy(url_of(host, port)) and listeners(root, port, at) == before
+    answers = bool(before) and healthy(door.url, path=door.path)
+    return answers and listeners(root, door.port, at) == before
 
 
-def _wait(root: Root, name: str, port: int, host: str) -> float:
+def _wait(root: Root, name: str, door: Door) -> float:
     """Seconds until the server answers.  Raises Failed where its unit ends first."""
     begin = time.monotonic()
     ask_again = begin
@@ -326,7 +409,7 @@ def _wait(root: Root, name: str, port: int, host: str) -> float:
                     why = f": {about['error']}" if about.get("error") else ""
                     raise Failed(f"{name}: its unit is {state}{why}", hint=f"infertune logs {name}")
                 ask_again = time.monotonic() + _ASK_S
-            if uid is not None and _answers(root, name, port, uid, host):
+            if uid is not None and _answers(root, name, door, uid):
                 return waited
             if uid is None and waited > _UID_S:
                 raise Failed(f"{name}: systemd does not say which user its unit runs as")
@@ -342,7 +425,7 @@ def _servers(ctx: Context) -> int:
     _need_daemon(ctx)
     found = _call("Servers")
     if ctx.args.json:
-        fields = ("name", "state", "profile", "host", "port", "model", "unit", "error")
+        fields = ("name", "state", "profile", "host", "port", "model", "engine", "unit", "error")
         ctx.print_json(
             "infertune.servers/1",
             {"servers": [{field: each.get(field) for field in fields} for each in found]},
@@ -354,7 +437,7 @@ def _servers(ctx: Context) -> int:
                 each["state"],
                 each.get("profile", "-"),
                 _door(each),
-                each.get("error") or each.get("model") or each.get("unit") or "the embedded model",
+                _what(each),
             )
             for each in found
         ]
@@ -370,6 +453,14 @@ def _door(server: dict[str, Any]) -> str:
     if port is None:
         return "-"
     return str(port) if host in (None, LOOPBACK) else f"{host}:{port}"
+
+
+def _what(about: dict[str, Any]) -> str:
+    """What a server serves, or why it does not."""
+    if found := about.get("error") or about.get("model") or about.get("unit"):
+        return str(found)
+    engine = about.get("engine", "llama-server")
+    return "the embedded model" if engine == "llama-server" else engine
 
 
 def _stop(ctx: Context) -> int:
@@ -423,6 +514,12 @@ COMMANDS: tuple[Command, ...] = (
                 action="store_true",
                 help="print the equivalent systemd-run command instead",
             ),
+            argument(
+                "--engine",
+                choices=tuple(ENGINES),
+                metavar="ENGINE",
+                help=f"what the program after -- is: {', '.join(ENGINES)}",
+            ),
             FORCE,
             JSON,
         ),
@@ -430,7 +527,8 @@ COMMANDS: tuple[Command, ...] = (
         "in infertune.slice with the profile's memory protection, CPUs and limits. It outlives the "
         "daemon. With nothing applied, the profile is applied first. A model that does not fit "
         "('infertune fit') is refused unless --force is given. Server settings over the "
-        "profile's may follow after --, as SETTING=VALUE (ctx_size=8192).",
+        "profile's may follow after --, as SETTING=VALUE (ctx_size=8192); or a program that is the "
+        "server, with its words (-- vllm serve ...), which listens on --port.",
         takes_command=True,
     ),
     verb(

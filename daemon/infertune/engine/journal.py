@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+from infertune.base.locks import MACHINE_LOCK
 from infertune.base.records import asdict, dataclass, replace
 from infertune.base.root import Root
 from infertune.catalogue.knobs import KNOBS
@@ -32,7 +33,7 @@ from infertune.host.system import boot_id
 
 RUNTIME = "/run/infertune/journal"
 PERSISTENT = "/var/lib/infertune/journal"
-LOCK = "/run/infertune/lock"
+LOCK = MACHINE_LOCK
 """Of the machine: whoever changes it holds this."""
 FORMAT = 1
 

@@ -3,12 +3,20 @@
 
 from __future__ import annotations
 
-from infertune.base.addresses import LOOPBACK
+from collections.abc import Iterable
+
+from infertune.base.addresses import LOOPBACK, reached_at
+from infertune.base.records import dataclass
 from infertune.base.root import Root
 from infertune.exporter.base import bounded
+from infertune.host.processes import arguments
+from infertune.host.servers import unit_engine
 from infertune.servers import running
+from infertune.servers.declaration import Declaration, Foreign
+from infertune.servers.engines import ENGINES, engine_titled
+from infertune.servers.engines.base import Engine, Known
 from infertune.servers.running import Unit
-from infertune.servers.store import declared_ports
+from infertune.servers.store import declarations
 
 MAX_SERVERS = 64
 """Bound of the label ``server``.  A machine with one memory serves a handful."""
@@ -31,10 +39,55 @@ def cgroup_ids(root: Root) -> dict[int, str]:
     return running.cgroup_ids(root, units(root))
 
 
-def ports(root: Root) -> dict[str, int]:
-    """Port by name of every declared server that loopback leads to.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A declared server that answers somewhere."""
+
+    port: int
+    engine: Engine | None
+    """None: not known, so that it is not known either what a question would do to it."""
+    known: Known = Known()
+
+
+def asked(root: Root) -> dict[str, Asked]:
+    """Every declared server that loopback leads to, by name; one that is not valid is left out.
 
     The exporter's unit reaches no other address, and it has no key: whoever took the port of a
     server that is down would be given it.
     """
-    return dict(bounded(list(declared_ports(root, at=LOOPBACK).items()), MAX_SERVERS))
+    found = [
+        (name, each)
+        for name, each in declarations(root).items()
+        if each.port is not None and _is_reached(each)
+    ]
+    chosen = dict(bounded(found, MAX_SERVERS))
+    own = [unit for unit in units(root) if isinstance(chosen.get(unit.server), Declaration)]
+    awake = _told_nothing_of_sleep(root, own)
+    return {
+        name: Asked(each.port or 0, _engine(root, each), Known(never_sleeps=name in awake))
+        for name, each in chosen.items()
+    }
+
+
+def _is_reached(declared: Declaration | Foreign) -> bool:
+    return isinstance(declared, Foreign) or reached_at(declared.host) == LOOPBACK
+
+
+def _engine(root: Root, declared: Declaration | Foreign) -> Engine | None:
+    if declared.engine is not None:
+        return ENGINES[declared.engine]
+    return engine_titled(unit_engine(root, declared.unit))
+
+
+def _told_nothing_of_sleep(root: Root, own: Iterable[Unit]) -> set[str]:
+    """Our servers whose command lines are seen and do not have them sleep.
+
+    Ours get no variables that could (launch_settings.py); those of others may.
+    """
+    words: dict[str, set[str]] = {}
+    for pid, server in running.processes(root, own).items():
+        words.setdefault(server, set()).update(arguments(root, pid))
+    return {server for server, said in words.items() if said and _SLEEP not in said}
+
+
+_SLEEP = "--sleep-idle-seconds"

@@ -112,6 +112,11 @@ def user_of(root: Root, pid: int | str) -> int | None:
     return integer(ids[0]) if ids else None
 
 
+def arguments(root: Root, pid: int | str) -> tuple[str, ...]:
+    """Words of a process's command line (proc_pid_cmdline(5)); empty where it is gone."""
+    return tuple(filter(None, (root.get(f"/proc/{pid}/cmdline") or "").split("\0")))
+
+
 def children(root: Root, pid: int | str) -> tuple[int, ...]:
     """Processes a process has started (CONFIG_PROC_CHILDREN); empty where it is not told."""
     listed = (root.get(f"/proc/{pid}/task/{pid}/children") or "").split()

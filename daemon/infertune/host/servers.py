@@ -205,6 +205,25 @@ def _units(root: Root, places: tuple[str, ...], kind: Kind, *, user: bool) -> It
             yield from _started(root, _merged(root, path, base, parts), kind, user)
 
 
+def unit_engine(root: Root, name: str) -> str | None:
+    """Engine of one of the system's units, as command_line.py names it; None: not known."""
+    template = f"{name.partition('@')[0]}@.{name.rpartition('.')[2]}" if "@" in name else name
+    places = _distinct(root, _SYSTEM_UNITS)
+    paths = [f"{place}/{each}" for each in (name, template) for place in places]
+    path = next((each for each in paths if root.exists(each)), None)
+    base = _unit_entry(root, path) if path else None
+    if path is None or base is None:
+        return None
+    directories = [f"{place}/{each}.d" for each in (name, template) for place in places]
+    drop_ins: dict[str, str] = {}
+    for directory in directories:
+        for each in _listed(root, directory)[:_DROP_INS_LIMIT]:
+            if each.endswith(".conf"):
+                drop_ins.setdefault(each, f"{directory}/{each}")
+    command = _merged(root, path, base, drop_ins).entry.command
+    return command.engine if command else None
+
+
 def _unit_files(
     root: Root, places: tuple[str, ...], suffix: str
 ) -> tuple[dict[str, list[str]], dict[str, dict[str, str]]]:

@@ -52,10 +52,10 @@ class Completion:
         return 1 / self.tpot_s if self.tpot_s else None
 
 
-def healthy(base_url: str, timeout_s: float = 2.0) -> bool:
+def healthy(base_url: str, timeout_s: float = 2.0, path: str = "/health") -> bool:
     """Whether the server says it is ready (it answers 503 while it loads, or not at all)."""
     try:
-        with _opener.open(f"{base_url}/health", timeout=timeout_s) as reply:
+        with _opener.open(f"{base_url}{path}", timeout=timeout_s) as reply:
             return bool(reply.status == 200)
     except (OSError, http.client.HTTPException):
         return False

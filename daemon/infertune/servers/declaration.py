@@ -7,8 +7,10 @@ A declaration is a small TOML file that only root can write.
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 
 from infertune.base.addresses import LOOPBACK, client, is_loopback, listen_address
 from infertune.base.errors import DeclarationError, UsageError
@@ -20,12 +22,15 @@ from infertune.catalogue.server_settings import (
     FilePath,
     check_together,
     files_of,
+    models_of,
     own_flags,
     parse_server_setting,
 )
 from infertune.host.machine import Machine
 from infertune.profiles.resolve import Desired
+from infertune.server_files.command_line import parse
 from infertune.servers.api_key import key_path
+from infertune.servers.engines import ENGINES, engine_titled
 
 DECLARED = "/etc/infertune/servers.d"
 """Servers that start with the daemon."""
@@ -40,8 +45,8 @@ class Declaration:
     name: str
     profile: str
     model: str | None
-    """Path of a GGUF file, or the name of a model of the machine's (models.py); None for the
-    small model of the extra ``embedded``."""
+    """Path of a GGUF file, or the name of a model of the machine's (models.py); None for a
+    router, or for the small model of the extra ``embedded``."""
     port: int
     backend: str = "auto"
     settings: Mapping[str, str | int | bool] | None = None
@@ -56,10 +61,20 @@ class Declaration:
     """File of root's with the keys of its clients (api_key.py)."""
     clients: tuple[str, ...] = ()
     """Who may come to another address than loopback; none: whoever has a private address."""
+    engine: str = "llama-server"
+    """Its name in engines/."""
+    command: tuple[str, ...] = ()
+    """The program that is the server, with its words, which only root can write; none: infertune's
+    own way with llama-server."""
 
     @property
     def unit(self) -> str:
         return server_unit(self.name)
+
+    @property
+    def router(self) -> Mapping[str, str]:
+        """Where it finds its models, by setting; empty for a server of one model."""
+        return models_of(self.settings or {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +87,8 @@ class Foreign:
     backend: str = "auto"
     port: int | None = None
     """Where it answers; None: not said."""
+    engine: str | None = None
+    """What answers there, by its name in engines/; None: as its unit's ExecStart= shows."""
 
 
 def parse_declaration(
@@ -83,14 +100,19 @@ def parse_declaration(
     table = read_table(text, file, DeclarationError)
     if "unit" in table:
         return _foreign(name, table, default_profile)
+    if "exec" in table:
+        return _of_a_command(name, table, default_profile)
     table.only(("port",), _KEYS)
+    settings = _settings(table.table("settings")) if "settings" in table else {}
+    if "model" in table and (router := models_of(settings)):
+        raise table.wrong("model", f"'model' and {', '.join(router)}: a router has no model")
     return Declaration(
         name,
         _profile(table, default_profile),
         _model(table) if "model" in table else None,
         table.whole("port", 1024, 65535),
         table.one_of("backend", ("auto", *BACKENDS), "auto"),
-        _settings(table.table("settings")) if "settings" in table else {},
+        settings,
         table.flag("force", False),
         _flags(table) if "flags" in table else (),
         *_door(table),
@@ -98,7 +120,7 @@ def parse_declaration(
 
 
 _KEYS = (
-    *("profile", "model", "backend", "settings", "flags", "force", "unit"),
+    *("profile", "model", "backend", "settings", "flags", "force", "unit", "exec"),
     *("host", "api_key_file", "clients"),
 )
 
@@ -138,7 +160,7 @@ def _checked(
 
 def _foreign(name: str, table: Table, default_profile: Callable[[], str | None]) -> Foreign:
     """What the unit runs is its own business: no model, no settings."""
-    table.only(("unit",), ("profile", "backend", "port"))
+    table.only(("unit",), ("profile", "backend", "port", "engine"))
     unit = table.text("unit")
     if not is_foreign_unit(unit):
         raise table.wrong("unit", f"'unit': {shown(unit)} is not a service that can be adopted")
@@ -148,7 +170,39 @@ def _foreign(name: str, table: Table, default_profile: Callable[[], str | None])
         unit,
         table.one_of("backend", ("auto", *BACKENDS), "auto"),
         table.whole("port", 1, 65535) if "port" in table else None,
+        table.one_of("engine", tuple(ENGINES)) if "engine" in table else None,
     )
+
+
+def _of_a_command(
+    name: str, table: Table, default_profile: Callable[[], str | None]
+) -> Declaration:
+    """What it serves, and how, is in its words: no model, no settings."""
+    table.only(("exec", "port"), ("profile", "backend", "engine"))
+    command = _words(table, "exec", '["/opt/vllm/bin/vllm", "serve", "/srv/models/qwen"]')
+    if not re.fullmatch(r"/[^/].*", command[0]) or os.path.normpath(command[0]) != command[0]:
+        raise table.wrong("exec", f"'exec': {shown(command[0])} is not the path of a program")
+    known = engine_of(command)
+    if known is None and "engine" not in table:
+        names = ", ".join(ENGINES)
+        raise table.wrong("exec", f"'exec': which engine this is, is not known: engine = {names}")
+    return Declaration(
+        name,
+        _profile(table, default_profile),
+        None,
+        table.whole("port", 1024, 65535),
+        table.one_of("backend", ("auto", *BACKENDS), "auto"),
+        {},
+        engine=table.one_of("engine", tuple(ENGINES), known),
+        command=command,
+    )
+
+
+def engine_of(command: Sequence[str]) -> str | None:
+    """The engine that a command line starts, by its name in engines/; None: not known."""
+    known = parse(shlex.join(command))
+    engine = engine_titled(known.engine) if known else None
+    return engine.id if engine else None
 
 
 def _profile(table: Table, default_profile: Callable[[], str | None]) -> str:
@@ -174,13 +228,22 @@ def _model(table: Table) -> str:
 
 
 def _flags(table: Table) -> tuple[str, ...]:
-    words = table.values["flags"]
-    if not isinstance(words, list) or not all(isinstance(each, str) for each in words):
-        raise table.wrong("flags", 'flags is a list of words: ["--reasoning-format", "none"]')
-    if not all(each.isprintable() for each in words):
-        raise table.wrong("flags", "'flags': a word has control characters")
+    words = _words(table, "flags", '["--reasoning-format", "none"]', least=0)
     if problem := own_flags(words):
         raise table.wrong("flags", f"'flags': {problem}")
+    return words
+
+
+def _words(table: Table, key: str, example: str, least: int = 1) -> tuple[str, ...]:
+    words = table.values[key]
+    if (
+        not isinstance(words, list)
+        or len(words) < least
+        or not all(isinstance(each, str) for each in words)
+    ):
+        raise table.wrong(key, f"{key} is a list of words: {example}")
+    if not all(each.isprintable() for each in words):
+        raise table.wrong(key, f"'{key}': a word has control characters")
     return tuple(words)
 
 
@@ -222,9 +285,18 @@ def server_settings(
 
 
 def files(declaration: Declaration, desired: Desired) -> dict[str, str]:
-    """The files that a server reads, by what names them."""
+    """The files that a server reads, by what names them; a directory ends with a slash.
+
+    Those of a command are its own business: it sees what any unit of ours sees.
+    """
+    if declaration.command:
+        return {}
     model = {"model": declaration.model} if declaration.model is not None else {}
-    return {**model, **files_of(server_settings(declaration, desired))}
+    settings = server_settings(declaration, desired)
+    router = models_of(settings)
+    if "models_dir" in router:
+        router["models_dir"] += "/"
+    return {**model, **files_of(settings), **router}
 
 
 def declaration_text(declaration: Declaration | Foreign) -> str:
@@ -234,10 +306,15 @@ def declaration_text(declaration: Declaration | Foreign) -> str:
         lines.append(f"port = {declaration.port}")
     if isinstance(declaration, Foreign):
         lines.append(f"unit = {json.dumps(declaration.unit)}")
+        if declaration.engine is not None:
+            lines.append(f"engine = {json.dumps(declaration.engine)}")
         return "\n".join([*lines, f"backend = {json.dumps(declaration.backend)}"]) + "\n"
     if declaration.model is not None:
         lines.append(f"model = {json.dumps(declaration.model, ensure_ascii=False)}")
     lines.append(f"backend = {json.dumps(declaration.backend)}")
+    if declaration.command:
+        lines.append(f"engine = {json.dumps(declaration.engine)}")
+        lines.append(f"exec = {json.dumps(declaration.command, ensure_ascii=False)}")
     if declaration.force:
         lines.append("force = true")
     if declaration.flags:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 from functools import partial
 
-from infertune.base.addresses import LOOPBACK, reached_at
 from infertune.base.errors import DeclarationError, Failed, InfertuneError
 from infertune.base.names import NAME
 from infertune.base.root import Root, changeable_by_others
@@ -66,19 +65,20 @@ def declared_names(root: Root, directory: str) -> list[str]:
     return [name for file in files if NAME.fullmatch(name := file.removesuffix(".toml"))]
 
 
-def declared_ports(root: Root, *, at: str | None = None) -> dict[str, int]:
-    """Port by name of every declared server; a declaration that is not valid has none.
-
-    ``at``: only of those that are reached at this address.
-    """
+def declarations(root: Root) -> dict[str, Declaration | Foreign]:
+    """Every server that is declared, by name; a declaration that is not valid is left out."""
     found = {}
     for name in sorted({*declared_names(root, DECLARED), *declared_names(root, TRANSIENT)}):
         with contextlib.suppress(InfertuneError):
-            one = find_declaration(root, name)
-            host = one.host if isinstance(one, Declaration) else LOOPBACK
-            if one and one.port is not None and at in (None, reached_at(host)):
-                found[name] = one.port
+            if declaration := find_declaration(root, name):
+                found[name] = declaration
     return found
+
+
+def declared_ports(root: Root) -> dict[str, int]:
+    """Port by name of every declared server; a declaration that is not valid has none."""
+    declared = declarations(root).items()
+    return {name: each.port for name, each in declared if each.port is not None}
 
 
 def write_declaration(root: Root, declaration: Declaration | Foreign) -> None:

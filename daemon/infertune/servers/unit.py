@@ -96,6 +96,11 @@ def access(declaration: Declaration, desired: Desired, groups: Iterable[str]) ->
     Raises UsageError where it would see all of a home.
     """
     found = {}
+    if declaration.command and in_a_home(declaration.command[0]):
+        raise UsageError(
+            f"server '{declaration.name}': {declaration.command[0]}: a unit sees no homes",
+            hint="install it in /opt",
+        )
     for what, path in files(declaration, desired).items():
         refuse_a_home(f"server '{declaration.name}': {what}", path)
     if names := " ".join(groups):

@@ -16,7 +16,7 @@ from dbus_fast import Variant
 from dbus_fast.aio import MessageBus
 
 from infertune.base.errors import Busy, NotPermitted
-from infertune.service.calls import Remote, call
+from infertune.service.calls import Questions, Remote
 
 _ALLOW_INTERACTION = 1
 _TIMEOUT_S = 5.0
@@ -25,8 +25,10 @@ _INTERACTION_TIMEOUT_S = 120.0
 
 MAX_PROMPTS_OF_ONE = 4
 MAX_PROMPTS = 16
-"""Prompts that wait for a person, of one user and of all; the bus lets a connection wait for 128
-answers, and whoever filled them would keep the daemon from asking anybody anything."""
+"""Prompts that wait for a person, of one user and of all."""
+MAX_QUESTIONS = 64
+"""Questions that polkit has not answered: twice as many as there are calls at a time
+(callers.py), half as many as the bus lets a connection have."""
 
 _POLKIT = Remote(
     "org.freedesktop.PolicyKit1",
@@ -39,7 +41,7 @@ class Authority:
     """Asks polkit on behalf of the callers of one bus."""
 
     def __init__(self, bus: MessageBus) -> None:
-        self._bus = bus
+        self._polkit = Questions(bus, _POLKIT, MAX_QUESTIONS)
         self._prompts: Counter[int] = Counter()
         """By user, not by connection: anybody can have many of those."""
         self._numbers = itertools.count(1)
@@ -84,7 +86,7 @@ class Authority:
             # polkit would go on waiting, and the bus for its answer.
             with contextlib.suppress(Exception):
                 cancel = "CancelCheckAuthorization"
-                await call(self._bus, _POLKIT, cancel, "s", name, timeout_s=_TIMEOUT_S)
+                await self._polkit.call(cancel, "s", name, timeout_s=_TIMEOUT_S)
             raise
 
     async def _ask_polkit(self, sender: str, action: str, prompt: str = "") -> tuple[bool, bool]:
@@ -92,9 +94,7 @@ class Authority:
 
         ``prompt`` is a name for a question that a person may be asked.
         """
-        reply = await call(
-            self._bus,
-            _POLKIT,
+        reply = await self._polkit.call(
             "CheckAuthorization",
             "(sa{sv})sa{ss}us",
             ("system-bus-name", {"name": Variant("s", sender)}),

@@ -43,7 +43,8 @@ async def call(
 ) -> Message:
     """The answer to a call.  Raises Refused; TimeoutError; EOFError or OSError without a bus.
 
-    ``timeout_s`` may be None for the bus itself: without its answers nothing goes on.
+    ``timeout_s`` may be None for the bus itself: without its answers nothing goes on.  A call is
+    open on the bus until its answer comes, whoever waits for that (Questions).
     """
     message = Message(
         destination=remote.name,
@@ -61,3 +62,33 @@ async def call(
         name = reply.error_name or ""
         raise Refused(name, str(reply.body[0]) if reply.body else name)
     return reply
+
+
+class Questions:
+    """Calls to one service, so many at the most, each counted until it is answered.
+
+    Also after nobody waits for it any more.  The bus does that, too: a connection has 128 calls
+    that are not answered, and a service that hangs would take them all from the others.
+    """
+
+    def __init__(self, bus: MessageBus, remote: Remote, most: int) -> None:
+        self._bus = bus
+        self._remote = remote
+        self._most = most
+        self._open: set[asyncio.Future[Message]] = set()
+
+    async def call(self, member: str, signature: str, *body: Any, timeout_s: float) -> Message:
+        """As ``call``.  Raises Refused, too, where too many are open."""
+        if len(self._open) >= self._most:
+            raise Refused("", f"{self._remote.name} left {self._most} calls without an answer")
+        question = asyncio.ensure_future(
+            call(self._bus, self._remote, member, signature, *body, timeout_s=None)
+        )
+        self._open.add(question)
+        question.add_done_callback(self._answered)
+        return await asyncio.wait_for(asyncio.shield(question), timeout_s)
+
+    def _answered(self, question: asyncio.Future[Message]) -> None:
+        self._open.remove(question)
+        if not question.cancelled():
+            question.exception()  # is nobody's any more, where nobody waits

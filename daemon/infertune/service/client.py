@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import time
 from ctypes import POINTER, byref, c_char, c_char_p, c_int, c_uint8, c_uint32, c_uint64, c_void_p
 
 from infertune.base.errors import InfertuneError, Unreachable
-from infertune.service.names import BUS_NAME, ERROR, ERRORS, INTERFACE, OBJECT_PATH
+from infertune.service.names import BUS_NAME, ERROR, ERRORS, INTERFACE, OBJECT_PATH, ROOT_NAME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,6 +65,13 @@ _NUMBERS: dict[bytes, Any] = {
 _TEXTS = (b"s", b"o", b"g")
 _NONE = b"av"
 """How None travels (wire.py)."""
+_OF_THE_BUS = "org.freedesktop.DBus.Error."
+_NOT_THERE = ("ServiceUnknown", "NameHasNoOwner", "AccessDenied")
+"""Errors of the bus for a name: the daemon did not see the call."""
+
+
+class _NotThere(Unreachable):
+    """Nobody has the name, or the bus lets nobody of this user through to it."""
 
 
 def call(member: str, signature: str = "", arguments: Sequence[Any] = ()) -> Any:
@@ -82,10 +90,26 @@ def call(member: str, signature: str = "", arguments: Sequence[Any] = ()) -> Any
         library.sd_bus_open_system(byref(bus))
     except OSError as error:
         raise Unreachable("there is no system bus") from error
+    try:
+        if os.geteuid() == 0:
+            try:
+                return _call(library, bus, ROOT_NAME, member, signature, arguments)
+            except _NotThere:
+                pass  # an older daemon, or the root of a container
+        return _call(library, bus, BUS_NAME, member, signature, arguments)
+    except OSError as error:
+        raise Unreachable("the daemon does not answer") from error
+    finally:
+        library.sd_bus_flush_close_unref(bus)
+
+
+def _call(
+    library: Any, bus: c_void_p, name: str, member: str, signature: str, arguments: Sequence[Any]
+) -> Any:
     question, answer = c_void_p(), c_void_p()
     try:
         library.sd_bus_message_new_method_call(
-            bus, byref(question), *map(str.encode, (BUS_NAME, OBJECT_PATH, INTERFACE, member))
+            bus, byref(question), *map(str.encode, (name, OBJECT_PATH, INTERFACE, member))
         )
         library.sd_bus_message_set_auto_start(question, 0)
         library.sd_bus_message_set_allow_interactive_authorization(question, 1)
@@ -96,12 +120,9 @@ def call(member: str, signature: str = "", arguments: Sequence[Any] = ()) -> Any
             raise _error(*map(_text, (refused.contents.name, refused.contents.message)))
         values = _Reader(library, answer).values()
         return values[0] if values else None
-    except OSError as error:
-        raise Unreachable("the daemon does not answer") from error
     finally:
         library.sd_bus_message_unref(answer)
         library.sd_bus_message_unref(question)
-        library.sd_bus_flush_close_unref(bus)
 
 
 def _library() -> Any:
@@ -208,7 +229,8 @@ def _text(data: bytes | None) -> str:
 
 def _error(name: str, text: str) -> InfertuneError:
     if not name.startswith(f"{ERROR}."):
-        return Unreachable(f"the daemon does not answer: {text or name}")
+        kind = _NotThere if name.removeprefix(_OF_THE_BUS) in _NOT_THERE else Unreachable
+        return kind(f"the daemon does not answer: {text or name}")
     message, _, hint = text.partition("\n")
     error = InfertuneError(message, hint=hint or None)
     error.exit_code = ERRORS.get(name.removeprefix(f"{ERROR}."), InfertuneError).exit_code

@@ -17,7 +17,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 
-from dbus_fast import BusType, Message, MessageType, NameFlag, RequestNameReply
+from dbus_fast import BusType, DBusError, Message, MessageType, NameFlag, RequestNameReply
 from dbus_fast.aio import MessageBus
 
 from infertune import __version__
@@ -31,11 +31,11 @@ from infertune.service.authority import Authority
 from infertune.service.callers import Callers
 from infertune.service.demand import Demand
 from infertune.service.facts import Facts
-from infertune.service.guarded import GuardedBus
+from infertune.service.guarded import GuardedBus, OwnBus
 from infertune.service.keeper import Choice, Keeper, boottime
 from infertune.service.load import Watch
 from infertune.service.log import listen_to_libraries, log, log_debug
-from infertune.service.names import BUS_NAME, OBJECT_PATH
+from infertune.service.names import BUS_NAME, OBJECT_PATH, ROOT_NAME
 from infertune.service.peers import LOGIND, NAMES, TUNED, Peers
 from infertune.service.power import PROVIDERS, Power
 from infertune.service.serving import Serving
@@ -90,8 +90,12 @@ class Daemon:
         self._serving: Serving
         self._peers: Peers
         self._power: Power
-        self._bus: MessageBus | None = None
-        self._off_the_bus: asyncio.Task[None]
+        self._bus: MessageBus
+        """Its own connection: what it asks others and hears of them, and root's calls."""
+        self._public: MessageBus
+        """Where everybody calls.  Whoever fills it keeps nobody but its callers waiting."""
+        self._connections: dict[MessageBus, asyncio.Task[None]] = {}
+        """Each with the end of it."""
 
     def stop(self) -> None:
         """End ``run`` with everything put back."""
@@ -106,11 +110,12 @@ class Daemon:
         if self._devices:
             asyncio.get_running_loop().remove_reader(self._devices.fileno())
             self._devices = None
-        if self._bus:
-            self._bus.disconnect()
+        for bus in self._connections:
+            bus.disconnect()
+        for end in self._connections.values():
             # A bus that went away says so here once more.
             with contextlib.suppress(EOFError, OSError):
-                await self._off_the_bus
+                await end
         asyncio.get_running_loop().remove_reader(self._deadline.fd)
         self._deadline.close()
         self._life.close()
@@ -144,7 +149,7 @@ class Daemon:
         self._say_problem()
 
         self._notify.send(STATUS="taking its name on the bus")
-        await self._take_the_name()
+        await self._take_the_names()
         self._watch_devices()
         await self._look()
         loop.add_reader(self._deadline.fd, self._expired)
@@ -180,7 +185,7 @@ class Daemon:
         told = asyncio.get_running_loop().create_task(self._over.wait())
         try:
             first = asyncio.FIRST_COMPLETED
-            await asyncio.wait({told, self._off_the_bus}, return_when=first)
+            await asyncio.wait({told, *self._connections.values()}, return_when=first)
             return told.done()
         finally:
             told.cancel()
@@ -207,10 +212,8 @@ class Daemon:
         self._load.look()
 
     async def _join_the_bus(self) -> None:
-        address = self._environment.get("DBUS_SYSTEM_BUS_ADDRESS")
-        self._bus = await GuardedBus(bus_address=address, bus_type=BusType.SYSTEM).connect()
-        gone = self._bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
-        self._off_the_bus = asyncio.get_running_loop().create_task(gone)
+        self._bus = await self._connect(OwnBus)
+        self._public = await self._connect(GuardedBus)
         self._peers = Peers(self._bus)
         self._power = Power(self._bus, self._peers, self._keeper)
         self._serving = Serving(self._root, Systemd(self._bus))
@@ -227,16 +230,30 @@ class Daemon:
         self._bus.add_message_handler(self._hear)
         await self._peers.start()
 
-    async def _take_the_name(self) -> None:
-        assert self._bus is not None
+    async def _connect(self, kind: type[GuardedBus]) -> MessageBus:
+        address = self._environment.get("DBUS_SYSTEM_BUS_ADDRESS")
+        bus = await kind(bus_address=address, bus_type=BusType.SYSTEM).connect()
+        end = bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
+        self._connections[bus] = asyncio.get_running_loop().create_task(end)
+        return bus
+
+    async def _take_the_names(self) -> None:
         assert self._manager is not None
-        self._bus.add_message_handler(remember_caller)
-        self._bus.export(OBJECT_PATH, self._manager)
-        if await self._bus.request_name(BUS_NAME, NameFlag.DO_NOT_QUEUE) not in (
+        for bus in self._connections:
+            bus.add_message_handler(remember_caller)
+            bus.export(OBJECT_PATH, self._manager)
+        if await self._public.request_name(BUS_NAME, NameFlag.DO_NOT_QUEUE) not in (
             RequestNameReply.PRIMARY_OWNER,
             RequestNameReply.ALREADY_OWNER,
         ):
             raise UsageError(f"{BUS_NAME} is taken: another infertuned is running")
+        try:
+            await self._bus.request_name(ROOT_NAME, NameFlag.DO_NOT_QUEUE)
+        except DBusError:
+            # Of an older version.  Root is answered all the same, in the queue with all others.
+            log(
+                4, f"the bus policy does not know {ROOT_NAME}: 'infertune setup' writes the new one"
+            )
 
     # -- events ----------------------------------------------------------------
 

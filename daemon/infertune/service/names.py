@@ -13,6 +13,8 @@ from infertune.base.errors import (
 )
 
 BUS_NAME = "org.infertune.Infertune1"
+ROOT_NAME = "org.infertune.Infertune1.Root"
+"""The same object on a connection to which the bus lets nobody but root send."""
 OBJECT_PATH = "/org/infertune/Infertune1"
 INTERFACE = "org.infertune.Infertune1"
 ERROR = "org.infertune.Infertune1.Error"

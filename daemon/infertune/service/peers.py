@@ -18,13 +18,17 @@ NAMES: dict[str, str] = {
 }
 """Well-known names that matter here, and how people call their owners."""
 
-SIGNALS: tuple[tuple[str, str], ...] = (
-    ("org.freedesktop.login1.Manager", "PrepareForSleep"),
-    ("com.redhat.tuned.control", "profile_changed"),
+_UPOWER = "org.freedesktop.UPower.PowerProfiles"
+_HADESS = "net.hadess.PowerProfiles"
+
+SIGNALS: tuple[tuple[str, str, str], ...] = (
+    (LOGIND, "org.freedesktop.login1.Manager", "PrepareForSleep"),
+    (TUNED, "com.redhat.tuned.control", "profile_changed"),
     # power-profiles-daemon sends it to the holder alone, tuned-ppd to everybody.
-    ("org.freedesktop.UPower.PowerProfiles", "ProfileReleased"),
-    ("net.hadess.PowerProfiles", "ProfileReleased"),
+    (_UPOWER, _UPOWER, "ProfileReleased"),
+    (_HADESS, _HADESS, "ProfileReleased"),
 )
+"""Sender, interface and member.  With a sender the bus keeps broadcasts of everybody else."""
 
 
 _TIMEOUT_S = 2.0
@@ -40,8 +44,9 @@ class Peers:
     async def start(self) -> None:
         """Ask for the signals, then who is there now; nobody is started by it."""
         await self._call("AddMatch", f"type='signal',sender='{BUS.name}',member='NameOwnerChanged'")
-        for interface, member in SIGNALS:
-            await self._call("AddMatch", f"type='signal',interface='{interface}',member='{member}'")
+        for sender, interface, member in SIGNALS:
+            rule = f"type='signal',sender='{sender}',interface='{interface}',member='{member}'"
+            await self._call("AddMatch", rule)
         for name in NAMES:
             reply = await self._call("GetNameOwner", name)
             if reply is not None:

@@ -154,8 +154,9 @@ class Serving:
         found = self._found(name)
         if isinstance(found, Declaration) or (found and found.unit != unit and self._lasting(name)):
             raise UsageError(f"'{name}' is another server, {found.unit}", hint="another --name")
-        port = found.port if found else None
-        return Foreign(name, choice.profile, unit, choice.backend, port)
+        if isinstance(found, Foreign):
+            return replace(found, profile=choice.profile, unit=unit, backend=choice.backend)
+        return Foreign(name, choice.profile, unit, choice.backend)
 
     def _lasting(self, name: str) -> bool:
         return self._root.exists(f"{DECLARED}/{name}.toml")
@@ -253,10 +254,12 @@ class Serving:
         except InfertuneError as error:
             return {**about, "error": error.message}
         if isinstance(found, Foreign):
-            about |= {"unit": found.unit, "profile": found.profile}
+            about |= {"unit": found.unit, "profile": found.profile, "engine": found.engine}
         elif found:
-            about |= {"profile": found.profile, "port": found.port, "model": found.model}
+            model = found.model or next(iter(found.router.values()), None)
+            about |= {"profile": found.profile, "port": found.port, "model": model}
             about |= {"host": found.host, "key": found.api_key_file is not None}
+            about["engine"] = found.engine
         return about
 
     def _refuse_a_taken_port(self, declaration: Declaration) -> None:

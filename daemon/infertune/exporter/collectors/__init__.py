@@ -5,12 +5,12 @@ from infertune.exporter.base import Collector
 from infertune.exporter.collectors.amdgpu import AMDGPU
 from infertune.exporter.collectors.boot import BOOT
 from infertune.exporter.collectors.cpufreq import CPUFREQ
+from infertune.exporter.collectors.engines import ENGINES_COLLECTOR
 from infertune.exporter.collectors.fdinfo import FDINFO
 from infertune.exporter.collectors.gpu_metrics import GPU_METRICS
 from infertune.exporter.collectors.journal import JOURNAL, PROFILE
 from infertune.exporter.collectors.kfd import KFD
 from infertune.exporter.collectors.knobs import KNOBS_COLLECTOR
-from infertune.exporter.collectors.llama import LLAMA
 from infertune.exporter.collectors.machine import MACHINE
 from infertune.exporter.collectors.memory import MEMORY
 from infertune.exporter.collectors.npu import NPU
@@ -38,7 +38,7 @@ COLLECTORS: dict[str, Collector] = {
         THP,
         CPUFREQ,
         NPU,
-        LLAMA,
+        ENGINES_COLLECTOR,
     )
 }
 """Every collector by its id, in the order of the page and of docs/metrics.md."""
