@@ -47,7 +47,7 @@ EXIT_MEANING = {
     Exit.DONE: "done",
     Exit.DIFFERS: "something differs, or there are findings",
     Exit.USAGE: "wrong usage, or a profile that is not valid; nothing was touched",
-    Exit.FAILED: "failed and rolled back, or another infertune holds the machine",
+    Exit.FAILED: "failed and rolled back, or another infertune has the machine",
     Exit.NOT_PERMITTED: "not permitted; nothing was touched",
     Exit.UNREACHABLE: "the daemon cannot be reached; nothing was touched",
 }
@@ -110,7 +110,7 @@ def _knob(knob: Knob) -> list[str]:
     ]
     if knob.risk != "safe":
         facts.append(("risk", knob.risk))
-    if knob.held:
+    if knob.while_open:
         facts.append(("lasts", "only while a process holds it (`infertune run`)"))
     for label, ids in (
         ("set after", knob.after),

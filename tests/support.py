@@ -149,19 +149,19 @@ def desired(name: str, wanted: Values, *, required: bool = False) -> Desired:
 
 
 def apply(root: Root, name: str, wanted: Values) -> None:
-    with session(root, f"apply {name}") as held:
-        held.apply(desired(name, wanted))
+    with session(root, f"apply {name}") as ours:
+        ours.apply(desired(name, wanted))
 
 
 def revert(root: Root) -> None:
-    with session(root, "revert") as held:
-        held.revert()
+    with session(root, "revert") as ours:
+        ours.revert()
 
 
 def recover(root: Root) -> None:
-    with session(root, "recover") as held:
-        if held.recovered is None:
-            held.recover()
+    with session(root, "recover") as ours:
+        if ours.recovered is None:
+            ours.revert()
 
 
 class Clock:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 
 from infertune.base.errors import Exit, InfertuneError, UsageError
@@ -16,13 +16,10 @@ from infertune.base.notify import Notifier
 from infertune.base.root import Root
 from infertune.base.units import printable_line
 from infertune.budget.admission import Asked, admit
-from infertune.engine.session import Report
 from infertune.host.machine import Machine, read_machine
 from infertune.launch.apart import keep_apart
-from infertune.launch.client import Completion
-from infertune.launch.place import Placed
 from infertune.pools.promised import LOCK, OF_UNITS
-from infertune.run import Request, Result, Run, prepare
+from infertune.run import Audience, Request, Result, Run, prepare
 from infertune.servers.api_key import credential
 from infertune.servers.declaration import Declaration, own_settings
 from infertune.servers.models import with_its_model
@@ -32,17 +29,11 @@ _LINE = 8192
 """Characters; journald cuts lines at 48 KiB (LineMax= of journald.conf)."""
 
 
-class _Log:
+class _Log(Audience):
     """Tells the journal; a unit has no other audience."""
 
     def say(self, text: str) -> None:
         print(_line(text), flush=True)
-
-    def recovered(self, report: Report) -> None: ...
-    def applied(self, report: Report) -> None: ...
-    def placed(self, outcomes: Sequence[Placed]) -> None: ...
-    def answered(self, completion: Completion) -> None: ...
-    def restored(self, report: Report) -> None: ...
 
 
 def _line(text: str) -> str:

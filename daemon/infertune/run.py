@@ -3,7 +3,8 @@
 
 Whatever ends it (the command, its crash, Ctrl-C, SIGTERM), the original values
 return; after ``kill -9`` the child is gone with us, and the next call of
-infertune recovers.
+infertune recovers.  Where nothing has to return, and nobody waits for an answer,
+infertune becomes the command.
 """
 
 from __future__ import annotations
@@ -12,10 +13,9 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import urlsplit
 
-from infertune.addresses import LOOPBACK, url
+from infertune.base.addresses import LOOPBACK, url
 from infertune.base.errors import Failed, InfertuneError, UsageError
 from infertune.base.records import dataclass, field
 from infertune.base.root import Root, read_plain_file
@@ -31,8 +31,8 @@ from infertune.catalogue.server_settings import (
 )
 from infertune.doctor.at_launch import warnings
 from infertune.engine.journal import Journal
-from infertune.engine.session import ApplyFailed, Report, Session, session
-from infertune.foreground import Foreground, forget, note
+from infertune.engine.session import ApplyFailed, Session, session
+from infertune.engine.state import Report
 from infertune.host.cgroup import group_of
 from infertune.host.machine import Machine, read_machine
 from infertune.launch.binary import (
@@ -47,10 +47,11 @@ from infertune.launch.binary import (
 )
 from infertune.launch.client import COMPLETES_ONLY, Completion, chat, complete, how_to_talk
 from infertune.launch.embedded import default_model
-from infertune.launch.place import Group, Placed, place
+from infertune.launch.place import Group, Placed, place, why_no_group
 from infertune.launch.process import (
     Child,
     Signals,
+    become,
     cause,
     environment,
     exit_code,
@@ -60,6 +61,7 @@ from infertune.launch.process import (
 from infertune.launch.ready import DEFAULT_PORT, choose_port, wait_ready
 from infertune.profiles.profile import load_profile
 from infertune.profiles.resolve import Desired, Setting, assume_backend, resolve
+from infertune.servers.foreground import Foreground, forget, note
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +90,8 @@ class Request:
     """More words for llama-server, as an administrator declared them."""
     stdout: int = 1
     """Where a command's standard output goes."""
+    reported: bool = False
+    """Whether somebody waits for what came of it."""
     chats: Callable[[str], bool | None] = lambda _: None
     """Whether the file of a model has a chat template; None where that is not known."""
     check: Callable[[Machine, str, str, Mapping[str, str]], str | None] | None = None
@@ -117,8 +121,8 @@ class Result:
     """Exit code of the command, 128+N after signal N; None if it never ran."""
 
 
-class Audience(Protocol):
-    """Who is told what happens while it happens."""
+class Audience:
+    """Who is told what happens while it happens; this one does not listen."""
 
     def say(self, text: str) -> None: ...
     def recovered(self, report: Report) -> None: ...
@@ -162,9 +166,12 @@ def run(root: Root, request: Request, result: Result, audience: Audience) -> int
         )
     one = Run(root, read_machine(root), request, result, audience)
     desired, job = prepare(one)
+    if request.launch_only:
+        audience.say("kernel settings are left alone (--launch-only)")
+        if request.command and not request.reported:
+            _become_where_nothing_is_left_to_do(one, job, desired)
     with Signals() as signals:
         if request.launch_only:
-            audience.say("kernel settings are left alone (--launch-only)")
             result.status = _serve(one, job, desired, signals)
         else:
             _under_profile(one, job, desired, signals)
@@ -196,13 +203,13 @@ def prepare(one: Run) -> tuple[Desired, Job]:
 
 
 def _under_profile(one: Run, job: Job, desired: Desired, signals: Signals) -> None:
-    with session(one.root, f"run {desired.profile}", lambda: one.machine) as held:
-        if held.recovered:
-            one.result.recovered = held.recovered
-            one.audience.recovered(held.recovered)
-        before = held.applied
+    with session(one.root, f"run {desired.profile}", lambda: one.machine) as ours:
+        if ours.recovered:
+            one.result.recovered = ours.recovered
+            one.audience.recovered(ours.recovered)
+        before = ours.applied
         try:
-            report = held.apply(desired, hold=True, without=one.request.without)
+            report = ours.apply(desired, hold=True, without=one.request.without)
         except ApplyFailed as failed:
             one.result.applied = failed.report
             one.audience.applied(failed.report)
@@ -212,17 +219,17 @@ def _under_profile(one: Run, job: Job, desired: Desired, signals: Signals) -> No
             one.audience.applied(report)
             one.result.status = _serve(one, job, desired, signals)
         finally:
-            one.result.restored = held.revert()
+            one.result.restored = ours.revert()
             one.audience.restored(one.result.restored)
             if before:
-                _apply_again(one, held, before)
+                _apply_again(one, ours, before)
 
 
-def _apply_again(one: Run, held: Session, before: Journal) -> None:
+def _apply_again(one: Run, ours: Session, before: Journal) -> None:
     """What was applied before the run is applied after it."""
     try:
         profile = load_profile(one.root, before.profile)
-        held.apply(resolve(profile, one.machine, before.backend), without=before.without)
+        ours.apply(resolve(profile, one.machine, before.backend), without=before.without)
     except InfertuneError as error:
         one.audience.say(f"not applied again: {before.profile}: {error.message}")
     else:
@@ -383,8 +390,24 @@ def _serve(one: Run, job: Job, desired: Desired, signals: Signals) -> int:
             one.group.remove()
 
 
-def _place(one: Run, pid: int, desired: Desired, where: str) -> None:
-    outcomes, one.group = place(one.root, one.machine.cgroup, pid, _canonical(desired.launch))
+def _become_where_nothing_is_left_to_do(one: Run, job: Job, desired: Desired) -> None:
+    """Become the command, placed as its child would be; only return where a group may be made.
+
+    A group has to be removed when the command has ended.  Without one there is nothing to do
+    then, and a process that sleeps until then takes memory for as long as the command serves,
+    and stands between it and whoever started us: signals, the terminal.
+    """
+    why = why_no_group(one.root, one.machine.cgroup, _canonical(desired.launch))
+    if why is None:
+        return
+    _place(one, os.getpid(), desired, job.url, no_group=why)
+    become(job.program, job.argv, job.env)
+
+
+def _place(one: Run, pid: int, desired: Desired, where: str, *, no_group: str = "") -> None:
+    outcomes, one.group = place(
+        one.root, one.machine.cgroup, pid, _canonical(desired.launch), no_group=no_group
+    )
     one.result.placed = outcomes
     one.audience.placed(outcomes)
     for each in outcomes:

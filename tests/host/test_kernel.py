@@ -33,7 +33,9 @@ def values() -> dict[str, str | None]:
     """What every knob of this kernel says, but for the latency requests of other programs."""
     root = Root("/")
     machine = read_machine(root)
-    found = [t for knob in KNOBS.values() if not knob.held for t in targets(root, machine, knob)]
+    found = [
+        t for knob in KNOBS.values() if not knob.while_open for t in targets(root, machine, knob)
+    ]
     return {path: reading.value for path, reading in read_live(root, found).items()}
 
 
@@ -44,8 +46,8 @@ def original() -> Iterator[dict[str, str | None]]:
     before = values()
     kept = {path: Path(path).read_text() for path in before}
     yield before
-    with session(root, "revert") as held:
-        held.revert()
+    with session(root, "revert") as ours:
+        ours.revert()
     for path, value in values().items():
         if value != before[path]:
             words = kept[path].split()
@@ -96,8 +98,8 @@ def test_killed_at_every_step_on_this_kernel(
     original: dict[str, str | None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def apply(root: Root) -> None:
-        with session(root, "apply long-context") as held:
-            held.apply(resolve(load_profile(root, "long-context"), read_machine(root), "cpu"))
+        with session(root, "apply long-context") as ours:
+            ours.apply(resolve(load_profile(root, "long-context"), read_machine(root), "cpu"))
 
     counter = Counter()
     apply(Root("/", hook=counter))

@@ -313,11 +313,43 @@ def test_any_command_and_its_exit_code(runner: Runner) -> None:
     code, out, _ = runner.run(*words, "sh", "-c", "echo $0-$HOME; exit 7")
     assert code == 7
     assert out == f"sh-{os.environ['HOME']}\n"
-    assert runner.run(*words, "sh", "-c", "kill -9 $$")[0] == 137
+    # Told by the signal itself, where infertune has become the command.
+    assert runner.run(*words, "sh", "-c", "kill -9 $$")[0] in (137, -signal.SIGKILL)
     code, out, err = runner.run("long-context", "--launch-only", "--json", "--", "echo", "hello")
     assert code == 0
     assert json.loads(out)["status"] == 0
     assert "hello" in err
+
+
+def test_infertune_becomes_a_command_that_leaves_it_nothing_to_do(runner: Runner) -> None:
+    process = runner.start(
+        "long-context", "--launch-only", "--", "sh", "-c", "echo $$; cat /proc/self/cgroup; exit 7"
+    )
+    out, err = process.communicate(timeout=60)
+    pid, _, groups = out.partition("\n")
+    assert process.returncode == 7
+    assert "oom_score_adj" in err  # placed all the same, and said before
+    # Only a group has to be removed afterwards.
+    assert (int(pid) == process.pid) == ("/infertune-" not in groups)
+
+
+def test_a_signal_is_the_command_s_own(runner: Runner) -> None:
+    trap = "trap 'echo heard; exit 5' TERM; echo ready; while :; do sleep 0.1; done"
+    process = runner.start("long-context", "--launch-only", "--", "sh", "-c", trap)
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    assert process.communicate(timeout=60)[0] == "heard\n"
+    assert process.returncode == 5
+
+
+def test_a_command_that_cannot_be_executed(runner: Runner) -> None:
+    program = runner.directory / "no-program"
+    program.write_bytes(b"\x7fELF")
+    program.chmod(0o755)
+    code, _, err = runner.run("long-context", "--launch-only", "--", str(program))
+    assert code == 3
+    assert f"cannot start {program}: Exec format error" in err
 
 
 def test_a_recorded_machine_cannot_run(runner: Runner, tmp_path: Path) -> None:

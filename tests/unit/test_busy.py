@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from infertune.base.errors import Busy, InfertuneError
-from infertune.engine.session import session, status
+from infertune.engine.session import session
+from infertune.engine.state import status
 from support import FakeKernel, Values, apply, build, desired, revert, values
 
 APPLIERS = 8
@@ -38,8 +39,8 @@ def test_eight_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         for _ in range(ROUNDS):
             start.wait(60)
             try:
-                with session(FakeKernel(tmp_path), f"apply p{number}") as held:
-                    held.apply(desired(f"p{number}", PROFILES[number]))
+                with session(FakeKernel(tmp_path), f"apply p{number}") as ours:
+                    ours.apply(desired(f"p{number}", PROFILES[number]))
                     results.put((number, None))
                     # Holds the machine until everybody has tried.
                     tried.wait(60)
@@ -94,7 +95,7 @@ def test_the_second_is_told_who_is_first(tmp_path: Path) -> None:
     root = build(tmp_path)
     with session(root, "apply a"):
         before = values(tmp_path)
-        with pytest.raises(Busy, match=rf"busy: apply a \(pid {os.getpid()}\) holds this machine"):
+        with pytest.raises(Busy, match=rf"busy: apply a \(pid {os.getpid()}\) has this machine"):
             apply(FakeKernel(tmp_path), "b", PROFILES[0])
         assert values(tmp_path) == before
     apply(root, "b", PROFILES[0])

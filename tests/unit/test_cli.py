@@ -73,7 +73,7 @@ def test_a_verb_costs_only_its_own_modules(words: list[str], tmp_path: Path) -> 
         *words, capture_output=True, cwd=tmp_path, more={"PYTHONPROFILEIMPORTTIME": "1"}
     )
     assert done.returncode == 0, done.stderr
-    assert b"infertune.engine.session" in done.stderr
+    assert b"infertune.engine" in done.stderr
     assert b"infertune.doctor" not in done.stderr
 
 

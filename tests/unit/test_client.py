@@ -40,7 +40,7 @@ HEAVY = {
     "asyncio",
     "dataclasses",
     "dbus_fast",
-    "infertune.engine.session",
+    "infertune.engine",
     "infertune.catalogue.knobs",
     "infertune.host.machine",
     "infertune.profiles.profile",

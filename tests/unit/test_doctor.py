@@ -41,8 +41,7 @@ from infertune.base.root import Root
 from infertune.base.units import GIB
 from infertune.boot.record import Stage, save
 from infertune.cli.main import main
-from infertune.doctor.base import Advice, Finding, Unknown, Window, need
-from infertune.doctor.conditions import ALWAYS
+from infertune.doctor.base import ALWAYS, Advice, Finding, Unknown, Window, need
 from infertune.doctor.diagnose import Result, diagnose
 from infertune.doctor.facts import Facts, Smoke, read_facts
 from infertune.doctor.rules import RULES, SUBJECTS

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from infertune import launcher
-from infertune.addresses import PRIVATE, url
+from infertune.base.addresses import PRIVATE, url
 from infertune.base.errors import DeclarationError, UsageError
 from infertune.base.records import replace
 from infertune.base.root import Root

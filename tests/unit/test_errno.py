@@ -166,8 +166,8 @@ def test_a_file_that_was_rolled_back_is_called_that(tmp_path: Path) -> None:
         return fail(errno.EIO)(step) if step.path.endswith("/platform_profile") else None
 
     failed = pytest.raises(ApplyFailed)
-    with session(with_hook(tmp_path, broken), "apply") as held, failed as caught:
-        held.apply(desired("long", LONG))
+    with session(with_hook(tmp_path, broken), "apply") as ours, failed as caught:
+        ours.apply(desired("long", LONG))
     outcomes = {(item.knob, item.outcome) for item in caught.value.report.items}
     assert {("vm.swappiness", "rolled-back"), ("platform_profile", "rejected")} <= outcomes
     assert "applied" not in {outcome for _, outcome in outcomes}
@@ -248,10 +248,10 @@ def test_required_knob_that_is_absent_stops_everything(tmp_path: Path) -> None:
     counter = Counter()
     root = with_hook(tmp_path, counter)
     with (
-        session(root, "apply x") as held,
+        session(root, "apply x") as ours,
         pytest.raises(ApplyFailed, match=r"cpufreq\.boost: absent, but x\.toml:2 requires it"),
     ):
-        held.apply(desired("x", {"vm.swappiness": 1, "cpufreq.boost": True}, required=True))
+        ours.apply(desired("x", {"vm.swappiness": 1, "cpufreq.boost": True}, required=True))
     assert {step.action for step in counter.steps} <= {"mkdir", "lock"}
 
 

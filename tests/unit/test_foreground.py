@@ -11,8 +11,8 @@ import pytest
 from infertune.base.records import asdict
 from infertune.base.root import Root
 from infertune.exporter.servers import asked
-from infertune.foreground import RUNS, Foreground, foreground, forget, note
 from infertune.servers import running
+from infertune.servers.foreground import RUNS, Foreground, foreground, forget, note
 
 GROUP = "/sys/fs/cgroup/user.slice/session-1.scope/infertune-77"
 ONE = Foreground("long-context", 77, GROUP, True, 8080)

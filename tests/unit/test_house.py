@@ -7,6 +7,7 @@ import ast
 import codecs
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import tomllib
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
+from graphlib import CycleError
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,40 @@ def is_shell(path: Path) -> bool:
         return path.suffix == ".sh" or file.readline().rstrip() == b"#!/usr/bin/env bash"
 
 
+# -- rooms and floors ------------------------------------------------------------
+
+ROOMS = runpy.run_path(str(REPOSITORY / "scripts" / "rooms"))
+
+
+def test_floors_are_what_the_contract_and_the_document_say() -> None:
+    """A room that imports less may stand lower; one that is new, or higher, wants a decision."""
+    below = ROOMS["arrows"](PACKAGE)
+    stack = ROOMS["floors"](below)
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    contract = project["tool"]["importlinter"]["contracts"][0]
+    assert [layer.split(" | ") for layer in contract["layers"]] == stack[::-1]
+    text = (REPOSITORY / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (.+) \|$", text, re.MULTILINE)
+    assert [re.findall(r"`(\w+)`", rooms) for _, rooms in rows] == stack[::-1]
+    assert [int(number) for number, _ in rows] == list(range(len(stack)))[::-1]
+    arrows = sum(map(len, below.values()))
+    assert f"{len(below)} rooms on {len(stack)} floors, with {arrows} arrows between them" in text
+
+
+def test_an_arrow_up_and_a_circle_would_be_seen(tmp_path: Path) -> None:
+    for room, source in {
+        "low": "",
+        "high": "from house import low",
+        "top": "import house.high.a",
+    }.items():
+        (tmp_path / "house" / room).mkdir(parents=True)
+        (tmp_path / "house" / room / "a.py").write_text(source)
+    below = ROOMS["arrows"](tmp_path / "house")
+    assert ROOMS["floors"](below) == [["low"], ["high"], ["top"]]
+    with pytest.raises(CycleError, match="cycle"):
+        ROOMS["floors"]({**below, "low": {"top"}})
+
+
 # -- the one door -------------------------------------------------------------
 
 WRITERS_OF_OS = re.compile(
@@ -143,7 +179,7 @@ Offence = tuple[int, str]
 def offences(
     source: str, *, may_start: bool = False, may_see_environment: bool = False
 ) -> list[Offence]:
-    """What a module does that only root.py (writing) or launch/ (starting) may do."""
+    """What a module does that only base/root.py (writing) or launch/ (starting) may do."""
     found: list[Offence] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -210,7 +246,7 @@ def _mode(node: ast.Call, position: int) -> str | None:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_only_root_writes_and_only_launch_starts(path: Path) -> None:
     where = path.relative_to(PACKAGE)
-    if where == Path("root.py"):
+    if where == Path("base/root.py"):
         return
     found = offences(
         path.read_text(),
@@ -278,7 +314,7 @@ READ_ELSEWHERE = {("launch/place.py", "/proc/*/oom_score_adj"): "what was writte
 
 Paths that are data do not show: of knobs (their catalogue has them), of boot options, of events
 (service/watch.py), of the file of a group that has just been written (launch/place.py).
-root.py asks /proc/locks who holds a lock: it is below host/.
+base/root.py asks /proc/locks who holds a lock: it is below host/.
 """
 HOST = PACKAGE / "host"
 
@@ -434,7 +470,8 @@ def test_wheel_is_complete(tmp_path: Path) -> None:
         names = set(archive.namelist())
         [metadata] = [name for name in names if name.endswith("/METADATA")]
         requires = re.findall(r"^Requires-Dist: (.*)", archive.read(metadata).decode(), re.M)
-    profiles = {f"infertune/profiles/{p.name}" for p in (REPOSITORY / "profiles").glob("*.toml")}
+    shipped = (REPOSITORY / "profiles").glob("*.toml")
+    profiles = {f"infertune/profiles/shipped/{path.name}" for path in shipped}
     assert profiles
     modules = {f"infertune/{path.relative_to(PACKAGE)}" for path in SOURCES}
     probes = {f"infertune/probes/{p.name}" for p in (REPOSITORY / "probes").glob("*.toml")}

@@ -22,12 +22,13 @@ from infertune.engine.journal import (
     Journal,
     Loaded,
     Record,
-    Store,
     dump,
     left_unclean,
     parse,
 )
-from infertune.engine.session import ApplyFailed, session, status
+from infertune.engine.session import ApplyFailed, session
+from infertune.engine.state import status
+from infertune.engine.store import Store
 from support import LONG, apply, build, desired, reset, revert, values
 
 pytestmark = pytest.mark.usefixtures("unflushed")
@@ -149,8 +150,8 @@ def test_damaged_start_is_degraded_and_restores_only_what_is_true(
         flipped = data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
         _damage(root, flipped if kind == "flip" else data[:position])
         assert status(root).state == "degraded"
-        with session(root, "start") as held:
-            report = held.recovered
+        with session(root, "start") as ours:
+            report = ours.recovered
         assert report is not None
         assert "damaged" in report.notes[0]
         for path, now in values(tmp_path).items():
@@ -259,9 +260,9 @@ def test_a_right_checksum_is_no_check(line: int, name: str, value: object, tmp_p
     assert parse(_with(0)) == Loaded(JOURNAL)
     _damage(root, _with(line, **{name: value}))
     assert status(root).state == "degraded"
-    with session(root, "start") as held:
-        assert held.recovered is not None
-        assert "damaged" in held.recovered.notes[0]
+    with session(root, "start") as ours:
+        assert ours.recovered is not None
+        assert "damaged" in ours.recovered.notes[0]
     left = {"/proc/sys/vm/swappiness"} if line else set()
     assert {path for path, now in values(tmp_path).items() if now != original[path]} == left
     assert status(root).damaged == ("/run/infertune/journal.damaged-1",)
@@ -273,9 +274,9 @@ def test_a_directory_in_its_place_is_set_aside(path: str, tmp_path: Path) -> Non
     original = values(tmp_path)
     (tmp_path / path / "within").mkdir(parents=True)
     assert status(root).state == "degraded"
-    with session(root, "apply") as held:
-        report = held.apply(desired("long", LONG))
-    said = (report, *filter(None, [held.recovered]))
+    with session(root, "apply") as ours:
+        report = ours.apply(desired("long", LONG))
+    said = (report, *filter(None, [ours.recovered]))
     assert any("damaged" in note for each in said for note in each.notes)
     assert (tmp_path / f"{path}.damaged-1" / "within").is_dir()
     assert (tmp_path / path).is_file()

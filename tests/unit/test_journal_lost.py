@@ -13,8 +13,10 @@ import pytest
 from infertune.base.errors import Busy, Exit, Failed
 from infertune.base.root import Root, Step
 from infertune.cli.main import main
-from infertune.engine.journal import PERSISTENT, RUNTIME, STATES, Journals, Loaded, Store
-from infertune.engine.session import ApplyFailed, after_unclean_shutdown, session, status
+from infertune.engine.journal import PERSISTENT, RUNTIME, STATES, Loaded
+from infertune.engine.session import ApplyFailed, session
+from infertune.engine.state import after_unclean_shutdown, status
+from infertune.engine.store import Journals, Store
 from infertune.exporter.collectors import COLLECTORS
 from infertune.exporter.runner import collect
 from support import (
@@ -112,12 +114,12 @@ def test_a_lost_run_keeps_what_somebody_set_since(tmp_path: Path) -> None:
 def test_a_lost_run_of_a_session_that_is_gone(tmp_path: Path) -> None:
     root = build(tmp_path)
     original = values(tmp_path)
-    with session(root, "run long") as held:
-        held.apply(desired("long", LONG), hold=True)
+    with session(root, "run long") as ours:
+        ours.apply(desired("long", LONG), hold=True)
     _lose(root)
     assert _state(root) == "interrupted"
-    with session(root, "status") as held:
-        assert held.recovered is not None
+    with session(root, "status") as ours:
+        assert ours.recovered is not None
     assert values(tmp_path) == original
 
 
@@ -127,8 +129,8 @@ def test_the_place_that_was_lost_is_written_again(tmp_path: Path) -> None:
     kept = Store(root, RUNTIME).load()
     for directory in ("run/infertune", "var/lib/infertune"):
         _lose(root, directory)
-        with session(root, "start") as held:
-            assert held.recovered is None
+        with session(root, "start") as ours:
+            assert ours.recovered is None
         assert Store(root, RUNTIME).load() == Store(root, PERSISTENT).load() == kept
 
 
@@ -143,8 +145,8 @@ def test_a_session_that_changes_nothing_writes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lost", ["run/infertune", "var/lib/infertune"])
 def test_whoever_holds_the_machine_does_so_without_its_file(lost: str, tmp_path: Path) -> None:
     root = build(tmp_path)
-    with session(root, "first") as held:
-        held.apply(desired("long", LONG))
+    with session(root, "first") as ours:
+        ours.apply(desired("long", LONG))
         tuned = values(tmp_path)
         _lose(root, lost)
         assert "held by first" in status(root).notes[-1]
@@ -156,6 +158,61 @@ def test_whoever_holds_the_machine_does_so_without_its_file(lost: str, tmp_path:
         assert values(tmp_path) == tuned
     with session(root, "second"):
         pass
+
+
+def _steps(base: Path, work: Callable[[Root], None]) -> list[str]:
+    """What is flushed, and when kernel files are written: the first of several in a row."""
+    counter = Counter()
+    work(with_hook(base, counter))
+    told = []
+    for step in counter.steps:
+        if step.action in ("fsync", "sync-directory"):
+            told.append(f"{step.action} {step.path}")
+        elif step.path.startswith(("/proc", "/sys")) and told[-1:] != ["write"]:
+            told.append("write")
+    return told
+
+
+def test_what_a_power_cut_may_not_undo_is_on_disk_first_and_nothing_else(tmp_path: Path) -> None:
+    """The copy names what is risky before it is in force; what comes later may as well be old."""
+    build(tmp_path)
+    copy, journal = f"fsync {PERSISTENT}", f"fsync {RUNTIME}"
+    on_disk = [copy, copy, f"sync-directory {PERSISTENT.rpartition('/')[0]}"]
+    gone = [f"sync-directory {path.rpartition('/')[0]}" for path in (PERSISTENT, RUNTIME)]
+    applied = _steps(tmp_path, lambda root: apply(root, "long", LONG))
+    assert applied == [*on_disk, journal, "write", copy, journal]
+    assert _steps(tmp_path, lambda root: apply(root, "long", LONG)) == [*on_disk, journal]
+    assert _steps(tmp_path, revert) == [copy, journal, "write", *gone]
+
+
+@pytest.mark.parametrize("verb", [lambda root: apply(root, "quiet", QUIET), revert])
+def test_a_session_reads_each_place_once(
+    verb: Callable[[Root], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = build(tmp_path)
+    apply(root, "long", LONG)
+    read, really = [], Root.read_bytes
+
+    def watched(root: Root, path: str) -> bytes:
+        if path in (RUNTIME, PERSISTENT):
+            read.append(path)
+        return really(root, path)
+
+    monkeypatch.setattr(Root, "read_bytes", watched)
+    verb(root)
+    assert sorted(read) == [RUNTIME, PERSISTENT]
+
+
+def test_a_session_whose_journals_vanish_puts_everything_back(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    original = values(tmp_path)
+    with session(root, "run long") as ours:
+        ours.apply(desired("long", LONG), hold=True)
+        for directory in ("run/infertune", "var/lib/infertune"):
+            _lose(root, directory)
+        ours.revert()
+    assert values(tmp_path) == original
+    assert _state(root) == "idle"
 
 
 @pytest.mark.parametrize("text", [b"", b"nonsense\n"], ids=["empty", "nonsense"])
@@ -179,9 +236,9 @@ def test_a_lost_run_and_a_damaged_copy(tmp_path: Path) -> None:
     copy.write_bytes(copy.read_bytes().replace(b'"original":"60"', b'"original":"61"'))
     _lose(root)
     assert _state(root) == "degraded"
-    with session(root, "start") as held:
-        assert held.recovered is not None
-        assert any("the lasting journal was damaged" in note for note in held.recovered.notes)
+    with session(root, "start") as ours:
+        assert ours.recovered is not None
+        assert any("the lasting journal was damaged" in note for note in ours.recovered.notes)
     left = {path for path, now in values(tmp_path).items() if now != original[path]}
     assert left == {SWAPPINESS}
     assert _state(root) == "degraded"
@@ -193,9 +250,9 @@ def test_nothing_of_a_lost_run_can_be_trusted(tmp_path: Path) -> None:
     apply(root, "long", LONG)
     (tmp_path / PERSISTENT.lstrip("/")).write_text("nonsense\n")
     _lose(root)
-    with session(root, "start") as held:
-        assert held.recovered is not None
-        assert "nothing in it could be trusted, so nothing was put back" in held.recovered.notes
+    with session(root, "start") as ours:
+        assert ours.recovered is not None
+        assert "nothing in it could be trusted, so nothing was put back" in ours.recovered.notes
     assert _state(root) == "degraded"
 
 
@@ -304,13 +361,13 @@ def test_a_revert_with_a_read_only_var(tmp_path: Path) -> None:
 
 
 def test_a_confirmation_that_cannot_be_noted_is_none(tmp_path: Path) -> None:
-    with session(build(tmp_path), "apply") as held:
-        held.apply(desired("long", LONG), confirm_by=1.0)
-    with session(with_hook(tmp_path, FULL), "confirm") as held:
+    with session(build(tmp_path), "apply") as ours:
+        ours.apply(desired("long", LONG), confirm_by=1.0)
+    with session(with_hook(tmp_path, FULL), "confirm") as ours:
         with pytest.raises(Failed, match="ENOSPC"):
-            held.confirm()
-        assert held.applied
-        assert held.applied.confirm_by == 1.0
+            ours.confirm()
+        assert ours.applied
+        assert ours.applied.confirm_by == 1.0
 
 
 def test_a_damaged_copy_that_cannot_be_set_aside_stops_no_revert(tmp_path: Path) -> None:
@@ -341,8 +398,8 @@ def test_journals_of_the_version_before(tmp_path: Path) -> None:
     _as_before(root)
     assert _state(root) == "applied"
     # Whatever comes first completes the copy.
-    with session(root, "start") as held:
-        assert held.recovered is None
+    with session(root, "start") as ours:
+        assert ours.recovered is None
     _lose(root)
     assert _state(root) == "applied"
     revert(root)

@@ -174,7 +174,7 @@ def test_snapshot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_refused_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = tmp_path / "bad.toml"
     bad.write_text("[now]\nvm.swapiness = 10\n")
-    assert ask(capsys, "profile", "check", str(bad)) == "infertune.profiles.profile-check/1"
+    assert ask(capsys, "profile", "check", str(bad)) == "infertune.profile-check/1"
 
 
 def test_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,8 +186,8 @@ def test_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_field_that_is_not_documented_is_seen() -> None:
-    tree = TABLES["infertune.host.snapshot/1"]
-    good = {"schema": "infertune.host.snapshot/1", "file": "f", "entries": 1, "bytes": 2}
+    tree = TABLES["infertune.snapshot/1"]
+    good = {"schema": "infertune.snapshot/1", "file": "f", "entries": 1, "bytes": 2}
     assert not list(problems(good, tree))
     assert list(problems({**good, "more": 1}, tree))
     assert list(problems({**good, "bytes": None}, tree))

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from infertune.base.root import Root
-from infertune.engine.session import drift
+from infertune.engine.state import drift
 from infertune.host.machine import read_machine
 from infertune.service import keeper
 from infertune.service.keeper import MAX_HOLDS, Choice, Keeper

@@ -143,11 +143,11 @@ def test_whoever_comes_next_finds_it_put_right(tmp_path: Path) -> None:
     original = values(build(tmp_path).base)
     _interrupted_apply(build_root(tmp_path))
     assert values(tmp_path) != original
-    with session(build_root(tmp_path), "confirm") as held:
+    with session(build_root(tmp_path), "confirm") as ours:
         assert values(tmp_path) == original
-        assert held.recovered is not None
-        assert held.recovered.count("restored") > 0
-        assert held.applied is None
+        assert ours.recovered is not None
+        assert ours.recovered.count("restored") > 0
+        assert ours.applied is None
 
 
 class ThirdValue(FakeKernel):

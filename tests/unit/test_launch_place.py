@@ -12,7 +12,7 @@ import pytest
 
 from infertune.base.root import Root, Step
 from infertune.host.cgroup import Cgroup
-from infertune.launch.place import Placed, place
+from infertune.launch.place import Placed, place, why_no_group
 
 V2 = Cgroup(version=2, mount="/sys/fs/cgroup", controllers=("cpuset", "cpu", "memory"))
 NONE = Cgroup(version=1, mount=None, controllers=())
@@ -65,6 +65,21 @@ def outcome(placed: tuple[Placed, ...], name: str) -> Placed:
 
 
 SETTINGS = {"memory_min": "4294967296", "memory_swap_max": "0", "cpu_weight": "500"}
+
+
+def test_whether_there_will_be_a_group_is_known_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Kernel(tmp_path, "/mine", {os.getpid()}).root
+    assert why_no_group(root, V2, SETTINGS) is None
+    assert why_no_group(root, NONE, SETTINGS) == "cgroup v2 is not what this system uses"
+    assert why_no_group(root, V2, {"nice": "5"}) is not None
+    monkeypatch.setattr(Root, "writable", lambda _, path: path != "/sys/fs/cgroup/mine")
+    why = why_no_group(root, V2, SETTINGS)
+    assert why == "no group of its own may be made here (Permission denied)"
+    placed, group = place(root, V2, os.getpid(), SETTINGS, no_group=why)
+    assert group is None
+    assert {(each.outcome, each.why) for each in placed} == {("absent", why)}
 
 
 def test_a_group_below_the_root_group(tmp_path: Path) -> None:

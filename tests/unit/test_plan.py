@@ -15,9 +15,11 @@ from infertune.base.root import Root
 from infertune.catalogue.knobs import KNOBS
 from infertune.catalogue.knobs.guards import GUARDS, STRIX_HALO
 from infertune.cli.main import main
-from infertune.engine.journal import RUNTIME, Store
+from infertune.engine.journal import RUNTIME
 from infertune.engine.plan import Item, restore_order, set_order
-from infertune.engine.session import ApplyFailed, make_plan, session, status
+from infertune.engine.session import ApplyFailed, session
+from infertune.engine.state import make_plan, status
+from infertune.engine.store import Store
 from infertune.host.machine import read_machine
 from infertune.host.snapshot import open_root
 from support import (
@@ -105,8 +107,8 @@ def test_a_foreign_value_survives_our_own_side_effects(tmp_path: Path) -> None:
     root = build(tmp_path)
     apply(root, "thp", {"transparent_hugepage.enabled": "always"})
     (tmp_path / "proc/sys/vm/min_free_kbytes").write_text("80000\n")
-    with session(root, "revert") as held:
-        report = held.revert()
+    with session(root, "revert") as ours:
+        report = ours.revert()
     outcomes = {item.knob: item.outcome for item in report.items}
     assert outcomes == {
         "transparent_hugepage.enabled": "restored",
@@ -129,8 +131,8 @@ def test_a_wanted_value_that_was_moved_along_is_set_again(tmp_path: Path) -> Non
 def test_clamped_value_is_said_and_does_not_drift(tmp_path: Path) -> None:
     root = build(tmp_path)
     wanted: Values = {"transparent_hugepage.khugepaged.pages_to_scan": 8192}
-    with session(root, "apply p") as held:
-        report = held.apply(desired("p", wanted))
+    with session(root, "apply p") as ours:
+        report = ours.apply(desired("p", wanted))
     assert [(item.outcome, item.got) for item in report.items] == [("clamped", "5000")]
     again = make_plan(root, read_machine(root), desired("p", wanted))
     assert [item.outcome for item in again.items] == ["already"]
@@ -183,8 +185,8 @@ def test_a_required_file_that_cannot_be_understood_stops_the_apply(tmp_path: Pat
     (tmp_path / "proc/sys/vm/swappiness").write_text("many\n")
     before = values(tmp_path)
     wanted = {"transparent_hugepage.enabled": "always", "vm.swappiness": 1}
-    with session(root, "apply") as held, pytest.raises(ApplyFailed, match="rejected, but"):
-        held.apply(desired("x", wanted, required=True))
+    with session(root, "apply") as ours, pytest.raises(ApplyFailed, match="rejected, but"):
+        ours.apply(desired("x", wanted, required=True))
     assert values(tmp_path) == before
 
 
@@ -199,8 +201,8 @@ def test_an_original_that_the_kernel_alters_is_not_back(tmp_path: Path) -> None:
     root = build(tmp_path)
     apply(root, "a", {"vm.swappiness": 10})
     failed = pytest.raises(ApplyFailed, match="the kernel made 20 of 60")
-    with session(Clamping(tmp_path), "revert") as held, failed:
-        held.revert()
+    with session(Clamping(tmp_path), "revert") as ours, failed:
+        ours.revert()
     journal = Store(root, RUNTIME).load().journal
     assert journal is not None
     assert [record.original for record in journal.records] == ["60"]
@@ -379,9 +381,9 @@ def test_latency_needs_somebody_who_holds_it(tmp_path: Path) -> None:
     device = tmp_path / "dev/cpu_dma_latency"
     device.parent.mkdir()
     device.write_bytes((2_000_000_000).to_bytes(4, "little"))
-    held = _items(root, {"cpu_dma_latency": 99}, may_hold=True)["/dev/cpu_dma_latency"]
+    held = _items(root, {"cpu_dma_latency": 99}, may_keep=True)["/dev/cpu_dma_latency"]
     assert held.outcome == "set"
-    once = _items(root, {"cpu_dma_latency": 99}, may_hold=False)["/dev/cpu_dma_latency"]
+    once = _items(root, {"cpu_dma_latency": 99}, may_keep=False)["/dev/cpu_dma_latency"]
     assert once.outcome == "refused"
 
 
@@ -452,7 +454,7 @@ def test_long_context_on_a_128_gb_strix_halo(
     fixture = str(FIXTURES / "strix-halo-128.snapshot")
     assert main(["--root", fixture, "plan", "long-context", "--backend", backend, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["schema"] == "infertune.engine.plan/1"
+    assert document["schema"] == "infertune.plan/1"
     found = {i["knob"]: (i["before"], i["want"], i["outcome"]) for i in document["items"]}
     assert found == STRIX_HALO_128["now"]
     numa = next(i for i in document["items"] if i["knob"] == "kernel.numa_balancing")

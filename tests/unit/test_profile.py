@@ -326,7 +326,7 @@ def test_explain(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     assert '"96GiB, at least 75%, at most 80%", here 25165824 pages (96 GiB)' in out
     assert machine.cli("profile", "explain", "x", "--backend", "rocm", "--json") == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["schema"] == "infertune.profiles.profile-explain/1"
+    assert document["schema"] == "infertune.profile-explain/1"
     found = {entry["id"]: entry for entry in document["settings"]}
     assert found["ttm.pages_limit"]["value"] == "25165824"
     assert found["ROCBLAS_USE_HIPBLASLT"]["table"] == "launch.env"

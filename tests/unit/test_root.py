@@ -49,6 +49,13 @@ def test_replace_is_durable_before_and_after_it_is_visible(
     assert (directory / "journal").read_bytes() == b"x"
 
 
+def test_what_may_as_well_be_old_is_whole_all_the_same(tmp_path: Path, calls: list[str]) -> None:
+    (tmp_path / "run").mkdir()
+    Root(tmp_path).replace("/run/journal", b"x", durable=False)
+    whole = ["write .journal.infertune", "fsync .journal.infertune", "rename .journal.infertune"]
+    assert calls == whole
+
+
 def test_copy_and_rename_are_durable(tmp_path: Path, calls: list[str]) -> None:
     directory = tmp_path / "boot"
     directory.mkdir()
@@ -160,7 +167,7 @@ def test_every_effect_is_a_step_that_can_be_stopped(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no"):
         root.rmdir("/empty")
     with pytest.raises(OSError, match="no"):
-        root.hold("/file", b"2")
+        root.keep_open("/file", b"2")
     with pytest.raises(OSError, match="no"), root.lock("/lock", "me"):
         pass
     assert sorted(tmp_path.rglob("*")) == before
@@ -221,10 +228,10 @@ def test_natural_order(tmp_path: Path) -> None:
 
 
 def test_a_held_file_is_open_until_it_is_closed(tmp_path: Path) -> None:
-    held = Root(tmp_path).hold("/dev/null", b"x")
+    held = Root(tmp_path).keep_open("/dev/null", b"x")
     assert held.fd is None  # a recorded machine has no driver behind its files
     held.close()
-    held = Root("/").hold("/dev/null", b"1234")
+    held = Root("/").keep_open("/dev/null", b"1234")
     assert held.fd is not None
     number = held.fd
     held.close()

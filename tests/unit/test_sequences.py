@@ -26,9 +26,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+import infertune.engine.session as engine
 from infertune.base.root import Step
-from infertune.engine.journal import PERSISTENT, RUNTIME, Journals, Loaded
-from infertune.engine.session import session, status
+from infertune.engine.journal import PERSISTENT, RUNTIME, Loaded
+from infertune.engine.session import session
+from infertune.engine.state import status
+from infertune.engine.store import Journals
 from support import (
     LONG,
     QUIET,
@@ -115,16 +118,16 @@ class Machine(RuleBasedStateMachine):
 
     @rule(wanted=profiles)
     def apply(self, wanted: dict[str, int]) -> None:
-        with session(self.root, "apply p") as held:
-            assert (held.recovered is not None) == self.crashed
-            held.apply(desired("p", wanted))
+        with session(self.root, "apply p") as ours:
+            assert (ours.recovered is not None) == self.crashed
+            ours.apply(desired("p", wanted))
         self.tuned = self.written(wanted)
         self.crashed = False
 
     @rule()
     def revert(self) -> None:
-        with session(self.root, "revert") as held:
-            held.revert()
+        with session(self.root, "revert") as ours:
+            ours.revert()
         self.tuned = {}
         self.crashed = False
 
@@ -141,8 +144,8 @@ class Machine(RuleBasedStateMachine):
     def killed_in_apply(self, wanted: dict[str, int], at: int) -> None:
         hook = At(at, die)
         try:
-            with session(with_hook(self.base, hook), "apply p") as held:
-                held.apply(desired("p", wanted))
+            with session(with_hook(self.base, hook), "apply p") as ours:
+                ours.apply(desired("p", wanted))
         except Killed:
             self.after_a_crash()
         else:
@@ -153,8 +156,8 @@ class Machine(RuleBasedStateMachine):
     def killed_in_revert(self, at: int) -> None:
         hook = At(at, die)
         try:
-            with session(with_hook(self.base, hook), "revert") as held:
-                held.revert()
+            with session(with_hook(self.base, hook), "revert") as ours:
+                ours.revert()
         except Killed:
             self.after_a_crash()
         else:
@@ -187,7 +190,7 @@ class Machine(RuleBasedStateMachine):
         if self.crashed:
             self.after_a_crash()
         else:
-            assert journals.load() == noted
+            assert Journals(self.root).load() == noted
 
     @rule()
     def look(self) -> None:
@@ -206,10 +209,10 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def everything_can_go_back(self) -> None:
-        """Recover now, and it is as if infertune had never run; then all is put there again."""
+        """Revert now, and it is as if infertune had never run; then all is put there again."""
         files, directories = self.tree()
-        with session(self.root, "recover") as held:
-            held.recover()
+        with session(self.root, "recover") as ours:
+            ours.revert()
         for knob in PATHS:
             assert self.live(knob) == self.without[knob], knob
         now, made = self.tree()
@@ -308,8 +311,9 @@ def test_a_copy_that_is_only_later_becomes_the_journal(
     journals = Journals(root)
     noted, copy = journals.runtime.load(), journals.persistent.load()
     assert (noted == copy) == (step_s == 0)
-    with session(with_hook(tmp_path, counter), "start") as held:
-        assert held.recovered is None
+    with session(with_hook(tmp_path, counter), "start") as ours:
+        assert ours.recovered is None
+    journals = Journals(root)
     assert journals.runtime.load() == journals.persistent.load() == noted
     written = {step.path for step in counter.steps if step.action == "write"}
     assert written == ({PERSISTENT} if step_s else set())

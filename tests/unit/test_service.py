@@ -1043,9 +1043,9 @@ def test_without_its_bus_it_ends_and_leaves_what_is_applied(
         assert values(world.base) == tuned
         # Its lock is free, and the journal is there for the next one.
         assert world.root.lock_owner(DAEMON_LOCK) is None
-        with session(world.root, "test") as held:
-            assert held.applied is not None
-            assert held.applied.profile == "long"
+        with session(world.root, "test") as ours:
+            assert ours.applied is not None
+            assert ours.applied.profile == "long"
 
     asyncio.run(scene())
 

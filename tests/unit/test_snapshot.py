@@ -354,7 +354,7 @@ def test_verb_writes_what_root_replays(tmp_path: Path, capsys: pytest.CaptureFix
     assert "--force" in capsys.readouterr().err
     assert main(["--root", str(source), "snapshot", "--force", "--json", str(copy)]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["schema"] == "infertune.host.snapshot/1"
+    assert document["schema"] == "infertune.snapshot/1"
     assert document["bytes"] == copy.stat().st_size
     assert main(["--root", str(copy), "machine", "--json"]) == 0
     replayed = json.loads(capsys.readouterr().out)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from infertune.base.recorded import as_the_kernel_would
 from infertune.base.units import GIB, format_cpulist, format_size, parse_cpulist, parse_size
 from infertune.catalogue.knobs import KNOBS
-from infertune.catalogue.values import Choice, HeldMicroseconds, Integer, Size, Switch, Table
+from infertune.catalogue.values import Choice, Integer, QosRequest, Size, Switch, Table
 
 THP = Choice(("always", "madvise", "never"))
 MODES = Table(("BOOTUP_DEFAULT", "3D_FULL_SCREEN", "COMPUTE"), fixed=("CUSTOM",))
@@ -89,7 +89,7 @@ def test_recorded_file_refuses_a_word_that_is_not_on_offer() -> None:
         (Size(1024, 2**20, 2**34, "kB"), 4096),
         (Size(1024, 2**20, 2**34, "kB"), "1KiB"),
         (Size(1024, 2**20, 2**34, "kB"), "101%"),
-        (HeldMicroseconds(0, 100), 101),
+        (QosRequest(0, 100), 101),
     ],
 )
 def test_what_may_not_be_configured(value: Integer, configured: object) -> None:
@@ -98,7 +98,7 @@ def test_what_may_not_be_configured(value: Integer, configured: object) -> None:
 
 
 def test_held_latency_is_satisfied_by_a_stricter_request() -> None:
-    value = HeldMicroseconds(0, 2_000_000_000)
+    value = QosRequest(0, 2_000_000_000)
     assert value.decode(b"\x63\0\0\0") == "99"
     assert value.to_bytes("99") == b"\x63\0\0\0"
     assert value.satisfied("20", "99")

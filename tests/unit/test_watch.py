@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from infertune.catalogue.knobs import KNOBS
-from infertune.engine.session import Difference
+from infertune.engine.state import Difference
 from infertune.host.tuners import TUNERS
 from support import CPUFREQ, GENEROUS_S, build, values
 from unit.test_service import (  # the private bus
@@ -432,7 +432,7 @@ def test_a_hold_instead_of_a_write(name: str, tmp_path: Path, address: str) -> N
         held = [item for item in report["items"] if item["outcome"] == "held"]
         assert [item["knob"] for item in held] == ["platform_profile"]
         assert "'performance'" in held[0]["reason"]
-        assert "holds 'performance' for us: platform_profile" in str(await ask(bus, "Status"))
+        assert "keeps 'performance' for us: platform_profile" in str(await ask(bus, "Status"))
         await ask(bus, "Revert")
         assert not ppd.held
         assert values(world.base) == original
@@ -677,7 +677,7 @@ def test_what_is_known_of_the_machine_is_forgotten_when_it_may_be_untrue(
 
 
 def test_a_plan_says_who_else_sets_a_knob(tmp_path: Path) -> None:
-    from infertune.engine.session import make_plan
+    from infertune.engine.state import make_plan
     from infertune.host.machine import read_machine
     from support import LONG, desired
 

@@ -82,7 +82,7 @@ def test_what_an_apply_that_failed_did_not_reach_was_not_changed() -> None:
 
 def test_only_a_missing_holder_refuses_a_held_knob() -> None:
     """The table says "held by run" for it: a guard's refusal would need a word of its own."""
-    assert not [guard for guard in GUARDS if KNOBS[guard.knob].held]
+    assert not [guard for guard in GUARDS if KNOBS[guard.knob].while_open]
 
 
 def test_the_verbs_that_act_are_verbs() -> None:

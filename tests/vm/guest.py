@@ -40,7 +40,7 @@ SETTINGS = sorted(
         path.format(gpu="/sys/class/drm/card*/device", ttm="/sys/module/ttm")
         for knob in KNOBS.values()
         for path in knob.paths
-        if not knob.held
+        if not knob.while_open
     }
     | {"/proc/sys/vm/*"}
 )

@@ -248,7 +248,7 @@ def test_what_root_runs_counts_for_units_until_it_is_gone(crowded: Guest, model:
         f"nohup infertune run large --launch-only --backend cpu --model {MODEL} "
         "</dev/null >/root/run.log 2>&1 & echo $! >/root/run.pid"
     )
-    wait_until(lambda: crowded.run("ls /run/infertune/budget/admission/run-*.json").code == 0)
+    wait_until(lambda: crowded.run("ls /run/infertune/admission/run-*.json").code == 0)
     engine(crowded, model)
     refused = crowded.infertune("start first", codes=(3,)).err
     pid = crowded.read("/root/run.pid")

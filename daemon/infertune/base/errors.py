@@ -80,7 +80,7 @@ class Failed(InfertuneError):
 
 
 class Busy(InfertuneError):
-    """Another infertune holds the machine, or too many wait already; nothing was touched."""
+    """Another infertune has the machine, or too many wait already; nothing was touched."""
 
     exit_code = Exit.FAILED
 

@@ -40,7 +40,7 @@ MAX_READ = 4 * 1024 * 1024
 class Step:
     """One effect on the machine, before it happens."""
 
-    action: str  # mkdir, create, write, fsync, rename, sync-directory, unlink, lock, hold
+    action: str  # mkdir, create, write, fsync, rename, sync-directory, unlink, lock, keep-open
     path: str
     size: int = 0
 
@@ -71,7 +71,7 @@ class Space:
 
 
 @dataclass
-class Held:
+class KeptOpen:
     """A file kept open because its effect lasts as long as the descriptor (PM-QoS)."""
 
     path: str
@@ -319,12 +319,14 @@ class Root:
         mode: int = 0o644,
         *,
         owner: tuple[int, int] | None = None,
+        durable: bool = True,
     ) -> None:
         """Make the file hold ``data``, all of it or nothing, also across a power cut.
 
         New file beside it, write, fsync, rename, fsync of the directory.  ``owner`` is a user
-        and a group id; without it the file is the caller's.  Raises OSError; the old content
-        is then still there.
+        and a group id; without it the file is the caller's.  Without ``durable`` a power cut
+        soon after may bring the old content back, whole (but not on FAT): for what may be old.
+        Raises OSError; the old content is then still there.
         """
         target = self._inside(path)
         temporary = _successor(target)
@@ -341,7 +343,7 @@ class Root:
             self._write(fd, path, data, taken)
             self._step("fsync", path)
             os.fsync(fd)
-            self._rename(temporary, target, path, fd)
+            self._rename(temporary, target, path, fd, durable=durable)
 
     def copy(self, path: str, to: str) -> None:
         """Make ``to`` a copy of a regular file with its mode and owner, whole or not there.
@@ -381,7 +383,9 @@ class Root:
         with _closing(_open(source, os.O_RDONLY | os.O_NOFOLLOW)) as fd:
             self._rename(source, target, to, fd)
 
-    def _rename(self, source: str, target: str, path: str, fd: int) -> None:
+    def _rename(
+        self, source: str, target: str, path: str, fd: int, *, durable: bool = True
+    ) -> None:
         """Rename a file that is open as ``fd``; its new name always leads to a whole file.
 
         FAT has no journal.  A name is written with its file and not with its directory
@@ -391,10 +395,12 @@ class Root:
         """
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(FileNotFoundError):
-                held = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-                stack.enter_context(_closing(held))
+                replaced = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+                stack.enter_context(_closing(replaced))
             self._step("rename", path)
             os.rename(source, target)
+            if not durable:
+                return
             self._step("fsync", path)
             os.fsync(fd)
             self._sync_directory(os.path.dirname(path))
@@ -450,19 +456,19 @@ class Root:
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(self._at(path))
 
-    def hold(self, path: str, data: bytes) -> Held:
+    def keep_open(self, path: str, data: bytes) -> KeptOpen:
         """Write ``data`` and keep the file open until the result is closed.  Raises OSError."""
-        taken = self._step("hold", path, len(data))
+        taken = self._step("keep-open", path, len(data))
         if not self.live:
             # A recorded machine has no driver whose request could end with the descriptor.
-            return Held(path, None)
+            return KeptOpen(path, None)
         fd = _open(self._at(path), os.O_RDWR)
         try:
             self._write(fd, path, data, taken)
         except OSError:
             os.close(fd)
             raise
-        return Held(path, fd)
+        return KeptOpen(path, fd)
 
     @contextlib.contextmanager
     def lock(self, path: str, owner: str, *, inherit: bool = False) -> Iterator[str | None]:
@@ -475,12 +481,12 @@ class Root:
         has one keeps everybody else from the exclusive one.  It may have a second place
         (``locks.places``).
         """
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as locked:
             for place in locks.places(path):
                 try:
                     if place != path:
                         self.mkdir(os.path.dirname(place))
-                    holder = held.enter_context(self._lock(place, owner, inherit=inherit))
+                    holder = locked.enter_context(self._lock(place, owner, inherit=inherit))
                 except OSError:
                     if place == path:
                         raise

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from infertune.addresses import LOOPBACK
+from infertune.base.addresses import LOOPBACK
 from infertune.base.errors import did_you_mean
 from infertune.base.records import dataclass
 from infertune.base.units import MIB, printable_line

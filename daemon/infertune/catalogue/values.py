@@ -161,22 +161,15 @@ class Switch(Value):
 
 
 @dataclass(frozen=True)
-class Table(Value):
+class Table(Choice):
     """One entry of a numbered table whose current entry carries a star (pp_power_profile_mode).
 
     Entries stand in rows or in columns, depending on the GPU generation; around
     them are numbers of other kinds.  So only the known words count.
     """
 
-    words: tuple[str, ...]
     fixed: tuple[str, ...] = ()
     """Words that may be current but cannot be chosen by their number alone."""
-
-    def parse(self, configured: object, machine: Machine | None = None) -> str:
-        del machine
-        if not isinstance(configured, str) or configured not in self.words:
-            raise ValueError(f"{configured!r} is not one of {', '.join(self.words)}")
-        return configured
 
     def _entries(self, raw: bytes) -> dict[str, tuple[int, bool]]:
         names = "|".join(map(re.escape, self.words + self.fixed))
@@ -198,23 +191,16 @@ class Table(Value):
     def choices(self, raw: bytes) -> tuple[str, ...] | None:
         return tuple(name for name in self._entries(raw) if name not in self.fixed)
 
-    def accepts(self) -> str:
-        return ", ".join(self.words)
-
 
 @dataclass(frozen=True)
-class HeldMicroseconds(Value):
+class QosRequest(Integer):
     """A PM-QoS request: four bytes, in force as long as the file is open.
 
     Reading gives the limit that all requests together ask for
     (Documentation/power/pm_qos_interface.rst).
     """
 
-    low: int
-    high: int
-
-    def parse(self, configured: object, machine: Machine | None = None) -> str:
-        return Integer(self.low, self.high, "µs").parse(configured, machine)
+    unit: str = "µs"
 
     def decode(self, raw: bytes) -> str:
         if len(raw) != 4:
@@ -227,6 +213,3 @@ class HeldMicroseconds(Value):
 
     def to_bytes(self, canonical: str) -> bytes:
         return int(canonical).to_bytes(4, "little", signed=True)
-
-    def accepts(self) -> str:
-        return f"{self.low} to {self.high} µs"

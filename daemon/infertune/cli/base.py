@@ -110,7 +110,7 @@ class Context:
         self.print(text)
 
     def print_json(self, schema: str, document: dict[str, Any]) -> None:
-        """Print one document; ``schema`` is its versioned name, e.g. ``infertune.engine.plan/1``."""
+        """Print one document; ``schema`` is its versioned name, e.g. ``infertune.plan/1``."""
         import json
 
         self._write(json.dumps({"schema": schema, **document}, indent=2))

@@ -11,14 +11,20 @@ from infertune.base.errors import Exit, Failed, Unreachable, UsageError
 from infertune.base.locks import DAEMON_LOCK, owner
 from infertune.catalogue.backends import BACKENDS
 from infertune.cli.base import JSON, Command, Context, argument, verb
-from infertune.cli.render import counted, print_items, print_report
+from infertune.cli.render import (
+    count,
+    emit,
+    print_items,
+    print_report,
+    say_restored,
+    summary,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from infertune.cli.render import Document, Tense
 
 PROFILE = argument("profile", metavar="PROFILE", help="name of a profile ('infertune profiles')")
 BACKEND = argument(
@@ -73,38 +79,6 @@ def daemon_runs(ctx: Context) -> bool:
     return ctx.live and owner(DAEMON_LOCK) is not None
 
 
-def emit(ctx: Context, verb: str, report: Document, **more: Any) -> None:
-    """Print a report as the caller asked for it."""
-    if ctx.args.json:
-        ctx.print_json(f"infertune.{verb}/1", {**report, **more})
-    else:
-        print_report(ctx, report, _TENSE.get(verb, "past"))
-
-
-_TENSE: Mapping[str, Tense] = {"plan": "future", "verify": "present"}
-
-
-def summary(report: Document, what: str, *outcomes: str) -> str:
-    """One line on a table: ``4 settings changed (35 files), 2 ok``."""
-    files = [item["knob"] for item in report["items"] if item["outcome"] in outcomes]
-    knobs = set(files)
-    fine = {item["knob"] for item in report["items"] if item["outcome"] == "already"}
-    more = f" ({len(files)} files)" if len(files) > len(knobs) else ""
-    return f"{counted(len(knobs), 'setting')} {what}{more}, {len(fine - knobs)} ok"
-
-
-def say_restored(ctx: Context, report: Document) -> None:
-    """How much of what was changed is as it was."""
-    if not report["items"]:
-        ctx.print("nothing to put back")
-        return
-    ctx.print(f"restored: {_count(report, 'restored', 'already')} of {len(report['items'])}")
-
-
-def _count(report: Document, *outcomes: str) -> int:
-    return sum(item["outcome"] in outcomes for item in report["items"])
-
-
 def _ask_daemon(ctx: Context, verb: str, signature: str = "", *arguments: Any) -> dict[str, Any]:
     """Let infertuned do it; raises what it answers, as the engine here would."""
     document: dict[str, Any] = _call(verb.capitalize(), signature, *arguments)
@@ -124,13 +98,13 @@ def _call(member: str, signature: str = "", *arguments: Any) -> Any:
 def _plan(ctx: Context) -> int:
     from infertune.cli import here
 
-    return here.plan(ctx)
+    return here.plan(ctx, daemon_runs(ctx))
 
 
 def _verify(ctx: Context) -> int:
     from infertune.cli import here
 
-    return here.verify(ctx)
+    return here.verify(ctx, daemon_runs(ctx))
 
 
 def _apply(ctx: Context) -> int:
@@ -254,7 +228,7 @@ def _put_back(ctx: Context, verb: str) -> int:
     emit(ctx, verb, report, failed=None)
     if not ctx.args.json:
         say_restored(ctx, report)
-    left = _count(report, "conflict", "absent")
+    left = count(report, "conflict", "absent")
     return Exit.DIFFERS if left or report["notes"] else Exit.DONE
 
 

@@ -8,11 +8,11 @@ from typing import Any
 from infertune.base.errors import Exit, UsageError
 from infertune.catalogue.knobs import KNOBS
 from infertune.cli.base import Context
-from infertune.cli.engine import daemon_runs, emit, say_restored, summary
-from infertune.cli.render import counted, print_report
+from infertune.cli.render import counted, emit, print_report, say_restored, summary
 from infertune.engine.documents import report_document, status_document
-from infertune.engine.session import ApplyFailed, Session, make_plan, session
-from infertune.engine.session import status as applied_now
+from infertune.engine.session import ApplyFailed, Session, session
+from infertune.engine.state import Report, make_plan
+from infertune.engine.state import status as applied_now
 from infertune.host.machine import Machine, read_machine
 from infertune.profiles.profile import load_profile
 from infertune.profiles.resolve import Desired, resolve
@@ -33,11 +33,16 @@ def _desired(ctx: Context, machine: Machine) -> Desired:
     return resolve(load_profile(ctx.root, ctx.args.profile), machine, ctx.args.backend)
 
 
-def plan(ctx: Context) -> int:
-    """What ``apply`` would do."""
+def _planned(ctx: Context, may_keep: bool) -> tuple[Desired, Report]:
+    """What is wanted and what would change; ``may_keep``: see the engine's plan."""
     machine = read_machine(ctx.root)
     wanted = _desired(ctx, machine)
-    report = make_plan(ctx.root, machine, wanted, without=without(ctx), may_hold=daemon_runs(ctx))
+    return wanted, make_plan(ctx.root, machine, wanted, without=without(ctx), may_keep=may_keep)
+
+
+def plan(ctx: Context, may_keep: bool) -> int:
+    """What ``apply`` would do."""
+    wanted, report = _planned(ctx, may_keep)
     document = report_document(report)
     launch = {
         section: {setting.id: setting.canonical for setting in settings.values()}
@@ -59,11 +64,9 @@ def plan(ctx: Context) -> int:
     return Exit.DONE
 
 
-def verify(ctx: Context) -> int:
+def verify(ctx: Context, may_keep: bool) -> int:
     """Whether there is nothing for ``apply`` to do."""
-    machine = read_machine(ctx.root)
-    wanted = _desired(ctx, machine)
-    report = make_plan(ctx.root, machine, wanted, without=without(ctx), may_hold=daemon_runs(ctx))
+    _, report = _planned(ctx, may_keep)
     emit(ctx, "verify", report_document(report))
     if not ctx.args.json:
         differing = {item.knob for item in report.items if item.differs}
@@ -80,10 +83,10 @@ def apply(ctx: Context) -> dict[str, Any]:
     left_out = without(ctx)
     machine = read_machine(ctx.root)
     wanted = _desired(ctx, machine)
-    with session(ctx.root, f"apply {wanted.profile}", lambda: machine) as held:
-        _say_recovered(ctx, held)
+    with session(ctx.root, f"apply {wanted.profile}", lambda: machine) as ours:
+        _say_recovered(ctx, ours)
         try:
-            return report_document(held.apply(wanted, without=left_out))
+            return report_document(ours.apply(wanted, without=left_out))
         except ApplyFailed as failed:
             emit(ctx, "apply", report_document(failed.report), failed=failed.message)
             raise
@@ -96,23 +99,23 @@ def status(ctx: Context) -> dict[str, Any]:
 
 def put_back(ctx: Context, verb: str) -> dict[str, Any]:
     """Put every original back, also after a crash.  Raises what the engine does."""
-    with session(ctx.root, verb) as held:
+    with session(ctx.root, verb) as ours:
         try:
-            if held.unrecovered:
-                raise held.unrecovered
-            return report_document(held.recovered or held.revert())
+            if ours.unrecovered:
+                raise ours.unrecovered
+            return report_document(ours.recovered or ours.revert())
         except ApplyFailed as failed:
             emit(ctx, verb, report_document(failed.report), failed=failed.message)
             raise
 
 
-def _say_recovered(ctx: Context, held: Session) -> None:
-    if held.recovered is None or ctx.args.json:
+def _say_recovered(ctx: Context, ours: Session) -> None:
+    if ours.recovered is None or ctx.args.json:
         return
-    recovered = report_document(held.recovered)
+    recovered = report_document(ours.recovered)
     ctx.print("an earlier run was cut short; its values were put back first:")
     print_report(ctx, recovered, "past")
-    if held.unrecovered:
-        ctx.print(f"note: {held.unrecovered.message}")
+    if ours.unrecovered:
+        ctx.print(f"note: {ours.unrecovered.message}")
     else:
         say_restored(ctx, recovered)

@@ -50,7 +50,7 @@ def _knobs(ctx: Context) -> int:
     shown = [KNOBS[wanted]] if wanted else list(KNOBS.values())
     if ctx.args.json:
         documents = [_document(k, _readings(ctx, machine, k), k.note(machine)) for k in shown]
-        ctx.print_json("infertune.catalogue.knobs/1", {"knobs": documents})
+        ctx.print_json("infertune.knobs/1", {"knobs": documents})
     elif wanted:
         _describe(ctx, shown[0], _readings(ctx, machine, shown[0]), shown[0].note(machine))
     else:

@@ -43,7 +43,7 @@ def show_machine(context: Context) -> int:
             "inference_gpu": gpu.path if gpu else None,
             "gpu_memory": picture_document(found),
         }
-        context.print_json("infertune.host.machine/1", document)
+        context.print_json("infertune.machine/1", document)
         return Exit.DONE
     for label, text in _summary(machine, found):
         context.print(f"{label:<13}  {text}".rstrip())
@@ -203,7 +203,7 @@ def save_snapshot(context: Context) -> int:
     entries = sum(text.count(f"\n{key}: ") for key in ("Path", "Directory"))
     if context.args.json:
         document = {"file": file, "entries": entries, "bytes": len(data)}
-        context.print_json("infertune.host.snapshot/1", document)
+        context.print_json("infertune.snapshot/1", document)
     else:
         context.print(f"{file}: {entries} files and directories, {format_size(len(data))}")
         context.print("Plain text: review it before you send it to anyone.")

@@ -83,7 +83,7 @@ def _list(ctx: Context) -> int:
 def _show(ctx: Context) -> int:
     profile = load_profile(ctx.root, ctx.args.profile)
     if ctx.args.json:
-        ctx.print_json("infertune.profiles.profile/1", _document(profile))
+        ctx.print_json("infertune.profile/1", _document(profile))
     else:
         ctx.print("\n".join(as_toml(profile)))
     return Exit.DONE
@@ -167,9 +167,7 @@ def _check(ctx: Context) -> int:
             {"file": problem.file, "line": problem.line, "message": problem.message}
             for problem in problems
         ]
-        ctx.print_json(
-            "infertune.profiles.profile-check/1", {"valid": not problems, "errors": errors}
-        )
+        ctx.print_json("infertune.profile-check/1", {"valid": not problems, "errors": errors})
     else:
         for problem in problems:
             ctx.print(problem.message)
@@ -197,7 +195,7 @@ def _explain(ctx: Context) -> int:
         backend, why = assume_backend(machine)
     desired = resolve(profile, machine, backend)
     if ctx.args.json:
-        ctx.print_json("infertune.profiles.profile-explain/1", _explanation(desired, machine, why))
+        ctx.print_json("infertune.profile-explain/1", _explanation(desired, machine, why))
         return Exit.DONE
     ctx.print(f"{profile.name}: {profile.description}")
     ctx.print(f"backend {backend}: {why}")

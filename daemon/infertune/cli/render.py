@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _WORDS = {
     "already": "ok",
+    "held": "delegated",
     "applied": "changed",
     "pending-reboot": "at reboot",
     "rolled-back": "rolled back",
@@ -53,6 +54,39 @@ def print_report(ctx: Context, report: Document, tense: Tense) -> None:
     print_items(ctx, report["items"], tense)
     for note in report.get("notes", ()):
         ctx.print(f"note: {note}")
+
+
+def emit(ctx: Context, verb: str, report: Document, **more: Any) -> None:
+    """Print a report as the caller asked for it."""
+    if ctx.args.json:
+        ctx.print_json(f"infertune.{verb}/1", {**report, **more})
+    else:
+        print_report(ctx, report, _TENSE.get(verb, "past"))
+
+
+_TENSE: Mapping[str, Tense] = {"plan": "future", "verify": "present"}
+
+
+def summary(report: Document, what: str, *outcomes: str) -> str:
+    """One line on a table: ``4 settings changed (35 files), 2 ok``."""
+    files = [item["knob"] for item in report["items"] if item["outcome"] in outcomes]
+    knobs = set(files)
+    fine = {item["knob"] for item in report["items"] if item["outcome"] == "already"}
+    more = f" ({len(files)} files)" if len(files) > len(knobs) else ""
+    return f"{counted(len(knobs), 'setting')} {what}{more}, {len(fine - knobs)} ok"
+
+
+def say_restored(ctx: Context, report: Document) -> None:
+    """How much of what was changed is as it was."""
+    if not report["items"]:
+        ctx.print("nothing to put back")
+        return
+    ctx.print(f"restored: {count(report, 'restored', 'already')} of {len(report['items'])}")
+
+
+def count(report: Document, *outcomes: str) -> int:
+    """Items with one of these outcomes."""
+    return sum(item["outcome"] in outcomes for item in report["items"])
 
 
 def print_items(ctx: Context, items: Sequence[Document], tense: Tense) -> None:

@@ -22,15 +22,15 @@ from infertune.cli.fit import FORCE
 from infertune.cli.here import without
 from infertune.cli.render import print_report
 from infertune.engine.documents import report_document
-from infertune.engine.session import Report
+from infertune.engine.state import Report
 from infertune.host.machine import Machine
 from infertune.launch.client import Completion
 from infertune.launch.place import Placed
-from infertune.run import Request, Result, run
+from infertune.run import Audience, Request, Result, run
 from infertune.servers.models import model_path
 
 
-class Printer:
+class Printer(Audience):
     """Tells the user what happens, on stderr where a command has stdout."""
 
     def __init__(self, ctx: Context) -> None:
@@ -66,19 +66,6 @@ class Printer:
                 self.say(f"{item.knob} ({item.path}): {item.outcome}: {item.reason}")
         good = report.count("restored", "already")
         self.say(f"restored: {good} of {len(report.items)}")
-
-
-class Silent(Printer):
-    """For ``--json``: one document at the end, and nothing before it."""
-
-    def say(self, text: str) -> None:
-        del text
-
-    def applied(self, report: Report) -> None:
-        del report
-
-    def placed(self, outcomes: Sequence[Placed]) -> None:
-        del outcomes
 
 
 def _row(each: Placed) -> tuple[str, ...]:
@@ -119,19 +106,18 @@ def _run(ctx: Context) -> int:
         without=tuple(without(ctx)),
         launch_only=args.launch_only,
         stdout=2 if args.json else 1,
+        reported=args.json,
         check=partial(_admit, ctx, promised),
         chats=_chats,
     )
     result = Result(args.profile)
-    if args.json:
-        printer: Printer = Silent(ctx)
-    elif command:
-        printer = Printer(Context(ctx.root, args, sys.stderr))
+    if args.json:  # one document at the end, and nothing before it
+        audience = Audience()
     else:
-        printer = Printer(ctx)
+        audience = Printer(Context(ctx.root, args, sys.stderr) if command else ctx)
     failed = None
     try:
-        return run(ctx.root, request, result, printer)
+        return run(ctx.root, request, result, audience)
     except InfertuneError as error:
         failed = error.message
         raise
@@ -264,7 +250,9 @@ COMMANDS: tuple[Command, ...] = (
         "ROCR_VISIBLE_DEVICES, GGML_VK_VISIBLE_DEVICES and what the profile sets; more can be "
         "given as '-- env NAME=VALUE COMMAND'. Signals go to the command; ten seconds after "
         "SIGINT or SIGTERM, or at the second one, it is killed, and so is what it left running "
-        "in its process group. The exit code is the command's, 128+N after signal N.",
+        "in its process group. The exit code is the command's, 128+N after signal N. With "
+        "--launch-only infertune becomes the command, as env(1) does, unless it makes a control "
+        "group for it or prints --json.",
         takes_command=True,
     ),
 )

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from infertune.addresses import LOOPBACK, is_loopback, listen_address, reached_at
-from infertune.addresses import url as url_of
+from infertune.base.addresses import LOOPBACK, is_loopback, listen_address, reached_at
+from infertune.base.addresses import url as url_of
 from infertune.base.errors import Busy, Exit, Failed, NotPermitted, Unreachable, UsageError
 from infertune.base.names import DECLARED, NAME, server_unit
 from infertune.base.records import dataclass, replace
@@ -25,7 +25,6 @@ from infertune.budget.admission import Asked, check
 from infertune.cli.base import JSON, Command, Context, argument, printable, verb
 from infertune.cli.engine import BACKEND, PROFILE, daemon_runs
 from infertune.cli.fit import FORCE, parse_setting
-from infertune.cli.run import Silent
 from infertune.doctor.at_launch import warnings
 from infertune.doctor.surroundings import LlamaServer, llama_server
 from infertune.host.machine import Machine, read_machine
@@ -36,7 +35,7 @@ from infertune.launch.ready import Progress, choose_port
 from infertune.launch.system import show_log
 from infertune.profiles.profile import load_profile
 from infertune.profiles.resolve import Desired, resolve
-from infertune.run import Request, Result, Run, prepare
+from infertune.run import Audience, Request, Result, Run, prepare
 from infertune.servers.api_key import credential_of, refuse_open_file
 from infertune.servers.declaration import (
     TRANSIENT,
@@ -339,7 +338,7 @@ def _as_systemd_run(ctx: Context, machine: Machine, declaration: Declaration) ->
         command=declaration.command,
     )
     result = Result(profile=declaration.profile)
-    one = Run(ctx.root, machine, request, result, Silent(ctx))
+    one = Run(ctx.root, machine, request, result, Audience())
     desired, job = prepare(one)
     env = {name: setting.canonical for name, setting in desired.env.items()}
     groups = gpu_groups(ctx.root)

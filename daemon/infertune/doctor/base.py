@@ -152,6 +152,9 @@ class When:
         )
 
 
+ALWAYS = When("everywhere", lambda facts: True)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
     """One entry: what it looks for, where, how bad it is, how it is put right, who says so."""
@@ -159,13 +162,13 @@ class Rule:
     id: str
     title: str
     """What the rule looks for: a short sentence without a full stop."""
-    when: When
     check: Callable[[Facts], Answer]
     """Pure: facts in, answer out.  May raise Missing."""
-    severity: Severity
-    confidence: Confidence
     fix: str
     sources: tuple[Source, ...]
+    confidence: Confidence = "likely"
+    severity: Severity = "warning"
+    when: When = ALWAYS
     window: Window | None = None
     """The versions the check compares with, for the document."""
     covers: tuple[str, ...] = ()

@@ -7,8 +7,6 @@ from infertune.doctor.base import When, need
 from infertune.doctor.facts import Facts
 from infertune.host.machine import Gpu
 
-ALWAYS = When("everywhere", lambda facts: True)
-
 
 def _gpu(facts: Facts) -> Gpu | None:
     return facts.machine.inference_gpu

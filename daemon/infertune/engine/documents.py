@@ -10,7 +10,7 @@ from infertune.base.records import asdict
 from infertune.catalogue.knobs import KNOBS
 from infertune.catalogue.values import Size
 from infertune.engine.plan import Item
-from infertune.engine.session import Report, Status
+from infertune.engine.state import Report, Status
 from infertune.host.unknown import Unknown
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def _item(item: Item) -> dict[str, Any]:
     return {
         **asdict(item),
         "unit_bytes": knob.value.unit_bytes if knob and isinstance(knob.value, Size) else None,
-        "held": knob is not None and knob.held,
+        "held": knob is not None and knob.while_open,
     }
 
 

@@ -12,16 +12,17 @@ The same document is kept twice.  Kernel values die with the boot, so it lives i
 /run, and carries the boot id: values of an earlier boot are never restored.  Its
 copy in /var/lib is there when /run is lost, and tells after an unclean reboot
 what was in force.
+
+This module reads; store.py writes.
 """
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from infertune.base.locks import MACHINE_LOCK
@@ -84,6 +85,11 @@ class Journal:
     def settled(self) -> bool:
         return all(record.settled for record in self.records)
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether it is in force only while a process lives, or was while it was written."""
+        return self.held or not self.settled
+
     def by_path(self) -> dict[str, Record]:
         return {record.path: record for record in self.records}
 
@@ -103,18 +109,8 @@ class Loaded:
 
 def dump(journal: Journal) -> bytes:
     """The document of a journal."""
-    header = {
-        "format": FORMAT,
-        "boot": journal.boot_id,
-        "profile": journal.profile,
-        "backend": journal.backend,
-        "owner": journal.owner,
-        "since": journal.since,
-        "held": journal.held,
-        "without": journal.without,
-        "earlier": journal.earlier,
-        "confirm_by": journal.confirm_by,
-    }
+    about = {name: getattr(journal, name) for name in _HEADER}
+    header = {"format": FORMAT, "boot": journal.boot_id, **about}
     # The boot id is in every line: a line must stand on its own when the header is lost.
     lines = [header, *({"boot": journal.boot_id, **asdict(r)} for r in journal.records)]
     body = b"".join(map(_line, lines))
@@ -167,123 +163,41 @@ def parse(data: bytes) -> Loaded:
         if boots:
             damage.append("lines of different boots are mixed")
         return Loaded(None, tuple(damage))
-    about = header or {}
-    journal = Journal(
-        boot_id=boots.pop(),
-        profile=about.get("profile", "unknown"),
-        backend=about.get("backend", "unknown"),
-        owner=about.get("owner", "unknown"),
-        since=about.get("since", "unknown"),
-        held=about.get("held", False),
-        without=tuple(about.get("without", ())),
-        earlier=about.get("earlier"),
-        confirm_by=about.get("confirm_by"),
-        records=tuple(records),
-    )
+    about = {name: unsaid for name, (_, unsaid) in _HEADER.items()}
+    about.update((name, value) for name, value in (header or {}).items() if name in about)
+    about["without"] = tuple(about["without"])
+    journal = Journal(boot_id=boots.pop(), **about, records=tuple(records))
     return Loaded(journal, tuple(damage))
 
 
-class Store:
-    """One journal file."""
-
-    def __init__(self, root: Root, path: str) -> None:
-        self._root = root
-        self.path = path
-
-    def load(self) -> Loaded:
-        """What is on disk.  Raises OSError only where the file exists and cannot be read."""
-        try:
-            data = self._root.read_bytes(self.path)
-        except (FileNotFoundError, NotADirectoryError):
-            return Loaded(None)
-        except IsADirectoryError:
-            return Loaded(None, ("a directory is in its place",))
-        if len(data) > MAX_BYTES:
-            return Loaded(None, ("the file is far larger than any journal",))
-        return parse(data)
-
-    def save(self, journal: Journal) -> None:
-        """Replace the file durably.  Raises OSError; the old content is then still there."""
-        data = dump(journal)
-        if len(data) > MAX_BYTES:
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), self.path)
-        self._root.mkdir(self.path.rpartition("/")[0])
-        self._root.replace(self.path, data)
-
-    def remove(self) -> None:
-        self._root.unlink(self.path)
-
-    def quarantine(self, usable: Journal | None) -> str:
-        """Keep a damaged file, or what is in its place, for a person to look at; returns its path.
-
-        The journal itself then holds what is usable of it, or is gone.
-        """
-        taken = self.quarantined()
-        aside = next(
-            path for n in range(1, 10_000) if (path := f"{self.path}.damaged-{n}") not in taken
-        )
-        try:
-            data = self._root.read_bytes(self.path)
-        except IsADirectoryError:
-            self._root.rename(self.path, aside)
-            return aside
-        self._root.replace(aside, data[:MAX_BYTES])
-        if usable is None:
-            self.remove()
-        else:
-            self.save(usable)
-        return aside
-
-    def quarantined(self) -> tuple[str, ...]:
-        """Damaged journals set aside earlier and still there."""
-        return tuple(self._root.glob(f"{self.path}.damaged-*"))
+def read_file(root: Root, path: str) -> Loaded:
+    """What a journal file holds.  Raises OSError only where it exists and cannot be read."""
+    try:
+        data = root.read_bytes(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return Loaded(None)
+    except IsADirectoryError:
+        return Loaded(None, ("a directory is in its place",))
+    if len(data) > MAX_BYTES:
+        return Loaded(None, ("the file is far larger than any journal",))
+    return parse(data)
 
 
-class Journals:
-    """The journal and its lasting copy as one.
+def set_aside(root: Root, *paths: str) -> tuple[str, ...]:
+    """Damaged journals that were set aside earlier and are still there."""
+    return tuple(aside for path in paths for aside in root.glob(f"{path}.damaged-*"))
 
-    The copy is written before the journal and removed before it: where both can be read, the
-    journal is right, and a copy alone means that the journal was lost.
+
+def load(root: Root, read: Callable[[str], Loaded] | None = None) -> Loaded:
+    """What is in force in this boot.  Raises OSError; the copy is read only where it counts.
+
+    ``read`` gives what a file holds, to whoever has read it already.
     """
-
-    def __init__(self, root: Root) -> None:
-        self._root = root
-        self.runtime = Store(root, RUNTIME)
-        self.persistent = Store(root, PERSISTENT)
-
-    def load(self) -> Loaded:
-        """What is in force in this boot.  Raises OSError; the copy is read only where it counts."""
-        runtime, boot = self.runtime.load(), boot_id(self._root)
-        if runtime.journal and runtime.journal.boot_id == boot and not runtime.damage:
-            return runtime
-        return in_force(runtime, self.persistent.load(), boot)
-
-    def save(self, journal: Journal) -> None:
-        """Write both.  Raises OSError; the journal is then what it was."""
-        self.persistent.save(journal)
-        self.runtime.save(journal)
-
-    def remove(self) -> None:
-        """Forget both.  Raises OSError; the journal is gone all the same if it can be."""
-        try:
-            self.persistent.remove()
-        finally:
-            self.runtime.remove()
-
-    def agree(self, journal: Journal) -> None:
-        """Write ``journal`` where it is not.  Raises OSError.
-
-        A place was lost, an apply that had nothing to change was killed between the two, or an
-        earlier version kept less in the copy.
-        """
-        for store in (self.persistent, self.runtime):
-            found = store.load()
-            if found.journal != journal and not found.damage:  # that is set aside first
-                store.save(journal)
-
-    def quarantined(self) -> tuple[str, ...]:
-        """Damaged journals set aside earlier and still there."""
-        return self.runtime.quarantined() + self.persistent.quarantined()
+    read = read or partial(read_file, root)
+    runtime, boot = read(RUNTIME), boot_id(root)
+    if runtime.journal and runtime.journal.boot_id == boot and not runtime.damage:
+        return runtime
+    return in_force(runtime, read(PERSISTENT), boot)
 
 
 def in_force(runtime: Loaded, lasting: Loaded, boot: str | None) -> Loaded:
@@ -314,15 +228,60 @@ def left_unclean(lasting: Journal | None, boot: str | None) -> Journal | None:
     return lasting.with_records(risky) if risky else None
 
 
-def state_of(journal: Journal | None, *, damaged: bool, busy: bool) -> str:
-    """One of STATES.  ``journal`` is in force, ``busy`` is whether somebody holds the machine."""
-    if damaged:
-        return "degraded"
-    if journal is None:
-        return "idle"
-    if busy:
-        return "running"
-    return "interrupted" if journal.held or not journal.settled else "applied"
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Both places and the lock as they are at one moment: whoever shows the state asks this."""
+
+    boot: str | None
+    runtime: Loaded
+    lasting: Loaded
+    aside: tuple[str, ...]
+    """Damaged journals that were set aside."""
+    holder: str | None
+    """Who is changing the machine; None for nobody."""
+
+    @property
+    def journal(self) -> Journal | None:
+        """What is in force."""
+        return in_force(self.runtime, self.lasting, self.boot).journal
+
+    @property
+    def damaged(self) -> int:
+        """Journals that are damaged, or were and are set aside."""
+        return len(self.aside) + bool(self.runtime.damage) + bool(self.lasting.damage)
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the journal is of an earlier boot."""
+        return self.runtime.journal is not None and self.runtime.journal.boot_id != self.boot
+
+    @property
+    def unclean(self) -> Journal | None:
+        """What was in force when an earlier boot ended without warning, if it was risky."""
+        return left_unclean(self.lasting.journal, self.boot)
+
+    @property
+    def state(self) -> str:
+        """One of STATES."""
+        journal = self.journal
+        if self.damaged:
+            return "degraded"
+        if journal is None:
+            return "idle"
+        if self.holder is not None:
+            return "running"
+        return "interrupted" if journal.interrupted else "applied"
+
+
+def find(root: Root) -> Found:
+    """What both places hold.  Raises OSError where one cannot be read; takes no lock."""
+    return Found(
+        boot=boot_id(root),
+        runtime=read_file(root, RUNTIME),
+        lasting=read_file(root, PERSISTENT),
+        aside=set_aside(root, RUNTIME, PERSISTENT),
+        holder=root.lock_owner(LOCK),
+    )
 
 
 def _record(fields: dict[str, Any]) -> Record | None:
@@ -354,22 +313,23 @@ def _is_time(value: object) -> bool:
     return isinstance(value, int | float) and 0 <= value < 2**40
 
 
-_HEADER: Mapping[str, Callable[[Any], bool]] = {
-    "profile": _is_text,
-    "backend": _is_text,
-    "owner": _is_text,
-    "since": _is_text,
-    "held": lambda value: isinstance(value, bool),
-    "without": lambda value: isinstance(value, list) and all(map(_is_text, value)),
-    "earlier": lambda value: value is None or _is_text(value),
-    "confirm_by": lambda value: value is None or _is_time(value),
+_HEADER: Mapping[str, tuple[Callable[[Any], bool], Any]] = {
+    "profile": (_is_text, "unknown"),
+    "backend": (_is_text, "unknown"),
+    "owner": (_is_text, "unknown"),
+    "since": (_is_text, "unknown"),
+    "held": (lambda value: isinstance(value, bool), False),
+    "without": (lambda value: isinstance(value, list) and all(map(_is_text, value)), ()),
+    "earlier": (lambda value: value is None or _is_text(value), None),
+    "confirm_by": (lambda value: value is None or _is_time(value), None),
 }
+"""What the first line says beside the boot: what it must be, and what counts where it is not."""
 
 
 def _about(fields: Mapping[str, Any]) -> dict[str, Any]:
     """What the header says, without what is not of its kind: a checksum is not a check."""
     return {
-        name: value for name, value in fields.items() if name in _HEADER and _HEADER[name](value)
+        name: value for name, value in fields.items() if name in _HEADER and _HEADER[name][0](value)
     }
 
 

@@ -84,13 +84,13 @@ def plan(
     readings: Mapping[str, Reading],
     records: Mapping[str, Record],
     *,
-    may_hold: bool,
+    may_keep: bool,
 ) -> tuple[Item, ...]:
     """What to do, in the order in which to do it.
 
     ``targets`` maps a knob id to its files, ``readings`` and ``records`` are
     keyed by path.  Records of knobs the settings no longer name are restored.
-    ``may_hold``: whether a process stays that can keep a file open.
+    ``may_keep``: whether a process stays that can keep a file open.
     """
     locks = _locks(settings, readings, targets, records)
     wanted: list[Item] = []
@@ -101,7 +101,7 @@ def plan(
             wanted.append(_item(knob, setting, machine, None, None, "absent", knob.absent))
         for target in found:
             reading, record = readings[target.path], records.get(target.path)
-            item = _plan_file(machine, setting, target, reading, record, may_hold, locks)
+            item = _plan_file(machine, setting, target, reading, record, may_keep, locks)
             wanted.append(item)
 
     leaving = [
@@ -185,7 +185,7 @@ def _plan_file(
     target: Target,
     reading: Reading,
     record: Record | None,
-    may_hold: bool,
+    may_keep: bool,
     locks: Mapping[str, bool],
 ) -> Item:
     knob, want, live = target.knob, setting.canonical, reading.value
@@ -193,7 +193,7 @@ def _plan_file(
     def item(outcome: Outcome, reason: str | None = None, original: str | None = None) -> Item:
         return _item(knob, setting, machine, target.path, reading, outcome, reason, original)
 
-    if knob.held and not may_hold:
+    if knob.while_open and not may_keep:
         return item("refused", "lasts only as long as a process holds it: use 'infertune run'")
     if live is None:
         if reading.gone:
@@ -253,6 +253,13 @@ def _plan_restore(record: Record, reading: Reading) -> Item:
         outcome = "already"
     elif is_foreign(record, live):
         outcome, reason = "conflict", "changed by someone else since; left as it is"
+    return of_record(record, live, outcome, reason)
+
+
+def of_record(
+    record: Record, live: str | None, outcome: Outcome, reason: str | None = None
+) -> Item:
+    """What there is to say of a file that goes back; ``live`` is what it holds."""
     return Item(
         knob=record.knob,
         path=record.path,

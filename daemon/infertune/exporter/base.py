@@ -21,7 +21,7 @@ class Metric:
     name: str
     """Full name with prefix and base unit; ends in ``_total`` exactly where it is a counter."""
     kind: Kind = "gauge"
-    unit: str
+    unit: str = "1"
     """What one is: ``bytes``, ``seconds``; ``1`` for a fact, ``items`` for a count."""
     help: str
     labels: tuple[str, ...] = ()

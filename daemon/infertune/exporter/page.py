@@ -27,7 +27,6 @@ _OURS = "the exporter itself"
 RUNNER_METRICS = (
     Metric(
         name="infertune_collector_success",
-        unit="1",
         help="1 where the answer is known, which includes 'this machine has none'.",
         labels=("collector",),
         source=_OURS,
@@ -35,7 +34,6 @@ RUNNER_METRICS = (
     ),
     Metric(
         name="infertune_collector_state",
-        unit="1",
         help=f"1 for what came of the collector: {', '.join(STATES)}. The page / has the reason in "
         "words.",
         labels=("collector", "state"),
@@ -63,7 +61,6 @@ RUNNER_METRICS = (
 EXPORTER_METRICS = (
     Metric(
         name="infertune_exporter_info",
-        unit="1",
         help="Version of this exporter.",
         labels=("version",),
         source=_OURS,

@@ -47,7 +47,6 @@ _CLOSE_S = 1.0
 PROBE_METRICS = (
     Metric(
         name="infertune_probe_state",
-        unit="1",
         help=f"1 for the state that a probe is in: {', '.join(STATES)}.",
         labels=("probe", "state"),
         source="infertune probes",

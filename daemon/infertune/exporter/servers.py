@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from infertune.addresses import LOOPBACK, reached_at
+from infertune.base.addresses import LOOPBACK, reached_at
 from infertune.base.records import dataclass
 from infertune.base.root import Root
 from infertune.exporter.base import bounded
-from infertune.foreground import foreground
 from infertune.host.processes import arguments
 from infertune.host.servers import unit_engine
 from infertune.servers import running
@@ -17,6 +16,7 @@ from infertune.servers.declaration import Declaration, Foreign
 from infertune.servers.engines import ENGINES, engine_titled
 from infertune.servers.engines.base import Engine, Known
 from infertune.servers.engines.llama_server import LLAMA_SERVER
+from infertune.servers.foreground import foreground
 from infertune.servers.running import Unit
 from infertune.servers.store import declarations
 

@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from infertune.addresses import LOOPBACK
+from infertune.base.addresses import LOOPBACK
 from infertune.base.records import dataclass
 from infertune.base.root import Root
 

@@ -94,11 +94,22 @@ def _signed(sign: str, controllers: tuple[str, ...]) -> str:
     return " ".join(sign + name for name in controllers)
 
 
-def make_group(root: Root, cgroup: Cgroup, wanted: set[str], child: int) -> Group:
-    """A group below our own with as many ``wanted`` controllers as may be had.
+def why_no_group(root: Root, cgroup: Cgroup, settings: Mapping[str, str]) -> str | None:
+    """Why a process with these launch settings gets no group; None where it may get one."""
+    try:
+        parent, _ = _offered(root, cgroup, _controllers(settings))
+    except Unavailable as reason:
+        return str(reason)
+    return None if root.writable(parent) else _why_not(OSError(errno.EACCES, ""))
 
-    Raises Unavailable with the reason.
-    """
+
+def _controllers(settings: Mapping[str, str]) -> set[str]:
+    entries = map(LAUNCH_SETTINGS.__getitem__, settings)
+    return {entry.controller for entry in entries if entry.controller}
+
+
+def _offered(root: Root, cgroup: Cgroup, wanted: set[str]) -> tuple[str, set[str]]:
+    """Our own group, and which ``wanted`` controllers it is given.  Raises Unavailable."""
     if cgroup.mount is None or cgroup.version != 2:
         raise Unavailable("cgroup v2 is not what this system uses")
     own = group_of(root, "self")
@@ -108,6 +119,15 @@ def make_group(root: Root, cgroup: Cgroup, wanted: set[str], child: int) -> Grou
     offered = set(controllers(root, parent)) & wanted
     if not offered:
         raise Unavailable(f"this process's group is not given {', '.join(sorted(wanted))}")
+    return parent, offered
+
+
+def make_group(root: Root, cgroup: Cgroup, wanted: set[str], child: int) -> Group:
+    """A group below our own with as many ``wanted`` controllers as may be had.
+
+    Raises Unavailable with the reason.
+    """
+    parent, offered = _offered(root, cgroup, wanted)
     _remove_stale(root, parent)
     missing = tuple(sorted(offered - set(handed_down(root, parent))))
     waiting_room = None
@@ -165,19 +185,20 @@ def _remove_stale(root: Root, parent: str) -> None:
 
 
 def place(
-    root: Root, cgroup: Cgroup, pid: int, settings: Mapping[str, str]
+    root: Root, cgroup: Cgroup, pid: int, settings: Mapping[str, str], *, no_group: str = ""
 ) -> tuple[tuple[Placed, ...], Group | None]:
     """Give process ``pid`` the launch ``settings`` (canonical values by id).
 
-    Meant for a child that has not reached its exec: memory is charged where it
-    is first touched.  The group, where there is one, is the caller's to remove.
+    Meant for a process that has not reached its exec: memory is charged where it
+    is first touched.  The group, where there is one, is the caller's to remove;
+    ``no_group`` is why none is to be made.
     """
     entries = [(LAUNCH_SETTINGS[name], wanted) for name, wanted in settings.items()]
     # A partition is made of CPUs that the group has been given before.
     entries.sort(key=lambda pair: pair[0].id == "cpus_partition")
-    controllers = {entry.controller for entry, _ in entries if entry.controller}
-    group, why = None, ""
-    if controllers:
+    controllers = _controllers(settings)
+    group, why = None, no_group
+    if controllers and not no_group:
         try:
             group = make_group(root, cgroup, controllers, pid)
         except Unavailable as reason:

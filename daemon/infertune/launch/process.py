@@ -17,6 +17,7 @@ import ctypes
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -236,6 +237,24 @@ def start(
     return child
 
 
+def become(program: str, argv: Sequence[str], env: Mapping[str, str]) -> NoReturn:
+    """Go on as ``program`` in this very process.  Raises Failed where it cannot be executed."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where it was closed
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    _reset_signals()
+    try:
+        os.execve(program, list(argv), dict(env))
+    except OSError as error:
+        raise Failed(f"cannot start {program}: {error.strerror}") from error
+
+
+def _reset_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python, and inherited
+        signal.signal(number, signal.SIG_DFL)
+
+
 def _become(
     program: str,
     argv: Sequence[str],
@@ -248,9 +267,7 @@ def _become(
     """In the child, up to its exec: wait at ``gate``, or tell ``error`` the errno."""
     try:
         os.setpgid(0, 0)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python, and inherited
-            signal.signal(number, signal.SIG_DFL)
+        _reset_signals()
         # SIGKILL: nobody is left who could be patient with a server that ignores anything less.
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent or not os.read(gate, 1):

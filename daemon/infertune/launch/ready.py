@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection
 from typing import TYPE_CHECKING, TextIO
 
-from infertune.addresses import LOOPBACK
+from infertune.base.addresses import LOOPBACK
 from infertune.base.errors import Failed, UsageError
 from infertune.base.units import format_size, printable_line
 from infertune.host.memory import oom_kills

@@ -101,7 +101,7 @@ class PoolFacts:
     unseen: bool = False
     """Whether there are programs with the GPU open whose memory cannot be read."""
     reserved: int = 0
-    """GPU memory promised to servers that are still loading (admission.py)."""
+    """GPU memory promised to servers that are still loading (budget/admission.py)."""
     reserved_ram: int = 0
     """The same of RAM, their part of the GPU's memory included where that is RAM."""
     loading: tuple[str, ...] = ()

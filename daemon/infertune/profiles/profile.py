@@ -187,8 +187,8 @@ class Place:
 def package_directory() -> Path:
     """The profiles that come with infertune: package data, or the checkout's ``profiles/``."""
     here = Path(__file__).resolve().parent
-    installed = here / "profiles"
-    return installed if os.path.isdir(installed) else here.parents[1] / "profiles"
+    installed = here / "shipped"
+    return installed if os.path.isdir(installed) else here.parents[2] / "profiles"
 
 
 def places(root: Root) -> dict[str, list[Place]]:

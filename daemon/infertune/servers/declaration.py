@@ -12,7 +12,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 
-from infertune.addresses import LOOPBACK, client, is_loopback, listen_address
+from infertune.base.addresses import LOOPBACK, client, is_loopback, listen_address
 from infertune.base.errors import DeclarationError, UsageError
 from infertune.base.names import NAME, NAME_RULE, USER, is_foreign_unit, server_unit
 from infertune.base.records import dataclass

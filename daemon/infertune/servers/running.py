@@ -14,9 +14,9 @@ from infertune.base.errors import Failed
 from infertune.base.names import SLICE, server_of_unit
 from infertune.base.records import dataclass
 from infertune.base.root import Root
-from infertune.foreground import foreground
 from infertune.host.cgroup import cgroup, entries, group_id, group_of_unit, processes_below
 from infertune.servers.adopted import Adopted, read_book
+from infertune.servers.foreground import foreground
 
 RUN = "infertune run"
 """What a server in the foreground has for a unit."""

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from infertune.addresses import PRIVATE, is_every, is_loopback
+from infertune.base.addresses import PRIVATE, is_every, is_loopback
 from infertune.base.errors import UsageError
 from infertune.base.records import dataclass, replace
 from infertune.base.units import format_cpulist, parse_cpulist
@@ -233,7 +233,7 @@ def drop_in(
     lines = [f"# Written by infertuned: profile {desired.profile}, backend {desired.backend}."]
     lines += ["[Unit]", f"Description=Model server {declaration.name} (infertune)", "[Service]"]
     every = {**directives(desired), **access(declaration, desired, groups)}
-    # Opened by systemd as root: the launcher waits for its turn with it (admission.py).
+    # Opened by systemd as root: the launcher waits for its turn with it (budget/admission.py).
     lines.append(f"StandardInput=file:{LOCK}")
     lines += [f"{name}={value}" for name, value in every.items()]
     if kind := partition(desired):

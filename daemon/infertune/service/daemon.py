@@ -137,7 +137,7 @@ class Daemon:
         self._keeper.ownership.enforce = config.enforce
         self._keeper.take_over()
 
-        # A hold of a power profiles service comes before the first write.
+        # A request at a power profiles service comes before the first write.
         await self._join_the_bus()
         applied = self._keeper.choice is not None
         at_once = default if not (applied or config.demand) else None
@@ -195,7 +195,7 @@ class Daemon:
             self._keeper.stop()
             return
         try:
-            # The next one knows what the journal says, and would take a hold for an apply.
+            # The next one knows what the journal says, and would make a request for an apply.
             self._keeper.end_holds()
         except InfertuneError as error:
             log(3, error.message)
@@ -286,7 +286,7 @@ class Daemon:
             self._later(lambda: self._keeper.owner_left(name))
         elif name in NAMES and name != LOGIND:
             self._facts.tuner_changed()
-            # A power profiles service that comes is asked for its hold at the end of a turn.
+            # A power profiles service that comes is asked at the end of a turn.
             self._later(lambda: None)
             who = self._power.provider() if name in dict(PROVIDERS) else NAMES[name]
             self._changed_by(who if owner else None)
@@ -314,7 +314,7 @@ class Daemon:
     def _expired(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(self._deadline.fd, 8)
-        # What cannot be put back now (somebody holds the machine) is tried again, not at once.
+        # What cannot be put back now (somebody has the machine) is tried again, not at once.
         self._retry_at = boottime() + RETRY_S
         self._later(self._keeper.expire)
 

@@ -15,18 +15,17 @@ from typing import Any
 
 from infertune.base.errors import Failed, InfertuneError, UsageError
 from infertune.base.records import dataclass, replace
-from infertune.base.root import Held, Root
+from infertune.base.root import KeptOpen, Root
 from infertune.catalogue.knobs import KNOBS, targets
 from infertune.engine.documents import report_document, status_document
 from infertune.engine.journal import LOCK
-from infertune.engine.session import (
+from infertune.engine.session import Session, session
+from infertune.engine.state import (
     Difference,
     Report,
-    Session,
     after_unclean_shutdown,
     drift,
     make_plan,
-    session,
     status,
 )
 from infertune.host.machine import Machine
@@ -41,7 +40,7 @@ MAX_HOLDS = 16
 
 
 POWER_KNOBS = ("platform_profile", "cpufreq.energy_performance_preference")
-"""What a power profiles service sets; infertune can ask it to hold ``performance``."""
+"""What a power profiles service sets; infertune can ask it to keep ``performance``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +73,7 @@ class Keeper:
         self._owner = owner
         self._base: Choice | None = None
         self._holds: list[Hold] = []
-        self._held_open: list[Held] = []
+        self._kept_open: list[KeptOpen] = []
         self._deadline: float | None = None
         self.demand: Demand | None = None
         """What is to be in force while servers work."""
@@ -85,8 +84,8 @@ class Keeper:
         """What is in force, as it was resolved when it was applied."""
         self.ownership = Ownership(enforce=False, now=now or boottime)
         self._asleep = False
-        self.holder: str | None = None
-        """Service that holds ``performance`` for us; None while none does."""
+        self.delegate: str | None = None
+        """Service that keeps ``performance`` for us; None while none does."""
         self._delegated: tuple[str | None, frozenset[str]] = (None, frozenset())
         """Service, and the knobs of what is in force that it sets for us."""
         self.refused_at_start: str | None = None
@@ -111,9 +110,9 @@ class Keeper:
         """Put right what a predecessor left; returns what was recovered, if anything."""
         self._unclean = after_unclean_shutdown(self.root)
         self.demand = read_demand(self.root)
-        with self._machine() as held:
-            recovered = held.recovered
-            applied = held.applied
+        with self._machine() as ours:
+            recovered = ours.recovered
+            applied = ours.applied
         if applied:
             self._base = Choice(applied.profile, applied.backend, applied.without)
             self._deadline = applied.confirm_by
@@ -162,7 +161,7 @@ class Keeper:
         self.revert()
 
     def leave(self) -> None:
-        """Let go of the lock and of what is held open; the machine stays as it is."""
+        """Let go of the lock and of what is kept open; the machine stays as it is."""
         self._session = None
         self._kept.close()
         self._release_open()
@@ -182,9 +181,9 @@ class Keeper:
         document = status_document(status(self.root))
         document["drift"] = self.ownership.document()
         document["demand"] = self._demand_document()
-        if self.holder and self._delegated[1]:
+        if self.delegate and self._delegated[1]:
             knobs = ", ".join(sorted(self._delegated[1]))
-            document["notes"].append(f"{self.holder} holds 'performance' for us: {knobs}")
+            document["notes"].append(f"{self.delegate} keeps 'performance' for us: {knobs}")
         if self.refused_at_start:
             document["notes"].append(f"default profile not applied: {self.refused_at_start}")
         document["notes"] += self._lost
@@ -219,9 +218,9 @@ class Keeper:
         self._forget_demand()
         self._holds.clear()
         try:
-            with self._machine() as held:
+            with self._machine() as ours:
                 self._release_open()
-                report = held.revert()
+                report = ours.revert()
         finally:
             self._session = None
             self._kept.close()
@@ -240,9 +239,9 @@ class Keeper:
 
     def confirm(self) -> bool:
         """Keep what waits for a confirmation; False where nothing does."""
-        with self._machine() as held:
+        with self._machine() as ours:
             # During a hold the journal is the hold's; what waits is the profile before it.
-            confirmed = held.confirm() or self._deadline is not None
+            confirmed = ours.confirm() or self._deadline is not None
         self._deadline = None
         return confirmed
 
@@ -290,7 +289,7 @@ class Keeper:
 
     def _take(self, one: Hold) -> None:
         if self._session is None:
-            # Held values must not outlive us, so the machine is ours as long as they last.
+            # KeptOpen values must not outlive us, so the machine is ours as long as they last.
             self._session = self._kept.enter_context(self._machine())
         try:
             self._become(one.choice, hold=True)
@@ -413,9 +412,9 @@ class Keeper:
             self._session = None
             self._kept.close()
 
-    def _put_all_back(self, held: Session) -> None:
+    def _put_all_back(self, ours: Session) -> None:
         self._release_open()
-        held.revert()
+        ours.revert()
         self._forget()
 
     # -- the machine ---------------------------------------------------------
@@ -424,49 +423,49 @@ class Keeper:
         self, choice: Choice, *, hold: bool = False, confirm_by: float | None = None
     ) -> Report:
         _, desired = self._resolve(choice)
-        with self._machine() as held:
-            report = held.apply(
+        with self._machine() as ours:
+            report = ours.apply(
                 desired, without=choice.without, hold=hold, stays=True, confirm_by=confirm_by
             )
             # A request of ours that is already as strict as wanted was not made again.
             kept = {item.path for item in report.items if item.outcome == "already"}
-            stay = [each for each in self._held_open if each.path in kept]
-            self._held_open = [each for each in self._held_open if each not in stay]
+            stay = [each for each in self._kept_open if each.path in kept]
+            self._kept_open = [each for each in self._kept_open if each not in stay]
             self._release_open()
-            self._held_open = [*stay, *held.take_held()]
+            self._kept_open = [*stay, *ours.take_kept()]
         self._forget()
         self._desired = desired
-        return self._say_what_is_held(report)
+        return self._say_what_is_delegated(report)
 
     def _forget(self) -> None:
         self._desired = None
         self._delegated = (None, frozenset())
         self.ownership.forget()
 
-    def _say_what_is_held(self, report: Report) -> Report:
+    def _say_what_is_delegated(self, report: Report) -> Report:
         """The report with what the power profiles service set for us named as that."""
-        if self.holder is None:
+        if self.delegate is None:
             return report
-        reason = f"{self.holder} holds its profile 'performance' for us"
+        reason = f"{self.delegate} keeps its profile 'performance' for us"
         items = tuple(
             replace(item, outcome="held", reason=reason)
             if item.knob in POWER_KNOBS
             and item.outcome == "already"
             and item.want == "performance"
-            # With another original it is in the journal: it was written, not held.
+            # With another original it is in the journal: it was written, not delegated.
             and item.original == item.before
             else item
             for item in report.items
         )
-        held = {item.knob for item in items if item.outcome == "held"}
+        theirs = {item.knob for item in items if item.outcome == "held"}
         written = {item.knob for item in items if item.outcome != "held"}
-        self._delegated = (self.holder, frozenset(held - written))
+        self._delegated = (self.delegate, frozenset(theirs - written))
         return replace(report, items=items)
 
     # -- what others do to it -------------------------------------------------
 
     def wants_power(self, choice: Choice | None) -> bool:
-        """Whether ``choice`` asks for what a power profiles service can hold.  Never raises."""
+        """Whether ``choice`` asks for what a power profiles service can keep.  Never raises."""
         if choice is None:
             return False
         try:
@@ -481,13 +480,13 @@ class Keeper:
             for setting in desired.now
         )
 
-    def note_holder(self, holder: str | None) -> None:
-        """A power profiles service began to hold ``performance`` for us, or does not any more."""
-        self.holder = holder
+    def note_delegate(self, delegate: str | None) -> None:
+        """A power profiles service began to keep ``performance`` for us, or does not any more."""
+        self.delegate = delegate
         choice = self.choice
-        if holder and choice and self._desired:
+        if delegate and choice and self._desired:
             machine = self.facts.machine()
-            self._say_what_is_held(
+            self._say_what_is_delegated(
                 make_plan(self.root, machine, self._desired, without=choice.without)
             )
 
@@ -526,8 +525,8 @@ class Keeper:
             to=self._delegated[1].__contains__,
         )
         if why and (decision.reset or decision.retake):
-            with self._machine() as held:
-                report = held.reassert(
+            with self._machine() as ours:
+                report = ours.reassert(
                     desired, reset=decision.reset, leave=decision.leave, without=choice.without
                 )
             written = {
@@ -549,8 +548,8 @@ class Keeper:
         if self._session is not None:
             yield self._session
             return
-        with session(self.root, self._owner, self.facts.machine) as held:
-            yield held
+        with session(self.root, self._owner, self.facts.machine) as ours:
+            yield ours
 
     def _resolve(self, choice: Choice) -> tuple[Machine, Desired]:
         for knob in choice.without:
@@ -560,9 +559,9 @@ class Keeper:
         return machine, resolve(self.facts.profile(choice.profile), machine, choice.backend)
 
     def _release_open(self) -> None:
-        for held in self._held_open:
-            held.close()
-        self._held_open = []
+        for each in self._kept_open:
+            each.close()
+        self._kept_open = []
 
 
 def boottime() -> float:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from infertune.base.records import dataclass
-from infertune.engine.session import Difference
+from infertune.engine.state import Difference
 
 WINDOW_S = 600.0
 SIGNAL_S = 5.0

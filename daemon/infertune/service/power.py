@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hold on ``performance`` of a power profiles service, instead of writing against it.
+"""The request for ``performance`` at a power profiles service, instead of writing against it.
 
-power-profiles-daemon, tuned-ppd and tlp-pd share one API.  A hold ends when it
+power-profiles-daemon, tuned-ppd and tlp-pd share one API.  A request ends when it
 is released, when we leave the bus, and when a person picks another profile:
 the service then says ProfileReleased, and the person is right.
 """
@@ -34,7 +34,7 @@ PROVIDERS: tuple[tuple[str, str], ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class _Hold:
+class _Request:
     name: str
     path: str
     cookie: int
@@ -42,27 +42,27 @@ class _Hold:
 
 
 class Power:
-    """Keeps the hold in step with what the keeper has in force; one change at a time."""
+    """Keeps the request in step with what the keeper has in force; one change at a time."""
 
     def __init__(self, bus: MessageBus, peers: Peers, keeper: Keeper) -> None:
         self._bus = bus
         self._peers = peers
         self._keeper = keeper
         self._one = asyncio.Lock()
-        self._hold: _Hold | None = None
+        self._request: _Request | None = None
         self._closed = False
         self._overruled = False
-        """A person picked another profile: no new hold until the next apply."""
+        """A person picked another profile: no new request until the next apply."""
         self.problem: str | None = None
-        """What went wrong in a turn beside its work: a service did not give us its hold."""
+        """What went wrong in a turn beside its work: a service did not take our request."""
 
     @contextlib.asynccontextmanager
     async def turn(self, choice: Choice | None = None) -> AsyncIterator[None]:
         """The right to change the machine.  ``choice``: what is about to be applied.
 
-        A hold it wants is taken first, so that what the service sets is found
+        A request it wants is made first, so that what the service sets is found
         set; one it does not want is let go first, so that the values found are
-        those of the machine.  Afterwards hold and keeper agree again.  Raises
+        those of the machine.  Afterwards request and keeper agree again.  Raises
         Failed for whoever waited until after ``close``.
         """
         async with self._one:
@@ -82,7 +82,7 @@ class Power:
         keeper = self._keeper
         about = f": {keeper.choice.profile} ({keeper.choice.backend})" if keeper.choice else ""
         held = f", held by {', '.join(sorted(keeper.owners()))}" if keeper.owners() else ""
-        power = f", {self._hold.name} holds 'performance'" if self._hold else ""
+        power = f", {self._request.name} keeps 'performance'" if self._request else ""
         return f"turn done, {keeper.state}{about}{held}{power}"
 
     async def _end_holds_of_who_left(self) -> None:
@@ -109,9 +109,9 @@ class Power:
         await self._be(wanted and not self._overruled)
 
     async def _be(self, wanted: bool) -> None:
-        if wanted and self._hold is None:
+        if wanted and self._request is None:
             await self._take()
-        elif not wanted and self._hold is not None:
+        elif not wanted and self._request is not None:
             await self._let_go()
 
     async def _take(self) -> None:
@@ -136,33 +136,35 @@ class Power:
                 if reply.signature != "u" or not isinstance(cookie, int):
                     raise ConnectionError("an answer of another shape")
             except (OSError, EOFError, TimeoutError) as error:
-                self.problem = f"{provider} did not hold 'performance': {error}"
+                self.problem = f"{provider} did not keep 'performance': {error}"
                 return
-            self._hold = _Hold(name, path, cookie)
-            self._keeper.note_holder(provider)
+            self._request = _Request(name, path, cookie)
+            self._keeper.note_delegate(provider)
             return
 
     async def _let_go(self) -> None:
-        hold, self._hold = self._hold, None
-        self._keeper.note_holder(None)
-        assert hold is not None
+        request, self._request = self._request, None
+        self._keeper.note_delegate(None)
+        assert request is not None
         with contextlib.suppress(OSError, EOFError, TimeoutError):
-            service = Remote(hold.name, hold.path, hold.name)
-            await call(self._bus, service, "ReleaseProfile", "u", hold.cookie, timeout_s=_TIMEOUT_S)
+            service = Remote(request.name, request.path, request.name)
+            await call(
+                self._bus, service, "ReleaseProfile", "u", request.cookie, timeout_s=_TIMEOUT_S
+            )
 
     def provider_gone(self, name: str) -> None:
-        """A service left the bus, and our hold with it."""
-        if self._hold and self._hold.name == name:
-            self._hold = None
-            self._keeper.note_holder(None)
+        """A service left the bus, and our request with it."""
+        if self._request and self._request.name == name:
+            self._request = None
+            self._keeper.note_delegate(None)
 
     def released(self, name: str, cookie: int) -> bool:
-        """A service says that a hold ended; True if it was ours, so somebody overruled it."""
-        if self._hold is None or (self._hold.name, self._hold.cookie) != (name, cookie):
+        """A service says that a request ended; True if it was ours, so somebody overruled it."""
+        if self._request is None or (self._request.name, self._request.cookie) != (name, cookie):
             return False
-        self._hold = None
+        self._request = None
         self._overruled = True
-        self._keeper.note_holder(None)
+        self._keeper.note_delegate(None)
         return True
 
     def provider(self) -> str:

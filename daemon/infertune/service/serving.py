@@ -8,12 +8,11 @@ import contextlib
 import sys
 from typing import Any
 
-from infertune.addresses import reached_at
+from infertune.base.addresses import reached_at
 from infertune.base.errors import Failed, InfertuneError, UsageError
 from infertune.base.names import DECLARED, OF_CONTAINER, SLICE, server_of_unit, server_unit
 from infertune.base.records import replace
 from infertune.base.root import Root
-from infertune.foreground import foreground
 from infertune.host.containers import CONTAINER, named
 from infertune.host.machine import read_machine
 from infertune.host.sockets import listeners
@@ -30,6 +29,7 @@ from infertune.servers.dropins import (
     units_with_drop_in,
     write_drop_ins,
 )
+from infertune.servers.foreground import foreground
 from infertune.servers.models import with_its_model
 from infertune.servers.running import RUN, group_of_adopted
 from infertune.servers.store import (

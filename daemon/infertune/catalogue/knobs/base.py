@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from infertune.base.records import dataclass
-from infertune.catalogue.values import HeldMicroseconds, Value
+from infertune.catalogue.values import QosRequest, Value
 from infertune.host.machine import Machine
 
 Risk = Literal["safe", "power", "boot"]
@@ -60,9 +60,9 @@ class Knob:
     """For a boot setting whose file holds the wanted value: why it is not in force all the same."""
 
     @property
-    def held(self) -> bool:
+    def while_open(self) -> bool:
         """Whether it is in force only while a process keeps the file open."""
-        return isinstance(self.value, HeldMicroseconds)
+        return isinstance(self.value, QosRequest)
 
     @property
     def family(self) -> str:

@@ -7,11 +7,13 @@ GTT size from it at its own start: only a reboot changes what a model may use.
 
 from __future__ import annotations
 
+from functools import partial
+
 from infertune.base.records import dataclass
 from infertune.base.units import GIB, format_size, parse_cpulist, parse_size
 from infertune.catalogue.cpuset import CpuSet
 from infertune.catalogue.knobs.base import Evidence, Knob
-from infertune.catalogue.values import Choice, Size, Value
+from infertune.catalogue.values import Choice, Integer, Size, Value
 from infertune.host.machine import Machine
 from infertune.host.memory import PAGE
 from infertune.host.system import parameters
@@ -50,26 +52,22 @@ class IsolatedCpus(CpuSet):
 
 
 @dataclass(frozen=True)
-class Timeout(Value):
+class Timeout(Integer):
     """Milliseconds after which a GPU job counts as hung, for all four kinds of job.
 
     One number means different things to old and new kernels (until 6.18 compute was left out),
     four numbers mean the same to all.
     """
 
+    low: int = 1000
+    high: int = 600_000
+    unit: str = "ms"
+
     def parse(self, configured: object, machine: Machine | None = None) -> str:
-        del machine
-        if isinstance(configured, bool) or not isinstance(configured, int):
-            raise ValueError(f"{configured!r} is not a whole number; {self.accepts()}")
-        if not 1000 <= configured <= 600_000:
-            raise ValueError(f"{configured} is out of range; {self.accepts()}")
-        return ",".join([str(configured)] * 4)
+        return ",".join([super().parse(configured, machine)] * 4)
 
     def decode(self, raw: bytes) -> str:
         return raw.decode("ascii").strip() or DEFAULT
-
-    def accepts(self) -> str:
-        return "1000 to 600000 ms"
 
 
 @dataclass(frozen=True)
@@ -120,8 +118,10 @@ def _price_of_no_iommu(machine: Machine) -> str:
     return f"price: no {npu}, no VFIO, and no protection against DMA of a hostile device"
 
 
+_at_boot = partial(Knob, time="boot", risk="boot")
+
 KNOBS: tuple[Knob, ...] = (
-    Knob(
+    _at_boot(
         id="ttm.pages_limit",
         paths=("{ttm}/parameters/pages_limit",),
         # Whole GiB: a share that is no round number is nothing anybody could have tried before.
@@ -135,11 +135,9 @@ KNOBS: tuple[Knob, ...] = (
         ),
         doc="drivers/gpu/drm/ttm/ttm_tt.c",
         absent="no TTM module is loaded",
-        time="boot",
-        risk="boot",
         not_in_force=_gtt_is_older,
     ),
-    Knob(
+    _at_boot(
         id="ttm.page_pool_size",
         paths=("{ttm}/parameters/page_pool_size",),
         # 0 would be the kernel's own choice (ttm_pool_mgr_init), and never be seen in force.
@@ -152,10 +150,8 @@ KNOBS: tuple[Knob, ...] = (
         ),
         doc="drivers/gpu/drm/ttm/ttm_pool.c",
         absent="no TTM module is loaded",
-        time="boot",
-        risk="boot",
     ),
-    Knob(
+    _at_boot(
         id="amdgpu.uma_carveout",
         paths=("{gpu}/uma/carveout",),
         value=Carveout(),
@@ -167,10 +163,8 @@ KNOBS: tuple[Knob, ...] = (
         ),
         doc="Documentation/gpu/amdgpu/driver-misc.rst (Linux 7.0)",
         absent="this kernel or firmware offers no carve-out: it is set in the BIOS",
-        time="boot",
-        risk="boot",
     ),
-    Knob(
+    _at_boot(
         id="amdgpu.lockup_timeout",
         paths=("/sys/module/amdgpu/parameters/lockup_timeout",),
         value=Timeout(),
@@ -182,10 +176,8 @@ KNOBS: tuple[Knob, ...] = (
         ),
         doc="Documentation/gpu/amdgpu/module-parameters.rst",
         absent="amdgpu is not loaded",
-        time="boot",
-        risk="boot",
     ),
-    Knob(
+    _at_boot(
         id="amd_iommu",
         paths=("/proc/cmdline",),
         value=KernelParameter("amd_iommu", Choice(("off",))),
@@ -197,11 +189,9 @@ KNOBS: tuple[Knob, ...] = (
         ),
         doc="Documentation/admin-guide/kernel-parameters.txt",
         absent="there is no kernel command line to read",
-        time="boot",
-        risk="boot",
         note=_price_of_no_iommu,
     ),
-    Knob(
+    _at_boot(
         id="isolcpus",
         paths=("/proc/cmdline",),
         value=KernelParameter("isolcpus", IsolatedCpus()),
@@ -213,10 +203,8 @@ KNOBS: tuple[Knob, ...] = (
         ),
         doc="Documentation/admin-guide/kernel-parameters.txt",
         absent="there is no kernel command line to read",
-        time="boot",
-        risk="boot",
     ),
-    Knob(
+    _at_boot(
         id="transparent_hugepage",
         paths=("/proc/cmdline",),
         value=KernelParameter("transparent_hugepage", Choice(("always", "madvise", "never"))),
@@ -228,7 +216,5 @@ KNOBS: tuple[Knob, ...] = (
         ),
         doc="Documentation/admin-guide/mm/transhuge.rst",
         absent="there is no kernel command line to read",
-        time="boot",
-        risk="boot",
     ),
 )

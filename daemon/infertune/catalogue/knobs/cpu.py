@@ -6,7 +6,7 @@ must can take watts from the GPU.
 """
 
 from infertune.catalogue.knobs.base import Evidence, Knob
-from infertune.catalogue.values import Choice, HeldMicroseconds, Switch
+from infertune.catalogue.values import Choice, QosRequest, Switch
 
 _CPUFREQ = "/sys/devices/system/cpu/cpufreq"
 _NO_CPUFREQ = "no cpufreq driver: the hypervisor or the firmware decides"
@@ -72,7 +72,7 @@ KNOBS: tuple[Knob, ...] = (
         id="cpu_dma_latency",
         paths=("/dev/cpu_dma_latency",),
         # The kernel's own "no request" is 2000 s.
-        value=HeldMicroseconds(0, 2_000_000_000),
+        value=QosRequest(0, 2_000_000_000),
         summary="Longest wake-up time of a CPU that is tolerated; bounds the idle states.",
         evidence=Evidence(
             "protective, unmeasured",

@@ -5,6 +5,8 @@ They back anonymous memory of the CPU side only: weights that live in GTT are
 allocated by TTM, which asks for high orders by itself whatever is set here.
 """
 
+from functools import partial
+
 from infertune.catalogue.knobs.base import Evidence, Knob
 from infertune.catalogue.values import Choice, Integer, Switch
 
@@ -32,82 +34,68 @@ _KHUGEPAGED = Evidence(
 
 _SIZES_KB = (16, 32, 64, 128, 256, 512, 1024, 2048)
 
+_knob = partial(Knob, doc=_DOC, absent=_ABSENT)
+
 KNOBS: tuple[Knob, ...] = (
-    Knob(
+    _knob(
         id="transparent_hugepage.enabled",
         paths=(f"{_THP}/enabled",),
         value=Choice(("always", "madvise", "never")),
         summary="Which anonymous memory gets 2 MiB pages; acts on pages faulted in later.",
         evidence=_ALWAYS,
-        doc=_DOC,
-        absent=_ABSENT,
         # Starting or stopping khugepaged recomputes it (set_recommended_min_free_kbytes).
         touches=("vm.min_free_kbytes",),
     ),
-    Knob(
+    _knob(
         id="transparent_hugepage.defrag",
         paths=(f"{_THP}/defrag",),
         value=Choice(("always", "defer", "defer+madvise", "madvise", "never")),
         summary="Whether a page fault may stall to compact memory for a huge page.",
         evidence=_UNMEASURED,
-        doc=_DOC,
-        absent=_ABSENT,
     ),
-    Knob(
+    _knob(
         id="transparent_hugepage.shmem_enabled",
         paths=(f"{_THP}/shmem_enabled",),
         value=Choice(("always", "within_size", "advise", "never", "deny", "force")),
         summary="Huge pages for shared memory and tmpfs (a model file on /dev/shm).",
         evidence=_UNMEASURED,
-        doc=_DOC,
-        absent=_ABSENT,
     ),
-    Knob(
+    _knob(
         id="transparent_hugepage.khugepaged.defrag",
         paths=(f"{_THP}/khugepaged/defrag",),
         value=Switch(),
         summary="Whether khugepaged may compact memory to collapse pages.",
         evidence=_KHUGEPAGED,
-        doc=_DOC,
-        absent=_ABSENT,
     ),
-    Knob(
+    _knob(
         id="transparent_hugepage.khugepaged.pages_to_scan",
         paths=(f"{_THP}/khugepaged/pages_to_scan",),
         value=Integer(1, 2**32 - 1, "pages"),
         summary="Pages khugepaged looks at in one pass.",
         evidence=_KHUGEPAGED,
-        doc=_DOC,
-        absent=_ABSENT,
     ),
-    Knob(
+    _knob(
         id="transparent_hugepage.khugepaged.scan_sleep_millisecs",
         paths=(f"{_THP}/khugepaged/scan_sleep_millisecs",),
         value=Integer(0, 2**32 - 1, "ms"),
         summary="Pause of khugepaged between passes.",
         evidence=_KHUGEPAGED,
-        doc=_DOC,
-        absent=_ABSENT,
     ),
-    Knob(
+    _knob(
         id="transparent_hugepage.khugepaged.alloc_sleep_millisecs",
         paths=(f"{_THP}/khugepaged/alloc_sleep_millisecs",),
         value=Integer(0, 2**32 - 1, "ms"),
         summary="Pause of khugepaged after it could not get a huge page.",
         evidence=_KHUGEPAGED,
-        doc=_DOC,
-        absent=_ABSENT,
     ),
     *(
-        Knob(
+        _knob(
             id=f"transparent_hugepage.khugepaged.{name}",
             paths=(f"{_THP}/khugepaged/{name}",),
             # 511 = HPAGE_PMD_NR - 1 on x86-64.
             value=Integer(0, 511, "pages"),
             summary=summary,
             evidence=_KHUGEPAGED,
-            doc=_DOC,
-            absent=_ABSENT,
         )
         for name, summary in (
             ("max_ptes_none", "Unmapped pages a range may have and still be collapsed."),
@@ -119,17 +107,16 @@ KNOBS: tuple[Knob, ...] = (
         knob
         for size in _SIZES_KB
         for knob in (
-            Knob(
+            _knob(
                 id=f"transparent_hugepage.hugepages-{size}kB.enabled",
                 paths=(f"{_THP}/hugepages-{size}kB/enabled",),
                 value=Choice(("always", "inherit", "madvise", "never")),
                 summary=f"Which anonymous memory gets {size} KiB folios.",
                 evidence=_UNMEASURED,
-                doc=_DOC,
                 absent=_ABSENT_MTHP,
                 touches=("vm.min_free_kbytes",),
             ),
-            Knob(
+            _knob(
                 id=f"transparent_hugepage.hugepages-{size}kB.shmem_enabled",
                 paths=(f"{_THP}/hugepages-{size}kB/shmem_enabled",),
                 value=Choice(
@@ -137,7 +124,6 @@ KNOBS: tuple[Knob, ...] = (
                 ),
                 summary=f"Which shared memory gets {size} KiB folios (Linux 6.11).",
                 evidence=_UNMEASURED,
-                doc=_DOC,
                 absent=_ABSENT_MTHP,
             ),
         )

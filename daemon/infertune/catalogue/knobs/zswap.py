@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compressed swap cache in memory."""
 
+from functools import partial
+
 from infertune.catalogue.knobs.base import Evidence, Knob
 from infertune.catalogue.values import Integer, Switch
 from infertune.host.machine import Machine
@@ -26,35 +28,25 @@ def _needs_swap(machine: Machine) -> str | None:
     return None
 
 
+_knob = partial(Knob, evidence=_EVIDENCE, doc=_DOC, absent=_ABSENT, note=_needs_swap)
+
 KNOBS: tuple[Knob, ...] = (
-    Knob(
+    _knob(
         id="zswap.enabled",
         paths=(f"{_ZSWAP}/enabled",),
         value=Switch("Y", "N"),
         summary="Whether pages on their way to swap are compressed into memory first.",
-        evidence=_EVIDENCE,
-        doc=_DOC,
-        absent=_ABSENT,
-        note=_needs_swap,
     ),
-    Knob(
+    _knob(
         id="zswap.shrinker_enabled",
         paths=(f"{_ZSWAP}/shrinker_enabled",),
         value=Switch("Y", "N"),
         summary="Whether cold compressed pages are written out under pressure (Linux 6.8).",
-        evidence=_EVIDENCE,
-        doc=_DOC,
-        absent=_ABSENT,
-        note=_needs_swap,
     ),
-    Knob(
+    _knob(
         id="zswap.max_pool_percent",
         paths=(f"{_ZSWAP}/max_pool_percent",),
         value=Integer(0, 100, "%"),
         summary="Share of memory the compressed pool may take.",
-        evidence=_EVIDENCE,
-        doc=_DOC,
-        absent=_ABSENT,
-        note=_needs_swap,
     ),
 )

@@ -22,7 +22,7 @@ from infertune.doctor.base import (
     need,
     rocm,
 )
-from infertune.doctor.conditions import ALWAYS, AMDGPU, NPU, STRIX_HALO
+from infertune.doctor.conditions import AMDGPU, NPU, STRIX_HALO
 from infertune.doctor.facts import Facts
 from infertune.host.memory import PAGE
 from infertune.host.modprobe import Assignment
@@ -383,7 +383,6 @@ RULES: tuple[Rule, ...] = (
         title="amdgpu.gttsize is deprecated",
         when=AMDGPU,
         check=_gttsize,
-        severity="warning",
         confidence="sure",
         fix="set ttm.pages_limit (GiB x 262144) instead",
         sources=(kernel_doc("gpu/amdgpu/module-parameters"), rocm(5595)),
@@ -403,9 +402,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="option-twice",
         title="one module parameter is set to different values",
-        when=ALWAYS,
         check=_disagree,
-        severity="warning",
         confidence="sure",
         fix="keep one of them",
         sources=(kernel_doc("admin-guide/kernel-parameters"),),
@@ -426,9 +423,7 @@ RULES: tuple[Rule, ...] = (
         title="a parameter that the loaded module does not have",
         when=AMDGPU,
         check=_unknown_option,
-        severity="warning",
         # A few parameters are not shown in sysfs at all.
-        confidence="likely",
         fix="see 'modinfo -p MODULE' for the names",
         sources=(kernel_doc("gpu/amdgpu/module-parameters"),),
         covers=("log-unknown-parameter",),
@@ -449,7 +444,6 @@ RULES: tuple[Rule, ...] = (
         when=AMDGPU,
         check=_uneven_pages,
         severity="error",
-        confidence="likely",
         fix="write GiB x 262144",
         sources=(github("ROCm/rocm-systems", 351),),
     ),
@@ -458,9 +452,7 @@ RULES: tuple[Rule, ...] = (
         title="options changed after the initramfs was built",
         when=AMDGPU,
         check=_newer_than_initramfs,
-        severity="warning",
         # Where the module is loaded from the root file system, the file alone counts.
-        confidence="likely",
         fix="rebuild it (update-initramfs -u, dracut -f, or mkinitcpio -P), and reboot",
         sources=(rocm(5595), github("superm1/amd-debug-tools", 10)),
         covers=("option-not-in-force",),
@@ -468,19 +460,15 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="option-not-in-force",
         title="an option set before this boot that is not in force",
-        when=ALWAYS,
         check=_not_in_force,
         severity="error",
-        confidence="likely",
         fix="rebuild the initramfs, look for a second place that sets it, and reboot",
         sources=(rocm(5595), rocm(5562)),
     ),
     Rule(
         id="boot-staged",
         title="boot settings staged by infertune that are not in force",
-        when=ALWAYS,
         check=_staged,
-        severity="warning",
         confidence="sure",
         fix="see 'infertune boot status'; 'infertune boot undo' puts everything back",
         sources=(kernel_doc("admin-guide/kernel-parameters"),),
@@ -489,9 +477,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="modprobe-odd-file",
         title="a file in modprobe.d that is not a small text file",
-        when=ALWAYS,
         check=_odd_files,
-        severity="warning",
         confidence="sure",
         fix="replace or remove it",
         sources=(github("superm1/amd-debug-tools", 10),),
@@ -499,9 +485,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="iommu-invalid",
         title="a value of amd_iommu or iommu that the kernel does not know",
-        when=ALWAYS,
         check=_invalid_iommu,
-        severity="warning",
         confidence="sure",
         fix="remove it; amd_iommu=off is the value that changes speed (see iommu-trade)",
         sources=(
@@ -518,9 +502,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="boot-value-unknown",
         title="a boot parameter with a value that the kernel or its module does not know",
-        when=ALWAYS,
         check=_wrong_value,
-        severity="warning",
         confidence="sure",
         fix="write one of the values the kernel knows",
         sources=(
@@ -545,7 +527,6 @@ RULES: tuple[Rule, ...] = (
         when=STRIX_HALO,
         check=_iommu_trade,
         severity="info",
-        confidence="likely",
         fix="choose: amd_iommu=off for speed, nothing for the NPU, VFIO and protection",
         sources=(
             github("kyuz0/amd-strix-halo-toolboxes", 66),
@@ -556,10 +537,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="thp-command-line",
         title="huge pages set on the command line, which makes TuneD leave them alone",
-        when=ALWAYS,
         check=_thp_on_command_line,
         severity="info",
-        confidence="likely",
         fix="set them in one place",
         sources=(
             Source(
@@ -573,7 +552,6 @@ RULES: tuple[Rule, ...] = (
         title="a hung GPU is never reset",
         when=AMDGPU,
         check=_lockup,
-        severity="warning",
         confidence="sure",
         fix="write amdgpu.lockup_timeout=20000 (ms; enough for long prompts)",
         sources=(

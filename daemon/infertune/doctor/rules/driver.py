@@ -16,7 +16,7 @@ from infertune.doctor.base import (
     need,
     rocm,
 )
-from infertune.doctor.conditions import ALWAYS, AMDGPU, INTEGRATED, STRIX_HALO
+from infertune.doctor.conditions import AMDGPU, INTEGRATED, STRIX_HALO
 from infertune.doctor.facts import Facts
 from infertune.doctor.surroundings import LlamaServer
 from infertune.host.nodes import Node
@@ -165,7 +165,6 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="gpu-without-driver",
         title="an AMD GPU on the bus has no driver",
-        when=ALWAYS,
         check=_undriven,
         severity="error",
         confidence="sure",
@@ -175,7 +174,6 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="gpu-nomodeset",
         title="nomodeset keeps the GPU's driver from loading",
-        when=ALWAYS,
         check=_no_modeset,
         severity="error",
         confidence="sure",
@@ -217,8 +215,6 @@ RULES: tuple[Rule, ...] = (
         title="amdgpu-dkms on Strix Halo, where AMD supports the in-kernel driver",
         when=STRIX_HALO,
         check=_dkms,
-        severity="warning",
-        confidence="likely",
         fix="remove amdgpu-dkms and use the distribution's kernel; sizes then belong to ttm",
         sources=(rocm(5562),),
     ),
@@ -227,7 +223,6 @@ RULES: tuple[Rule, ...] = (
         title="the GPU's device nodes are missing, or the caller may not open them",
         when=AMDGPU,
         check=_forbidden,
-        severity="warning",
         confidence="sure",
         fix="join the groups that own them (usermod -aG render,video NAME), and log in again",
         sources=(
@@ -244,7 +239,6 @@ RULES: tuple[Rule, ...] = (
         when=INTEGRATED,
         check=_several,
         severity="info",
-        confidence="likely",
         fix="choose one: --device of llama-server, or HIP_VISIBLE_DEVICES and "
         "GGML_VK_VISIBLE_DEVICES",
         sources=(github("ggml-org/llama.cpp", 23977),),

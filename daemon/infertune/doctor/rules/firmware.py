@@ -27,40 +27,32 @@ def _hanging_mes(facts: Facts) -> Answer:
     )
 
 
-_BROKEN_PACKAGE = "20251125"
 _FIRMWARE = ("linux-firmware", "linux-firmware-amdgpu", "firmware-amd-graphics")
+
+
+def _packaged(facts: Facts, date: str) -> str | None:
+    """The package with the GPU's firmware, if it is the one of ``date``.  Raises Missing."""
+    packages = need(facts.packages)
+    versions = {name: packages[name] for name in _FIRMWARE if name in packages}
+    known = need(versions or Unknown("no package with the GPU's firmware was found"))
+    found = (f"{name} {v}" for name, v in known.items() if re.search(rf"\b{date}\b", v))
+    return next(found, None)
 
 
 def _broken_package(facts: Facts) -> Answer:
     if not isinstance(facts.mes, Unknown):
         return None  # what is loaded counts, and another rule looks at it
-    packages = need(facts.packages)
-    versions = {name: packages[name] for name in _FIRMWARE if name in packages}
-    if not versions:
-        return Unknown("no package with the GPU's firmware was found")
-    for name, version in versions.items():
-        if re.search(rf"\b{_BROKEN_PACKAGE}\b", version):
-            return Finding(f"{name} {version} brings MES firmware 0x83")
-    return None
-
-
-_SUSPECT_PACKAGE = "20260810"
+    package = _packaged(facts, "20251125")
+    return Finding(f"{package} brings MES firmware 0x83") if package else None
 
 
 def _suspected(facts: Facts) -> Answer:
-    if facts.kernel[:2] != (7, 2):
+    if facts.kernel[:2] != (7, 2) or not (package := _packaged(facts, "20260810")):
         return None
-    packages = need(facts.packages)
-    versions = {name: packages[name] for name in _FIRMWARE if name in packages}
-    if not versions:
-        return Unknown("no package with the GPU's firmware was found")
-    for name, version in versions.items():
-        if re.search(rf"\b{_SUSPECT_PACKAGE}\b", version):
-            return Finding(
-                f"Linux {facts.machine.kernel} with {name} {version} was suspected of garbled "
-                "answers; measured, llama.cpp's ROCm backend was at fault, Vulkan was right"
-            )
-    return None
+    return Finding(
+        f"Linux {facts.machine.kernel} with {package} was suspected of garbled answers; measured, "
+        "llama.cpp's ROCm backend was at fault, Vulkan was right"
+    )
 
 
 def _leftover(facts: Facts) -> Answer:
@@ -93,7 +85,6 @@ RULES: tuple[Rule, ...] = (
         when=STRIX_HALO,
         check=_hanging_mes,
         severity="info",
-        confidence="likely",
         fix="if the machine freezes under load, try another linux-firmware; there is no known fix",
         sources=(rocm(6165), github("FrameworkComputer/SoftwareFirmwareIssueTracker", 206)),
     ),
@@ -104,7 +95,6 @@ RULES: tuple[Rule, ...] = (
         check=_broken_package,
         severity="error",
         # Distributions took the file back within the same version.
-        confidence="likely",
         fix="install another version, rebuild the initramfs, and reboot",
         sources=(rocm(5724),),
     ),
@@ -113,8 +103,6 @@ RULES: tuple[Rule, ...] = (
         title="firmware of amdgpu-dkms is installed without its driver",
         when=STRIX_HALO,
         check=_leftover,
-        severity="warning",
-        confidence="likely",
         fix="apt autoremove --purge amdgpu-dkms-firmware, rebuild the initramfs, and reboot",
         sources=(rocm(5991),),
     ),
@@ -124,7 +112,6 @@ RULES: tuple[Rule, ...] = (
         when=STRIX_HALO & ROCM_SERVER,
         check=_suspected,
         severity="info",
-        confidence="likely",
         fix="keep both; where answers are garbled, look at llama-wrong-logits first",
         sources=(github("noamsto/nix-amd-ai", 105), llama(28211)),
     ),

@@ -19,7 +19,7 @@ from infertune.doctor.base import (
     need,
     rocm,
 )
-from infertune.doctor.conditions import ALWAYS, AMDGPU, INTEGRATED, RDNA35, STRIX_HALO
+from infertune.doctor.conditions import AMDGPU, INTEGRATED, RDNA35, STRIX_HALO
 from infertune.doctor.facts import Facts
 from infertune.host.unknown import known
 
@@ -150,7 +150,6 @@ RULES: tuple[Rule, ...] = (
         check=_save_area,
         severity="error",
         # A distribution may have the fix in an older release.
-        confidence="likely",
         fix="use Linux 6.18.4 or newer, or a distribution's kernel with the fix; until then "
         "amdgpu.cwsr_enable=0",
         sources=_SAVE_AREA_SOURCES,
@@ -162,8 +161,6 @@ RULES: tuple[Rule, ...] = (
         title="kernels before 6.10 give ROCm on an APU no memory beyond the carve-out",
         when=INTEGRATED,
         check=_gtt_compute,
-        severity="warning",
-        confidence="likely",
         fix="use Linux 6.10 or newer",
         sources=(linux("89773b85599a", "6.10"),),
         window=_GTT_COMPUTE,
@@ -174,7 +171,6 @@ RULES: tuple[Rule, ...] = (
         when=STRIX_HALO,
         check=_hard_clock,
         severity="error",
-        confidence="likely",
         fix="set power_dpm_force_performance_level to auto, or use Linux 7.1",
         sources=(
             linux("03b70e0d8aa26bab", "7.1"),
@@ -188,7 +184,6 @@ RULES: tuple[Rule, ...] = (
         when=_Z13 & RDNA35,
         check=_power_off,
         severity="error",
-        confidence="likely",
         fix="set the platform profile to balanced",
         sources=(github("superm1/amd-debug-tools", 47), github("superm1/amd-debug-tools", 48)),
     ),
@@ -205,7 +200,6 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="kernel-isolated-cpus",
         title="CPUs isolated at boot, which run only what is placed on them",
-        when=ALWAYS,
         check=_isolated,
         severity="info",
         confidence="sure",
@@ -219,7 +213,6 @@ RULES: tuple[Rule, ...] = (
         when=STRIX_HALO,
         check=_uncapped,
         severity="info",
-        confidence="likely",
         fix="set pages_limit below RAM before you upgrade",
         sources=(linux("5dafdd649280", "July 2026"),),
     ),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel has logged since boot.  The signs themselves: infertune/host/kernel_log.py."""
+"""What the kernel has logged since boot.  The signs themselves: host/kernel_log.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from infertune.doctor.base import (
     need,
     rocm,
 )
-from infertune.doctor.conditions import ALWAYS
 from infertune.doctor.facts import Facts
 from infertune.host import kernel_log
 
@@ -77,9 +76,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="log-ring-timeout",
         title="the GPU did not finish work in time and was reset",
-        when=ALWAYS,
         check=_sign("ring-timeout", "the program lost its work ('device lost')"),
-        severity="warning",
         confidence="sure",
         fix="a smaller ubatch_size (128 worked where 512 did not), or amdgpu.lockup_timeout=20000",
         sources=_DEVICE_LOST,
@@ -88,7 +85,6 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="log-mes",
         title="the GPU's scheduler firmware did not answer",
-        when=ALWAYS,
         check=_sign("mes", "the GPU hangs until it is reset"),
         severity="error",
         confidence="sure",
@@ -99,9 +95,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="log-gpu-reset",
         title="the GPU was reset",
-        when=ALWAYS,
         check=_sign("gpu-reset", "every program using it lost its work"),
-        severity="warning",
         confidence="sure",
         fix="see what the kernel logged just before",
         sources=(kernel_doc("gpu/drm-uapi"), llama(21724)),
@@ -109,9 +103,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="log-page-fault",
         title="the GPU accessed memory that is not its own",
-        when=ALWAYS,
         check=_sign("page-fault", "a program or its driver is at fault"),
-        severity="warning",
         confidence="sure",
         fix="check firmware-mes-broken, rocm-save-area and rocm-override",
         sources=(rocm(5991), rocm(5724)),
@@ -119,9 +111,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="log-oom",
         title="the OOM killer killed processes",
-        when=ALWAYS,
         check=_killed,
-        severity="warning",
         confidence="sure",
         fix="less GTT, context or --cache-ram (8 GiB by default); oom_score_adj for the server",
         sources=(rocm(6370),),
@@ -130,7 +120,6 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="log-illegal-instruction",
         title="a model server died with an illegal instruction",
-        when=ALWAYS,
         check=_died,
         severity="error",
         confidence="sure",
@@ -145,9 +134,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="log-gttsize",
         title="the driver says that gttsize is deprecated",
-        when=ALWAYS,
         check=_sign("gttsize-deprecated", "set pages_limit of TTM"),
-        severity="warning",
         confidence="sure",
         fix="set ttm.pages_limit (GiB x 262144) instead",
         sources=_GTTSIZE,
@@ -155,9 +142,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="log-gtt-differs",
         title="the driver says that GTT and TTM have different sizes",
-        when=ALWAYS,
         check=_sign("gtt-ttm-differ", "one of the two is not what you meant"),
-        severity="warning",
         confidence="sure",
         fix="remove amdgpu.gttsize and keep pages_limit",
         sources=_GTTSIZE,
@@ -165,9 +150,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="log-gtt-capped",
         title="the driver capped GTT at RAM",
-        when=ALWAYS,
         check=_sign("gtt-capped", "the configured size is more than RAM"),
-        severity="warning",
         confidence="sure",
         fix="set pages_limit to RAM less what the system needs",
         sources=(linux("5dafdd649280", "July 2026"),),
@@ -175,7 +158,6 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="log-unknown-parameter",
         title="the kernel ignored a parameter of a GPU module",
-        when=ALWAYS,
         check=_sign("unknown-parameter", "it has no effect"),
         severity="error",
         confidence="sure",
@@ -185,9 +167,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="log-iommu-option",
         title="the kernel ignored a value of amd_iommu",
-        when=ALWAYS,
         check=_ignored_word,
-        severity="warning",
         confidence="sure",
         fix="remove it; where pt is meant, iommu=pt is the spelling, and gains nothing here",
         sources=(github("kyuz0/amd-strix-halo-toolboxes", 66),),
@@ -195,30 +175,21 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="log-firmware-missing",
         title="a firmware file of the GPU was not found",
-        when=ALWAYS,
         check=_sign("firmware-missing", "some of these files are optional, most are not"),
-        severity="warning",
-        confidence="likely",
         fix="install linux-firmware (firmware-amd-graphics on Debian), rebuild the initramfs",
         sources=(kernel_doc("driver-api/firmware/introduction"),),
     ),
     Rule(
         id="log-npu-fault",
         title="memory accesses of the NPU fault",
-        when=ALWAYS,
         check=_sign("npu-page-fault", "the NPU gets many times slower"),
-        severity="warning",
-        confidence="likely",
         fix="use a kernel and firmware with the fix; turning the IOMMU off disables the NPU",
         sources=(github("OpenGamingCollective/kernel-packages", 39),),
     ),
     Rule(
         id="log-npu-timeout",
         title="a command of the NPU timed out",
-        when=ALWAYS,
         check=_sign("npu-timeout", "with ROCm busy at the same time the NPU stopped in one report"),
-        severity="warning",
-        confidence="likely",
         fix="do not use the NPU and ROCm at once on this kernel; no fix is known",
         sources=(github("amd/xdna-driver", 1605), github("ROCm/FastFlowLM", 670)),
     ),

@@ -19,7 +19,7 @@ from infertune.doctor.base import (
     need,
     rocm,
 )
-from infertune.doctor.conditions import ALWAYS, AMDGPU, INTEGRATED, STRIX_HALO
+from infertune.doctor.conditions import AMDGPU, INTEGRATED, STRIX_HALO
 from infertune.doctor.facts import Facts
 from infertune.pools.boot import Outlook, most_for_gpu
 from infertune.pools.facts import PoolFacts
@@ -363,8 +363,6 @@ RULES: tuple[Rule, ...] = (
         title="the GPU may take nearly all memory",
         when=INTEGRATED,
         check=_limit_close_to_ram,
-        severity="warning",
-        confidence="likely",
         fix="leave a tenth of RAM, or 8 GiB where a desktop runs",
         sources=(github("superm1/amd-debug-tools", 10), rocm(6370)),
     ),
@@ -383,7 +381,6 @@ RULES: tuple[Rule, ...] = (
         title="the GTT size is larger than what TTM allows",
         when=INTEGRATED,
         check=_promised,
-        severity="warning",
         confidence="sure",
         fix="remove amdgpu.gttsize, then 'infertune boot stage long-context'",
         sources=(
@@ -407,8 +404,6 @@ RULES: tuple[Rule, ...] = (
         title="the next boot gives the GPU less memory",
         when=INTEGRATED,
         check=_next_boot,
-        severity="warning",
-        confidence="likely",
         fix="'infertune boot stage long-context' makes a size last",
         sources=(github("ROCm/rocm-systems", 3978),),
     ),
@@ -428,8 +423,6 @@ RULES: tuple[Rule, ...] = (
         title="the TTM limit was changed after the driver had taken it",
         when=INTEGRATED,
         check=_not_taken_over,
-        severity="warning",
-        confidence="likely",
         fix="set it at boot (modprobe.d and initramfs, or the command line), and reboot",
         sources=(github("ROCm/rocm-systems", 3978), rocm(5595)),
     ),
@@ -438,8 +431,6 @@ RULES: tuple[Rule, ...] = (
         title="memory carved out for the GPU that nothing uses",
         when=INTEGRATED,
         check=_carveout_wasted,
-        severity="warning",
-        confidence="likely",
         fix="set the firmware's smallest carve-out and size GTT instead",
         sources=(
             github("ROCm/rocm-systems", 351),
@@ -455,7 +446,6 @@ RULES: tuple[Rule, ...] = (
         title="amdgpu.no_system_mem_limit lets compute take all memory",
         when=AMDGPU,
         check=_no_system_limit,
-        severity="warning",
         confidence="sure",
         fix="remove the option",
         sources=(kernel_doc("gpu/amdgpu/module-parameters"),),
@@ -463,9 +453,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="memlock-limit",
         title="memory cannot be locked",
-        when=ALWAYS,
         check=_locked,
-        severity="warning",
         confidence="sure",
         fix="LimitMEMLOCK=infinity in the unit; on an integrated GPU no locking is needed at all",
         sources=(github("lemonade-sdk/lemonade", 1088),),
@@ -475,15 +463,12 @@ RULES: tuple[Rule, ...] = (
         title="a container's memory limit, which the GPU's memory is not counted in",
         when=When("in a container", _in_container) & AMDGPU,
         check=_group_limit,
-        severity="warning",
-        confidence="likely",
         fix="lower the container's limit by what the GPU may hold",
         sources=(llama(20472), rocm(6370)),
     ),
     Rule(
         id="thp-madvise",
         title="huge pages only on request, and llama.cpp requests none",
-        when=ALWAYS,
         check=_thp,
         severity="info",
         confidence="sure",
@@ -493,9 +478,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="read-ahead",
         title="a disk with too little read-ahead, or none",
-        when=ALWAYS,
         check=_read_ahead,
-        severity="warning",
         confidence="sure",
         fix="set queue/read_ahead_kb to 4096 (TuneD's accelerator-performance does); its effect on "
         "loading has not been measured here",
@@ -504,19 +487,14 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="overcommit-strict",
         title="strict accounting refuses the mappings a model needs",
-        when=ALWAYS,
         check=_overcommit,
-        severity="warning",
-        confidence="likely",
         fix="set vm.overcommit_memory to 0",
         sources=(kernel_doc("mm/overcommit-accounting"),),
     ),
     Rule(
         id="hugepages-unused",
         title="static huge pages that nobody uses",
-        when=ALWAYS,
         check=_static_pages,
-        severity="warning",
         confidence="sure",
         fix="set vm.nr_hugepages to 0, and take hugepages= off the command line",
         sources=(kernel_doc("admin-guide/mm/hugetlbpage"),),
@@ -524,9 +502,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="oom-kills",
         title="processes were killed for lack of memory",
-        when=ALWAYS,
         check=_killed,
-        severity="warning",
         confidence="sure",
         fix="give models less (context, --cache-ram, GTT), and see log-oom for who was killed",
         sources=(rocm(6370),),
@@ -534,10 +510,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="memory-stalls",
         title="the machine waits for memory",
-        when=ALWAYS,
         check=_stalled,
-        severity="warning",
-        confidence="likely",
         fix="free memory, or give models less (context, --cache-ram)",
         sources=(kernel_doc("accounting/psi"),),
     ),
@@ -547,7 +520,6 @@ RULES: tuple[Rule, ...] = (
         when=INTEGRATED,
         check=_fragmented,
         severity="info",
-        confidence="likely",
         fix="load models early after boot, or write 1 to /proc/sys/vm/compact_memory before",
         sources=(kernel_doc("admin-guide/sysctl/vm"),),
     ),
@@ -557,7 +529,6 @@ RULES: tuple[Rule, ...] = (
         when=INTEGRATED,
         check=_no_swap,
         severity="info",
-        confidence="likely",
         fix="a few GiB of swap or zram let idle memory give way; the server itself needs none",
         sources=(kernel_doc("admin-guide/mm/concepts"),),
     ),

@@ -26,16 +26,19 @@ def _installed(facts: Facts) -> Version:
     return need(need(facts.rocm) or Unknown("ROCm is not installed"))
 
 
+def _affected(window: Window, version: Version, does: str, may: str) -> str | None:
+    """How the sentence on a version of ROCm begins; None for a good one."""
+    if (said := window.says(version)) == "good":
+        return None
+    return f"ROCm {format_version(version)} {does if said == 'bad' else may}"
+
+
 _NO_GFX1151 = Window(first=(0,), last=(6, 4, 0), good=(6, 4, 4))
 
 
 def _too_old(facts: Facts) -> Answer:
-    version = _installed(facts)
-    said = _NO_GFX1151.says(version)
-    if said == "good":
-        return None
-    lacks = "lacks" if said == "bad" else "may lack"
-    return Finding(f"ROCm {format_version(version)} {lacks} full support for gfx1151")
+    lacks = _affected(_NO_GFX1151, _installed(facts), "lacks", "may lack")
+    return Finding(f"{lacks} full support for gfx1151") if lacks else None
 
 
 _PROMPTS = Window(first=(7, 0), last=(7, 2, 0), good=(7, 2, 1))
@@ -46,14 +49,12 @@ def _slow_prompts(facts: Facts) -> Answer:
     version = _installed(facts)
     # The previews 7.9 to 7.12 were a line of their own: a larger number, an older compiler.
     window = _PROMPTS_PREVIEW if version >= (7, 9) else _PROMPTS
-    said = window.says(version)
-    if said == "good":
-        return None
-    compiles = "compiles" if said == "bad" else "may compile"
-    return Finding(
-        f"ROCm {format_version(version)} {compiles} llama.cpp's quantised kernels badly: prompts "
-        "took up to three times as long"
-    )
+    if compiles := _affected(window, version, "compiles", "may compile"):
+        return Finding(
+            f"{compiles} llama.cpp's quantised kernels badly: prompts took up to three times as "
+            "long"
+        )
+    return None
 
 
 _OLD_RUNTIME = Window(first=(0,), last=(7, 1, 1), good=(7, 2, 1))
@@ -169,14 +170,8 @@ _SPINNING = Window(first=(7, 14), last=(10, 0), good=None)
 
 
 def _spinning(facts: Facts) -> Answer:
-    version = _installed(facts)
-    said = _SPINNING.says(version)
-    if said == "good":
-        return None
-    keeps = "keeps" if said == "bad" else "may keep"
-    return Finding(
-        f"ROCm {format_version(version)} {keeps} one CPU core busy after a program's first GPU work"
-    )
+    keeps = _affected(_SPINNING, _installed(facts), "keeps", "may keep")
+    return Finding(f"{keeps} one CPU core busy after a program's first GPU work") if keeps else None
 
 
 RULES: tuple[Rule, ...] = (
@@ -185,8 +180,6 @@ RULES: tuple[Rule, ...] = (
         title="ROCm without native support for gfx1151",
         when=STRIX_HALO & ROCM,
         check=_too_old,
-        severity="warning",
-        confidence="likely",
         fix="install ROCm 7.2.1 or newer, or use Vulkan",
         sources=(github("ROCm/pytorch", 2582), rocm(4499)),
         window=_NO_GFX1151,
@@ -196,9 +189,7 @@ RULES: tuple[Rule, ...] = (
         title="ROCm 7.0 to 7.2.0 compiles llama.cpp's quantised kernels badly",
         when=RDNA35 & ROCM,
         check=_slow_prompts,
-        severity="warning",
         # It affects what was built with this ROCm, and a server may bring its own.
-        confidence="likely",
         fix="build llama.cpp with ROCm 7.2.1 or newer (or with "
         "-DCMAKE_HIP_FLAGS='-mllvm --amdgpu-unroll-threshold-local=600')",
         sources=(github("ROCm/rocm-systems", 2865), llama(17917)),
@@ -209,8 +200,6 @@ RULES: tuple[Rule, ...] = (
         title="ROCm before 7.2.1 does not ask the kernel how large a queue's save area is",
         when=STRIX_HALO & ROCM,
         check=_mismatch,
-        severity="warning",
-        confidence="likely",
         fix="install ROCm 7.2.1 or newer",
         sources=(github("ROCm/rocm-systems", 2200), github("ROCm/TheRock", 2991)),
         window=_OLD_RUNTIME,
@@ -230,7 +219,6 @@ RULES: tuple[Rule, ...] = (
         title="a variable hides every GPU from the server",
         when=AMDGPU,
         check=_hidden,
-        severity="warning",
         confidence="sure",
         fix="unset it, or set it to the number of the GPU",
         sources=(
@@ -246,7 +234,6 @@ RULES: tuple[Rule, ...] = (
         when=AMDGPU,
         check=_folk,
         severity="info",
-        confidence="likely",
         fix="leave them out unless you have measured a gain",
         sources=(github("noamsto/nix-amd-ai", 105),),
     ),
@@ -265,7 +252,6 @@ RULES: tuple[Rule, ...] = (
         title="AMDVLK can take the place of RADV",
         when=AMDGPU,
         check=_amdvlk,
-        severity="warning",
         confidence="sure",
         fix="remove AMDVLK, or set AMD_VULKAN_ICD=RADV for the server (infertune's profiles do)",
         sources=(
@@ -279,7 +265,6 @@ RULES: tuple[Rule, ...] = (
         when=AMDGPU,
         check=_no_radv,
         severity="info",
-        confidence="likely",
         fix="install mesa-vulkan-drivers (vulkan-radeon on Arch)",
         sources=(Source("Mesa: RADV", "https://docs.mesa3d.org/drivers/radv.html"),),
     ),
@@ -289,7 +274,6 @@ RULES: tuple[Rule, ...] = (
         when=STRIX_HALO,
         check=_folk_options,
         severity="info",
-        confidence="likely",
         fix="remove them unless you have measured a gain",
         sources=(
             Source(
@@ -305,7 +289,6 @@ RULES: tuple[Rule, ...] = (
         when=STRIX_HALO,
         check=_several_clients,
         severity="info",
-        confidence="likely",
         fix="keep one model resident (llama-swap, or llama-server's router); no fix is known",
         sources=(github("ROCm/TheRock", 7578), rocm(6639)),
     ),
@@ -316,7 +299,6 @@ RULES: tuple[Rule, ...] = (
         check=_spinning,
         severity="info",
         # ROCm of python wheels is not seen, and a server may bring its own.
-        confidence="likely",
         fix="use ROCm 7.2, whose runtime (1.18) does not, where the core or its heat matters",
         sources=(
             github("ROCm/TheRock", 7051),

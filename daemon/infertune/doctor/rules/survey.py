@@ -216,7 +216,6 @@ def _entry(
         when=STRIX_HALO,
         check=check,
         severity="info",
-        confidence="likely",
         fix=fix,
         sources=(*sources, _SURVEY),
     )

@@ -83,7 +83,6 @@ RULES: tuple[Rule, ...] = (
         when=INTEGRATED,
         check=_large_zram,
         severity="info",
-        confidence="likely",
         fix="make it smaller (zram-size in /etc/systemd/zram-generator.conf) or add swap on a disk",
         sources=(kernel_doc("admin-guide/blockdev/zram"), github("ublue-os/bazzite", 1570)),
     ),
@@ -93,7 +92,6 @@ RULES: tuple[Rule, ...] = (
         when=INTEGRATED,
         check=_swappiness,
         severity="info",
-        confidence="likely",
         fix="set vm.swappiness to 133 to 180 for zram, to 60 or less for swap on a disk",
         sources=(_VM, github("CachyOS/CachyOS-Settings", 30), github("ublue-os/bazzite", 2861)),
     ),
@@ -103,7 +101,6 @@ RULES: tuple[Rule, ...] = (
         when=INTEGRATED,
         check=_twice,
         severity="info",
-        confidence="likely",
         fix="write 0 to /sys/module/zswap/parameters/enabled, and zswap.enabled=0 on the kernel "
         "command line",
         sources=(
@@ -117,7 +114,6 @@ RULES: tuple[Rule, ...] = (
         when=INTEGRATED,
         check=_large_dumps,
         severity="info",
-        confidence="likely",
         fix="set ProcessSizeMax and ExternalSizeMax back to 32G, or LimitCORE=0 for the server",
         sources=(
             Source(

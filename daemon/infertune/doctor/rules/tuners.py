@@ -16,7 +16,7 @@ from infertune.doctor.base import (
     kernel_doc,
     need,
 )
-from infertune.doctor.conditions import ALWAYS, AMDGPU
+from infertune.doctor.conditions import AMDGPU
 from infertune.doctor.facts import Facts, Processor
 from infertune.host.boot_writes import BootWrite
 from infertune.host.power_at_boot import PowerAtBoot
@@ -276,9 +276,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="tuners-conflict",
         title="several programs set the machine's power",
-        when=ALWAYS,
         check=_conflict,
-        severity="warning",
         confidence="sure",
         fix="keep one, and 'systemctl disable --now' the others",
         sources=(
@@ -292,10 +290,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="tuned-saves-power",
         title="TuneD has a profile that saves power",
-        when=ALWAYS,
         check=_saving_profile,
-        severity="warning",
-        confidence="likely",
         fix="'tuned-adm profile accelerator-performance', or apply a profile of infertune's",
         sources=(github("kyuz0/amd-strix-halo-toolboxes", 66),),
         covers=("platform-profile-low", "preference-power"),
@@ -303,9 +298,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="governor-powersave",
         title="the governor powersave keeps CPUs at the lowest clock",
-        when=ALWAYS,
         check=_governor,
-        severity="warning",
         confidence="sure",
         fix="set the governor schedutil or performance",
         sources=(kernel_doc("admin-guide/pm/cpufreq"),),
@@ -313,19 +306,15 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="preference-power",
         title="the energy preference slows the CPUs",
-        when=ALWAYS,
         check=_preference,
         severity="info",
-        confidence="likely",
         fix="set energy_performance_preference to balance_performance",
         sources=(kernel_doc("admin-guide/pm/amd-pstate"),),
     ),
     Rule(
         id="cpu-capped",
         title="CPUs may not reach their highest clock",
-        when=ALWAYS,
         check=_capped,
-        severity="warning",
         confidence="sure",
         fix="write cpuinfo_max_freq to scaling_max_freq, or find the tuner that lowers it",
         sources=(kernel_doc("admin-guide/pm/cpufreq"),),
@@ -333,9 +322,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="cpu-boost-off",
         title="boost is off",
-        when=ALWAYS,
         check=_boost_off,
-        severity="warning",
         confidence="sure",
         fix="write 1 to /sys/devices/system/cpu/cpufreq/boost",
         sources=(kernel_doc("admin-guide/pm/cpufreq"),),
@@ -345,8 +332,6 @@ RULES: tuple[Rule, ...] = (
         title="the platform profile limits power",
         when=AMDGPU,
         check=_quiet,
-        severity="warning",
-        confidence="likely",
         fix="set it to balanced or performance (see platform-power-off first)",
         sources=(kernel_doc("userspace-api/sysfs-platform_profile"),),
     ),
@@ -365,7 +350,6 @@ RULES: tuple[Rule, ...] = (
         title="the GPU's performance level is not left to the driver",
         when=AMDGPU,
         check=_level,
-        severity="warning",
         confidence="sure",
         fix="write auto to power_dpm_force_performance_level",
         sources=(_AMDGPU_THERMAL,),
@@ -385,8 +369,6 @@ RULES: tuple[Rule, ...] = (
         title="the GPU's fan does not follow its temperature",
         when=AMDGPU,
         check=_fan,
-        severity="warning",
-        confidence="likely",
         fix="write 2 to pwm1_enable: automatic",
         sources=(_AMDGPU_THERMAL,),
     ),
@@ -395,15 +377,12 @@ RULES: tuple[Rule, ...] = (
         title="the GPU is hot",
         when=AMDGPU,
         check=_hot,
-        severity="warning",
-        confidence="likely",
         fix="check fans, dust and the platform profile; a lower clock costs generation nothing",
         sources=(_AMDGPU_THERMAL,),
     ),
     Rule(
         id="tuned-ppd-base",
         title="tuned-ppd goes back to its own profile at the next boot",
-        when=ALWAYS,
         check=_tuned_base,
         severity="info",
         confidence="sure",
@@ -417,11 +396,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="tuned-auto",
         title="TuneD chooses another profile at each boot",
-        when=ALWAYS,
         check=_automatic,
         severity="info",
         # A recommend.conf of the owner's may name the profile.
-        confidence="likely",
         fix="choose the profile with tuned-adm",
         sources=(
             Source(
@@ -433,10 +410,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="power-set-back",
         title="a power service will lower at the next boot what is set now",
-        when=ALWAYS,
         check=_set_back,
         severity="info",
-        confidence="likely",
         fix="choose performance in that service (powerprofilesctl, asusctl, tlp.conf), or have "
         "infertune apply its profile at boot",
         sources=(
@@ -452,7 +427,6 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="boot-writes-again",
         title="sysctl.d or tmpfiles.d writes another value at each boot",
-        when=ALWAYS,
         check=_rewritten,
         severity="info",
         confidence="sure",

@@ -60,8 +60,6 @@ RULES: tuple[Rule, ...] = (
         title="llama.cpp from b9661 on computes on the CPU with Vulkan on Strix Halo (one report)",
         when=STRIX_HALO & VULKAN_BUILD,
         check=_cpu_compute,
-        severity="warning",
-        confidence="likely",
         fix="watch gpu_busy_percent while it answers; if it stays 0, use b9660 or a newer build",
         sources=(llama(24734),),
         window=_CPU_COMPUTE,
@@ -71,8 +69,6 @@ RULES: tuple[Rule, ...] = (
         title="with Vulkan, llama.cpp b8461 to b8933 is slow at prompts of MoE models",
         when=STRIX_HALO & VULKAN_BUILD,
         check=_slow_moe,
-        severity="warning",
-        confidence="likely",
         fix="use b9049 or newer",
         sources=(
             llama(22375),
@@ -86,7 +82,6 @@ RULES: tuple[Rule, ...] = (
         when=STRIX_HALO & VULKAN_BUILD,
         check=_short_lockup,
         severity="info",
-        confidence="likely",
         fix="where it happens: amdgpu.lockup_timeout=10000,60000,10000,10000 on the kernel command "
         "line, as before 7.0, or a smaller ubatch_size",
         sources=(llama(25664), llama(27076), github("defilantech/LLMKube", 886)),

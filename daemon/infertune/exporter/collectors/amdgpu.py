@@ -26,7 +26,6 @@ DPM_CLOCKS = ("sclk", "mclk", "fclk", "socclk")
 METRICS = (
     Metric(
         name="infertune_gpu_info",
-        unit="1",
         help="A GPU that amdgpu drives; joins the card's name to its PCI address and ID.",
         labels=("gpu", "pci_address", "pci_id"),
         source="/sys/class/drm",

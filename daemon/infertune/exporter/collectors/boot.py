@@ -26,7 +26,6 @@ _OF_PHASE = {
 METRICS = (
     Metric(
         name="infertune_boot_state",
-        unit="1",
         help="1 for how far staged boot settings are. failed: no start with them was confirmed, "
         "and they were put back; interrupted: staging or undoing was cut short; unknown: their "
         "record is damaged, or for root alone.",

@@ -7,23 +7,12 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from infertune.base.root import Root
-from infertune.engine.journal import (
-    LOCK,
-    RUNTIME,
-    STATES,
-    Journal,
-    Journals,
-    in_force,
-    left_unclean,
-    state_of,
-)
+from infertune.engine.journal import RUNTIME, STATES, find, load
 from infertune.exporter.base import Collector, Metric, Sample, one_of
-from infertune.host.system import boot_id
 
 PROFILE_METRICS = (
     Metric(
         name="infertune_profile_info",
-        unit="1",
         help="The profile that is applied now, and the backend it was resolved for.",
         labels=("profile", "backend"),
         source=RUNTIME,
@@ -38,7 +27,6 @@ PROFILE_METRICS = (
     ),
     Metric(
         name="infertune_profile_unconfirmed",
-        unit="1",
         help="1 while the profile goes back by itself unless somebody confirms it.",
         source=RUNTIME,
         series="1",
@@ -48,7 +36,6 @@ PROFILE_METRICS = (
 JOURNAL_METRICS = (
     Metric(
         name="infertune_journal_state",
-        unit="1",
         help="1 for the state that 'infertune status' shows. degraded: a journal was damaged; "
         "interrupted: a process died in a change, 'infertune recover' puts it right.",
         labels=("state",),
@@ -71,7 +58,6 @@ JOURNAL_METRICS = (
     ),
     Metric(
         name="infertune_journal_earlier_boot",
-        unit="1",
         help="1 where a journal is of an earlier boot. runtime: it means nothing now; lasting: "
         "that boot ended without warning under settings that can make a machine unstable.",
         labels=("journal",),
@@ -81,14 +67,9 @@ JOURNAL_METRICS = (
 )
 
 
-def of_this_boot(root: Root) -> Journal | None:
-    """The journal in force; None where nothing is applied.  Raises OSError."""
-    return Journals(root).load().journal
-
-
 def read_profile(root: Root) -> Iterable[Sample]:
     """The applied profile; no samples where none is."""
-    journal = of_this_boot(root)
+    journal = load(root).journal
     if journal is None:
         return
     yield Sample("infertune_profile_info", (journal.profile, journal.backend), 1)
@@ -102,19 +83,13 @@ def read_profile(root: Root) -> Iterable[Sample]:
 
 def read_journal(root: Root) -> Iterable[Sample]:
     """Health of both journals.  Raises OSError where one cannot be read."""
-    journals, boot = Journals(root), boot_id(root)
-    found, lasting = journals.runtime.load(), journals.persistent.load()
-    journal = in_force(found, lasting, boot).journal
-    damaged = len(journals.quarantined()) + bool(found.damage) + bool(lasting.damage)
-    busy = root.lock_owner(LOCK) is not None
-    state = state_of(journal, damaged=damaged > 0, busy=busy)
-    yield from one_of("infertune_journal_state", (), STATES, state)
-    yield Sample("infertune_journal_records", (), len(journal.records) if journal else 0)
-    yield Sample("infertune_journal_damaged_files", (), damaged)
-    earlier = found.journal is not None and found.journal.boot_id != boot
-    unclean = left_unclean(lasting.journal, boot) is not None
-    yield Sample("infertune_journal_earlier_boot", ("runtime",), float(earlier))
-    yield Sample("infertune_journal_earlier_boot", ("lasting",), float(unclean))
+    found = find(root)
+    records = found.journal.records if found.journal else ()
+    yield from one_of("infertune_journal_state", (), STATES, found.state)
+    yield Sample("infertune_journal_records", (), len(records))
+    yield Sample("infertune_journal_damaged_files", (), found.damaged)
+    yield Sample("infertune_journal_earlier_boot", ("runtime",), float(found.outdated))
+    yield Sample("infertune_journal_earlier_boot", ("lasting",), float(found.unclean is not None))
 
 
 PROFILE = Collector(

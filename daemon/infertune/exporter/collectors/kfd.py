@@ -29,7 +29,6 @@ _PER_SERVER = "servers times GPUs, and one for all other processes together (ser
 METRICS = (
     Metric(
         name="infertune_kfd_node_info",
-        unit="1",
         help="A GPU as the compute driver knows it.",
         labels=("gpu", "gfx_target"),
         source=_TOPOLOGY,

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 
 from infertune.base.root import Root
 from infertune.catalogue.knobs import KNOBS, Reading, Target, read_live, targets
-from infertune.engine.journal import Record
+from infertune.engine.journal import Record, load
 from infertune.engine.plan import is_foreign
 from infertune.exporter.base import Collector, Metric, Sample
-from infertune.exporter.collectors.journal import of_this_boot
 from infertune.host.machine import read_machine
 
 PLACES_S = 60.0
@@ -37,7 +36,6 @@ METRICS = (
     ),
     Metric(
         name="infertune_knob_wanted_info",
-        unit="1",
         help="What the applied profile asks for.",
         labels=("knob", "value"),
         source="/run/infertune/journal",
@@ -87,7 +85,7 @@ _places = _Places()
 
 def read(root: Root) -> Iterable[Sample]:
     """Every knob that this machine has."""
-    journal = of_this_boot(root)
+    journal = load(root).journal
     records = journal.by_path() if journal else {}
     ours: dict[str, list[Record]] = {}
     for record in records.values():

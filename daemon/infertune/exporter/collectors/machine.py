@@ -25,7 +25,6 @@ KINDS = {
 METRICS = (
     Metric(
         name="infertune_machine_info",
-        unit="1",
         help="Product, processor and running kernel; empty where the machine does not say.",
         labels=("product", "processor", "kernel"),
         source="/sys/class/dmi/id/product_name, /proc/cpuinfo, /proc/sys/kernel/osrelease",

@@ -14,7 +14,6 @@ MAX_NPUS = 8
 METRICS = (
     Metric(
         name="infertune_npu_info",
-        unit="1",
         help="An accelerator, its driver, its name and firmware.",
         labels=("npu", "driver", "name", "firmware"),
         source="Documentation/accel; drivers/accel/amdxdna/amdxdna_sysfs.c, vbnv, fw_version",
@@ -22,7 +21,6 @@ METRICS = (
     ),
     Metric(
         name="infertune_npu_active",
-        unit="1",
         help="1 while the device is powered, 0 while it is suspended.",
         labels=("npu",),
         source="Documentation/power/runtime_pm.rst, power/runtime_status",
