@@ -400,6 +400,7 @@ def _become_where_nothing_is_left_to_do(one: Run, job: Job, desired: Desired) ->
     why = why_no_group(one.root, one.machine.cgroup, _canonical(desired.launch))
     if why is None:
         return
+    # What it leaves word of needs nobody to take it back: whether it lasts is looked at.
     _place(one, os.getpid(), desired, job.url, no_group=why)
     become(job.program, job.argv, job.env)
 

@@ -40,7 +40,11 @@ from infertune.servers.dropins import (
     write_drop_ins,
 )
 from infertune.servers.of_users import Answer, One
-from infertune.servers.unit import PLACED, foreign_drop_in, of_a_user
+from infertune.servers.unit import (
+    PLACED,
+    foreign_drop_in,
+    of_a_user,
+)
 
 _MEMORY_MIN = "MemoryMin"
 
