@@ -51,7 +51,7 @@ function _shtab_infertune_using
 end
 
 set -g _shtab_infertune_commands machine snapshot knobs doctor profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' fit expect models run serve start servers stop logs adopt release setup probes
-set -g _shtab_infertune_opts_with_value --api-key-file --ask --backend --confirm-within --ctx --draft --engine --exporter --host --idle --mmproj --model --name --parallel --port --profile --root --rule --server --smoke --tokens --without
+set -g _shtab_infertune_opts_with_value --api-key-file --ask --backend --confirm-within --ctx --draft --engine --exporter --host --idle --mmproj --model --name --parallel --port --profile --root --rule --server --smoke --tokens --user --without
 
 complete -c infertune -e
 complete -c infertune -f
@@ -263,6 +263,8 @@ complete -c infertune -n '_shtab_infertune_using adopt' -s h -l help -d 'show th
 complete -c infertune -n '_shtab_infertune_using adopt' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using adopt' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using adopt' -l profile -x -d 'profile (default: the one that is applied)'
+complete -c infertune -n '_shtab_infertune_using adopt' -l container -d 'UNIT is the name of a container of root'"'"'s (podman, docker)'
+complete -c infertune -n '_shtab_infertune_using adopt' -l user -x -d 'whose manager has it (systemctl --user): name or number'
 complete -c infertune -n '_shtab_infertune_using adopt' -l name -x -d 'name of the server (default: the unit'"'"'s)'
 complete -c infertune -n '_shtab_infertune_using adopt' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
 complete -c infertune -n '_shtab_infertune_using adopt' -l plan -d 'show what would change; change nothing'

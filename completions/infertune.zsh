@@ -76,6 +76,8 @@ _shtab_infertune_adopt_options=(
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
   "--debug[show a traceback when something fails]"
   "--profile[profile (default\: the one that is applied)]:PROFILE:"
+  "--container[UNIT is the name of a container of root\'s (podman, docker)]"
+  "--user[whose manager has it (systemctl --user)\: name or number]:USER:"
   "--name[name of the server (default\: the unit\'s)]:NAME:"
   "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
   "--plan[show what would change\; change nothing]"

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from infertune.base.addresses import LOOPBACK, url
 from infertune.base.errors import Failed, InfertuneError, UsageError
@@ -32,6 +33,7 @@ from infertune.doctor.at_launch import warnings
 from infertune.engine.journal import Journal
 from infertune.engine.session import ApplyFailed, Session, session
 from infertune.engine.state import Report
+from infertune.host.cgroup import group_of
 from infertune.host.machine import Machine, read_machine
 from infertune.launch.binary import (
     BACKENDS,
@@ -59,6 +61,7 @@ from infertune.launch.process import (
 from infertune.launch.ready import DEFAULT_PORT, choose_port, wait_ready
 from infertune.profiles.profile import load_profile
 from infertune.profiles.resolve import Desired, Setting, assume_backend, resolve
+from infertune.servers.foreground import Foreground, forget, note
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -370,7 +373,7 @@ def _serve(one: Run, job: Job, desired: Desired, signals: Signals) -> int:
         child = start(
             job.argv,
             job.env,
-            lambda pid: _place(one, pid, desired),
+            lambda pid: _place(one, pid, desired, job.url),
             capture=job.model is not None,
             program=job.program,
             stdout=one.request.stdout,
@@ -382,6 +385,7 @@ def _serve(one: Run, job: Job, desired: Desired, signals: Signals) -> int:
     finally:
         if child:
             child.stop()
+            forget(one.root, child.pid)
         if one.group:
             one.group.remove()
 
@@ -396,11 +400,12 @@ def _become_where_nothing_is_left_to_do(one: Run, job: Job, desired: Desired) ->
     why = why_no_group(one.root, one.machine.cgroup, _canonical(desired.launch))
     if why is None:
         return
-    _place(one, os.getpid(), desired, no_group=why)
+    # What it leaves word of needs nobody to take it back: whether it lasts is looked at.
+    _place(one, os.getpid(), desired, job.url, no_group=why)
     become(job.program, job.argv, job.env)
 
 
-def _place(one: Run, pid: int, desired: Desired, *, no_group: str = "") -> None:
+def _place(one: Run, pid: int, desired: Desired, where: str, *, no_group: str = "") -> None:
     outcomes, one.group = place(
         one.root, one.machine.cgroup, pid, _canonical(desired.launch), no_group=no_group
     )
@@ -410,6 +415,12 @@ def _place(one: Run, pid: int, desired: Desired, *, no_group: str = "") -> None:
         setting = desired.launch[each.id]
         if setting.required and each.outcome in ("absent", "rejected"):
             raise Failed(f"{each.id}: {each.why}, but {setting.source} requires it")
+    mount = one.machine.cgroup.mount
+    if mount and (group := group_of(one.root, pid)):
+        there, path = urlsplit(where), mount + group.rstrip("/")
+        # Whoever reads it asks at loopback.
+        port = there.port if there.hostname == LOOPBACK else None
+        note(one.root, Foreground(desired.profile, pid, path, one.group is not None, port))
 
 
 def _attend(one: Run, job: Job, child: Child, signals: Signals) -> int:

@@ -28,7 +28,18 @@ from infertune.cli.main import main
 from infertune.profiles.profile import Source
 from infertune.profiles.resolve import Desired, Setting
 from infertune.servers import placing
-from infertune.servers.adopted import ADOPTED, Adopted, Book, Changed, read_book, write_book
+from infertune.servers.adopted import (
+    ADOPTED,
+    SYSTEM,
+    Adopted,
+    Book,
+    Changed,
+    Places,
+    Wanted,
+    read_book,
+    write_book,
+)
+from infertune.servers.unit import wanted as wanted_of
 from support import At, Counter
 from support import desired as desired_knobs
 
@@ -61,27 +72,36 @@ class Killed(Exception):
 class Manager:
     """systemd: loaded properties, files that say what they are after a reload, and a scope."""
 
-    def __init__(self, base: Path, before: Callable[[str], object] = lambda _: None) -> None:
+    def __init__(
+        self,
+        base: Path,
+        before: Callable[[str], object] = lambda _: None,
+        units: Mapping[str, tuple[str, str]] = UNITS,
+        places: Places = SYSTEM,
+    ) -> None:
         self.base = base
         self.before = before
-        for unit, (_, text) in UNITS.items():
+        self.units = units
+        self._installed = base / "usr/lib/systemd" / places.units.rpartition("/")[2]
+        self._drop_ins = [
+            base / place.lstrip("/")
+            for place in (places.notes, places.units, "/etc/systemd/system")
+        ]
+        self._notes = self._drop_ins[0]
+        for unit, (_, text) in units.items():
             if not unit.endswith(".scope"):
-                file = base / "usr/lib/systemd/system" / unit
+                file = self._installed / unit
                 file.parent.mkdir(parents=True, exist_ok=True)
                 if not file.exists():
                     file.write_text(text)
-        self.now = {unit: self._from_files(unit) for unit in UNITS}
+        self.now = {unit: self._from_files(unit) for unit in units}
         self.reloads = 0
         self.ran: list[str] = []
 
     def _from_files(self, unit: str) -> dict[str, Any]:
         found = dict(DEFAULTS)
-        drop_ins = [
-            *self.base.glob(f"run/systemd/system.control/{unit}.d/*.conf"),
-            *self.base.glob(f"run/systemd/system/{unit}.d/*.conf"),
-            *self.base.glob(f"etc/systemd/system/{unit}.d/*.conf"),
-        ]
-        main = self.base / "usr/lib/systemd/system" / unit
+        drop_ins = [file for each in self._drop_ins for file in each.glob(f"{unit}.d/*.conf")]
+        main = self._installed / unit
         for file in (main, *sorted(drop_ins, key=lambda path: path.name)):
             for line in file.read_text().splitlines() if file.exists() else []:
                 name, _, value = line.partition("=")
@@ -93,7 +113,7 @@ class Manager:
         unit = {"alias.service": "ollama.service"}.get(unit, unit)
         if unit not in self.now:
             return None
-        about = {"Id": unit, "ActiveState": "active", "Slice": UNITS[unit][0]}
+        about = {"Id": unit, "ActiveState": "active", "Slice": self.units[unit][0]}
         about |= {"Transient": unit.endswith(".scope"), "ControlGroup": f"/x/{unit}"}
         # A mask has as many bytes as systemd likes.
         mask = self.now[unit]["AllowedCPUs"]
@@ -102,8 +122,8 @@ class Manager:
     async def set_properties(self, unit: str, values: Mapping[str, Any]) -> None:
         self.before(f"set {unit}")
         self.now[unit] |= {n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}
-        where = "transient" if unit.endswith(".scope") else "system.control"
-        directory = self.base / f"run/systemd/{where}/{unit}.d"
+        where = self._notes.parent / "transient" if unit.endswith(".scope") else self._notes
+        directory = where / f"{unit}.d"
         directory.mkdir(parents=True, exist_ok=True)
         for name, value in values.items():
             (directory / f"50-{name}.conf").write_text(f"[X]\n{name}={_written(value)}\n")
@@ -134,10 +154,10 @@ def _written(value: Any) -> str:
     return format_cpulist(cpu for cpu in range(64) if mask >> cpu & 1)
 
 
-def wanted(megabytes: int = 64, **more: str) -> Desired:
+def wanted(megabytes: int = 64, **more: str) -> Wanted:
     """A profile's launch settings."""
     launch = {"memory_min": str(megabytes * MIB), "memory_swap_max": "0", "cpus": "1-7", **more}
-    return _desired({**launch, "memlock": "unlimited", "oom_score_adj": "-500"})
+    return wanted_of(_desired({**launch, "memlock": "unlimited", "oom_score_adj": "-500"}))
 
 
 def _desired(launch: Mapping[str, str]) -> Desired:
@@ -305,6 +325,17 @@ def test_what_is_refused(unit: str, says: str, tmp_path: Path) -> None:
     assert state(manager) == before
 
 
+def test_a_unit_that_only_starts_a_container_is_refused(tmp_path: Path) -> None:
+    manager, adopting = world(tmp_path)
+    before = state(manager)
+    argv = ["/usr/bin/docker", "run", "--name", "llm", "image"]
+    manager.now["ollama.service"]["ExecStart"] = [["/usr/bin/docker", argv, False, 0, 0]]
+    with pytest.raises(UsageError, match=r"ollama\.service starts a container with docker"):
+        asyncio.run(adopting.adopt("x", "ollama.service", wanted()))
+    del manager.now["ollama.service"]["ExecStart"]
+    assert state(manager) == before
+
+
 def test_a_unit_is_adopted_under_one_name(tmp_path: Path) -> None:
     _, adopting = world(tmp_path)
 
@@ -394,7 +425,7 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An adopted unit with two processes, one of them in a group below, of three threads."""
     write_book(
         Root(tmp_path),
-        Book({"ollama": replace(ADOPTED_ONE, processes={"oom_score_adj": -300, "nice": -5})}),
+        Book({"ollama": ADOPTED_ONE}),
     )
     mounts = "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n"
     files = {"proc/self/mounts": mounts, "proc/mounts": mounts}
@@ -403,6 +434,8 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for tid, pid in ((10, 10), (20, 20), (21, 20)):
         for path in (f"proc/{tid}/stat", f"proc/{pid}/task/{tid}/stat"):
             files[path] = f"{tid} (x) S " + "0 " * 18 + f"{tid}00 0\n"
+        inner = "/inner" if pid == 20 else ""
+        files[f"proc/{tid}/cgroup"] = f"0::/system.slice/ollama.service{inner}\n"
         files[f"nice/{tid}"] = "0"
     for path, text in files.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -416,12 +449,10 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 ADOPTED_ONE = Adopted(
     name="ollama",
-    profile="kept",
-    backend="cpu",
     group="/system.slice/ollama.service",
     slices=("system.slice",),
-    memory_min=0,
     unit=Changed("ollama.service", {}, {}),
+    wanted=Wanted("kept", "cpu", processes={"oom_score_adj": -300, "nice": -5}),
     unit_values={"oom_score_adj": 0, "nice": 3},
 )
 
@@ -444,6 +475,7 @@ def test_processes_that_run_are_given_it_and_get_their_own_back(running: Path) -
     for path in ("proc/30/stat", "proc/30/task/30/stat"):
         (running / path).parent.mkdir(parents=True, exist_ok=True)
         (running / path).write_text("30 (x) S " + "0 " * 18 + "3000 0\n")
+    (running / "proc/30/cgroup").write_text("0::/system.slice/ollama.service\n")
     (running / f"{TREE}/cgroup.procs").write_text("10\n30\n")
     placing.place(root, "ollama")
     write_book(root, Book())
@@ -464,6 +496,13 @@ def test_another_process_of_the_same_number_is_not_touched(running: Path) -> Non
     assert given_now(running) == [-300, 0, -5, 0, 0]
 
 
+def test_a_process_that_left_the_unit_is_not_touched(running: Path) -> None:
+    """Or another that has its number: between the list and the look at it anything can happen."""
+    (running / "proc/20/cgroup").write_text("0::/system.slice/ollama.service-of-another\n")
+    assert placing.place(Root(running), "ollama") == (2, 0)
+    assert given_now(running) == [-300, 0, -5, 0, 0]
+
+
 def test_a_placing_that_is_killed_can_be_taken_back(running: Path) -> None:
     total = 0
     for number in range(1, 40):
@@ -478,7 +517,7 @@ def test_a_placing_that_is_killed_can_be_taken_back(running: Path) -> None:
         assert given_now(running) == [0] * 5, number
         write_book(
             Root(running),
-            Book({"ollama": replace(ADOPTED_ONE, processes={"oom_score_adj": -300, "nice": -5})}),
+            Book({"ollama": ADOPTED_ONE}),
         )
     assert total > 8
 
@@ -560,6 +599,7 @@ def test_any_sequence_with_kills_comes_back(
         (f"libpod-{'0123456789ab' + 52 * 'f'}.scope", "libpod-0123456789ab"),
         (f"docker-{'0123456789ab' + 52 * 'f'}.scope", "docker-0123456789ab"),
         (r"app\x2dllm.service", "app-x2dllm"),
+        ("my.llm", "my-llm"),
     ],
 )
 def test_what_a_unit_is_called_as_a_server(unit: str, name: str) -> None:
@@ -585,7 +625,7 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manager:
         if member == "GiveBack":
             left = asyncio.run(adopting.give_back(words[0]))
             return {"name": words[0], "unit": "ollama.service", "notes": left}
-        unit, name = words[:2]
+        unit, _, name = words[:3]
         work = adopting.plan if member == "PlanAdoption" else adopting.adopt
         return asyncio.run(work(name, unit, wanted()))
 

@@ -103,4 +103,7 @@ def test_what_security_points_to_is_there() -> None:
 def test_the_pages_say_which_servers_are_watched() -> None:
     for page in ("README.md", "docs/watching.md"):
         text = " ".join((REPOSITORY / page).read_text().split())
-        assert "a server of `infertune run` is not watched" in text.replace("*", "").lower(), page
+        assert "root's `infertune run`" in text, page
+        assert "adopt" in text, page
+        assert "your-server.md#a-server-in-the-foreground" in text, page
+    assert "\n## A server in the foreground\n" in (REPOSITORY / "docs/your-server.md").read_text()

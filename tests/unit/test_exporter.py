@@ -53,7 +53,7 @@ from infertune.host import gpu_metrics
 from infertune.host.gpu import DpmClock, amdgpu_cards, dpm_levels
 from infertune.host.machine import Machine, read_machine
 from infertune.host.snapshot import open_snapshot
-from infertune.servers.adopted import ADOPTED, Adopted, Book, Changed, write_book
+from infertune.servers.adopted import ADOPTED, Adopted, Book, Changed, Wanted, write_book
 
 TESTS = Path(__file__).resolve().parents[1]
 SERVING = TESTS / "golden" / "strix-halo-128-serving.snapshot"
@@ -794,7 +794,8 @@ def test_an_adopted_unit_has_series_by_its_name(serving: Root) -> None:
     write(serving.base, f"{group}/cgroup.procs", "77\n")
     unit = Changed("ollama.service", {}, {})
     slices = ("system.slice",)
-    one = Adopted("ollama", "quiet", "cpu", "/system.slice/ollama.service", slices, 0, unit)
+    given = Wanted("quiet", "cpu")
+    one = Adopted("ollama", "/system.slice/ollama.service", slices, unit, given)
     write_book(serving, Book({"ollama": one}))
     found = values(serving, "memory")
     assert found["infertune_unit_memory_bytes", "ollama.service", "ollama"] == 4096

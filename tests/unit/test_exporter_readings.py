@@ -23,6 +23,7 @@ from infertune.host.snapshot import open_snapshot
 from infertune.host.system import lockdown
 from infertune.host.text import bracketed, counters, sizes
 from infertune.launch.place import Group, _protected
+from infertune.servers.adopted import Adopted, Book, Changed, Wanted, write_book
 
 SERVING = Path(__file__).resolve().parents[1] / "golden" / "strix-halo-128-serving.snapshot"
 SLICE = "/sys/fs/cgroup/infertune.slice"
@@ -123,6 +124,44 @@ def test_groups_that_have_no_series_claim_their_share(serving: Root) -> None:
     write(serving, f"{SLICE}/other.scope/memory.current", str(4 * gib))
     write(serving, f"{SLICE}/other.scope/memory.min", "max")
     assert values(serving, "memory")[*metric, "min"] == 2 * gib
+
+
+APP = "/sys/fs/cgroup/user.slice/user-1000.slice/user@1000.service/app.slice"
+
+
+def _adopted_of_a_user(root: Root) -> None:
+    """A unit of a user's manager, protected through the whole chain, with something beside it."""
+    group = APP.removeprefix("/sys/fs/cgroup").removesuffix("/app.slice")
+    unit = Changed("llm.service", {}, {}, lasts=False)
+    one = Adopted("llm", group, (), unit, Wanted("kept", "cpu"), {}, 1000)
+    write_book(root, Book({"llm": one}))
+    gib = 1 << 30
+    path, above = f"{APP}/llm.service", [APP]
+    while above[-1] != "/sys/fs/cgroup/user.slice":
+        above.append(above[-1].rpartition("/")[0])
+    for each in (path, *above):
+        write(root, f"{each}/memory.current", str(8 * gib))
+        write(root, f"{each}/memory.min", str(4 * gib))
+        write(root, f"{each}/memory.low", "0")
+
+
+def test_what_protects_an_adopted_unit_is_all_above_and_beside_it(serving: Root) -> None:
+    gib = 1 << 30
+    _adopted_of_a_user(serving)
+    metric = ("infertune_unit_memory_protected_bytes", "llm.service", "llm")
+    assert values(serving, "memory")[*metric, "min"] == 4 * gib
+    write(serving, "/sys/fs/cgroup/user.slice/memory.min", str(1 * gib))
+    assert values(serving, "memory")[*metric, "min"] == 1 * gib
+    write(serving, "/sys/fs/cgroup/user.slice/memory.min", str(4 * gib))
+    write(serving, f"{APP}/beside/memory.current", str(4 * gib))
+    write(serving, f"{APP}/beside/memory.min", str(4 * gib))
+    assert values(serving, "memory")[*metric, "min"] == 2 * gib
+    # A chain that is broken at the top protects nothing of it.
+    write(serving, "/sys/fs/cgroup/user.slice/memory.min", "0")
+    assert values(serving, "memory")[*metric, "min"] == 0
+    for number in range(600):
+        write(serving, f"{APP}/g{number}/memory.current", "0")
+    assert (*metric, "min") not in values(serving, "memory"), "unknown, not zero"
 
 
 def test_protection_is_looked_for_above_a_group_without_a_bound(tmp_path: Path) -> None:

@@ -54,7 +54,10 @@ AT_BOOT = {
     "RestrictNamespaces": "mnt",
     "SystemCallFilter": "~@clock @cpu-emulation @debug @module @obsolete @raw-io @reboot @swap",
 }
-OPEN = {"infertune-adopted@.service": {"ProtectProc", "DevicePolicy"}}
+OPEN = {
+    "infertune-adopted@.service": {"ProtectProc", "DevicePolicy"},
+    "infertune-user@.service": {"RemoveIPC"},
+}
 """What a service leaves open of these; PrivateDevices= closes devices, too."""
 NEVER_AT_BOOT = ("CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_PTRACE", "CAP_SYS_BOOT", "CAP_NET")
 

@@ -166,6 +166,7 @@ SEES_ENVIRONMENT = {
     "launch",
     "cli",
     "service/daemon.py",
+    "service/of_user.py",
     "launcher.py",
     "exporter/main.py",
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from infertune.base.errors import DeclarationError, UsageError
+from infertune.base.names import DECLARED
 from infertune.base.records import replace
 from infertune.base.root import Root
 from infertune.catalogue.launch_settings import LAUNCH_SETTINGS
@@ -23,7 +24,6 @@ from infertune.profiles.config import Config, read_config
 from infertune.profiles.profile import load_profile
 from infertune.profiles.resolve import Desired, resolve
 from infertune.servers.declaration import (
-    DECLARED,
     Declaration,
     Foreign,
     declaration_text,

@@ -532,6 +532,7 @@ WHO_MAY = {
     "Serve": ACTION_SERVE,
     "Stop": ACTION_SERVE,
     "PlanAdoption": ACTION_READ,
+    "PlanAdoption of a user": ACTION_SERVE,
     "Adopt": ACTION_SERVE,
     "GiveBack": ACTION_SERVE,
 }
@@ -547,6 +548,7 @@ ARGUMENTS = {
     "cookie": "x",
     "name": "one",
     "unit": "ollama.service",
+    "user": "",
 }
 """What a method is called with, by the argument's name in the introspection."""
 
@@ -566,7 +568,9 @@ def _calls() -> list[tuple[str, str, list[Any]]]:
                 [ARGUMENTS.get(each.attrib["name"]) for each in given],
             )
         )
-    return found
+    [plan] = [arguments for member, _, arguments in found if member == "PlanAdoption"]
+    of_a_user = [value or "1000" for value in plan]
+    return [*found, ("PlanAdoption of a user", "s" * len(plan), of_a_user)]
 
 
 CALLS = _calls()
@@ -589,6 +593,7 @@ def test_no_argument_is_a_path_a_command_or_options() -> None:
         ("cookie", "s"),
         ("name", "s"),
         ("unit", "s"),
+        ("user", "s"),
     }
 
 
@@ -609,10 +614,10 @@ async def _call_all(address: str) -> str:
     lines = []
     for member, signature, arguments in CALLS:
         try:
-            await ask(bus, member, signature, *arguments)
-            lines.append(f"{member} ok")
+            await ask(bus, member.partition(" ")[0], signature, *arguments)
+            lines.append(f"{member}=ok")
         except RuntimeError as error:
-            lines.append(f"{member} {str(error).partition(':')[0]}")
+            lines.append(f"{member}={str(error).partition(':')[0]}")
     return "\n".join(lines)
 
 
@@ -661,7 +666,7 @@ async def _as_nobody(world: World) -> dict[str, str]:
     with os.fdopen(reading) as answers:
         text = await asyncio.get_running_loop().run_in_executor(None, answers.read)
     os.waitpid(pid, 0)
-    return dict(line.split(" ", 1) for line in text.splitlines())
+    return dict(line.split("=", 1) for line in text.splitlines())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")

@@ -67,13 +67,19 @@ def owners(service: Guest) -> Iterator[Guest]:
     service.write("/etc/systemd/system/plain.service.d/override.conf", OWN)
     service.write("/opt/reader.py", READER)
     service.write("/etc/infertune/profiles/kept.toml", KEPT)
-    service.sh("systemctl daemon-reload && systemctl start plain many@one many@two")
-    service.sh("systemctl set-property --runtime many@two.service MemoryMin=4M CPUWeight=33")
+    service.sh("systemctl daemon-reload")
+    start_owners(service)
     yield service
     service.run("systemctl stop plain many@one many@two reader")
     service.sh("rm -rf /etc/systemd/system/{plain,many@,reader}.service* /opt/reader.py "
                "/etc/infertune/profiles /etc/infertune/servers.d /run/systemd/system.control "
                "/run/infertune/servers.d; systemctl daemon-reload")  # fmt: skip
+
+
+def start_owners(guest: Guest) -> None:
+    """What ends with the boot."""
+    guest.sh("systemctl start plain many@one many@two")
+    guest.sh("systemctl set-property --runtime many@two.service MemoryMin=4M CPUWeight=33")
 
 
 SHOWN = "MemoryMin,MemorySwapMax,AllowedCPUs,CPUWeight,OOMScoreAdjust,Nice,LimitMEMLOCK,Environment"
@@ -194,6 +200,26 @@ def test_a_scope_is_adopted_for_as_long_as_it_lives(owners: Guest) -> None:
     same(guest, before)
 
 
+def test_a_server_in_the_foreground_is_known(owners: Guest) -> None:
+    guest = owners
+    guest.sh("systemd-run -q --scope -p Delegate=yes --unit=fg infertune run kept --launch-only "
+             "-- sleep infinity >/dev/null 2>&1 </dev/null &")  # fmt: skip
+
+    def names() -> list[str]:
+        servers = json.loads(guest.infertune("servers --json").out)["servers"]
+        return [each["name"] for each in servers]
+
+    wait_until(lambda: names() == ["run:kept"])
+    page = guest.sh("/usr/lib/infertune/bin/python -c 'from infertune.base.root import Root; "
+                    "from infertune.exporter.servers import units, cgroup_ids; "
+                    "print(units(Root(\"/\")), cgroup_ids(Root(\"/\")))'")  # fmt: skip
+    print(page)
+    assert "server='run:kept'" in page
+    assert page.count("'run:kept'") == 2
+    guest.sh("systemctl kill -s KILL fg.scope")
+    wait_until(lambda: names() == [])
+
+
 def faults(guest: Guest) -> int:
     text = group(guest, "system.slice/reader.service", "memory.stat")
     return int(dict(line.split() for line in text.splitlines())["pgmajfault"])
@@ -273,3 +299,189 @@ def test_a_declaration_adopts_at_every_boot(owners: Guest) -> None:
     assert group(guest, "system.slice/plain.service", "memory.min") == str(16 * MIB)
     assert group(guest, "system.slice", "memory.min") == "0"
     guest.sh("systemctl disable -q plain")
+
+
+# -- a unit of a user's manager ----------------------------------------------------------------
+
+UID = 1000
+"""Of ``user``, who has no privilege."""
+MANAGER = f"user.slice/user-{UID}.slice/user@{UID}.service"
+SHELL = f"XDG_RUNTIME_DIR=/run/user/{UID} systemctl --user"
+OF_USER = {
+    "mine.service": "[Service]\nExecStart=/usr/bin/sleep infinity\nSlice=app-models.slice\n"
+    "MemoryMin=8M\n[Install]\nWantedBy=default.target\n",
+    "again.service": "[Service]\nExecStart=/usr/bin/sleep infinity\nCPUWeight=50\n",
+}
+ABOVE = ("user.slice", f"user.slice/user-{UID}.slice", MANAGER)
+INSIDE = ("app.slice", "app.slice/app-models.slice", "app.slice/app-models.slice/mine.service")
+
+
+@pytest.fixture
+def lingering(owners: Guest) -> Iterator[Guest]:
+    """A user whose manager runs without a session, with units of his own."""
+    guest = owners
+    # Without libpam-systemd nobody else says where it is.
+    guest.sh("mkdir -p /etc/systemd/system/user@.service.d")
+    where = "[Service]\nEnvironment=XDG_RUNTIME_DIR=/run/user/%i\n"
+    guest.write("/etc/systemd/system/user@.service.d/where.conf", where)
+    units = "/home/user/.config/systemd/user"
+    guest.sh(f"mkdir -p {units} && systemctl daemon-reload")
+    for unit, text in OF_USER.items():
+        guest.write(f"{units}/{unit}", text)
+    guest.sh("chown -R user: /home/user/.config && loginctl enable-linger user")
+    wait_until(lambda: guest.run(f"systemctl is-active -q user@{UID}").code == 0)
+    of_user(guest, "enable -q --now mine.service")
+    of_user(guest, "start again.service")
+    of_user(guest, "set-property --runtime again.service MemoryMin=4M")
+    yield guest
+    guest.run("loginctl disable-linger user")
+    guest.run(f"systemctl stop user@{UID} user-runtime-dir@{UID}")
+    guest.sh("rm -rf /home/user/.config/systemd /etc/systemd/system/user@.service.d; "
+             "systemctl daemon-reload")  # fmt: skip
+
+
+def of_user(guest: Guest, words: str) -> str:
+    """What ``systemctl --user`` says to the user."""
+    done = guest.run(f"{SHELL} {words}", user="user")
+    assert done.code == 0, done
+    return done.out
+
+
+def state_of_user(guest: Guest) -> tuple[str, ...]:
+    """Everything that may be touched, of both managers."""
+    units = "mine again app.slice app-models.slice"
+    system = f"user.slice user-{UID}.slice user@{UID}.service"
+    groups = [*ABOVE, *(f"{MANAGER}/{each}" for each in INSIDE)]
+    kernel = " ".join(f"{CGROUP}/{group}/{name}" for group in groups for name in FILES)
+    return (
+        *state(guest),
+        guest.sh(f"systemctl show -p {SHOWN},NeedDaemonReload,DropInPaths,Wants {system}"),
+        of_user(guest, f"show -p {SHOWN},NeedDaemonReload,DropInPaths {units}"),
+        guest.sh(f"grep -H . {kernel} 2>/dev/null || :"),
+        guest.sh(f"find /run/user/{UID} /home/user/.config -type f "
+                 "-exec sha256sum {} + 2>/dev/null | sort"),
+        guest.sh("find /run/infertune -name '*.json' | sort"),
+    )  # fmt: skip
+
+
+def same_of_user(guest: Guest, before: tuple[str, ...]) -> None:
+    """Raise AssertionError with what differs."""
+    for old, new in zip(before, state_of_user(guest), strict=True):
+        gone, came = set(old.splitlines()), set(new.splitlines())
+        assert old == new, f"gone: {sorted(gone - came)}\ncame: {sorted(came - gone)}"
+
+
+def is_protected(guest: Guest) -> bool:
+    """Whether every group down to the unit's has the minimum."""
+    groups = [*ABOVE, *(f"{MANAGER}/{each}" for each in INSIDE)]
+    found = guest.run(" ".join(["cat", *(f"{CGROUP}/{each}/memory.min" for each in groups)]))
+    return found.code == 0 and {int(each) for each in found.out.split()} == {192 * MIB}
+
+
+def test_a_unit_of_a_user_with_linger(lingering: Guest) -> None:
+    guest = lingering
+    before = state_of_user(guest)
+    pid = of_user(guest, "show -P MainPID mine").strip()
+
+    words = "adopt mine --user user --profile kept --json --plan"
+    planned = json.loads(guest.infertune(words, codes=(1,)).out)
+    minimum = [each["unit"] for each in planned["items"] if each["property"] == "MemoryMin"]
+    assert minimum == ["user.slice", f"user-{UID}.slice", f"user@{UID}.service", "app.slice",
+                       "app-models.slice", "mine.service"]  # fmt: skip
+    nothing = guest.infertune("adopt nothing --user user --profile kept", codes=(2,))
+    assert "there is no unit 'nothing.service'" in nothing.err
+    nobody = guest.infertune("adopt mine --user 4242 --profile kept", codes=(2,))
+    assert "no manager of user 4242 runs" in nobody.err
+    same_of_user(guest, before)
+
+    done = guest.infertune("adopt mine --user user --profile kept", codes=(1,))
+    print(done.out)
+    assert "cpuset" in done.out
+    assert is_protected(guest)
+    path = f"{MANAGER}/{INSIDE[-1]}"
+    assert group(guest, path, "cpu.weight") == "250"
+    assert group(guest, path, "memory.swap.max") == "0"
+    assert of_user(guest, "show -P MainPID mine").strip() == pid, "it was not restarted"
+    assert processes(guest, pid) == ("-300", "-5")
+    servers = json.loads(guest.infertune("servers --json").out)["servers"]
+    assert [(each["name"], each["state"], each["user"]) for each in servers] == [
+        ("mine", "active", str(UID))
+    ]
+    # Whoever reloads the user's manager, and whoever restarts the unit, finds it so.
+    of_user(guest, "daemon-reload")
+    of_user(guest, "restart mine")
+    assert is_protected(guest)
+    pid = of_user(guest, "show -P MainPID mine").strip()
+    environment = guest.sh(f"tr '\\0' '\\n' </proc/{pid}/environ").split()
+    assert "GGML_TEST=1" in environment
+
+    # Two units in the same chain, and one that had something of its own.
+    guest.infertune("adopt again --user 1000 --profile kept", codes=(1,))
+    assert group(guest, "user.slice", "memory.min") == str(2 * 192 * MIB)
+    guest.infertune("release again")
+    assert is_protected(guest)
+    guest.infertune("release mine")
+    same_of_user(guest, before)
+
+    # The user himself may not, nor may he ask what is not his.
+    for words in ("adopt mine --user user --profile kept", "release mine"):
+        assert guest.run(f"infertune {words}", user="user").code == 4
+
+
+DEAF = """
+import os, socket, time
+os.chdir("/run/user/1000/systemd")
+os.rename("private", "real")
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("private")
+listener.listen()
+time.sleep(600)
+"""
+"""The user takes the place of his manager, and says nothing to anybody."""
+
+
+def test_a_user_s_manager_that_hangs(lingering: Guest) -> None:
+    guest = lingering
+    before = state_of_user(guest)
+    guest.write("/opt/deaf.py", DEAF)
+    guest.sh("chmod 644 /opt/deaf.py; systemd-run -q --unit=deaf --uid=1000 "
+             "python3 /opt/deaf.py")  # fmt: skip
+    wait_until(lambda: guest.run(f"test -S /run/user/{UID}/systemd/real").code == 0)
+    failed = guest.infertune("adopt mine --user user --profile kept", codes=(3,))
+    print(failed.err)
+    assert f"the manager of user {UID} did not do it" in failed.err
+    # Others are adopted all the same.
+    guest.infertune("adopt plain --profile kept")
+    guest.infertune("release plain")
+    guest.sh(f"systemctl stop deaf; cd /run/user/{UID}/systemd && mv real private; "
+             "rm /opt/deaf.py")  # fmt: skip
+    same_of_user(guest, before)
+
+
+def test_a_user_s_manager_that_comes_back(lingering: Guest) -> None:
+    guest = lingering
+    before = state_of_user(guest)
+    guest.sh("mkdir -p /etc/infertune/servers.d")
+    declared = 'unit = "mine.service"\nuser = "user"\nprofile = "kept"\n'
+    guest.write("/etc/infertune/servers.d/mine.toml", declared)
+    guest.sh("systemctl restart infertune")
+    wait_until(lambda: is_protected(guest))
+    # Also after a power cut, where nobody logs in: his manager and the daemon start together.
+    guest.sh("sync")
+    guest.power_cut()
+    wait_until(lambda: is_protected(guest))
+    # All sessions end, and with them what was written; the next one finds it again.
+    guest.sh(f"systemctl stop user@{UID} user-runtime-dir@{UID}")
+    assert guest.run(f"test -e /run/user/{UID}").code == 1
+    guest.sh(f"systemctl start user@{UID}")
+    wait_until(lambda: is_protected(guest))
+    # Killed, the daemon leaves it, and the next one can take it back.
+    guest.sh("systemctl kill -s KILL infertune")
+    wait_until(lambda: guest.run("infertune servers").code == 0)
+    assert is_protected(guest)
+    guest.sh("rm /etc/infertune/servers.d/mine.toml; systemctl stop infertune")
+    start_owners(guest)
+    of_user(guest, "start again.service")
+    of_user(guest, "set-property --runtime again.service MemoryMin=4M")
+    same_of_user(guest, before)
+    guest.sh("systemctl start infertune")

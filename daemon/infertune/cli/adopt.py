@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import pwd
 import re
 from typing import Any
 
 from infertune.base.errors import Exit, Unreachable, UsageError
-from infertune.base.names import NAME, NAME_RULE, is_foreign_unit
-from infertune.cli.base import JSON, Command, Context, argument, verb
+from infertune.base.names import NAME, NAME_RULE, OF_CONTAINER, USER, is_foreign_unit
+from infertune.cli.base import JSON, Command, Context, argument, printable, verb
 from infertune.cli.engine import BACKEND, daemon_runs
 from infertune.cli.render import counted
 
@@ -33,29 +34,48 @@ def name_for(unit: str) -> str:
     ``ollama.service`` is ``ollama``, ``llm-server@qwen.service`` is ``llm-server-qwen``, and a
     container has twelve digits of its id: ``libpod-0123456789ab``.
     """
-    stem = re.sub(r"([0-9a-f]{12})[0-9a-f]{52}", r"\1", unit.rpartition(".")[0])
+    stem = re.sub(r"\.(service|scope)$", "", unit)
+    stem = re.sub(r"([0-9a-f]{12})[0-9a-f]{52}", r"\1", stem)
     return re.sub(r"[^a-z0-9_-]+", "-", stem.lower()).strip("-")[:64]
 
 
 def _adopt(ctx: Context) -> int:
     args = ctx.args
     unit = args.unit if "." in args.unit else f"{args.unit}.service"
-    if not is_foreign_unit(unit):
+    name = args.name or name_for(args.unit if args.container else unit)
+    if args.container:
+        unit = OF_CONTAINER + args.unit
+    elif not is_foreign_unit(unit):
         raise UsageError(
             f"'{args.unit}' cannot be adopted: a service or scope that runs a server can be",
             hint="'systemctl list-units --type=service,scope' shows what there is",
         )
-    name = args.name or name_for(unit)
     if not NAME.fullmatch(name):
         raise UsageError(f"'{name}' is not a valid server name: {NAME_RULE}", hint="give a --name")
     _need_daemon(ctx)
     member = "PlanAdoption" if args.plan else "Adopt"
-    done = _call(member, "ssss", unit, name, args.profile or "", args.backend)
+    user = "" if args.user is None else _number(args.user)
+    done = _call(member, "sssss", unit, user, name, args.profile or "", args.backend)
     if args.json:
         ctx.print_json("infertune.adopt/1", {**done, "planned": args.plan})
     else:
         _say(ctx, done)
     return Exit.DIFFERS if done["notes"] else Exit.DONE
+
+
+def _number(user: str) -> str:
+    """A user as the daemon is told: of whom it cannot know the name it is told the number."""
+    if not USER.fullmatch(user):
+        raise UsageError(f"'{printable(user)}' is no user: a name, or a number that is not 0")
+    if user.isdecimal():
+        return user
+    try:
+        uid = pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise UsageError(f"there is no user '{user}'") from None
+    if uid == 0:
+        raise UsageError("root's units are the system's", hint="without --user")
+    return str(uid)
 
 
 def _say(ctx: Context, done: dict[str, Any]) -> None:
@@ -70,14 +90,20 @@ def _say(ctx: Context, done: dict[str, Any]) -> None:
     changed = [each for each in changed if each["before"] != each["wanted"]]
     later = [each for each in done["items"] if each["when"] == "next start"]
     if ctx.args.plan:
+        _notes(ctx, done)
         ctx.print(f"{counted(len(changed), 'property', 'properties')} to change; nothing written")
         return
     ctx.print(f"{counted(len(changed), 'property', 'properties')} changed")
     if later and done["active"]:
-        ctx.sentence(f"the rest takes effect at its next start: systemctl restart {done['unit']}")
+        whose = "systemctl" if done["user"] is None else "systemctl --user"
+        ctx.sentence(f"the rest takes effect at its next start: {whose} restart {done['unit']}")
+    _notes(ctx, done)
+    ctx.print(f"infertune release {done['name']} puts everything back")
+
+
+def _notes(ctx: Context, done: dict[str, Any]) -> None:
     for note in done["notes"]:
         ctx.sentence(f"note: {note}")
-    ctx.print(f"infertune release {done['name']} puts everything back")
 
 
 def _adopted_name(given: str) -> str:
@@ -96,8 +122,7 @@ def _release(ctx: Context) -> int:
         ctx.print_json("infertune.release/1", done)
     else:
         ctx.print(f"{done['unit']}: given back")
-        for note in done["notes"]:
-            ctx.sentence(f"note: {note}")
+        _notes(ctx, done)
     return Exit.DIFFERS if done["notes"] else Exit.DONE
 
 
@@ -109,6 +134,16 @@ COMMANDS: tuple[Command, ...] = (
             argument("unit", metavar="UNIT", help="its service or scope, such as ollama.service"),
             argument(
                 "--profile", metavar="PROFILE", help="profile (default: the one that is applied)"
+            ),
+            argument(
+                "--container",
+                action="store_true",
+                help="UNIT is the name of a container of root's (podman, docker)",
+            ),
+            argument(
+                "--user",
+                metavar="USER",
+                help="whose manager has it (systemctl --user): name or number",
             ),
             argument("--name", metavar="NAME", help="name of the server (default: the unit's)"),
             BACKEND,

@@ -18,7 +18,7 @@ from typing import Any
 from infertune.base.addresses import LOOPBACK, is_loopback, listen_address, reached_at
 from infertune.base.addresses import url as url_of
 from infertune.base.errors import Busy, Exit, Failed, NotPermitted, Unreachable, UsageError
-from infertune.base.names import NAME, server_unit
+from infertune.base.names import DECLARED, NAME, server_unit
 from infertune.base.records import dataclass, replace
 from infertune.base.root import Root, full_path, read_plain_file
 from infertune.budget.admission import Asked, check
@@ -38,7 +38,6 @@ from infertune.profiles.resolve import Desired, resolve
 from infertune.run import Audience, Request, Result, Run, prepare
 from infertune.servers.api_key import credential_of, refuse_open_file
 from infertune.servers.declaration import (
-    DECLARED,
     TRANSIENT,
     Declaration,
     declaration_text,
@@ -425,7 +424,10 @@ def _servers(ctx: Context) -> int:
     _need_daemon(ctx)
     found = _call("Servers")
     if ctx.args.json:
-        fields = ("name", "state", "profile", "host", "port", "model", "engine", "unit", "error")
+        fields = (
+            *("name", "state", "profile", "host", "port", "model", "engine"),
+            *("unit", "user", "error"),
+        )
         ctx.print_json(
             "infertune.servers/1",
             {"servers": [{field: each.get(field) for field in fields} for each in found]},
@@ -447,6 +449,11 @@ def _servers(ctx: Context) -> int:
     return Exit.DONE
 
 
+def _unit(about: dict[str, Any]) -> str | None:
+    unit, user = about.get("unit"), about.get("user")
+    return f"{unit} of user {user}" if unit and user else unit
+
+
 def _door(server: dict[str, Any]) -> str:
     """Port of a server, with its address where that is not loopback."""
     port, host = server.get("port"), server.get("host")
@@ -457,7 +464,7 @@ def _door(server: dict[str, Any]) -> str:
 
 def _what(about: dict[str, Any]) -> str:
     """What a server serves, or why it does not."""
-    if found := about.get("error") or about.get("model") or about.get("unit"):
+    if found := about.get("error") or about.get("model") or _unit(about):
         return str(found)
     engine = about.get("engine", "llama-server")
     return "the embedded model" if engine == "llama-server" else engine

@@ -15,6 +15,8 @@ from infertune.servers import running
 from infertune.servers.declaration import Declaration, Foreign
 from infertune.servers.engines import ENGINES, engine_titled
 from infertune.servers.engines.base import Engine, Known
+from infertune.servers.engines.llama_server import LLAMA_SERVER
+from infertune.servers.foreground import foreground
 from infertune.servers.running import Unit
 from infertune.servers.store import declarations
 
@@ -50,7 +52,9 @@ class Asked:
 
 
 def asked(root: Root) -> dict[str, Asked]:
-    """Every declared server that loopback leads to, by name; one that is not valid is left out.
+    """Every server that loopback leads to, declared or in the foreground, by name.
+
+    A declaration that is not valid is left out.
 
     The exporter's unit reaches no other address, and it has no key: whoever took the port of a
     server that is down would be given it.
@@ -63,10 +67,13 @@ def asked(root: Root) -> dict[str, Asked]:
     chosen = dict(bounded(found, MAX_SERVERS))
     own = [unit for unit in units(root) if isinstance(chosen.get(unit.server), Declaration)]
     awake = _told_nothing_of_sleep(root, own)
-    return {
+    declared = {
         name: Asked(each.port or 0, _engine(root, each), Known(never_sleeps=name in awake))
         for name, each in chosen.items()
     }
+    # Whose port is known there is llama-server; of its settings nothing is.
+    runs = {each.name: Asked(each.port, LLAMA_SERVER) for each in foreground(root) if each.port}
+    return dict(bounded(list({**declared, **runs}.items()), MAX_SERVERS))
 
 
 def _is_reached(declared: Declaration | Foreign) -> bool:

@@ -114,12 +114,44 @@ def processes_of(root: Root, group: str) -> tuple[int, ...]:
     return tuple(pid for pid in map(integer, listed) if pid is not None)
 
 
-def processes_below(root: Root, group: str, levels: int = 8) -> Iterator[int]:
-    """Ids of the processes in a group and in those below it."""
-    yield from processes_of(root, group)
-    for name in entries(root, group) if levels else ():
-        if "." not in name or name.endswith((".service", ".scope", ".slice")):
-            yield from processes_below(root, f"{group}/{name}", levels - 1)
+_MOST_BELOW = 256
+"""Bound of groups below one: whoever has it can make as many as he likes."""
+
+
+def processes_below(root: Root, group: str) -> Iterator[int]:
+    """Ids of the processes in a group and in those below it, the nearest first."""
+    groups = [group]
+    for _ in range(_MOST_BELOW):
+        if not groups:
+            return
+        one = groups.pop(0)
+        yield from processes_of(root, one)
+        groups += [
+            f"{one}/{name}"
+            for name in entries(root, one)
+            if "." not in name or name.endswith((".service", ".scope", ".slice"))
+        ]
+
+
+_MOST_SLICES = 256
+"""Bound of what is looked into for a unit: a user can make as many groups as he likes."""
+
+
+def group_of_unit(root: Root, above: str, unit: str) -> str | None:
+    """The group of a unit that is in ``above`` or in slices below it; None where it does not run.
+
+    Of several the one that is nearest to the top.
+    """
+    groups = [above]
+    for _ in range(_MOST_SLICES):
+        if not groups:
+            break
+        group = groups.pop(0)
+        names = entries(root, group)
+        if unit in names:
+            return f"{group}/{unit}"
+        groups += [f"{group}/{name}" for name in names if name.endswith(".slice")]
+    return None
 
 
 def group_limit(root: Root) -> int | None:

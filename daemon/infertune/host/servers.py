@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from infertune.base.names import DECLARED, declared_server
 from infertune.base.records import dataclass, field, replace
 from infertune.base.root import Root
 from infertune.base.units import KIB
@@ -543,7 +544,8 @@ def _lemonade(root: Root, directory: str) -> Iterator[Declared]:
 
 
 def _declarations(root: Root) -> Iterator[Declared]:
-    for path in root.glob("/etc/infertune/servers.d/*.toml")[:_UNITS_LIMIT]:
+    files = [file for file in _listed(root, DECLARED) if declared_server(file)]
+    for path in (f"{DECLARED}/{file}" for file in files[:_UNITS_LIMIT]):
         try:
             text = _reduced(root, path)
         except OSError:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from infertune.base.addresses import LOOPBACK, client, is_loopback, listen_address
 from infertune.base.errors import DeclarationError, UsageError
-from infertune.base.names import NAME, NAME_RULE, is_foreign_unit, server_unit
+from infertune.base.names import NAME, NAME_RULE, USER, is_foreign_unit, server_unit
 from infertune.base.records import dataclass
 from infertune.base.tables import Table, read_table, shown
 from infertune.catalogue.backends import BACKENDS
@@ -32,8 +32,6 @@ from infertune.server_files.command_line import parse
 from infertune.servers.api_key import key_path
 from infertune.servers.engines import ENGINES, engine_titled
 
-DECLARED = "/etc/infertune/servers.d"
-"""Servers that start with the daemon."""
 TRANSIENT = "/run/infertune/servers.d"
 """Servers of this boot: ``infertune serve``."""
 
@@ -89,6 +87,8 @@ class Foreign:
     """Where it answers; None: not said."""
     engine: str | None = None
     """What answers there, by its name in engines/; None: as its unit's ExecStart= shows."""
+    user: str | None = None
+    """Name or number of whose manager has the unit; None for the system's."""
 
 
 def parse_declaration(
@@ -160,8 +160,11 @@ def _checked(
 
 def _foreign(name: str, table: Table, default_profile: Callable[[], str | None]) -> Foreign:
     """What the unit runs is its own business: no model, no settings."""
-    table.only(("unit",), ("profile", "backend", "port", "engine"))
+    table.only(("unit",), ("profile", "backend", "port", "engine", "user"))
     unit = table.text("unit")
+    user = table.text("user") if "user" in table else None
+    if user is not None and not USER.fullmatch(user):
+        raise table.wrong("user", f"'user': {shown(user)} is no user: a name, or a number")
     if not is_foreign_unit(unit):
         raise table.wrong("unit", f"'unit': {shown(unit)} is not a service that can be adopted")
     return Foreign(
@@ -171,6 +174,7 @@ def _foreign(name: str, table: Table, default_profile: Callable[[], str | None])
         table.one_of("backend", ("auto", *BACKENDS), "auto"),
         table.whole("port", 1, 65535) if "port" in table else None,
         table.one_of("engine", tuple(ENGINES)) if "engine" in table else None,
+        user,
     )
 
 
@@ -306,6 +310,8 @@ def declaration_text(declaration: Declaration | Foreign) -> str:
         lines.append(f"port = {declaration.port}")
     if isinstance(declaration, Foreign):
         lines.append(f"unit = {json.dumps(declaration.unit)}")
+        if declaration.user is not None:
+            lines.append(f"user = {json.dumps(declaration.user)}")
         if declaration.engine is not None:
             lines.append(f"engine = {json.dumps(declaration.engine)}")
         return "\n".join([*lines, f"backend = {json.dumps(declaration.backend)}"]) + "\n"

@@ -9,27 +9,26 @@ from collections.abc import Iterable, Mapping
 from infertune.base.errors import Failed
 from infertune.base.names import SLICE, server_of_unit, server_unit
 from infertune.base.root import Root
+from infertune.servers.adopted import SYSTEM, Places
 
-_UNITS = "/run/systemd/system"
 _DROP_IN = "50-infertune.conf"
 _LAST = "zz-infertune.conf"
-_NOTES = "/run/systemd/system.control"
 _MAX_FILE = 64 * 1024
 
 
-def drop_in_path(unit: str) -> str:
+def drop_in_path(unit: str, places: Places = SYSTEM) -> str:
     """Where the drop-in of a unit is; below /run, so it goes with the boot.
 
     Units of others have theirs after all of their own (``override.conf`` of ``systemctl edit``).
     """
     ours = unit == SLICE or server_of_unit(unit) is not None
-    return f"{_UNITS}/{unit}.d/{_DROP_IN if ours else _LAST}"
+    return f"{places.units}/{unit}.d/{_DROP_IN if ours else _LAST}"
 
 
-def write_drop_ins(root: Root, texts: Mapping[str, str]) -> None:
+def write_drop_ins(root: Root, texts: Mapping[str, str], places: Places = SYSTEM) -> None:
     """Write the drop-in of each unit.  Raises Failed."""
     for unit, text in texts.items():
-        path = drop_in_path(unit)
+        path = drop_in_path(unit, places)
         try:
             root.mkdir(path.rpartition("/")[0])
             root.replace(path, text.encode())
@@ -37,9 +36,9 @@ def write_drop_ins(root: Root, texts: Mapping[str, str]) -> None:
             raise Failed(f"{path}: {error.strerror}") from error
 
 
-def read_drop_in(root: Root, unit: str) -> str:
+def read_drop_in(root: Root, unit: str, places: Places = SYSTEM) -> str:
     """The drop-in of a unit, to be written again; empty where there is none.  Raises Failed."""
-    path = drop_in_path(unit)
+    path = drop_in_path(unit, places)
     try:
         return root.read_small(path, _MAX_FILE)
     except FileNotFoundError:
@@ -48,9 +47,9 @@ def read_drop_in(root: Root, unit: str) -> str:
         raise Failed(f"{path}: {error.strerror}") from error
 
 
-def remove_drop_in(root: Root, unit: str) -> None:
+def remove_drop_in(root: Root, unit: str, places: Places = SYSTEM) -> None:
     """Remove the drop-in of a unit and its directory.  Raises Failed."""
-    path = drop_in_path(unit)
+    path = drop_in_path(unit, places)
     try:
         root.unlink(path)
         _remove_empty(root, path.rpartition("/")[0])
@@ -69,7 +68,7 @@ def _remove_empty(root: Root, directory: str) -> None:
 
 def units_with_drop_in(root: Root) -> list[str]:
     """Server units that have a drop-in of ours."""
-    paths = root.glob(f"{_UNITS}/{server_unit('*')}.d/{_DROP_IN}")
+    paths = root.glob(f"{SYSTEM.units}/{server_unit('*')}.d/{_DROP_IN}")
     return [path.split("/")[-2].removesuffix(".d") for path in paths]
 
 
@@ -81,13 +80,15 @@ def remove_notes(root: Root, unit: str) -> None:
     put_notes_back(root, dict.fromkeys(_notes(unit, ("MemoryMin", "AllowedCPUs"))))
 
 
-def read_notes(root: Root, unit: str, properties: Iterable[str]) -> dict[str, str | None]:
+def read_notes(
+    root: Root, unit: str, properties: Iterable[str], places: Places = SYSTEM
+) -> dict[str, str | None]:
     """The files that systemd writes when properties are set at run time, as they are now.
 
     None where there is none.  Raises Failed for one that is there and cannot be read.
     """
     found: dict[str, str | None] = {}
-    for path in _notes(unit, properties):
+    for path in _notes(unit, properties, places):
         try:
             found[path] = root.read_small(path, _MAX_FILE)
         except FileNotFoundError:
@@ -114,5 +115,5 @@ def put_notes_back(root: Root, notes: Mapping[str, str | None]) -> None:
             raise Failed(f"{directory}: {error.strerror}") from error
 
 
-def _notes(unit: str, properties: Iterable[str]) -> list[str]:
-    return [f"{_NOTES}/{unit}.d/50-{name}.conf" for name in properties]
+def _notes(unit: str, properties: Iterable[str], places: Places = SYSTEM) -> list[str]:
+    return [f"{places.notes}/{unit}.d/50-{name}.conf" for name in properties]

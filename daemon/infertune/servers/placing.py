@@ -17,10 +17,11 @@ from infertune.base.errors import Exit, Failed, InfertuneError
 from infertune.base.names import NAME
 from infertune.base.records import dataclass
 from infertune.base.root import Root
-from infertune.host.cgroup import cgroup, processes_below
+from infertune.host.cgroup import cgroup, group_of, processes_below
 from infertune.host.processes import started_ticks, threads
 from infertune.launch.place import nice, oom_score_adj, set_nice, set_oom_score_adj
 from infertune.servers.adopted import Adopted, read_book
+from infertune.servers.running import group_of_adopted
 
 DIRECTORY = "/run/infertune-adopted"
 _MAX_BYTES = 1024 * 1024
@@ -52,7 +53,7 @@ def place(root: Root, name: str) -> tuple[int, int]:
     nobody's; a value that is neither ours nor the first one is somebody else's and stays.
     """
     adopted = read_book(root).units.get(name)
-    wanted = dict(adopted.processes) if adopted else {}
+    wanted = dict(adopted.wanted.processes) if adopted else {}
     tasks = set(_tasks(root, adopted)) if adopted else set()
     known = _read(root, name)
     kept = {t: each for t, each in known.items() if t in tasks and wanted.get(t.setting) == each[1]}
@@ -73,7 +74,7 @@ def place(root: Root, name: str) -> tuple[int, int]:
 def _original(root: Root, task: Task, adopted: Adopted) -> int:
     """What to go back to: what it is, or its unit's own value where it was started with ours."""
     now = READ[task.setting](root, task.id)
-    started_with_ours = now == adopted.processes[task.setting]
+    started_with_ours = now == adopted.wanted.processes[task.setting]
     return adopted.unit_values.get(task.setting, now) if started_with_ours else now
 
 
@@ -89,19 +90,26 @@ def _change(root: Root, task: Task, before: int, after: int) -> int:
 
 
 def _tasks(root: Root, adopted: Adopted) -> Iterator[Task]:
-    mount = cgroup(root).mount
-    if not mount or not adopted.group or ".." in adopted.group:
+    mount, group = cgroup(root).mount, group_of_adopted(root, adopted)
+    if not mount or not group:
         return
+
+    def started(task: int) -> int | None:
+        """None too where the number is another's by now: whoever starts them can end them."""
+        ticks, own = started_ticks(root, task), group_of(root, task)
+        return ticks if own and f"{mount}{own}/".startswith(f"{group}/") else None
+
     left = _MAX_TASKS
-    for pid in processes_below(root, mount + adopted.group):
-        started = started_ticks(root, pid)
-        if started is not None:
-            yield Task(pid, started, "oom_score_adj")
+    for pid in processes_below(root, group):
+        if (ticks := started(pid)) is None:
+            continue
+        if (left := left - 1) <= 0:
+            return
+        yield Task(pid, ticks, "oom_score_adj")
         for tid in threads(root, pid):
-            started = started_ticks(root, tid)
-            if started is not None and left > 0:
+            if left > 0 and (ticks := started(tid)) is not None:
                 left -= 1
-                yield Task(tid, started, "nice")
+                yield Task(tid, ticks, "nice")
 
 
 def _read(root: Root, name: str) -> dict[Task, tuple[int, int]]:

@@ -14,27 +14,40 @@ from infertune.base.errors import Failed
 from infertune.base.names import SLICE, server_of_unit
 from infertune.base.records import dataclass
 from infertune.base.root import Root
-from infertune.host.cgroup import cgroup, entries, group_id, processes_of
-from infertune.servers.adopted import read_book
+from infertune.host.cgroup import cgroup, entries, group_id, group_of_unit, processes_below
+from infertune.servers.adopted import Adopted, read_book
+from infertune.servers.foreground import foreground
+
+RUN = "infertune run"
+"""What a server in the foreground has for a unit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """The slice, or one server's unit in it."""
+    """The slice, or the control group of one server."""
 
     name: str
-    """As systemd has it: ``infertune.slice``, ``infertune-server@gemma.service``."""
+    """As systemd has it: ``infertune.slice``, ``infertune-server@gemma.service``; or RUN."""
     server: str
     """Name of the server; empty for the slice."""
     cgroup: str
 
 
 def units(root: Root) -> tuple[Unit, ...]:
-    """The slice and the units in it, then what is adopted; empty where no server is a unit."""
+    """The slice and the units in it, then what is adopted, then what runs in the foreground.
+
+    Empty where no server has a group of its own.
+    """
     mount = cgroup(root).mount
     if not mount:
         return ()
-    return (*_own(root, f"{mount}/{SLICE}"), *_adopted(root, mount))
+    return (*_own(root, f"{mount}/{SLICE}"), *_adopted(root, mount), *_foreground(root))
+
+
+def _foreground(root: Root) -> Iterator[Unit]:
+    for each in foreground(root):
+        if each.own:
+            yield Unit(RUN, each.name, each.group)
 
 
 def _own(root: Root, path: str) -> Iterator[Unit]:
@@ -48,9 +61,23 @@ def _own(root: Root, path: str) -> Iterator[Unit]:
 def _adopted(root: Root, mount: str) -> Iterator[Unit]:
     with contextlib.suppress(Failed):  # the daemon says what is wrong with it
         for name, each in read_book(root).units.items():
-            path = f"{mount}{each.group}"
-            if each.group and ".." not in each.group and entries(root, path):
+            if path := _group_of_adopted(root, mount, each):
                 yield Unit(each.unit.unit, name, path)
+
+
+def group_of_adopted(root: Root, adopted: Adopted) -> str | None:
+    """The control group of an adopted unit; None where it does not run."""
+    mount = cgroup(root).mount
+    return _group_of_adopted(root, mount, adopted) if mount else None
+
+
+def _group_of_adopted(root: Root, mount: str, adopted: Adopted) -> str | None:
+    if not adopted.group or ".." in adopted.group:
+        return None
+    path = f"{mount}{adopted.group}"
+    if adopted.user is not None:
+        return group_of_unit(root, path, adopted.unit.unit)
+    return path if entries(root, path) else None
 
 
 def places(root: Root) -> list[str]:
@@ -60,15 +87,25 @@ def places(root: Root) -> list[str]:
         return []
     found = [mount, f"{mount}/{SLICE}"]
     with contextlib.suppress(Failed):
-        groups = [each.group for each in read_book(root).units.values()]
-        found += [f"{mount}{each}".rpartition("/")[0] for each in groups if ".." not in each]
+        for each in read_book(root).units.values():
+            if each.user is not None:
+                # He may log in, his manager has app.slice, and what is in that is his.
+                own = f"{mount}{each.group}"
+                found += [f"{mount}/user.slice", own.rpartition("/")[0], own, f"{own}/app.slice"]
+                if now := _group_of_adopted(root, mount, each):
+                    found.append(now.rpartition("/")[0])
+            elif ".." not in each.group:
+                found.append(f"{mount}{each.group}".rpartition("/")[0])
     return list(dict.fromkeys(found))
 
 
 def processes(root: Root, units: Iterable[Unit]) -> dict[int, str]:
-    """Server by process id, for every process of a server's unit."""
+    """Server by process id, for every process of a server's unit; a container's are below it."""
     return {
-        pid: unit.server for unit in units if unit.server for pid in processes_of(root, unit.cgroup)
+        pid: unit.server
+        for unit in units
+        if unit.server
+        for pid in processes_below(root, unit.cgroup)
     }
 
 

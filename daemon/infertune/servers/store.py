@@ -6,12 +6,12 @@ from __future__ import annotations
 import contextlib
 from functools import partial
 
-from infertune.base.errors import DeclarationError, Failed, InfertuneError
-from infertune.base.names import NAME
+from infertune.base.errors import DeclarationError, Failed, InfertuneError, UsageError
+from infertune.base.names import DECLARED, NAME, USER, declared_server
 from infertune.base.root import Root, changeable_by_others
+from infertune.base.tables import shown
 from infertune.profiles.config import read_config
 from infertune.servers.declaration import (
-    DECLARED,
     TRANSIENT,
     Declaration,
     Foreign,
@@ -20,6 +20,8 @@ from infertune.servers.declaration import (
 )
 
 _MAX_BYTES = 64 * 1024
+_NO_UID, _NO_UID_16 = 2**32 - 1, 2**16 - 1
+"""Numbers that stand for nobody at all (UID_INVALID of systemd)."""
 
 
 def find_declaration(root: Root, name: str) -> Declaration | Foreign | None:
@@ -61,8 +63,7 @@ def _default_profile(root: Root) -> str | None:
 
 def declared_names(root: Root, directory: str) -> list[str]:
     """Names of the servers that a directory declares."""
-    files = (name for name in root.names(directory) if name.endswith(".toml"))
-    return [name for file in files if NAME.fullmatch(name := file.removesuffix(".toml"))]
+    return [name for file in root.names(directory) if (name := declared_server(file))]
 
 
 def declarations(root: Root) -> dict[str, Declaration | Foreign]:
@@ -98,6 +99,23 @@ def remove_declaration(root: Root, name: str) -> None:
         root.unlink(path)
     except OSError as error:
         raise Failed(f"{path}: {error.strerror}") from error
+
+
+def user_id(root: Root, user: str) -> int:
+    """Number of a user, given by it or by a name of /etc/passwd.  Raises UsageError."""
+    if not USER.fullmatch(user):
+        raise UsageError(f"{shown(user)} is no user: a name, or a number")
+    found = user
+    if not user.isdecimal():
+        lines = (root.get("/etc/passwd") or "").splitlines()
+        rows = (line.split(":") for line in lines)
+        found = next((row[2] for row in rows if row[0] == user and len(row) > 2), "")
+    if not found.isdecimal() or not 0 < int(found) < _NO_UID or int(found) == _NO_UID_16:
+        raise UsageError(
+            f"there is no user '{user}' in /etc/passwd whose units could be adopted",
+            hint="give the number, which 'id -u' prints",
+        )
+    return int(found)
 
 
 def gpu_groups(root: Root) -> list[str]:

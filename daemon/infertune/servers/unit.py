@@ -11,17 +11,21 @@ import contextlib
 import re
 import shlex
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from infertune.base.addresses import PRIVATE, is_every, is_loopback
 from infertune.base.errors import UsageError
-from infertune.base.records import dataclass
+from infertune.base.records import dataclass, replace
 from infertune.base.units import format_cpulist, parse_cpulist
 from infertune.catalogue.launch_settings import LAUNCH_SETTINGS
 from infertune.host.models import shown_directory
 from infertune.pools.promised import LOCK
 from infertune.profiles.resolve import Desired
+from infertune.servers.adopted import NO_LIMIT, Wanted
 from infertune.servers.api_key import CREDENTIAL
 from infertune.servers.declaration import Declaration, files
+
+_T = TypeVar("_T")
 
 
 def directives(desired: Desired) -> dict[str, str]:
@@ -62,9 +66,6 @@ def process_values(desired: Desired) -> dict[str, int]:
 PLACED: Mapping[str, str] = {"oom_score_adj": "OOMScoreAdjust", "nice": "Nice"}
 """Launch settings that servers/placing.py gives to processes, and their directives."""
 
-NO_LIMIT = 2**64 - 1
-"""Of a number among systemd's properties: no limit, or not set."""
-
 
 def cpu_mask(cpus: Iterable[int]) -> tuple[int, ...]:
     """CPUs as the bytes of a mask, the lowest first; none is an empty one."""
@@ -72,12 +73,67 @@ def cpu_mask(cpus: Iterable[int]) -> tuple[int, ...]:
     return tuple(mask.to_bytes((mask.bit_length() + 7) // 8, "little"))
 
 
-def foreign_drop_in(desired: Desired) -> str:
+def wanted(desired: Desired) -> Wanted:
+    """What a profile gives a unit that infertune did not make."""
+    return Wanted(
+        desired.profile,
+        desired.backend,
+        live_values(desired),
+        memory_min(desired),
+        process_values(desired),
+        directives(desired),
+        {name: setting.canonical for name, setting in sorted(desired.env.items())},
+    )
+
+
+_CONTROLLERS = {each.directive: each.controller for each in LAUNCH_SETTINGS.values()}
+_NEED_RIGHTS = {"CPUSchedulingPolicy": ("rr", "fifo")}
+_LOWERED = ("OOMScoreAdjust", "Nice")
+_WITH_ANOTHER = {
+    "CPUSchedulingPriority": "CPUSchedulingPolicy",
+    "ManagedOOMPreference": "OOMScoreAdjust",
+}
+
+
+def of_a_user(
+    wanted: Wanted, uid: int, delegated: Iterable[str] | None
+) -> tuple[Wanted, dict[str, str]]:
+    """What a user's manager can give of it, and why it cannot give the rest, by directive.
+
+    ``delegated``: the controllers that it has been given; None where that is not known, as it does
+    not run.  It may lower nothing that takes a privilege: systemd would not start the unit, or
+    start it without.
+    """
+    why: dict[str, str] = {}
+    for name, value in wanted.directives.items():
+        controller = _CONTROLLERS.get(name)
+        if delegated is not None and controller and controller not in delegated:
+            why[name] = f"user@{uid}.service has no {controller}: Delegate= gives it"
+        elif value in _NEED_RIGHTS.get(name, ()) or (name in _LOWERED and int(value) < 0):
+            why[name] = (
+                "only for what runs now: a user's manager may not lower it at the next start"
+                if name in PLACED.values()
+                else "a user's manager may not give it"
+            )
+    gone = {*why, *(name for name, other in _WITH_ANOTHER.items() if other in why)}
+
+    def left(found: Mapping[str, _T]) -> dict[str, _T]:
+        return {name: each for name, each in found.items() if name not in gone}
+
+    return replace(
+        wanted,
+        values=left(wanted.values),
+        directives=left(wanted.directives),
+        memory_min=0 if "MemoryMin" in gone else wanted.memory_min,
+    ), why
+
+
+def foreign_drop_in(wanted: Wanted) -> str:
     """The drop-in of a unit that infertune did not make: how it runs, never what it runs."""
-    lines = [f"# Written by infertuned: profile {desired.profile}, backend {desired.backend}."]
-    lines += ["[Service]", *(f"{name}={value}" for name, value in directives(desired).items())]
-    for name, setting in sorted(desired.env.items()):
-        lines.append(f"Environment={_quoted(f'{name}={setting.canonical}')}")
+    lines = [f"# Written by infertuned: profile {wanted.profile}, backend {wanted.backend}."]
+    lines += ["[Service]", *(f"{name}={value}" for name, value in wanted.directives.items())]
+    for name, value in wanted.env.items():
+        lines.append(f"Environment={_quoted(f'{name}={value}')}")
     return "\n".join(lines) + "\n"
 
 

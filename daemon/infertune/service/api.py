@@ -224,24 +224,26 @@ class Manager(ServiceInterface):
             await self._serving.stop(name)
 
     @dbus_method()
-    async def PlanAdoption(self, unit: S, name: S, profile: S, backend: S) -> Document:
+    async def PlanAdoption(self, unit: S, user: S, name: S, profile: S, backend: S) -> Document:
         """What adopting a unit would change."""
         with _errors():
-            await self._may(ACTION_READ)
+            # It is looked at by a unit that runs as the user: nothing for everybody.
+            await self._may(ACTION_SERVE if user else ACTION_READ)
             choice = self._adoption(name, profile, backend)
-            return to_bus(await self._serving.plan_adoption(name, unit, choice))
+            return to_bus(await self._serving.plan_adoption(name, unit, choice, user or None))
 
     @dbus_method()
-    async def Adopt(self, unit: S, name: S, profile: S, backend: S) -> Document:
+    async def Adopt(self, unit: S, user: S, name: S, profile: S, backend: S) -> Document:
         """Put a unit that infertune did not make under a profile.
 
-        An empty profile is the one that is applied, or else the daemon's default.
+        ``user`` is the name or number of whose manager has it, or empty for the system's.  An
+        empty profile is the one that is applied, or else the daemon's default.
         """
         with _errors():
             await self._may(ACTION_SERVE)
             choice = self._adoption(name, profile, backend)
             try:
-                return to_bus(await self._serving.adopt(name, unit, choice))
+                return to_bus(await self._serving.adopt(name, unit, choice, user or None))
             finally:
                 self._adopted()
 

@@ -34,6 +34,9 @@ class _Error(ctypes.Structure):
 
 _FUNCTIONS: dict[str, tuple[type, ...]] = {
     "sd_bus_open_system": (POINTER(c_void_p),),
+    "sd_bus_new": (POINTER(c_void_p),),
+    "sd_bus_set_address": (c_void_p, c_char_p),
+    "sd_bus_start": (c_void_p,),
     "sd_bus_message_new_method_call": (c_void_p, POINTER(c_void_p), *[c_char_p] * 4),
     "sd_bus_message_set_auto_start": (c_void_p, c_int),
     "sd_bus_message_set_allow_interactive_authorization": (c_void_p, c_int),
@@ -75,10 +78,7 @@ class _NotThere(Unreachable):
 
 
 def call(member: str, signature: str = "", arguments: Sequence[Any] = ()) -> Any:
-    """One call to the daemon; raises its error, or Unreachable where there is none.
-
-    ``signature`` is made of ``s``, ``u`` and ``as``.
-    """
+    """One call to the daemon; raises its error, or Unreachable where there is none."""
     try:
         library = _library()
     except (OSError, AttributeError) as error:
@@ -90,39 +90,91 @@ def call(member: str, signature: str = "", arguments: Sequence[Any] = ()) -> Any
         library.sd_bus_open_system(byref(bus))
     except OSError as error:
         raise Unreachable("there is no system bus") from error
+    connection = Connection(library, bus)
     try:
         if os.geteuid() == 0:
             try:
-                return _call(library, bus, ROOT_NAME, member, signature, arguments)
+                return _answer(connection, ROOT_NAME, member, signature, arguments)
             except _NotThere:
                 pass  # an older daemon, or the root of a container
-        return _call(library, bus, BUS_NAME, member, signature, arguments)
+        return _answer(connection, BUS_NAME, member, signature, arguments)
     except OSError as error:
         raise Unreachable("the daemon does not answer") from error
     finally:
-        library.sd_bus_flush_close_unref(bus)
+        connection.close()
 
 
-def _call(
-    library: Any, bus: c_void_p, name: str, member: str, signature: str, arguments: Sequence[Any]
+def _answer(
+    connection: Connection, name: str, member: str, signature: str, arguments: Sequence[Any]
 ) -> Any:
-    question, answer = c_void_p(), c_void_p()
+    daemon = (name, OBJECT_PATH, INTERFACE, member)
     try:
-        library.sd_bus_message_new_method_call(
-            bus, byref(question), *map(str.encode, (name, OBJECT_PATH, INTERFACE, member))
-        )
-        library.sd_bus_message_set_auto_start(question, 0)
-        library.sd_bus_message_set_allow_interactive_authorization(question, 1)
-        _write(library, question, signature, arguments)
-        _ask(library, bus, question, answer)
-        refused = library.sd_bus_message_get_error(answer)
-        if refused:
-            raise _error(*map(_text, (refused.contents.name, refused.contents.message)))
-        values = _Reader(library, answer).values()
-        return values[0] if values else None
-    finally:
-        library.sd_bus_message_unref(answer)
-        library.sd_bus_message_unref(question)
+        values = connection.ask(daemon, signature, arguments, interactive=True)
+    except Refused as refused:
+        raise _error(refused.name, refused.text) from None
+    return values[0] if values else None
+
+
+class Refused(Exception):
+    """The answer is an error."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(text or name)
+        self.name = name
+        self.text = text
+
+
+class Connection:
+    """To a bus, or to one program that answers there itself."""
+
+    def __init__(self, library: Any, bus: c_void_p) -> None:
+        self._library = library
+        self._bus = bus
+
+    def ask(
+        self,
+        whom: tuple[str, str, str, str],
+        signature: str,
+        arguments: Sequence[Any],
+        *,
+        interactive: bool = False,
+        timeout_s: float = _TIMEOUT_S,
+    ) -> list[Any]:
+        """The answer to a call of (name, path, interface, member).  Raises Refused or OSError."""
+        library, question, answer = self._library, c_void_p(), c_void_p()
+        try:
+            library.sd_bus_message_new_method_call(
+                self._bus, byref(question), *map(str.encode, whom)
+            )
+            library.sd_bus_message_set_auto_start(question, 0)
+            library.sd_bus_message_set_allow_interactive_authorization(question, interactive)
+            for kind, value in zip(_types(signature), arguments, strict=True):
+                _write(library, question, kind, value)
+            _ask(library, self._bus, question, answer, timeout_s)
+            refused = library.sd_bus_message_get_error(answer)
+            if refused:
+                raise Refused(*map(_text, (refused.contents.name, refused.contents.message)))
+            return _Reader(library, answer).values()
+        finally:
+            library.sd_bus_message_unref(answer)
+            library.sd_bus_message_unref(question)
+
+    def close(self) -> None:
+        self._library.sd_bus_flush_close_unref(self._bus)
+
+
+def peer(address: str) -> Connection:
+    """A connection to one program, with no bus between.  Raises OSError or AttributeError."""
+    library, bus = _library(), c_void_p()
+    library.sd_bus_new(byref(bus))
+    connection = Connection(library, bus)
+    try:
+        library.sd_bus_set_address(bus, address.encode())
+        library.sd_bus_start(bus)
+    except OSError:
+        connection.close()
+        raise
+    return connection
 
 
 def _library() -> Any:
@@ -146,14 +198,16 @@ def _result(code: int) -> int:
     return code
 
 
-def _ask(library: Any, bus: c_void_p, question: c_void_p, answer: c_void_p) -> None:
+def _ask(
+    library: Any, bus: c_void_p, question: c_void_p, answer: c_void_p, timeout_s: float
+) -> None:
     """Send a call and wait for its answer.  Raises OSError.
 
     Not sd_bus_call, which goes on waiting when somebody presses Ctrl-C.
     """
     cookie, replied = c_uint64(), c_uint64()
     library.sd_bus_send(bus, question, byref(cookie))
-    give_up = time.monotonic() + _TIMEOUT_S
+    give_up = time.monotonic() + timeout_s
     while True:
         if library.sd_bus_process(bus, byref(answer)) == 0:
             left = give_up - time.monotonic()
@@ -172,20 +226,41 @@ def _ask(library: Any, bus: c_void_p, question: c_void_p, answer: c_void_p) -> N
             answer.value = None
 
 
-def _write(library: Any, message: c_void_p, signature: str, arguments: Sequence[Any]) -> None:
-    kinds = signature.replace("as", "a")
-    for kind, value in zip(kinds, arguments, strict=True):
-        match kind:
-            case "s":
-                library.sd_bus_message_append_basic(message, b"s", value.encode("utf-8", "replace"))
-            case "u":
-                library.sd_bus_message_append_basic(message, b"u", byref(c_uint32(value)))
+def _types(signature: str) -> list[str]:
+    """The complete types that a signature is made of."""
+    found = []
+    while signature:
+        length = len(signature) - len(signature.lstrip("a")) + 1
+        if signature[length - 1] == "(":
+            length = signature.index(")") + 1
+        found.append(signature[:length])
+        signature = signature[length:]
+    return found
+
+
+def _write(library: Any, message: c_void_p, kind: str, value: Any) -> None:
+    """Append a value; one of type ``v`` is its own type and what is in it."""
+    if kind == "s":
+        library.sd_bus_message_append_basic(message, b"s", value.encode("utf-8", "replace"))
+    elif number := _NUMBERS.get(kind.encode()):
+        library.sd_bus_message_append_basic(message, kind.encode(), byref(number(value)))
+    else:
+        match kind[0]:
             case "a":
-                library.sd_bus_message_open_container(message, b"a", b"s")
-                _write(library, message, "s" * len(value), value)
-                library.sd_bus_message_close_container(message)
+                own, inside = b"a", kind[1:]
+                parts = [(inside, each) for each in value]
+            case "v":
+                own, inside = b"v", value[0]
+                parts = [value]
+            case "(":
+                own, inside = b"r", kind[1:-1]
+                parts = list(zip(_types(inside), value, strict=True))
             case _:
-                raise ValueError(f"no call of infertuned takes a {kind!r}")
+                raise ValueError(f"no call takes a {kind!r}")
+        library.sd_bus_message_open_container(message, own, inside.encode())
+        for each, part in parts:
+            _write(library, message, each, part)
+        library.sd_bus_message_close_container(message)
 
 
 class _Reader:

@@ -16,7 +16,7 @@ from time import monotonic
 from infertune.base.records import dataclass, field
 from infertune.base.root import Root
 from infertune.host.cgroup import cpu_time_used
-from infertune.servers.running import places, units
+from infertune.servers.running import RUN, places, units
 from infertune.service.demand import Demand
 from infertune.service.inotify import Groups
 
@@ -134,6 +134,7 @@ class Watch:
 
 
 def used(root: Root) -> dict[str, int]:
-    """Microseconds of CPU time by server that is up."""
-    found = {each.server: cpu_time_used(root, each.cgroup) for each in units(root) if each.server}
+    """Microseconds of CPU time by server that is up; one in the foreground has its own profile."""
+    own = (each for each in units(root) if each.server and each.name != RUN)
+    found = {each.server: cpu_time_used(root, each.cgroup) for each in own}
     return {name: time for name, time in found.items() if time is not None}

@@ -10,17 +10,18 @@ from typing import Any
 
 from infertune.base.addresses import reached_at
 from infertune.base.errors import Failed, InfertuneError, UsageError
-from infertune.base.names import SLICE, server_of_unit, server_unit
+from infertune.base.names import DECLARED, OF_CONTAINER, SLICE, server_of_unit, server_unit
 from infertune.base.records import replace
 from infertune.base.root import Root
+from infertune.host.containers import CONTAINER, named
 from infertune.host.machine import read_machine
 from infertune.host.sockets import listeners
 from infertune.pools.promised import LOCK, OF_ROOT, sweep
 from infertune.profiles.profile import load_profile
 from infertune.profiles.resolve import Desired, resolve
-from infertune.servers.adopted import ADOPTED, Adopted
+from infertune.servers.adopted import ADOPTED, Adopted, Wanted
 from infertune.servers.api_key import refuse_open_file
-from infertune.servers.declaration import DECLARED, TRANSIENT, Declaration, Foreign
+from infertune.servers.declaration import TRANSIENT, Declaration, Foreign
 from infertune.servers.dropins import (
     drop_in_path,
     remove_drop_in,
@@ -28,13 +29,16 @@ from infertune.servers.dropins import (
     units_with_drop_in,
     write_drop_ins,
 )
+from infertune.servers.foreground import foreground
 from infertune.servers.models import with_its_model
+from infertune.servers.running import RUN, group_of_adopted
 from infertune.servers.store import (
     declared_names,
     declared_ports,
     find_declaration,
     gpu_groups,
     remove_declaration,
+    user_id,
     write_declaration,
 )
 from infertune.servers.unit import (
@@ -45,10 +49,12 @@ from infertune.servers.unit import (
     promised,
     slice_drop_in,
     together,
+    wanted,
 )
 from infertune.service.adopting import Adopting
 from infertune.service.keeper import Choice
 from infertune.service.systemd import Systemd
+from infertune.service.users import Users
 
 _RUNNING = ("active", "activating", "reloading", "deactivating", "restarting")
 
@@ -59,7 +65,7 @@ class Serving:
     def __init__(self, root: Root, systemd: Systemd) -> None:
         self._root = root
         self._systemd = systemd
-        self._adopting = Adopting(root, systemd)
+        self._adopting = Adopting(root, systemd, Users(root, systemd))
         # The slice's drop-in is the sum over all servers: one change at a time.
         self._one = asyncio.Lock()
 
@@ -134,29 +140,66 @@ class Serving:
             )
             remove_notes(self._root, SLICE)
 
-    async def plan_adoption(self, name: str, unit: str, choice: Choice) -> dict[str, Any]:
+    async def plan_adoption(
+        self, name: str, unit: str, choice: Choice, user: str | None = None
+    ) -> dict[str, Any]:
         """What putting a unit of others under a profile would change.  Raises UsageError."""
-        foreign = self._foreign(name, unit, choice)
-        return await self._adopting.plan(name, unit, self._desired(foreign))
+        foreign = self._foreign(name, self._unit(unit, user), choice, user)
+        return await self._adopting.plan(name, unit, self._wanted(foreign), self._uid(foreign))
 
-    async def adopt(self, name: str, unit: str, choice: Choice) -> dict[str, Any]:
+    async def adopt(
+        self,
+        name: str,
+        unit: str,
+        choice: Choice,
+        user: str | None = None,
+        *,
+        waits: bool = False,
+    ) -> dict[str, Any]:
         """Put a unit of others under a profile until the next boot.
 
-        Raises UsageError or Failed with everything as it was.
+        ``user`` is whose manager has it; ``waits``: it may start later.  Raises UsageError or
+        Failed with everything as it was.
         """
-        foreign = self._foreign(name, unit, choice)
-        done = await self._adopting.adopt(name, unit, self._desired(foreign))
+        foreign = self._foreign(name, self._unit(unit, user), choice, user)
+        wanted, uid = self._wanted(foreign), self._uid(foreign)
+        done = await self._adopting.adopt(name, unit, wanted, uid, waits=waits)
         if not self._lasting(name):
             write_declaration(self._root, replace(foreign, unit=done["unit"]))
         return done
 
-    def _foreign(self, name: str, unit: str, choice: Choice) -> Foreign:
+    def _unit(self, unit: str, user: str | None) -> str:
+        """The unit itself, where a container is named.  Raises UsageError for no container."""
+        container = unit.removeprefix(OF_CONTAINER)
+        if container == unit:
+            return unit
+        if user is not None:
+            raise UsageError(
+                "a user's containers are in units of his", hint="adopt that unit, with --user"
+            )
+        found = named(self._root, container) if CONTAINER.fullmatch(container) else ()
+        if len(found) != 1:
+            what = "no container" if not found else "more than one container"
+            raise UsageError(
+                f"root has {what} of the name '{container}'",
+                hint="'podman ps' and 'docker ps' show their names",
+            )
+        return found[0].scope
+
+    def _wanted(self, foreign: Foreign) -> Wanted:
+        return wanted(self._desired(foreign))
+
+    def _uid(self, foreign: Foreign) -> int | None:
+        return None if foreign.user is None else user_id(self._root, foreign.user)
+
+    def _foreign(self, name: str, unit: str, choice: Choice, user: str | None) -> Foreign:
         found = self._found(name)
         if isinstance(found, Declaration) or (found and found.unit != unit and self._lasting(name)):
             raise UsageError(f"'{name}' is another server, {found.unit}", hint="another --name")
         if isinstance(found, Foreign):
-            return replace(found, profile=choice.profile, unit=unit, backend=choice.backend)
-        return Foreign(name, choice.profile, unit, choice.backend)
+            known = replace(found, profile=choice.profile, unit=unit, backend=choice.backend)
+            return replace(known, user=user)
+        return Foreign(name, choice.profile, unit, choice.backend, user=user)
 
     def _lasting(self, name: str) -> bool:
         return self._root.exists(f"{DECLARED}/{name}.toml")
@@ -190,6 +233,10 @@ class Serving:
             if name in adopted
             else await self._about(name, running.get(name, "inactive"))
             for name in sorted({*names, *adopted})
+        ] + [
+            {"name": each.name, "unit": RUN, "state": "active", "profile": each.profile}
+            | ({} if each.port is None else {"port": each.port})
+            for each in foreground(self._root)
         ]
 
     async def start_declared(self) -> list[str]:
@@ -204,7 +251,8 @@ class Serving:
             try:
                 found = find_declaration(self._root, name)
                 if isinstance(found, Foreign):
-                    await self.adopt(name, found.unit, Choice(found.profile, found.backend))
+                    choice = Choice(found.profile, found.backend)
+                    await self.adopt(name, found.unit, choice, found.user, waits=True)
                 elif states.get(server_unit(name)) in _RUNNING:
                     # systemd may start it again by itself; without this file it could not.
                     self._make_lock()
@@ -234,13 +282,15 @@ class Serving:
         return {name for place in places for name in declared_names(self._root, place)}
 
     async def _about_adopted(self, adopted: Adopted) -> dict[str, Any]:
-        unit = adopted.unit.unit
-        return {
-            "name": adopted.name,
-            "unit": unit,
-            "state": (await self._systemd.states(unit)).get(unit, "inactive"),
-            "profile": adopted.profile,
-        }
+        unit, user = adopted.unit.unit, adopted.user
+        if user is None:
+            state = (await self._systemd.states(unit)).get(unit, "inactive")
+        else:
+            # His manager could say anything; the kernel does not.
+            state = "active" if group_of_adopted(self._root, adopted) else "inactive"
+        about = {"name": adopted.name, "unit": unit, "state": state}
+        whose = None if user is None else str(user)
+        return {**about, "profile": adopted.wanted.profile, "user": whose}
 
     async def _about(self, name: str, state: str) -> dict[str, Any]:
         about: dict[str, Any] = {"name": name, "state": state}
@@ -255,6 +305,7 @@ class Serving:
             return {**about, "error": error.message}
         if isinstance(found, Foreign):
             about |= {"unit": found.unit, "profile": found.profile, "engine": found.engine}
+            about["user"] = found.user
         elif found:
             model = found.model or next(iter(found.router.values()), None)
             about |= {"profile": found.profile, "port": found.port, "model": model}

@@ -25,6 +25,7 @@ FILES: tuple[tuple[str, str], ...] = (
     ("infertune.slice", "/etc/systemd/system/infertune.slice"),
     ("infertune-server@.service", "/etc/systemd/system/infertune-server@.service"),
     ("infertune-adopted@.service", "/etc/systemd/system/infertune-adopted@.service"),
+    ("infertune-user@.service", "/etc/systemd/system/infertune-user@.service"),
     ("infertune-exporter.service", "/etc/systemd/system/infertune-exporter.service"),
     ("infertune-exporter.socket", "/etc/systemd/system/infertune-exporter.socket"),
     ("infertune-boot-guard.service", "/etc/systemd/system/infertune-boot-guard.service"),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,6 +51,22 @@ class Systemd:
         await self._call("StartUnit", "ss", unit, "replace")
         if await self._settled(unit) == "failed":
             raise Failed(f"{unit} failed", hint=f"journalctl -u {unit}")
+
+    async def begin(self, unit: str) -> None:
+        """Have a unit started, and do not wait for it."""
+        await self._call("StartUnit", "ss", unit, "replace")
+
+    async def hear(self, unit: str) -> str | None:
+        """Run a unit that does one thing and ends, well or not; what it last said of itself."""
+        await self._call("RefUnit", "s", unit)  # or it would be forgotten with what it said
+        try:
+            with contextlib.suppress(Failed):
+                await self.run(unit)
+            text = await self._of_service(unit, "StatusText")
+            await self._call("ResetFailedUnit", "s", unit, may_fail=True)
+            return text if isinstance(text, str) else None
+        finally:
+            await self._call("UnrefUnit", "s", unit, may_fail=True)
 
     async def stop(self, unit: str) -> None:
         """Stop a unit and wait until it is gone.  Raises Failed where it does not go."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from infertune.base.names import SLICE
 from infertune.base.records import dataclass
 from infertune.base.root import Root
 from infertune.exporter.base import Absent, Collector, Metric, Sample, present
 from infertune.exporter.servers import units
 from infertune.host.cgroup import (
+    cgroup,
     entries,
     hands_down_protection,
     memory_events,
@@ -31,6 +31,12 @@ LIMITS = ("min", "low")
 EVENTS = ("low", "high", "max", "oom_kill")
 STATS = ("anon", "file", "shmem")
 
+_FILES = ("cgroup.", "cpu.", "cpuset.", "dmem.", "hugetlb.", "io.", "irq.", "memory.", "misc.",
+          "pids.", "rdma.")  # fmt: skip
+"""What the files of a group begin with; all else in its directory is a group."""
+_MOST_BESIDE = 512
+"""Groups beside one that are looked at: whoever has a part of the tree can make many there."""
+
 METRICS = (
     Metric(
         name="infertune_unit_memory_bytes",
@@ -46,7 +52,7 @@ METRICS = (
         help="What memory.min and memory.low come to, given the groups above and beside it.",
         labels=("unit", "server", "limit"),
         source="mm/page_counter.c, effective_protection()",
-        series="2 for infertune.slice, 2 per server",
+        series="2 for infertune.slice, 2 per server; none beside more than 512 groups",
     ),
     Metric(
         name="infertune_unit_memory_events_total",
@@ -124,16 +130,60 @@ class Charged:
 def read(root: Root) -> Iterable[Sample]:
     """The slice and each server's unit.  Raises Absent where there is neither."""
     samples: list[Sample] = []
-    found = units(root)
-    charged = {unit.name: _charged(root, unit.cgroup, LIMITS) for unit in found}
-    for unit in found:
-        samples += _unit(root, unit, charged[unit.name])
-    if found and found[0].name == SLICE:
-        inside = tuple(unit for unit in found if unit.cgroup.startswith(found[0].cgroup))
-        samples += _protected(root, inside, charged)
+    mount = cgroup(root).mount or ""
+    tree = Tree(root, mount, recursive=hands_down_protection(root))
+    for unit in units(root):
+        samples += _unit(root, unit, tree.charged(unit.cgroup))
+        for limit in LIMITS:
+            labels = (unit.name, unit.server, limit)
+            protected = tree.effective(unit.cgroup, limit)
+            samples += present("infertune_unit_memory_protected_bytes", labels, protected)
     if not samples:
         raise Absent("no server runs as a unit with the memory controller")
     return samples
+
+
+class Tree:
+    """Control groups as they are at one moment, each read once."""
+
+    def __init__(self, root: Root, mount: str, *, recursive: bool) -> None:
+        self._root = root
+        self._mount = mount
+        self._recursive = recursive
+        self._charged: dict[str, Charged] = {}
+        self._children: dict[str, tuple[str, ...] | None] = {}
+
+    def charged(self, group: str) -> Charged:
+        if group not in self._charged:
+            self._charged[group] = _charged(self._root, group, LIMITS)
+        return self._charged[group]
+
+    def effective(self, path: str, limit: str) -> int | None:
+        """Bytes of a group that are protected, given all above and beside it.
+
+        None where that is not known: no memory controller, or too many beside it.
+        """
+        group, above = self.charged(path).group(limit), path.rpartition("/")[0]
+        if group is None or len(path) <= len(self._mount):
+            return None
+        if above == self._mount:
+            # A child of the root group gets what it asks for (mem_cgroup_calculate_protection).
+            return group.protection
+        parent, given = self.charged(above).group(limit), self.effective(above, limit)
+        beside = self._groups(above)
+        if parent is None or given is None or beside is None:
+            return None
+        others = (self.charged(each).group(limit) for each in beside)
+        claimed = sum(each.claimed for each in others if each)
+        return effective(group, parent, given, claimed, recursive=self._recursive)
+
+    def _groups(self, above: str) -> tuple[str, ...] | None:
+        """Groups directly below one; None for too many."""
+        if above not in self._children:
+            names = entries(self._root, above)
+            groups = tuple(f"{above}/{name}" for name in names if not name.startswith(_FILES))
+            self._children[above] = groups if len(groups) <= _MOST_BESIDE else None
+        return self._children[above]
 
 
 def _charged(root: Root, group: str, names: Iterable[str]) -> Charged:
@@ -152,39 +202,6 @@ def _unit(root: Root, unit: Unit, charged: Charged) -> Iterable[Sample]:
     ):
         for key in keys:
             yield from present(metric, (*labels, key), table.get(key))
-
-
-def _protected(
-    root: Root, found: tuple[Unit, ...], charged: Mapping[str, Charged]
-) -> Iterable[Sample]:
-    recursive = hands_down_protection(root)
-    top, *servers = found
-    beside = _beside(root, top.cgroup, charged)
-    for limit in ("min", "low"):
-        parent = charged[top.name].group(limit)
-        if parent is None:
-            continue
-        # A child of the root group gets what it asks for (mem_cgroup_calculate_protection).
-        given = parent.protection
-        yield Sample("infertune_unit_memory_protected_bytes", (top.name, "", limit), given)
-        children = {unit.name: charged[unit.name].group(limit) for unit in servers}
-        others = (each.group(limit) for each in beside)
-        claimed = sum(group.claimed for group in (*children.values(), *others) if group)
-        for unit in servers:
-            if group := children[unit.name]:
-                value = effective(group, parent, given, claimed, recursive=recursive)
-                labels = (unit.name, unit.server, limit)
-                yield Sample("infertune_unit_memory_protected_bytes", labels, value)
-
-
-def _beside(root: Root, top: str, charged: Mapping[str, Charged]) -> list[Charged]:
-    """Groups in the slice that have no series: their claims count all the same."""
-    return [
-        _charged(root, f"{top}/{name}", LIMITS)
-        for name in entries(root, top)
-        # A file of the slice is no group, and has nothing in it.
-        if name not in charged and memory_used(root, f"{top}/{name}") is not None
-    ]
 
 
 MEMORY = Collector(
