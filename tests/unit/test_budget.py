@@ -478,7 +478,7 @@ def test_serve_refuses_before_it_asks_anybody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # The checks of a path (others may read it) are not what this is about.
-    monkeypatch.setattr(serve, "_refuse_unreadable", lambda what, path: None)
+    monkeypatch.setattr(serve, "_refuse_unreadable", lambda what, path, kind: None)
     deepseek, llama = BY_NAME["DeepSeek V3"], BY_NAME["Llama 3.1 8B"]
     big = gguf_files.write(tmp_path / "big.gguf", deepseek.metadata(), deepseek.tensors())
     words = ["--root", STRIX_HALO, "serve", "long-context", "--model", str(big)]

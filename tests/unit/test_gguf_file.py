@@ -329,9 +329,9 @@ def test_a_directory_that_is_gone(
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    for words in (["fit", "m.gguf"], ["expect", "m.gguf"], ["doctor", "--smoke", "m.gguf"]):
+    for words in (["fit", "./m.gguf"], ["expect", "./m.gguf"], ["doctor", "--smoke", "./m.gguf"]):
         assert main(words) == 2
-        assert "infertune: m.gguf: the current directory is gone\n" in capsys.readouterr().err
+        assert "./m.gguf: the current directory is gone\n" in capsys.readouterr().err
 
 
 def test_every_cut_and_every_flipped_byte_is_an_error_or_a_model(tmp_path: Path) -> None:
