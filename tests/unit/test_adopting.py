@@ -40,7 +40,7 @@ from infertune.servers.adopted import (
     write_book,
 )
 from infertune.servers.unit import wanted as wanted_of
-from support import At, Counter
+from support import GENEROUS_S, At, Counter
 from support import desired as desired_knobs
 
 pytest.importorskip("dbus_fast", reason="extra 'daemon' is not installed")
@@ -246,6 +246,28 @@ def test_a_slice_has_the_sum_and_its_own(tmp_path: Path) -> None:
 
     asyncio.run(scene())
     assert state(manager) == before
+
+
+def test_processes_of_all_units_are_seen_to_at_once(tmp_path: Path) -> None:
+    """A daemon that stops has 30 s, and a unit that puts processes back takes its time."""
+    manager, adopting = world(tmp_path)
+    under_way: list[str] = []
+    all_there = asyncio.Event()
+
+    async def run(unit: str) -> None:
+        under_way.append(unit)
+        if len(under_way) == 2:
+            all_there.set()
+        await all_there.wait()
+
+    async def scene() -> None:
+        for name, unit in (("a", "ollama.service"), ("b", "llm@one.service")):
+            await adopting.adopt(name, unit, wanted())
+        manager.run = run  # type: ignore[method-assign]
+        await asyncio.wait_for(adopting.give_all_back(), GENEROUS_S)
+
+    asyncio.run(scene())
+    assert sorted(under_way[:2]) == ["infertune-adopted@a.service", "infertune-adopted@b.service"]
 
 
 def test_a_plan_changes_nothing(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ class Adopting:
             done = await self._become(old, new, text, name)
             _tell(document, done.answer)
             if adopted.wanted.processes or (name in old.units and old.units[name].wanted.processes):
-                document["notes"] += await self._placed(placing_unit(name))
+                document["notes"] += await self._placed([placing_unit(name)])
             return document
 
     async def _planned(
@@ -179,19 +179,24 @@ class Adopting:
         units = [placing_unit(name) for name in names if old.units[name].wanted.processes]
         left = []
         # Those that were started since are noted while the book still says what they were given.
-        for unit in units:
-            left += await self._placed(unit)
+        left += await self._placed(units)
         left += (await self._become(old, new, {})).left
-        for unit in units:
-            left += await self._placed(unit)
+        left += await self._placed(units)
         return list(dict.fromkeys(left))
 
-    async def _placed(self, unit: str) -> list[str]:
-        try:
-            await self._systemd.run(unit)
-        except Failed as failed:
-            return [f"processes may be other than they should: {failed.message}"]
-        return []
+    async def _placed(self, units: Iterable[str]) -> list[str]:
+        """Have processes placed, or put back; returns what failed.
+
+        All at once: a daemon that stops has 30 s for everything that is adopted.
+        """
+        done = await asyncio.gather(*map(self._systemd.run, units), return_exceptions=True)
+        failed = []
+        for each in done:
+            if isinstance(each, Failed):
+                failed.append(f"processes may be other than they should: {each.message}")
+            elif isinstance(each, BaseException):
+                raise each
+        return failed
 
     def adopted(self) -> Mapping[str, Adopted]:
         """What is adopted now, by name."""
