@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import http.server
 import json
 import os
 import re
@@ -201,6 +202,39 @@ def waiting(
     return on_a_tree(base, "", processes)
 
 
+class Vllm(http.server.BaseHTTPRequestHandler):
+    """What only vLLM and SGLang tell (vLLM 0.32, docs/usage/metrics.md)."""
+
+    def do_GET(self) -> None:
+        page = b'vllm:kv_cache_usage_perc{engine="0",model_name="qwen"} 0.25\n'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def vllm() -> Iterator[None]:
+    """A unit of this machine's owner that is declared to be vLLM."""
+    declared = DECLARED.with_name("vllm.toml")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Vllm) as server:
+        answering = threading.Thread(target=server.serve_forever)
+        answering.start()
+        try:
+            declared.write_text(
+                'profile = "quiet"\nunit = "vllm.service"\nengine = "vllm"\n'
+                f"port = {server.server_port}\n"
+            )
+            yield
+        finally:
+            declared.unlink(missing_ok=True)
+            server.shutdown()
+            answering.join()
+
+
 @pytest.fixture(scope="module")
 def here(
     tmp_path_factory: pytest.TempPathFactory, processes: list[subprocess.Popen[Any]]
@@ -236,6 +270,7 @@ def here(
             undo.callback(DECLARED.parent.rmdir)
         DECLARED.write_text(f'profile = "quiet"\nport = {port}\n')
         undo.callback(DECLARED.unlink)
+        undo.enter_context(vllm())
         above = not group.parent.exists()
         group.mkdir(parents=True)
         if above:
