@@ -116,7 +116,7 @@ def test_a_program_that_cannot_be_executed(tmp_path: Path) -> None:
 def test_a_program_that_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no program 'not-there'"):
         find_program("not-there", "/usr/bin")
-    with pytest.raises(UsageError, match="no program './not-there'"):
+    with pytest.raises(UsageError, match=r"no program '\./not-there'"):
         find_program("./not-there", "/usr/bin")
     plain = tmp_path / "plain"
     plain.write_text("#!/bin/sh\n")

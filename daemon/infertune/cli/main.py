@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Exit.DONE
     if not sys.stderr:
         # Closed (2>&-): print() would say on standard output what is meant for it.
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
     args, command = _parsed(words)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
