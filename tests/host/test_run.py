@@ -81,7 +81,8 @@ class Runner:
     def seen(self) -> dict[str, Any]:
         """What the fake server says of itself."""
         path = Path(f"{self.report}.done")
-        wait_until(path.exists)
+        wait_until(lambda: path.exists() or all(each.poll() is not None for each in self.started))
+        assert path.exists(), self.started[-1].communicate()
         found: dict[str, Any] = json.loads(path.read_text())
         return found
 

@@ -109,6 +109,14 @@ def test_what_is_done_does_not_depend_on_who_listens(output: str, tmp_path: Path
     assert values(tmp_path)["/proc/sys/vm/swappiness"] == "60\n"
 
 
+def test_what_is_for_a_closed_standard_error_is_not_said_elsewhere(tmp_path: Path) -> None:
+    """A command's output, or a document, may be all that is there."""
+    build(tmp_path)
+    words = ("--root", str(tmp_path), "apply", "nobody-s")
+    done = infertune(*words, stdout=subprocess.PIPE, preexec_fn=lambda: os.close(2))
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
 def test_an_ascii_terminal(tmp_path: Path) -> None:
     build(tmp_path)
     done = infertune(

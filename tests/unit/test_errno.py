@@ -12,7 +12,9 @@ import pytest
 from infertune.base.errors import Exit, InfertuneError
 from infertune.base.root import Root, Step
 from infertune.catalogue.knobs import KNOBS
+from infertune.catalogue.values import Value
 from infertune.engine.session import ApplyFailed, session
+from infertune.engine.state import status
 from support import (
     LONG,
     QUIET,
@@ -219,6 +221,25 @@ def test_a_file_that_keeps_refusing_keeps_its_record(number: int, tmp_path: Path
     assert now == {k: v for k, v in original.items() if k != "/proc/sys/vm/swappiness"}
     recover(build_root(tmp_path))
     assert values(tmp_path) == original
+
+
+def test_a_value_that_a_table_has_no_row_for_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had when it was planned: what was written before goes back, as with any other refusal."""
+    build(tmp_path)
+    original = values(tmp_path)
+
+    def encode(value: Value, canonical: str, raw: bytes) -> str:
+        if canonical == "10":
+            raise ValueError("the table has no entry 10")
+        return canonical
+
+    monkeypatch.setattr(Value, "encode", encode)
+    with pytest.raises(ApplyFailed, match=r"EINVAL \(the table has no entry 10\).*rolled back"):
+        _apply(build_root(tmp_path))
+    assert values(tmp_path) == original
+    assert status(build_root(tmp_path)).state == "idle"
 
 
 def test_a_stubborn_file_in_a_rollback_is_not_forgotten(tmp_path: Path) -> None:

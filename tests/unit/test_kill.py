@@ -2,7 +2,7 @@
 """kill -9 at every step of apply, switch, revert and recovery: the originals come back.
 
 SIGKILL proves nothing about power loss (the page cache survives it); what a
-power cut may leave is tested by the journal's own tests and in the guests.
+power cut may leave is tested in test_power_cut.py and in the guests.
 """
 
 from __future__ import annotations

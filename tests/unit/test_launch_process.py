@@ -103,10 +103,26 @@ def test_a_program_that_cannot_be_executed(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.write_text("#!/no/such/interpreter\n")
     broken.chmod(0o755)
+    with pytest.raises(Failed, match=r"cannot start .*: the interpreter .* is not there"):
+        begin(str(broken))
+    broken.write_text("exit 0\n")
+    with pytest.raises(Failed, match=r"cannot start .*: Exec format error .*#!/bin/sh"):
+        begin(str(broken))
+    broken.unlink()
     with pytest.raises(Failed, match=r"cannot start .*: No such file"):
         begin(str(broken))
+
+
+def test_a_program_that_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no program 'not-there'"):
         find_program("not-there", "/usr/bin")
+    with pytest.raises(UsageError, match=r"no program '\./not-there'"):
+        find_program("./not-there", "/usr/bin")
+    plain = tmp_path / "plain"
+    plain.write_text("#!/bin/sh\n")
+    for path in (plain, tmp_path):
+        with pytest.raises(UsageError, match=f"'{path}' may not be executed"):
+            find_program(str(path), "/usr/bin")
 
 
 def test_a_placement_that_fails_leaves_no_process() -> None:

@@ -23,7 +23,7 @@ import re
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from infertune.base import locks
 from infertune.base.errors import UsageError
@@ -437,18 +437,27 @@ class Root:
             self._sync_directory(os.path.dirname(path))
 
     def mkdir(self, path: str, mode: int = 0o755) -> None:
-        """Make a directory and its parents; an existing one is fine.  Raises OSError."""
+        """Make a directory and its parents, and make that durable; an existing one is fine.
+
+        What is made durable in it would else be lost with its name.  Raises OSError.
+        """
         if os.path.isdir(self._at(path)):
             return
         self._step("mkdir", path)
-        target = Path(self._inside(path))
-        missing = [each for each in (target, *target.parents) if not each.is_dir()]
+        self._inside(path)
+        missing = [each for each in _upwards(path) if not os.path.isdir(self._at(each))]
         for each in reversed(missing):
             # Whatever the caller's umask: reading verbs need no privilege, and nobody else may
             # write, not even for a moment.
-            its_mode = mode if each == target else 0o755
-            each.mkdir(its_mode, exist_ok=True)
-            each.chmod(its_mode)
+            its_mode = mode if each == path else 0o755
+            target = self.at(each)
+            target.mkdir(its_mode, exist_ok=True)
+            target.chmod(its_mode)
+            try:
+                self._sync_directory(os.path.dirname(each))
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # a cgroup: its file system knows no fsync
+                    raise
 
     def rmdir(self, path: str) -> None:
         """Remove an empty directory; one that is already gone is fine.  Raises OSError."""
@@ -649,6 +658,11 @@ def _flock(fd: int, patience_s: float) -> bool:
             time.sleep(0.02)
         else:
             return True
+
+
+def _upwards(path: str) -> list[str]:
+    """``path`` and the directories above it, nearest first."""
+    return [path, *map(str, PurePosixPath(path).parents)]
 
 
 def _successor(target: str) -> str:

@@ -112,6 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words == ["--version"]:
         print(_VERSION)
         return Exit.DONE
+    if not sys.stderr:
+        # Closed (2>&-): print() would say on standard output what is meant for it.
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
     args, command = _parsed(words)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -9,6 +9,7 @@ and the journal on disk never claims less than what was touched.
 from __future__ import annotations
 
 import contextlib
+import errno
 import signal
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
@@ -234,7 +235,11 @@ def write(root: Root, target: Target, canonical: str) -> str | None:
     value = target.knob.value
     # A table such as pp_power_profile_mode is written by row number: the text says which.
     raw = root.read_value(target.path, 4096) if isinstance(value, Table) else b""
-    root.write_value(target.path, value.encode(canonical, raw))
+    try:
+        text = value.encode(canonical, raw)
+    except ValueError as error:  # the table has lost the row since it was looked at
+        raise OSError(errno.EINVAL, str(error), target.path) from None
+    root.write_value(target.path, text)
     return read_target(root, target).value
 
 
@@ -251,8 +256,8 @@ def put_back(root: Root, target: Target, canonical: str) -> str | None:
             return None
         try:
             got = write(root, target, canonical)
-        except (OSError, ValueError) as error:
-            problem = describe(error) if isinstance(error, OSError) else str(error)
+        except OSError as error:
+            problem = describe(error)
             continue
         if got == canonical:
             return None

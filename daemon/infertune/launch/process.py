@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import shutil
 import signal
@@ -65,6 +66,8 @@ def environment(given: Mapping[str, str], caller: Mapping[str, str]) -> dict[str
 def find_program(name: str, path: str | None) -> str:
     """Where ``name`` is on the search path ``path``.  Raises UsageError."""
     found = shutil.which(name, path=path)
+    if found is None and "/" in name and os.path.exists(name):
+        raise UsageError(f"'{name}' may not be executed, or is no file", hint="see 'ls -ld'")
     if found is None:
         raise UsageError(f"no program '{name}'", hint="give its path, or add its directory to PATH")
     return os.path.abspath(found)
@@ -233,7 +236,7 @@ def start(
     child = Child(pid, tail, owns_terminal, others)
     if failure:
         child.wait()
-        raise Failed(f"cannot start {program or argv[0]}: {os.strerror(int(failure))}")
+        raise _not_started(program or argv[0], int(failure))
     return child
 
 
@@ -246,7 +249,17 @@ def become(program: str, argv: Sequence[str], env: Mapping[str, str]) -> NoRetur
     try:
         os.execve(program, list(argv), dict(env))
     except OSError as error:
-        raise Failed(f"cannot start {program}: {error.strerror}") from error
+        raise _not_started(program, error.errno or errno.ENOEXEC) from error
+
+
+def _not_started(program: str, number: int) -> Failed:
+    """Why execve(2) refused a program, whose path was found before."""
+    why = os.strerror(number)
+    if number == errno.ENOENT and os.path.exists(program):
+        why = "the interpreter or loader that it names is not there"
+    elif number == errno.ENOEXEC:
+        why += " (a script needs a first line such as #!/bin/sh)"
+    return Failed(f"cannot start {program}: {why}")
 
 
 def _reset_signals() -> None:
