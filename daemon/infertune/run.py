@@ -288,7 +288,7 @@ def _serving(one: Run, server: Server, model: str | None, desired: Desired) -> J
     settings = {**_canonical(desired.server), **one.request.settings}
     if model is not None and (router := models_of(settings)):
         raise UsageError(
-            f"{', '.join(router)} of profile '{desired.profile}' is of a router",
+            f"profile '{desired.profile}' has {', '.join(router)}, which is for a router",
             hint="a router is declared: 'infertune serve', or /etc/infertune/servers.d",
         )
     try:
