@@ -323,7 +323,7 @@ def _serving(one: Run, server: Server, model: str | None, desired: Desired) -> J
                 f"{each.setting} = {each.value}: {each.reason}, but {wanted.source} requires it"
             )
         if each.setting in models_of(settings):
-            raise UsageError(f"{each.setting}: this llama-server is no router: {each.reason}")
+            raise UsageError(f"{each.setting}: this llama-server cannot be a router: {each.reason}")
         one.audience.say(f"{each.setting} = {each.value} left out: {each.reason}")
     one.result.refused = tuple(refused)
     if unknown := unknown_flag(one.request.flags, server.help):

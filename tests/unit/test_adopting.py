@@ -661,7 +661,7 @@ def test_what_the_command_line_refuses(daemon: Manager) -> None:
         assert says in err
     # What is no user is said before anybody is asked.
     for user, says in (
-        ("", "'' is not a user"),
+        ("x y", "'x y' is not a user"),
         ("0", "'0' is not a user"),
         ("root", "are the sys"),
     ):

@@ -52,6 +52,12 @@ def test_a_command_is_declared() -> None:
     assert found.engine == "sglang"
 
 
+def test_many_words_are_declared() -> None:
+    words = ("/opt/vllm", *(f"--{number:0>900}" for number in range(9)))
+    many = replace(VLLM, command=words)
+    assert parse_declaration("v", declaration_text(many), "x.toml") == many
+
+
 @pytest.mark.parametrize(
     ("words", "more", "says"),
     [
@@ -166,7 +172,7 @@ def test_serve_takes_a_program(
     assert "--engine is for a program after --" in refused(capsys, "--engine", "vllm")
     with pytest.raises(SystemExit, match="2"):
         refused(capsys, "--port", "\u0661\u0668\u0669\u0669\u0669")
-    capsys.readouterr()
+    assert "is not a port; write 1024 to 65535" in capsys.readouterr().err
     assert "no program and no server setting 'nonsense'" in refused(capsys, "--", "nonsense")
     line = refused(capsys, "--port", "18999", "--", "own", "x")
     assert line.endswith(f"infertune does not know which engine '{tmp_path}/own' is")
@@ -175,6 +181,24 @@ def test_serve_takes_a_program(
     line = capsys.readouterr().out
     assert line.rstrip().endswith(f"-- {program} serve m")
     assert "--property=NoNewPrivileges=yes" in line
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["serve", "base", "--print", "--api-key-file", ""],
+        ["serve", "base", "--print", "--model="],
+        ["run", "base", "--model", ""],
+        ["adopt", "ollama", "--profile", ""],
+    ],
+)
+def test_an_empty_option_is_not_one_that_is_missing(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A key file whose name a script did not find would leave the server without a key."""
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert "it is empty" in capsys.readouterr().err
 
 
 def test_what_it_serves_is_told_by_its_engine() -> None:

@@ -210,7 +210,7 @@ def test_a_router_has_its_models_and_none_of_its_own(tmp_path: Path) -> None:
 
 def test_a_build_that_is_no_router_is_not_started(tmp_path: Path) -> None:
     """Without its flag it would be a router over what the user has downloaded."""
-    with pytest.raises(UsageError, match="no router: this build has no --models-dir"):
+    with pytest.raises(UsageError, match="cannot be a router: this build has no --models-dir"):
         serving(tmp_path, {"models_dir": "/srv/models"}, "")
 
 

@@ -323,7 +323,12 @@ def test_a_drop_in_that_was_edited_by_hand(text: str, memory_min: int, cpus: set
 
 def test_the_equivalent_command_can_be_pasted() -> None:
     line = systemd_run_line(
-        CHAT, desired("low-latency"), ["/bin/x", "a b"], {"A": "b c"}, template(), ["render"]
+        CHAT,
+        desired("low-latency"),
+        ["/bin/$x", "a b", "${HOME}"],
+        {"A": "b c"},
+        template(),
+        ["render"],
     )
     words = shlex.split(line)
     assert words[0] == "systemd-run"
@@ -334,7 +339,7 @@ def test_the_equivalent_command_can_be_pasted() -> None:
     assert "--property=SupplementaryGroups=render" in words
     assert not [word for word in words if "%" in word or "ExecStart" in word]
     assert "--setenv=A=b c" in words
-    assert words[-3:] == ["--", "/bin/x", "a b"]
+    assert words[-4:] == ["--", "/bin/$x", "a b", "$${HOME}"]
 
 
 def test_without_a_profile_it_has_the_daemon_s(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from infertune.base.names import DECLARED, NAME, server_unit
 from infertune.base.records import dataclass, replace
 from infertune.base.root import Root, full_path, read_plain_file
 from infertune.budget.admission import Asked, check
-from infertune.cli.base import JSON, Command, Context, argument, printable, verb
+from infertune.cli.base import JSON, Command, Context, argument, printable, verb, whole
 from infertune.cli.engine import BACKEND, PROFILE, daemon_runs
 from infertune.cli.fit import FORCE, parse_setting
 from infertune.doctor.at_launch import warnings
@@ -318,12 +318,6 @@ def _refuse_a_closed_way(what: str, path: str) -> None:
             )
 
 
-def _port(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or len(text) > 5 or not 1024 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port; write 1024 to 65535")
-    return int(text)
-
-
 def _host(text: str) -> str:
     try:
         return listen_address(text)
@@ -511,7 +505,10 @@ COMMANDS: tuple[Command, ...] = (
             ),
             argument("--name", metavar="NAME", help="name of the server (default: the profile's)"),
             argument(
-                "--port", type=_port, metavar="PORT", help="default: the first free from 8080"
+                "--port",
+                type=whole("a port", 1024, 65535),
+                metavar="PORT",
+                help="default: the first free from 8080",
             ),
             argument(
                 "--host",

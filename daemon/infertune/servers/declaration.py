@@ -340,19 +340,24 @@ def declaration_text(declaration: Declaration | Foreign) -> str:
     lines.append(f"backend = {json.dumps(declaration.backend)}")
     if declaration.command:
         lines.append(f"engine = {json.dumps(declaration.engine)}")
-        lines.append(f"exec = {json.dumps(declaration.command, ensure_ascii=False)}")
+        lines.append(f"exec = {_listed(declaration.command)}")
     if declaration.force:
         lines.append("force = true")
     if declaration.flags:
-        lines.append(f"flags = {json.dumps(declaration.flags, ensure_ascii=False)}")
+        lines.append(f"flags = {_listed(declaration.flags)}")
     if declaration.host != LOOPBACK:
         lines.append(f"host = {json.dumps(declaration.host)}")
     if declaration.api_key_file is not None:
         lines.append(f"api_key_file = {json.dumps(declaration.api_key_file)}")
     if declaration.clients:
-        lines.append(f"clients = {json.dumps(declaration.clients)}")
+        lines.append(f"clients = {_listed(declaration.clients)}")
     if declaration.settings:
         lines.append("[settings]")
         own = declaration.settings.items()
         lines += [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in own]
     return "\n".join(lines) + "\n"
+
+
+def _listed(words: Sequence[str]) -> str:
+    """A word for each line: together they may be longer than a line can be."""
+    return json.dumps(words, ensure_ascii=False, indent=1)
