@@ -288,7 +288,7 @@ def _serving(one: Run, server: Server, model: str | None, desired: Desired) -> J
     settings = {**_canonical(desired.server), **one.request.settings}
     if model is not None and (router := models_of(settings)):
         raise UsageError(
-            f"{', '.join(router)} of profile '{desired.profile}' is of a router",
+            f"profile '{desired.profile}' has {', '.join(router)}, which is for a router",
             hint="a router is declared: 'infertune serve', or /etc/infertune/servers.d",
         )
     try:
@@ -323,7 +323,7 @@ def _serving(one: Run, server: Server, model: str | None, desired: Desired) -> J
                 f"{each.setting} = {each.value}: {each.reason}, but {wanted.source} requires it"
             )
         if each.setting in models_of(settings):
-            raise UsageError(f"{each.setting}: this llama-server is no router: {each.reason}")
+            raise UsageError(f"{each.setting}: this llama-server cannot be a router: {each.reason}")
         one.audience.say(f"{each.setting} = {each.value} left out: {each.reason}")
     one.result.refused = tuple(refused)
     if unknown := unknown_flag(one.request.flags, server.help):

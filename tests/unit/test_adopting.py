@@ -681,9 +681,18 @@ def test_what_the_command_line_refuses(daemon: Manager) -> None:
         assert code == 2, unit
         assert out == ""
         assert says in err
+    # What is no user is said before anybody is asked.
+    for user, says in (
+        ("x y", "'x y' is not a user"),
+        ("0", "'0' is not a user"),
+        ("root", "are the sys"),
+    ):
+        assert run("--root", "/nowhere", "adopt", "a", "--user", user)[0] == 2
+        assert says in run("adopt", "a", "--user", user)[2]
+    assert max(map(len, run("adopt", "a" * 5000)[2].splitlines())) < 200
     code, _, err = run("adopt", "_.service")
     assert code == 2
-    assert "'_' is not a valid server name" in err
+    assert "'_' is not a server name" in err
     assert "give a --name" in err
 
 

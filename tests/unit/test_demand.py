@@ -116,6 +116,11 @@ def test_what_is_kept_is_read_again_and_nothing_else(tmp_path: Path) -> None:
     for bad in ("", "[]", "7", good.replace("60", "1"), good.replace("long", "../x"), good[:-3]):
         file.write_text(bad)
         assert read_demand(root) is None, bad
+    for without in ('"abc"', '{"vm.swappiness": 1}', '["no-knob"]', '["\\ud800"]', "[[]]", "5"):
+        bad = good.replace('"without": []', f'"without": {without}')
+        assert bad != good
+        file.write_text(bad)
+        assert read_demand(root) is None, bad
     write_demand(root, None)
     assert not file.exists()
 

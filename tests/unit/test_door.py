@@ -75,8 +75,11 @@ def test_other_machines_take_a_key() -> None:
         ('host = "example.org"', "'host': 'example.org' is not an address"),
         ('host = "/run/x.sock"', "is not an address"),
         ('host = "fe80::1%eth0"', "has a zone"),
-        ('host = "::ffff:10.0.0.1"', "one of IPv4"),
+        ('host = "::ffff:10.0.0.1"', "an IPv4 address written as IPv6"),
         ('host = "224.0.0.1"', "many machines"),
+        ('host = "255.255.255.255"', "many machines"),
+        ('host = "0.0.0.0"\nclients = ["fe80::1%eth0"]', "has a zone"),
+        ('host = "0.0.0.0"\nclients = ["::ffff:10.0.0.0/104"]', "an IPv4 address written as IPv6"),
         ("host = 2130706433", "is not an address"),
         ('host = "0.0.0.0"\nclients = ["10.0.0.1/8"]', "is no address and no network"),
         ('host = "0.0.0.0"\nclients = "10.0.0.0/8"', "clients is a list"),
@@ -130,23 +133,26 @@ def test_the_server_is_given_the_file_and_never_the_key() -> None:
 @pytest.mark.parametrize(
     ("mode", "owner", "directory", "says"),
     [
-        (0o600, 0, 0o755, None),
-        (0o640, 0, 0o755, None),
-        (0o644, 0, 0o755, "everybody may read it"),
-        (0o601, 0, 0o755, "everybody may read it"),
-        (0o600, 1000, 0o755, "others than root may change this file"),
-        (0o660, 0, 0o755, "others than root may change this file"),
-        (0o600, 0, 0o777, "others than root may change this directory"),
+        (0o600, "0:0", 0o755, None),
+        (0o640, "0:0", 0o755, None),
+        (0o600, "0:1000", 0o755, None),
+        (0o640, "0:1000", 0o755, "others than root may read it"),
+        (0o644, "0:0", 0o755, "others than root may read it"),
+        (0o601, "0:0", 0o755, "others than root may read it"),
+        (0o600, "1000:0", 0o755, "others than root may change this file"),
+        (0o660, "0:0", 0o755, "others than root may change this file"),
+        (0o600, "0:0", 0o777, "others than root may change this directory"),
     ],
 )
 def test_a_key_that_others_may_read_or_change(
-    mode: int, owner: int, directory: int, says: str | None, tmp_path: Path
+    mode: int, owner: str, directory: int, says: str | None, tmp_path: Path
 ) -> None:
     file = tmp_path / KEYS.lstrip("/")
     file.parent.mkdir(parents=True)
     file.write_text("k" * 32)
     file.chmod(mode)
-    os.chown(file, owner, 0)
+    uid, gid = owner.split(":")
+    os.chown(file, int(uid), int(gid))
     file.parent.chmod(directory)
     root = Root(tmp_path)
     root.live = True
@@ -264,7 +270,7 @@ def test_the_daemon_starts_nothing_with_an_open_key(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("k" * 32)
     (tmp_path / "key").chmod(0o644)
     write_declaration(root, Declaration("chat", "quiet", "/m", 8081, api_key_file="/key"))
-    with pytest.raises(UsageError, match="/key: everybody may read it"):
+    with pytest.raises(UsageError, match="/key: others than root may read it"):
         asyncio.run(Serving(root, Systemd()).serve("chat"))  # type: ignore[arg-type]
 
 

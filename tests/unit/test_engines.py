@@ -420,6 +420,54 @@ def test_a_name_can_break_neither_page_nor_terminal() -> None:
     assert max(len(each.name) for each in reading.models) == 128
 
 
+def told(reading: Reading) -> dict[str, object]:
+    """The values by the metric's own part of its name."""
+    found = of_one("s", reading)
+    values = {each.metric.removeprefix("infertune_model_"): each.value for each in found}
+    return {name: value for name, value in values.items() if "state" not in name}
+
+
+@pytest.mark.parametrize("number", ["NaN", "+Inf", "-1", "1e999"])
+def test_a_number_that_is_none_is_not_told(number: str) -> None:
+    page = f"{PAGE}llamacpp:n_decode_total {number}\n"
+    assert told(read("llama-server", {"/props": props(), "/metrics": page})[0]) == COUNTED
+
+
+def test_what_is_not_known_of_a_part_is_not_known_of_all() -> None:
+    lines = [
+        f'vllm:{name}{{model_name="a",engine="{number}"}} {value}\n'
+        for name in ("kv_cache_usage_perc", "prompt_tokens_total")
+        for number, value in enumerate(("5", "NaN"))
+    ]
+    for page in ("".join(lines), "".join(reversed(lines)), lines[1]):
+        reading, _ = read("vllm", {"/metrics": page})
+        assert reading.models[0].state == "loaded"
+        assert told(reading) == {}
+
+
+@pytest.mark.parametrize("number", ["1_0", "\u0663", "0x10", "five"])
+def test_a_number_of_another_language_is_not_understood(number: str) -> None:
+    with pytest.raises(ValueError, match=r"no page|could not convert"):
+        list(samples(f"llamacpp:n_decode_total {number}\n", "llamacpp:"))
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+@pytest.mark.parametrize("page", ["", "other_metric 1\n"])
+def test_a_page_of_another_program_is_not_understood(engine: str, page: str) -> None:
+    assert read(engine, {"/metrics": page})[0] == Reading("not-understood")
+    with pytest.raises(ValueError, match="no page of llama-server's"):
+        read("llama-server", {"/props": props(), "/metrics": page})
+    with pytest.raises(KeyError):
+        read("ollama", {"/api/ps": {"models of": "another"}})
+
+
+def test_a_name_may_hold_other_ends_of_lines() -> None:
+    page = 'vllm:num_requests_running{model_name="a\u2028\x85\x0cb"} 1\r\n'
+    (model,) = read("vllm", {"/metrics": page})[0].models
+    assert model.values == {"requests_processing": 1.0}
+    assert model.name == r"a\u2028\x85\x0cb"
+
+
 def test_a_model_that_is_told_twice_counts_once() -> None:
     twice = {"models": [{"name": "a"}, {"name": "a"}]}
     check(ENGINES_COLLECTOR, list(of_one("s", read("ollama", {"/api/ps": twice})[0])))

@@ -78,6 +78,7 @@ def test_two_under_one_profile_are_one_series(root: Root) -> None:
     [
         {"profile": "../x"}, {"profile": 5}, {"pid": "77"}, {"pid": True}, {"port": 0},
         {"port": 2**40}, {"port": "80"}, {"group": "/etc"}, {"group": "/sys/fs/cgroup/../x"},
+        {"group": "/sys/fs/cgroup/\0"}, {"group": "/sys/fs/cgroup/\ud800"},
         {"group": None},
     ],
 )  # fmt: skip

@@ -78,6 +78,7 @@ def test_every_layout(tmp_path: Path) -> None:
     put(tmp_path, "/srv/models/big-00002-of-00002.gguf", 10)
     put(tmp_path, "/srv/models/big-00001-of-00002.gguf", 20)
     put(tmp_path, "/srv/models/half-00001-of-00003.gguf", 5)
+    put(tmp_path, "/srv/models/much-00001-of-99999.gguf", 5)
     put(tmp_path, "/srv/models/mmproj-F16.gguf")
     put(tmp_path, "/srv/models/.hidden.gguf")
     put(tmp_path, "/srv/models/readme.txt")
@@ -90,6 +91,7 @@ def test_every_layout(tmp_path: Path) -> None:
         ("Qwen3-Q8_0", "unsloth/Qwen3-GGUF", 4, 0),
         ("big", None, 30, 0),
         ("half", None, 5, 2),
+        ("much", None, 5, 99998),
     }
     assert in_hub in every
     assert "/srv/models/big-00001-of-00002.gguf" in every
@@ -104,6 +106,25 @@ def test_an_old_revision_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / f"{REPOSITORY}/refs/main".lstrip("/")).unlink()
     hub(tmp_path, "third", "2e")
     assert len(found(tmp_path)) == 2
+
+
+def test_what_says_the_revision_is_a_file(tmp_path: Path) -> None:
+    """Whoever may write below /srv/models could have the daemon wait for a pipe without an end."""
+    there = hub(tmp_path, "here", "1f")
+    main = put(tmp_path, f"{REPOSITORY}/refs/main")
+    secret = put(tmp_path, "/root/secret")
+    secret.write_text("there\n")
+    main.unlink()
+    main.symlink_to(secret)
+    assert found(tmp_path).keys() == {there}
+    main.unlink()
+    os.mkfifo(main)
+    fed = os.open(main, os.O_RDWR | os.O_NONBLOCK)  # so that the test has an end in any case
+    try:
+        os.write(fed, b"there\n" * 50)
+        assert found(tmp_path).keys() == {there}
+    finally:
+        os.close(fed)
 
 
 def test_nothing_leads_out_of_its_place(tmp_path: Path) -> None:

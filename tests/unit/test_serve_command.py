@@ -52,20 +52,33 @@ def test_a_command_is_declared() -> None:
     assert found.engine == "sglang"
 
 
+def test_many_words_are_declared() -> None:
+    words = ("/opt/vllm", *(f"--{number:0>900}" for number in range(9)))
+    many = replace(VLLM, command=words)
+    assert parse_declaration("v", declaration_text(many), "x.toml") == many
+
+
 @pytest.mark.parametrize(
     ("words", "more", "says"),
     [
         ('"/bin/sh -c x"', "", "x:3: exec is a list of words"),
         ("[]", "", "x:3: exec is a list of words"),
         ("[1]", "", "x:3: exec is a list of words"),
-        ('["vllm", "serve"]', "", "x:3: 'exec': 'vllm' is not the path of a program"),
-        ('["/opt/../bin/vllm"]', "", "is not the path of a program"),
+        ('["vllm", "serve"]', "", "x:3: 'exec': 'vllm' is not the whole path of a program"),
+        ('["/opt/../bin/vllm"]', "", "is not the whole path of a program"),
         ('["/opt/vllm", "\\u001b[2J"]', "", "'exec': a word has control characters"),
-        ('["/opt/own"]', "", "which engine this is, is not known: engine = llama-server"),
+        (
+            '["/opt/own"]',
+            "",
+            "x:3: .* does not know which engine '/opt/own' is: add engine = one of llama-s",
+        ),
         ('["/opt/own"]', 'engine = "own"', "x:4: 'engine' is one of"),
-        ('["/opt/vllm"]', 'model = "/m.gguf"', "x:4: unknown key 'model'"),
-        ('["/opt/vllm"]', "flags = []", "x:4: unknown key 'flags'"),
-        ('["/opt/vllm"]', "[settings]\nctx_size = 1", "unknown key 'settings'"),
+        ('["/opt/vllm"]', 'model = "/m.gguf"', "x:4: 'model' does not go with 'exec'"),
+        ('["/opt/vllm"]', 'host = "0.0.0.0"', "x:4: 'host' does not go with 'exec'"),
+        ('["/opt/vllm"]', "flags = []", "x:4: 'flags' does not go with 'exec'"),
+        ('["/opt/vllm"]', "[settings]\nctx_size = 1", "'settings' does not go with 'exec'"),
+        ('["/opt/vllm"]', 'unit = "a.service"', "x:3: 'exec' does not go with 'unit'"),
+        ('["/opt/vllm"]', "modle = 1", "x:4: unknown key 'modle'"),
     ],
 )
 def test_commands_that_are_refused(words: str, more: str, says: str) -> None:
@@ -153,15 +166,39 @@ def test_serve_takes_a_program(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert "--port is missing" in refused(capsys, "--", "vllm", "serve", "m")
     line = refused(capsys, "--port", "18999", "--model", "/m.gguf", "--", "vllm", "serve", "m")
-    assert "--model is of llama-server" in line
+    assert "--model is for llama-server" in line
+    words = ["--port", "18999", "--host", "192.0.2.7", "--", "vllm", "serve", "m"]
+    assert "--host is for llama-server" in refused(capsys, *words)
+    assert "--engine is for a program after --" in refused(capsys, "--engine", "vllm")
+    with pytest.raises(SystemExit, match="2"):
+        refused(capsys, "--port", "\u0661\u0668\u0669\u0669\u0669")
+    assert "is not a port; write 1024 to 65535" in capsys.readouterr().err
     assert "no program and no server setting 'nonsense'" in refused(capsys, "--", "nonsense")
     line = refused(capsys, "--port", "18999", "--", "own", "x")
-    assert "which engine that is, is not known" in line
+    assert line.endswith(f"infertune does not know which engine '{tmp_path}/own' is")
     words = ["--port", "18999", "--print", "--", "vllm", "serve", "m"]
     assert main(["serve", "base", "--name", "v", *words]) == 0
     line = capsys.readouterr().out
     assert line.rstrip().endswith(f"-- {program} serve m")
     assert "--property=NoNewPrivileges=yes" in line
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["serve", "base", "--print", "--api-key-file", ""],
+        ["serve", "base", "--print", "--model="],
+        ["run", "base", "--model", ""],
+        ["adopt", "ollama", "--profile", ""],
+    ],
+)
+def test_an_empty_option_is_not_one_that_is_missing(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A key file whose name a script did not find would leave the server without a key."""
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert "it is empty" in capsys.readouterr().err
 
 
 def test_what_it_serves_is_told_by_its_engine() -> None:

@@ -210,7 +210,7 @@ def test_a_router_has_its_models_and_none_of_its_own(tmp_path: Path) -> None:
 
 def test_a_build_that_is_no_router_is_not_started(tmp_path: Path) -> None:
     """Without its flag it would be a router over what the user has downloaded."""
-    with pytest.raises(UsageError, match="no router: this build has no --models-dir"):
+    with pytest.raises(UsageError, match="cannot be a router: this build has no --models-dir"):
         serving(tmp_path, {"models_dir": "/srv/models"}, "")
 
 
@@ -218,7 +218,7 @@ def test_a_profile_does_not_make_a_server_of_one_model_a_router(tmp_path: Path) 
     server = Server(("/bin/x",), {}, None, HELP, (), False)
     request = Request(profile="x", caller={})
     one = Run(Root("/"), machine(), request, Result(profile="x"), MagicMock())
-    with pytest.raises(UsageError, match=r"models_dir of profile '.*' is of a router"):
+    with pytest.raises(UsageError, match=r"profile '.*' has models_dir, which is for a router"):
         _serving(one, server, "/m.gguf", desired(tmp_path, "models_dir = '/srv/models'"))
 
 
@@ -244,9 +244,9 @@ def test_a_router_s_unit_sees_its_directory_in_a_home(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"models_max": 2}, "models_max is of a router, which has models_dir or models_preset"),
-        ({"models_dir": "/m", "alias": "x"}, "alias is of one model; a router's models have"),
-        ({"models_preset": "/m.ini", "mmproj": "/p.gguf"}, "mmproj is of one model"),
+        ({"models_max": 2}, "models_max is for a router, which needs models_dir or models_preset"),
+        ({"models_dir": "/m", "alias": "x"}, "alias is for one model; models of a router have"),
+        ({"models_preset": "/m.ini", "mmproj": "/p.gguf"}, "mmproj is for one model"),
     ],
 )
 def test_what_a_router_cannot_have(

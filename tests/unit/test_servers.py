@@ -80,15 +80,30 @@ def test_flags_of_an_administrator_are_checked_where_they_stand() -> None:
             parse_declaration("x", f'profile = "quiet"\nport = 8080\nflags = {flags}\n', "x")
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('engine = "vllm"', "x:3: 'engine' goes with 'unit' or 'exec'"),
+        ('user = "anna"', "x:3: 'user' goes with 'unit'"),
+        ('unit = "a.service"\nuser = "root"', "x:4: 'user': root's units are the system's"),
+        ('unit = "a.service"\nuser = ""', "x:4: 'user' is empty"),
+        ('unit = "a.service"\nhost = "::"', "x:4: 'host' does not go with 'unit'"),
+    ],
+)
+def test_a_key_of_another_kind_of_server(line: str, says: str) -> None:
+    with pytest.raises(DeclarationError, match=says):
+        parse_declaration("chat", f'profile = "quiet"\nport = 8080\n{line}\n', "x")
+
+
 def test_a_unit_of_others_is_declared_with_what_it_gets() -> None:
     text = 'unit = "ollama.service"\nprofile = "quiet"\nport = 11434\n'
     found = parse_declaration("ollama", text, "x")
     assert found == Foreign("ollama", "quiet", "ollama.service", "auto", 11434)
     assert parse_declaration("ollama", declaration_text(found), "x") == found
-    with pytest.raises(DeclarationError, match=r"x:3: unknown key 'model'"):
+    with pytest.raises(DeclarationError, match=r"x:3: 'model' does not go with 'unit'"):
         parse_declaration("ollama", text.replace("port", "model"), "x")
     for unit in ("dbus.service", "infertune.service", "/etc/passwd", "user@0.service"):
-        with pytest.raises(DeclarationError, match=r"x:1: 'unit': .* is not a service that can be"):
+        with pytest.raises(DeclarationError, match=r"x:1: 'unit': .* cannot be"):
             parse_declaration("ollama", text.replace("ollama.service", unit), "x")
 
 
@@ -308,7 +323,12 @@ def test_a_drop_in_that_was_edited_by_hand(text: str, memory_min: int, cpus: set
 
 def test_the_equivalent_command_can_be_pasted() -> None:
     line = systemd_run_line(
-        CHAT, desired("low-latency"), ["/bin/x", "a b"], {"A": "b c"}, template(), ["render"]
+        CHAT,
+        desired("low-latency"),
+        ["/bin/$x", "a b", "${HOME}"],
+        {"A": "b c"},
+        template(),
+        ["render"],
     )
     words = shlex.split(line)
     assert words[0] == "systemd-run"
@@ -319,7 +339,7 @@ def test_the_equivalent_command_can_be_pasted() -> None:
     assert "--property=SupplementaryGroups=render" in words
     assert not [word for word in words if "%" in word or "ExecStart" in word]
     assert "--setenv=A=b c" in words
-    assert words[-3:] == ["--", "/bin/x", "a b"]
+    assert words[-4:] == ["--", "/bin/$x", "a b", "$${HOME}"]
 
 
 def test_without_a_profile_it_has_the_daemon_s(tmp_path: Path) -> None:

@@ -30,11 +30,21 @@ def listen_address(text: object) -> str:
         found = ipaddress.ip_address(text)
     except ValueError:
         raise ValueError("is not an address, such as '192.168.1.5' or '::'") from None
-    if isinstance(found, ipaddress.IPv6Address) and (found.ipv4_mapped or found.scope_id):
-        raise ValueError("has a zone, or is one of IPv4 in the form of IPv6")
-    if found.is_multicast:
+    if _is_ambiguous(found):
+        raise ValueError(_AMBIGUOUS)
+    if found.is_multicast or found == _BROADCAST:
         raise ValueError("is an address of many machines")
     return str(found)
+
+
+_AMBIGUOUS = "has a zone, or is an IPv4 address written as IPv6"
+_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
+
+
+def _is_ambiguous(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    if address.version == 4:
+        return False
+    return address.ipv4_mapped is not None or address.scope_id is not None
 
 
 def client(text: object) -> str:
@@ -44,9 +54,12 @@ def client(text: object) -> str:
     try:
         if not isinstance(text, str):
             raise ValueError
-        return str(ipaddress.ip_network(text))
+        found = ipaddress.ip_network(text)
     except ValueError:
         raise ValueError("is no address and no network, such as '192.168.1.0/24'") from None
+    if _is_ambiguous(found.network_address):  # systemd refuses the one, and no packet has the other
+        raise ValueError(_AMBIGUOUS)
+    return str(found)
 
 
 def is_loopback(address: str) -> bool:

@@ -96,7 +96,9 @@ class Table:
     def text(self, key: str) -> str:
         """Some text, without the blanks around it."""
         value = self.values[key]
-        if not isinstance(value, str) or not value.strip():
+        if isinstance(value, str) and not value.strip():
+            raise self.wrong(key, f"'{key}' is empty")
+        if not isinstance(value, str):
             raise self.wrong(key, f"'{key}' is a text in quotes, not {shown(value)}")
         return value.strip()
 

@@ -416,10 +416,10 @@ def check_together(settings: Mapping[str, str]) -> None:
         for name in _OF_ONE_MODEL:
             if name in settings:
                 raise ValueError(
-                    f"{name} is of one model; a router's models have theirs in models_preset"
+                    f"{name} is for one model; models of a router have theirs in models_preset"
                 )
     elif "models_max" in settings:
-        raise ValueError("models_max is of a router, which has models_dir or models_preset")
+        raise ValueError("models_max is for a router, which needs models_dir or models_preset")
     kinds = settings.get("spec_type", "").split(",")
     needy = [kind for kind in kinds if kind in DRAFTS and kind != _DRAFTS_BY_ITSELF]
     if needy and "model_draft" not in settings:

@@ -9,7 +9,8 @@ from typing import Any
 
 from infertune.base.errors import Exit, Unreachable, UsageError
 from infertune.base.names import NAME, NAME_RULE, OF_CONTAINER, USER, is_foreign_unit
-from infertune.cli.base import JSON, Command, Context, argument, printable, verb
+from infertune.base.tables import shown
+from infertune.cli.base import JSON, Command, Context, argument, verb
 from infertune.cli.engine import BACKEND, daemon_runs
 from infertune.cli.render import counted
 
@@ -47,14 +48,14 @@ def _adopt(ctx: Context) -> int:
         unit = OF_CONTAINER + args.unit
     elif not is_foreign_unit(unit):
         raise UsageError(
-            f"'{args.unit}' cannot be adopted: a service or scope that runs a server can be",
+            f"{shown(args.unit)} cannot be adopted: a service or scope that runs a server can be",
             hint="'systemctl list-units --type=service,scope' shows what there is",
         )
     if not NAME.fullmatch(name):
-        raise UsageError(f"'{name}' is not a valid server name: {NAME_RULE}", hint="give a --name")
+        raise UsageError(f"{shown(name)} is not a server name: {NAME_RULE}", hint="give a --name")
+    user = "" if args.user is None else _number(args.user)
     _need_daemon(ctx)
     member = "PlanAdoption" if args.plan else "Adopt"
-    user = "" if args.user is None else _number(args.user)
     done = _call(member, "sssss", unit, user, name, args.profile or "", args.backend)
     if args.json:
         ctx.print_json("infertune.adopt/1", {**done, "planned": args.plan})
@@ -66,7 +67,7 @@ def _adopt(ctx: Context) -> int:
 def _number(user: str) -> str:
     """A user as the daemon is told: of whom it cannot know the name it is told the number."""
     if not USER.fullmatch(user):
-        raise UsageError(f"'{printable(user)}' is no user: a name, or a number that is not 0")
+        raise UsageError(f"{shown(user)} is not a user: a name, or a number that is not 0")
     if user.isdecimal():
         return user
     try:

@@ -28,6 +28,21 @@ class Argument:
     options: dict[str, Any]
 
 
+def whole(what: str, low: int, high: int) -> Callable[[str], int]:
+    """How a whole number is read, for argparse."""
+
+    def read(text: str) -> int:
+        # isdecimal() is true of the digits of every script.
+        plain = text.isascii() and text.isdecimal() and len(text) <= len(str(high))
+        if not plain or not low <= int(text) <= high:
+            from argparse import ArgumentTypeError
+
+            raise ArgumentTypeError(f"{text!r} is not {what}; write {low} to {high}")
+        return int(text)
+
+    return read
+
+
 def argument(*names: str, **options: Any) -> Argument:
     return Argument(names, options)
 

@@ -6,7 +6,6 @@ The daemon never reads a model: a root process has no business in files of anybo
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import textwrap
@@ -29,7 +28,17 @@ from infertune.catalogue.server_settings import (
     check_together,
     parse_server_setting,
 )
-from infertune.cli.base import COLUMNS, JSON, Argument, Command, Context, argument, printable, verb
+from infertune.cli.base import (
+    COLUMNS,
+    JSON,
+    Argument,
+    Command,
+    Context,
+    argument,
+    printable,
+    verb,
+    whole,
+)
 from infertune.cli.engine import BACKEND
 from infertune.host.machine import Machine, read_machine
 from infertune.host.system import load_average
@@ -45,25 +54,18 @@ FORCE = argument(
 )
 
 
-def _tokens(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or len(text) > 8 or not 1 <= int(text) <= 2**24:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a context; write 1 to 16777216")
-    return int(text)
-
-
-def _slots(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or len(text) > 4 or not 1 <= int(text) <= 1024:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of slots; write 1 to 1024")
-    return int(text)
-
-
 MODEL = argument(
     "model",
     metavar="MODEL",
     nargs="?",
     help="GGUF file or name of a model ('infertune models'; default: the embedded one)",
 )
-CTX = argument("--ctx", type=_tokens, metavar="N", help="tokens of context, of all slots together")
+CTX = argument(
+    "--ctx",
+    type=whole("a context", 1, 2**24),
+    metavar="N",
+    help="tokens of context, of all slots together",
+)
 
 
 def parse_setting(text: str) -> tuple[str, str | int | bool]:
@@ -316,7 +318,7 @@ _ARGUMENTS: tuple[Argument, ...] = (
     MODEL,
     argument("--profile", metavar="P", help="with the server settings of this profile"),
     CTX,
-    argument("--parallel", type=_slots, metavar="N", help="slots"),
+    argument("--parallel", type=whole("a number of slots", 1, 1024), metavar="N", help="slots"),
     argument("--mmproj", metavar="FILE", help="with this projector (images, sound)"),
     argument("--draft", metavar="FILE", help="with this model that drafts"),
     BACKEND,

@@ -176,7 +176,18 @@ def _parsed(words: Sequence[str]) -> tuple[SimpleNamespace, tuple[str, ...]]:
     args = parser.parse_args(ours, SimpleNamespace())
     if cut < len(words) and not (args.command.takes_command and command):
         parser.error("this verb takes no '--', or nothing follows it")
+    for option in _empty(args):
+        parser.error(f"argument {option}: it is empty")
     return args, command
+
+
+def _empty(args: SimpleNamespace) -> list[str]:
+    """Options that were given without a value: a variable of a script was not set.
+
+    Nothing is done as if they had not been given.
+    """
+    names = [each.names[-1] for each in args.command.arguments if each.names[0].startswith("-")]
+    return [each for each in names if getattr(args, each.lstrip("-").replace("-", "_")) == ""]
 
 
 def _named() -> tuple[Command, ...]:

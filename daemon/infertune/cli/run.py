@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from infertune.base.units import format_size
 from infertune.budget.admission import Admission, Asked, admit, release
 from infertune.budget.gguf_file import ModelError, read_model
 from infertune.catalogue.launch_settings import LAUNCH_SETTINGS, Limit
-from infertune.cli.base import JSON, Command, Context, argument, verb
+from infertune.cli.base import JSON, Command, Context, argument, verb, whole
 from infertune.cli.engine import BACKEND, PROFILE, WITHOUT
 from infertune.cli.fit import FORCE
 from infertune.cli.here import without
@@ -189,20 +188,6 @@ def _report(report: Report | None) -> dict[str, Any] | None:
     return report_document(report) if report else None
 
 
-def _port(text: str) -> int:
-    port = int(text)
-    if not 1 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"{port} is not a port; 1 to 65535")
-    return port
-
-
-def _tokens(text: str) -> int:
-    count = int(text)
-    if not 1 <= count <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"{count} is out of range; 1 to 1000000")
-    return count
-
-
 COMMANDS: tuple[Command, ...] = (
     verb(
         "run",
@@ -217,7 +202,10 @@ COMMANDS: tuple[Command, ...] = (
             argument("--server", metavar="PATH", help="llama-server to use (default: from PATH)"),
             BACKEND,
             argument(
-                "--port", type=_port, metavar="N", help="port on 127.0.0.1 (default: 8080 or next)"
+                "--port",
+                type=whole("a port", 1, 65535),
+                metavar="N",
+                help="port on 127.0.0.1 (default: 8080 or next)",
             ),
             argument(
                 "--ask",
@@ -226,7 +214,11 @@ COMMANDS: tuple[Command, ...] = (
                 "completes the text",
             ),
             argument(
-                "--tokens", type=_tokens, default=64, metavar="N", help="tokens for --ask (64)"
+                "--tokens",
+                type=whole("a number of tokens", 1, 1_000_000),
+                default=64,
+                metavar="N",
+                help="tokens for --ask (64)",
             ),
             WITHOUT,
             argument(

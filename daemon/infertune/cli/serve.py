@@ -22,7 +22,7 @@ from infertune.base.names import DECLARED, NAME, server_unit
 from infertune.base.records import dataclass, replace
 from infertune.base.root import Root, full_path, read_plain_file
 from infertune.budget.admission import Asked, check
-from infertune.cli.base import JSON, Command, Context, argument, printable, verb
+from infertune.cli.base import JSON, Command, Context, argument, printable, verb, whole
 from infertune.cli.engine import BACKEND, PROFILE, daemon_runs
 from infertune.cli.fit import FORCE, parse_setting
 from infertune.doctor.at_launch import warnings
@@ -130,12 +130,15 @@ def _serve(ctx: Context) -> int:
 def _asked_for(ctx: Context, name: str) -> Declaration:
     """The server as the command line has it: llama-server, or the program after ``--``."""
     args = ctx.args
-    if not is_loopback(args.host) and not args.api_key_file:
+    program_is_given = bool(ctx.command) and "=" not in ctx.command[0]
+    if not (program_is_given or is_loopback(args.host) or args.api_key_file):
         raise UsageError(
             f"--host {args.host} is reached by other machines, which takes --api-key-file",
             hint="a file of root's with a key for each line: openssl rand -hex 32",
         )
-    if not ctx.command or "=" in ctx.command[0]:
+    if not program_is_given:
+        if args.engine:
+            raise UsageError("--engine is for a program after --; without one it is llama-server")
         return Declaration(
             name=name,
             profile=args.profile,
@@ -148,9 +151,13 @@ def _asked_for(ctx: Context, name: str) -> Declaration:
             api_key_file=full_path(args.api_key_file) if args.api_key_file else None,
         )
     program, *words = ctx.command
-    for option, value in (("--model", args.model), ("--api-key-file", args.api_key_file)):
-        if value:
-            raise UsageError(f"{option} is of llama-server; another program has it in its words")
+    host = None if args.host == LOOPBACK else args.host
+    given = {"--model": args.model, "--host": host, "--api-key-file": args.api_key_file}
+    for option in (option for option, value in given.items() if value):
+        raise UsageError(
+            f"{option} is for llama-server: another program takes it in its own words",
+            hint="a unit of infertune's lets in this machine alone" if option == "--host" else None,
+        )
     path = shutil.which(program)
     if path is None:
         raise UsageError(f"there is no program and no server setting '{printable(program)}'")
@@ -171,7 +178,10 @@ def _engine(command: Sequence[str], named: str | None) -> str:
     """The engine that a command is, where nobody says so by what it starts."""
     found = engine_of(command)
     if named is None and found is None:
-        raise UsageError("which engine that is, is not known", hint="--engine says it")
+        raise UsageError(
+            f"infertune does not know which engine '{printable(command[0])}' is",
+            hint=f"--engine, one of {', '.join(ENGINES)}",
+        )
     return named or found or ""
 
 
@@ -306,12 +316,6 @@ def _refuse_a_closed_way(what: str, path: str) -> None:
                 f"who may not enter {directory}",
                 hint=f"chmod o+x {shlex.quote(directory)}",
             )
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or len(text) > 5 or not 1024 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port; write 1024 to 65535")
-    return int(text)
 
 
 def _host(text: str) -> str:
@@ -501,7 +505,10 @@ COMMANDS: tuple[Command, ...] = (
             ),
             argument("--name", metavar="NAME", help="name of the server (default: the profile's)"),
             argument(
-                "--port", type=_port, metavar="PORT", help="default: the first free from 8080"
+                "--port",
+                type=whole("a port", 1024, 65535),
+                metavar="PORT",
+                help="default: the first free from 8080",
             ),
             argument(
                 "--host",

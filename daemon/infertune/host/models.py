@@ -13,9 +13,10 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from infertune.base.records import dataclass
-from infertune.base.root import Root
+from infertune.base.root import Root, read_plain_file
 
 SYSTEM = ("/srv/models",)
 """Those of the machine; all others are somebody's."""
@@ -93,7 +94,7 @@ def _of_place(root: Root, place: str, left: Iterator[int]) -> Iterator[tuple[str
                 below = directory[len(base) :]
                 path = f"{place}{below}/{name}"
                 called, repository = _called(below.lstrip("/"), name)
-                missing = len(parts) - len(there)
+                missing = _number_of_parts(name) - len(there)
                 yield real[name], Model(called, path, repository, sum(there), missing)
 
 
@@ -137,6 +138,12 @@ def _parts(name: str) -> Sequence[str]:
     return [f"{match['stem']}-{number:05}-of-{match['count']}.gguf" for number in numbers]
 
 
+def _number_of_parts(name: str) -> int:
+    """Of the model whose first part has this name; more than are looked for is never whole."""
+    match = _PART.fullmatch(name)
+    return int(match["count"]) if match else 1
+
+
 def _called(below: str, name: str) -> tuple[str, str | None]:
     """Name and repository of a file in a directory below its place."""
     part = _PART.fullmatch(name)
@@ -154,10 +161,11 @@ def _is_old(base: str, directory: str) -> bool:
     if hub is None:
         return False
     try:
-        with open(f"{base}/{hub['repository']}/refs/main", encoding="ascii") as file:
-            return file.read(100).strip() != hub["rest"]
-    except (OSError, ValueError):
+        main = Path(f"{base}/{hub['repository']}/refs/main")
+        data, _ = read_plain_file(main, 100, follow=False)  # never a pipe, which nobody may feed
+    except OSError:
         return False
+    return data.strip() != hub["rest"].encode()
 
 
 def real_path(path: str) -> str:

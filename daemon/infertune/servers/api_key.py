@@ -45,8 +45,11 @@ def refuse_open_file(root: Root, path: str) -> None:
         raise UsageError(f"api_key_file {path}: {error.strerror}") from None
     if open_to:
         raise UsageError(f"api_key_file {path}: others than root may change {open_to}")
-    if status.st_mode & stat.S_IRWXO:
-        raise UsageError(f"api_key_file {path}: everybody may read it", hint=f"chmod 600 {path}")
+    others = stat.S_IRWXO if status.st_gid == 0 else stat.S_IRWXO | stat.S_IRWXG
+    if status.st_mode & others:
+        raise UsageError(
+            f"api_key_file {path}: others than root may read it", hint=f"chmod 600 {path}"
+        )
 
 
 def credential(environment: Mapping[str, str]) -> str:

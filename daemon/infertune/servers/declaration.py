@@ -102,6 +102,9 @@ def parse_declaration(
         return _foreign(name, table, default_profile)
     if "exec" in table:
         return _of_a_command(name, table, default_profile)
+    for key, kinds in (("engine", "'unit' or 'exec'"), ("user", "'unit'")):
+        if key in table:
+            raise table.wrong(key, f"'{key}' goes with {kinds}: infertune starts llama-server here")
     table.only(("port",), _KEYS)
     settings = _settings(table.table("settings")) if "settings" in table else {}
     if "model" in table and (router := models_of(settings)):
@@ -123,6 +126,14 @@ _KEYS = (
     *("profile", "model", "backend", "settings", "flags", "force", "unit", "exec"),
     *("host", "api_key_file", "clients"),
 )
+
+
+def _only(table: Table, kind: str, required: Sequence[str], optional: Sequence[str]) -> None:
+    """Nothing but these keys; one of another kind of server is said to be so."""
+    for key in table:
+        if key in _KEYS and key not in (*required, *optional):
+            raise table.wrong(key, f"'{key}' does not go with '{kind}'")
+    table.only(required, optional)
 
 
 def _door(table: Table) -> tuple[str, str | None, tuple[str, ...]]:
@@ -160,13 +171,18 @@ def _checked(
 
 def _foreign(name: str, table: Table, default_profile: Callable[[], str | None]) -> Foreign:
     """What the unit runs is its own business: no model, no settings."""
-    table.only(("unit",), ("profile", "backend", "port", "engine", "user"))
+    _only(table, "unit", ("unit",), ("profile", "backend", "port", "engine", "user"))
     unit = table.text("unit")
     user = table.text("user") if "user" in table else None
+    if user in ("root", "0"):
+        raise table.wrong("user", "'user': root's units are the system's: leave it out")
     if user is not None and not USER.fullmatch(user):
-        raise table.wrong("user", f"'user': {shown(user)} is no user: a name, or a number")
+        raise table.wrong("user", f"'user': {shown(user)} is not a user: a name, or a number")
     if not is_foreign_unit(unit):
-        raise table.wrong("unit", f"'unit': {shown(unit)} is not a service that can be adopted")
+        raise table.wrong(
+            "unit",
+            f"'unit': {shown(unit)} cannot be adopted: a service can, such as 'ollama.service'",
+        )
     return Foreign(
         name,
         _profile(table, default_profile),
@@ -182,14 +198,18 @@ def _of_a_command(
     name: str, table: Table, default_profile: Callable[[], str | None]
 ) -> Declaration:
     """What it serves, and how, is in its words: no model, no settings."""
-    table.only(("exec", "port"), ("profile", "backend", "engine"))
+    _only(table, "exec", ("exec", "port"), ("profile", "backend", "engine"))
     command = _words(table, "exec", '["/opt/vllm/bin/vllm", "serve", "/srv/models/qwen"]')
     if not re.fullmatch(r"/[^/].*", command[0]) or os.path.normpath(command[0]) != command[0]:
-        raise table.wrong("exec", f"'exec': {shown(command[0])} is not the path of a program")
+        raise table.wrong("exec", f"'exec': {shown(command[0])} is not the whole path of a program")
     known = engine_of(command)
     if known is None and "engine" not in table:
         names = ", ".join(ENGINES)
-        raise table.wrong("exec", f"'exec': which engine this is, is not known: engine = {names}")
+        raise table.wrong(
+            "exec",
+            f"'exec': infertune does not know which engine {shown(command[0])} is: "
+            f"add engine = one of {names}",
+        )
     return Declaration(
         name,
         _profile(table, default_profile),
@@ -320,19 +340,24 @@ def declaration_text(declaration: Declaration | Foreign) -> str:
     lines.append(f"backend = {json.dumps(declaration.backend)}")
     if declaration.command:
         lines.append(f"engine = {json.dumps(declaration.engine)}")
-        lines.append(f"exec = {json.dumps(declaration.command, ensure_ascii=False)}")
+        lines.append(f"exec = {_listed(declaration.command)}")
     if declaration.force:
         lines.append("force = true")
     if declaration.flags:
-        lines.append(f"flags = {json.dumps(declaration.flags, ensure_ascii=False)}")
+        lines.append(f"flags = {_listed(declaration.flags)}")
     if declaration.host != LOOPBACK:
         lines.append(f"host = {json.dumps(declaration.host)}")
     if declaration.api_key_file is not None:
         lines.append(f"api_key_file = {json.dumps(declaration.api_key_file)}")
     if declaration.clients:
-        lines.append(f"clients = {json.dumps(declaration.clients)}")
+        lines.append(f"clients = {_listed(declaration.clients)}")
     if declaration.settings:
         lines.append("[settings]")
         own = declaration.settings.items()
         lines += [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in own]
     return "\n".join(lines) + "\n"
+
+
+def _listed(words: Sequence[str]) -> str:
+    """A word for each line: together they may be longer than a line can be."""
+    return json.dumps(words, ensure_ascii=False, indent=1)

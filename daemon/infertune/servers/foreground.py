@@ -90,4 +90,6 @@ def _read(root: Root, path: str) -> Foreground | None:
 
 
 def _is_a_group(path: object) -> bool:
-    return isinstance(path, str) and path.startswith("/sys/fs/cgroup/") and ".." not in path
+    if not isinstance(path, str) or not path.isprintable():  # no NUL, no half of a character
+        return False
+    return path.startswith("/sys/fs/cgroup/") and ".." not in path

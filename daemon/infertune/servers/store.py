@@ -104,7 +104,7 @@ def remove_declaration(root: Root, name: str) -> None:
 def user_id(root: Root, user: str) -> int:
     """Number of a user, given by it or by a name of /etc/passwd.  Raises UsageError."""
     if not USER.fullmatch(user):
-        raise UsageError(f"{shown(user)} is no user: a name, or a number")
+        raise UsageError(f"{shown(user)} is not a user: a name, or a number")
     found = user
     if not user.isdecimal():
         lines = (root.get("/etc/passwd") or "").splitlines()

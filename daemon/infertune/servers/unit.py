@@ -324,4 +324,7 @@ def systemd_run_line(
     for name, value in every.items():
         words.append(f"--property={name}={value}")
     words += [f"--setenv={name}={value}" for name, value in sorted(env.items())]
-    return shlex.join([*words, "--", *argv])
+    program, *arguments = argv
+    # In these systemd puts variables; a doubled sign is the sign (systemd.service(5)).
+    arguments = [each.replace("$", "$$") for each in arguments]
+    return shlex.join([*words, "--", program, *arguments])

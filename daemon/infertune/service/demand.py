@@ -10,6 +10,7 @@ from infertune.base.names import NAME
 from infertune.base.records import asdict, dataclass
 from infertune.base.root import Root
 from infertune.catalogue.backends import BACKENDS
+from infertune.catalogue.knobs import KNOBS
 from infertune.profiles.config import LONGEST_IDLE_S, SHORTEST_IDLE_S
 
 DEMAND = "/run/infertune/demand.json"
@@ -52,15 +53,16 @@ def read_demand(root: Root) -> Demand | None:
     try:
         found = json.loads(root.read_small(DEMAND, _MAX_BYTES))
         profile, backend, idle_s = found["profile"], found["backend"], found["idle_s"]
-        without = tuple(found["without"])
+        without = found["without"]
         if (
             not NAME.fullmatch(profile)
             or backend not in ("auto", *BACKENDS)
-            or not all(isinstance(each, str) for each in without)
+            or not isinstance(without, list)
+            or not all(each in KNOBS for each in without)
             or type(idle_s) is not int
             or not SHORTEST_IDLE_S <= idle_s <= LONGEST_IDLE_S
         ):
             return None
-        return Demand(Choice(profile, backend, without), idle_s)
+        return Demand(Choice(profile, backend, tuple(without)), idle_s)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

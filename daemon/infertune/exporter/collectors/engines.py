@@ -8,6 +8,7 @@ A reading never loads, wakes or keeps a model (servers/engines).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Literal
 
@@ -111,7 +112,7 @@ def of_one(server: str, reading: Reading) -> Iterable[Sample]:
         if model.state is not None:
             yield from one_of("infertune_model_state", labels, MODEL_STATES, model.state)
         for name, value in model.values.items():
-            if name in _NAMES:
+            if name in _NAMES and math.isfinite(value) and value >= 0:  # all else is not known
                 yield Sample(f"infertune_model_{name}", labels, value)
 
 

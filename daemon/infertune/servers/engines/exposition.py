@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from infertune.base.records import dataclass
 
-_LINE = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})? +(\S+)(?: +-?\d{1,19})?", re.ASCII)
+_LINE = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})? +([-+.0-9A-Za-z]+)(?: +-?\d{1,19})?", re.ASCII)
 _LABEL = re.compile(r'\s*([a-zA-Z_]\w*)\s*=\s*"((?:[^"\\]|\\.)*)"\s*(?:,|$)', re.ASCII)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _SAMPLES = 20_000
@@ -32,9 +32,10 @@ def samples(text: str, prefix: str) -> Iterator[Line]:
 
     Raises ValueError where the text is no page of metrics: every line of it is looked at.
     """
-    for number, line in enumerate(text.splitlines()):
+    for number, line in enumerate(text.split("\n")):  # a name may hold other ends of lines
         if number >= _SAMPLES:
             raise ValueError("more lines than an engine has")
+        line = line.removesuffix("\r")
         if not line or line.startswith("#"):
             continue
         match = _LINE.fullmatch(line)

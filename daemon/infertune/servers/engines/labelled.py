@@ -7,6 +7,7 @@ SGLang's /health is not asked: it may generate a token.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 
@@ -44,8 +45,9 @@ def _talk(prefix: str, names: Mapping[str, str], known: Known) -> Talk:
     if not metrics.is_there:
         return Reading(metrics.state)
     values: dict[str, dict[str, float]] = {}
-    asleep = set()
+    asleep, is_its_page = set(), False
     for line in samples(metrics.text, prefix):
+        is_its_page = True
         model = name_of(line.labels.get("model_name"))
         if line.name == "vllm:engine_sleep_state":
             if line.labels.get("sleep_state") == "awake" and line.value == 0:
@@ -53,6 +55,8 @@ def _talk(prefix: str, names: Mapping[str, str], known: Known) -> Talk:
                 values.setdefault(model, {})
         elif line.name in names and _is_whole(line):
             _add(values.setdefault(model, {}), names[line.name], line.value)
+    if not is_its_page:
+        return Reading("not-understood")
     models = (
         Model(model, "sleeping" if model in asleep else "loaded", found)
         for model, found in values.items()
@@ -67,7 +71,8 @@ def _is_whole(line: Line) -> bool:
 
 def _add(values: dict[str, float], name: str, value: float) -> None:
     before = values.get(name, 0.0)
-    values[name] = max(before, value) if name in _LARGEST else before + value
+    together = max(before, value) if name in _LARGEST else before + value
+    values[name] = math.nan if math.isnan(before + value) else together
 
 
 VLLM = Engine(

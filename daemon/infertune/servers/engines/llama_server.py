@@ -119,10 +119,14 @@ def build(props: dict[str, object]) -> int:
 def values(text: str) -> dict[str, float]:
     """What a page of llama-server's says, by our names.  Raises ValueError for another page."""
     found: dict[str, float] = {}
+    is_its_page = False
     for line in samples(text, _PREFIX):
+        is_its_page = True
         name = VALUES.get(line.name.removeprefix(_PREFIX))
         if name and not line.labels:
             found.setdefault(name, line.value)
+    if not is_its_page:
+        raise ValueError("no page of llama-server's")
     return found
 
 

@@ -23,7 +23,8 @@ def _talk(known: Known) -> Talk:
     if not loaded.is_there:
         return Reading(loaded.state)
     # null where nothing is loaded: a list of Go's that was never made.
-    found = objects(loaded.document().get("models") or [])
+    models = loaded.document()["models"]
+    found = objects([] if models is None else models)
     return Reading("up", tuple(Model(name_of(each.get("name")), "loaded") for each in found))
 
 
