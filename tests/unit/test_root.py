@@ -136,6 +136,21 @@ def test_only_plain_files_are_copied_and_measured(tmp_path: Path) -> None:
     assert not (tmp_path / "to").exists()
 
 
+def test_a_new_directory_is_durable(tmp_path: Path, calls: list[str]) -> None:
+    Root(tmp_path).mkdir("/a/b")
+    assert calls == [f"fsync {tmp_path.name}", "fsync a"]
+
+    def refuse(step: Step) -> None:
+        if step.action == "sync-directory":
+            raise OSError(number, "as if", step.path)
+
+    number = errno.EINVAL  # a cgroup's file system
+    Root(tmp_path, hook=refuse).mkdir("/c")
+    number = errno.EIO
+    with pytest.raises(OSError, match="as if"):
+        Root(tmp_path, hook=refuse).mkdir("/d")
+
+
 def test_unlink_is_durable(tmp_path: Path, calls: list[str]) -> None:
     (tmp_path / "file").write_bytes(b"")
     Root(tmp_path).unlink("/file")
