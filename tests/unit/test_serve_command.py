@@ -146,8 +146,25 @@ def test_the_launcher_becomes_it(
     assert (path, tuple(argv)) == (declared.command[0], declared.command)
     assert "LD_PRELOAD" not in env
     said = capsys.readouterr().out
-    assert "whether it fits is not judged" in said
+    assert "not checked whether it fits" in said
     assert "secret" not in said
+
+
+def test_a_program_that_cannot_be_started_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = a_program(tmp_path, "vllm")
+    program.write_text("no program\n")
+    declared = replace(VLLM, command=(str(program), *WORDS[1:]))
+    monkeypatch.setattr("sys.argv", ["launcher", "v"])
+    monkeypatch.setattr(launcher, "find_declaration", lambda root, name: declared)
+    monkeypatch.setattr(launcher, "read_machine", lambda root: machine())
+    monkeypatch.setattr(launcher, "keep_apart", lambda: None)
+    monkeypatch.setattr(launcher, "_close_turn", lambda: None)
+    assert launcher.main() == 2  # which systemd does not start again
+    said = capsys.readouterr()
+    assert said.err == f"<3>{program}: Exec format error\n"
+    assert "secret" not in said.out
 
 
 # -- serve -------------------------------------------------------------------------
