@@ -131,7 +131,7 @@ def _asked_for(ctx: Context, name: str) -> Declaration:
     program_is_given = bool(ctx.command) and "=" not in ctx.command[0]
     if not (program_is_given or is_loopback(args.host) or args.api_key_file):
         raise UsageError(
-            f"--host {args.host} is reached by other machines, which takes --api-key-file",
+            f"--host {args.host} is reached by other machines, so it needs --api-key-file",
             hint="a file of root's with a key for each line: openssl rand -hex 32",
         )
     if not program_is_given:
