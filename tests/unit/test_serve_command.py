@@ -78,7 +78,7 @@ def test_many_words_are_declared() -> None:
         ('["/opt/vllm"]', "flags = []", "x:4: 'flags' does not go with 'exec'"),
         ('["/opt/vllm"]', "[settings]\nctx_size = 1", "'settings' does not go with 'exec'"),
         ('["/opt/vllm"]', 'unit = "a.service"', "x:3: 'exec' does not go with 'unit'"),
-        ('["/opt/vllm"]', "modle = 1", "x:4: unknown key 'modle'"),
+        ('["/opt/vllm"]', "nonsense = 1", "x:4: unknown key 'nonsense'"),
     ],
 )
 def test_commands_that_are_refused(words: str, more: str, says: str) -> None:
