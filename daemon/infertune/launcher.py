@@ -116,7 +116,10 @@ def main() -> int:
         _tell(error)
         return error.exit_code
     if declared.command:
-        print("whether it fits is not judged: what it takes is not known", flush=True)
+        print(
+            "not checked whether it fits: infertune does not know how much memory it takes",
+            flush=True,
+        )
     _close_turn()
     # Not before it was admitted: that looks at what other servers hold.
     if why := keep_apart():
@@ -124,7 +127,11 @@ def main() -> int:
     # The words of somebody else's program may hold a key.
     words = job.argv[:1] if declared.command else job.argv
     print(_line(f"starting {' '.join(words)}"), flush=True)
-    return os.execve(job.program, list(job.argv), dict(job.env))  # noqa: S606
+    try:
+        return os.execve(job.program, list(job.argv), dict(job.env))  # noqa: S606
+    except OSError as error:
+        _tell(UsageError(f"{printable_line(job.program, 200)}: {error.strerror}"))
+        return Exit.USAGE
 
 
 if __name__ == "__main__":

@@ -703,3 +703,12 @@ def test_without_a_daemon_nothing_is_adopted(words: list[str], tmp_path: Path) -
     code, out, err = run("--root", str(tmp_path), *words)
     assert (code, out) == (5, "")
     assert "infertuned is not running" in err
+    assert "systemctl" not in err, "to start it would not help a recorded machine"
+
+
+@pytest.mark.parametrize("idle", ["4s", "25h"])
+def test_how_long_idle_may_be_is_said_by_the_command_line(idle: str, tmp_path: Path) -> None:
+    words = ["apply", "quiet", "--while-serving", "--idle", idle]
+    code, out, err = run("--root", str(tmp_path), *words)
+    assert (code, out) == (2, "")
+    assert err == "infertune: --idle is 5s to 24h; nothing was touched\n"

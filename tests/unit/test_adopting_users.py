@@ -387,9 +387,7 @@ def test_whoever_does_not_answer_keeps_nobody_else_s(tmp_path: Path) -> None:
         return await world.adopting.give_all_back()
 
     left = asyncio.run(scene())
-    assert left == [
-        "units of user 1000 may be as they were: the manager of user 1000 did not do it"
-    ]
+    assert left == ["units of user 1000 may be unchanged: the manager of user 1000 did not do it"]
     minimum = world.minimum()
     assert {name: minimum[name] for name in SYSTEMS} == {
         **dict.fromkeys(SYSTEMS, 0), "ollama.service": 1, CHAIN[1]: 2,

@@ -168,7 +168,7 @@ def test_a_profile_on_demand(tmp_path: Path, bus_address: str) -> None:  # noqa:
         for words, said in (
             (["--idle", "60s"], "--idle goes with --while-serving"),
             (["--while-serving", "--confirm-within", "60s"], "exclude each other"),
-            (["--while-serving", "--idle", "4s"], "idle seconds: 5 to 86400"),
+            (["--while-serving", "--idle", "4s"], "--idle is 5s to 24h"),
         ):
             done = await run("apply", "long", *words)
             assert (done.code, said in done.error) == (2, True), done

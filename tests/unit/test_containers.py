@@ -120,11 +120,11 @@ def test_many_groups_below_one_are_not_all_looked_into(root: Root) -> None:
 @pytest.mark.parametrize(
     ("unit", "user", "says"),
     [
-        ("container/none", None, "root has no container of the name 'none'"),
-        ("container/both", None, "root has more than one container of the name 'both'"),
+        ("container/none", None, "root has no container called 'none'"),
+        ("container/both", None, "root has more than one container called 'both'"),
         ("container/../x", None, "root has no container"),
         ("container/", None, "root has no container"),
-        ("container/llama", "1000", "a user's containers are in units of his"),
+        ("container/llama", "1000", "a user's container is in a unit of that user's"),
     ],
 )
 def test_containers_that_are_refused(unit: str, user: str | None, says: str, root: Root) -> None:

@@ -132,7 +132,7 @@ def test_what_the_administrator_may_say(tmp_path: Path) -> None:
     assert read_config(Root(tmp_path)) == Config("quiet", demand=True, idle_seconds=300)
     assert Config().idle_seconds == 60
     for text, says in (
-        ("demand = true", r":1: 'demand' takes a 'profile'"),
+        ("demand = true", r":1: 'demand' needs a 'profile'"),
         ('profile = "quiet"\nidle_seconds = 1', ":2: 'idle_seconds' is a number from 5"),
         ('profile = "quiet"\ndemand = 1', ":2: 'demand' is true or false"),
     ):

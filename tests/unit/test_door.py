@@ -63,7 +63,7 @@ def test_other_machines_take_a_key() -> None:
     assert parsed(PLAIN).host == "127.0.0.1"
     assert parsed(f'{PLAIN}host = "::1"\n').host == "::1"
     for host in ("0.0.0.0", "192.168.1.5", "::", "2001:db8::1"):
-        with pytest.raises(DeclarationError, match=rf"x:3: 'host': {host} .*takes a key: api_key"):
+        with pytest.raises(DeclarationError, match=rf"x:3: 'host': {host} .*needs a key: api_key"):
             parse_declaration("chat", f'{PLAIN}host = "{host}"\n', "x")
         assert parsed(f'{KEYED}host = "{host}"\n').host == host
     assert parsed(KEYED).api_key_file == KEYS

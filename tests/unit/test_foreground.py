@@ -67,6 +67,12 @@ def test_what_was_killed_left_nothing_that_counts(root: Root) -> None:
     assert root.names(RUNS) == ["90.json"], "and the next one takes it away"
 
 
+def test_what_is_no_file_keeps_no_word_from_being_left(root: Root) -> None:
+    root.at(f"{RUNS}/0.json").mkdir(parents=True)
+    note(root, ONE)
+    assert foreground(root) == (ONE,)
+
+
 def test_two_under_one_profile_are_one_series(root: Root) -> None:
     note(root, ONE)
     note(root, Foreground("long-context", 78, GROUP, True, 8082))

@@ -270,7 +270,7 @@ def test_the_list_says_what_fits(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["SIZE", "TYPE", "FITS", "MODEL"]
     assert [line.split()[-1] for line in lines[1:]] == ["bad", "good"]
-    assert "not known" in lines[1]
+    assert "unreadable" in lines[1]
     assert main(["--root", STRIX_HALO, "models", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     bad, good = document["models"]
@@ -278,3 +278,12 @@ def test_the_list_says_what_fits(
     assert "bad.gguf" in bad["error"]
     assert good["verdict"] in ("fits", "tight", "does not fit")
     assert good["error"] is None
+    # As long as they are: neither name is cut, and no line is longer than a terminal.
+    name, owner = "Qwen3-Coder-30B-A3B-Instruct-UD-Q4_K_XL", "unsloth/Qwen3-Coder-30B-A3B-GGUF"
+    hub = f".cache/huggingface/hub/models--{owner.replace('/', '--')}/snapshots/1"
+    (tmp_path / hub).mkdir(parents=True)
+    (tmp_path / "models/good.gguf").rename(tmp_path / hub / f"{name}.gguf")
+    assert main(["--root", STRIX_HALO, "models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines[1:]] == ["bad", name, owner]
+    assert max(map(len, lines)) <= 80

@@ -78,7 +78,7 @@ def test_many_words_are_declared() -> None:
         ('["/opt/vllm"]', "flags = []", "x:4: 'flags' does not go with 'exec'"),
         ('["/opt/vllm"]', "[settings]\nctx_size = 1", "'settings' does not go with 'exec'"),
         ('["/opt/vllm"]', 'unit = "a.service"', "x:3: 'exec' does not go with 'unit'"),
-        ('["/opt/vllm"]', "modle = 1", "x:4: unknown key 'modle'"),
+        ('["/opt/vllm"]', "nonsense = 1", "x:4: unknown key 'nonsense'"),
     ],
 )
 def test_commands_that_are_refused(words: str, more: str, says: str) -> None:
@@ -146,8 +146,25 @@ def test_the_launcher_becomes_it(
     assert (path, tuple(argv)) == (declared.command[0], declared.command)
     assert "LD_PRELOAD" not in env
     said = capsys.readouterr().out
-    assert "whether it fits is not judged" in said
+    assert "not checked whether it fits" in said
     assert "secret" not in said
+
+
+def test_a_program_that_cannot_be_started_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = a_program(tmp_path, "vllm")
+    program.write_text("no program\n")
+    declared = replace(VLLM, command=(str(program), *WORDS[1:]))
+    monkeypatch.setattr("sys.argv", ["launcher", "v"])
+    monkeypatch.setattr(launcher, "find_declaration", lambda root, name: declared)
+    monkeypatch.setattr(launcher, "read_machine", lambda root: machine())
+    monkeypatch.setattr(launcher, "keep_apart", lambda: None)
+    monkeypatch.setattr(launcher, "_close_turn", lambda: None)
+    assert launcher.main() == 2  # which systemd does not start again
+    said = capsys.readouterr()
+    assert said.err == f"<3>{program}: Exec format error\n"
+    assert "secret" not in said.out
 
 
 # -- serve -------------------------------------------------------------------------

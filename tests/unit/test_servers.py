@@ -213,7 +213,7 @@ def test_a_declaration_is_read_whole_or_refused(tmp_path: Path) -> None:
         find_declaration(Root(tmp_path), "chat")
     file.unlink()
     file.symlink_to("nowhere")
-    with pytest.raises(DeclarationError, match="cannot be read"):
+    with pytest.raises(DeclarationError, match="is a symbolic link; a declaration is a plain file"):
         find_declaration(Root(tmp_path), "chat")
 
 

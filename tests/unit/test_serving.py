@@ -259,7 +259,7 @@ def test_a_port_that_somebody_has_is_refused_before_the_start(
         )
         assert done[0] == "infertune-server@one.service"
         assert isinstance(done[1], UsageError)
-        assert "port 8081 is that of server 'one'" in done[1].message
+        assert "port 8081 belongs to server 'one'" in done[1].message
         await serving.stop("one")
         await serving.serve("same")
         await close(client)

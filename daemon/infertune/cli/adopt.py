@@ -7,11 +7,11 @@ import pwd
 import re
 from typing import Any
 
-from infertune.base.errors import Exit, Unreachable, UsageError
+from infertune.base.errors import Exit, UsageError
 from infertune.base.names import NAME, NAME_RULE, OF_CONTAINER, USER, is_foreign_unit
 from infertune.base.tables import shown
 from infertune.cli.base import JSON, Command, Context, argument, verb
-from infertune.cli.engine import BACKEND, daemon_runs
+from infertune.cli.engine import BACKEND, daemon_runs, no_daemon
 from infertune.cli.render import counted
 
 
@@ -23,10 +23,7 @@ def _call(member: str, signature: str, *arguments: Any) -> Any:
 
 def _need_daemon(ctx: Context) -> None:
     if not daemon_runs(ctx):
-        raise Unreachable(
-            "infertuned is not running; it adopts units and gives them back",
-            hint="systemctl start infertune",
-        )
+        raise no_daemon(ctx, "infertuned is not running; it adopts units and gives them back")
 
 
 def name_for(unit: str) -> str:

@@ -79,6 +79,13 @@ def daemon_runs(ctx: Context) -> bool:
     return ctx.live and owner(DAEMON_LOCK) is not None
 
 
+def no_daemon(ctx: Context, what: str) -> Unreachable:
+    """That something needs infertuned, which does not run; to be raised."""
+    start = "systemctl start infertune"
+    recorded = "--root is a recorded machine, on which nothing runs"
+    return Unreachable(what, hint=start if ctx.live else recorded)
+
+
 def _ask_daemon(ctx: Context, verb: str, signature: str = "", *arguments: Any) -> dict[str, Any]:
     """Let infertuned do it; raises what it answers, as the engine here would."""
     document: dict[str, Any] = _call(verb.capitalize(), signature, *arguments)
@@ -118,10 +125,10 @@ def _apply(ctx: Context) -> int:
         asked = (args.profile, args.backend, args.without, limit or 0)
         report = _ask_daemon(ctx, "apply", "ssasu", *asked)
     elif limit is not None:
-        raise Unreachable(
+        raise no_daemon(
+            ctx,
             "--confirm-within needs infertuned, which reverts when nobody confirms; "
             "nothing was touched",
-            hint="systemctl start infertune",
         )
     else:
         from infertune.cli import here
@@ -141,12 +148,16 @@ def _apply_while_serving(ctx: Context) -> int:
     args = ctx.args
     if args.confirm_within is not None:
         raise UsageError("--while-serving and --confirm-within exclude each other")
-    if not daemon_runs(ctx):
-        raise Unreachable(
-            "--while-serving needs infertuned, which watches the servers; nothing was touched",
-            hint="systemctl start infertune",
-        )
+    from infertune.profiles.config import LONGEST_IDLE_S, SHORTEST_IDLE_S
+
     idle_s = args.idle or _IDLE_S
+    if not SHORTEST_IDLE_S <= idle_s <= LONGEST_IDLE_S:
+        longest = LONGEST_IDLE_S // 3600
+        raise UsageError(f"--idle is {SHORTEST_IDLE_S}s to {longest}h; nothing was touched")
+    if not daemon_runs(ctx):
+        raise no_daemon(
+            ctx, "--while-serving needs infertuned, which watches the servers; nothing was touched"
+        )
     asked = (args.profile, args.backend, args.without, idle_s)
     report = _call("ApplyWhileServing", "ssasu", *asked)
     if args.json:

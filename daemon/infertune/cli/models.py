@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from infertune.base.errors import Exit, InfertuneError
@@ -24,6 +25,8 @@ from infertune.servers.models import of_caller
 
 _MOST = 100
 """Heads that are read; one takes up to a second."""
+_MODEL_COLUMNS = 41
+"""What a size, a type and a verdict leave of 80 columns."""
 
 
 def _models(ctx: Context) -> int:
@@ -57,19 +60,25 @@ def _models(ctx: Context) -> int:
     if not found:
         ctx.print("no models where they are usually kept")
         return Exit.DONE
-    rows = [
-        (
-            format_size(each["bytes"]),
-            each["type"] or "-",
-            each["verdict"] or "not known",
-            f"{each['name']}  {each['repository'] or ''}".rstrip(),
-        )
-        for each in documents
-    ]
-    ctx.table(("SIZE", "TYPE", "FITS", "MODEL"), rows)
+    ctx.table(("SIZE", "TYPE", "FITS", "MODEL"), list(_rows(documents)))
     if left_out:
         ctx.print(f"{left_out} more were left out")
     return Exit.DONE
+
+
+def _rows(documents: Iterable[dict[str, Any]]) -> Iterator[tuple[str, str, str, str]]:
+    """Lines of the list.  A name is never cut, as it is typed again: what of a repository has no
+    room beside it stands below."""
+    for each in documents:
+        size, kind = format_size(each["bytes"]), each["type"] or "-"
+        verdict, name = each["verdict"] or "unreadable", each["name"]
+        repository = each["repository"]
+        beside = f"{name}  {repository or ''}".rstrip()
+        if repository and len(beside) > _MODEL_COLUMNS:
+            yield size, kind, verdict, name
+            yield "", "", "", f"  {repository}"
+        else:
+            yield size, kind, verdict, beside
 
 
 def _main_type(model: ModelFile) -> str | None:

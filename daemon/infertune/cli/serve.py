@@ -17,13 +17,13 @@ from typing import Any
 
 from infertune.base.addresses import LOOPBACK, is_loopback, listen_address, reached_at
 from infertune.base.addresses import url as url_of
-from infertune.base.errors import Busy, Exit, Failed, NotPermitted, Unreachable, UsageError
+from infertune.base.errors import Busy, Exit, Failed, NotPermitted, UsageError
 from infertune.base.names import DECLARED, NAME, server_unit
 from infertune.base.records import dataclass, replace
 from infertune.base.root import Root, full_path, read_plain_file
 from infertune.budget.admission import Asked, check
 from infertune.cli.base import JSON, Command, Context, argument, printable, verb, whole
-from infertune.cli.engine import BACKEND, PROFILE, daemon_runs
+from infertune.cli.engine import BACKEND, PROFILE, daemon_runs, no_daemon
 from infertune.cli.fit import FORCE, parse_setting
 from infertune.doctor.at_launch import warnings
 from infertune.doctor.surroundings import LlamaServer, llama_server
@@ -75,9 +75,7 @@ def _call(member: str, signature: str = "", *arguments: Any) -> Any:
 
 def _need_daemon(ctx: Context) -> None:
     if not daemon_runs(ctx):
-        raise Unreachable(
-            "infertuned is not running; servers are its units", hint="systemctl start infertune"
-        )
+        raise no_daemon(ctx, "infertuned is not running; servers are its units")
 
 
 def _serve(ctx: Context) -> int:
@@ -133,7 +131,7 @@ def _asked_for(ctx: Context, name: str) -> Declaration:
     program_is_given = bool(ctx.command) and "=" not in ctx.command[0]
     if not (program_is_given or is_loopback(args.host) or args.api_key_file):
         raise UsageError(
-            f"--host {args.host} is reached by other machines, which takes --api-key-file",
+            f"--host {args.host} is reached by other machines, so it needs --api-key-file",
             hint="a file of root's with a key for each line: openssl rand -hex 32",
         )
     if not program_is_given:

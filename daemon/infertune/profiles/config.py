@@ -51,7 +51,7 @@ def _parse(text: str) -> Config:
     table.only((), ("profile", "backend", "enforce", "demand", "idle_seconds"))
     if table.flag("demand", False) and "profile" not in table:
         raise table.wrong(
-            "demand", "'demand' takes a 'profile', which is in force while servers work"
+            "demand", "'demand' needs a 'profile', which is in force while servers work"
         )
     return Config(
         profile=table.name("profile", "profile") if "profile" in table else None,

@@ -154,7 +154,7 @@ def read_book(root: Root, path: str = ADOPTED) -> Book:
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Failed(
-            f"{path} is damaged: what was changed of adopted units is not known",
+            f"{path} is damaged: infertune does not know what it changed of adopted units",
             hint="move it away; the changes end with the next boot",
         ) from error
 

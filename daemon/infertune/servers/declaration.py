@@ -149,7 +149,7 @@ def _door(table: Table) -> tuple[str, str | None, tuple[str, ...]]:
     if not is_loopback(host) and key is None:
         raise table.wrong(
             "host",
-            f"'host': {host} is reached by other machines, which takes a key: "
+            f"'host': {host} is reached by other machines, so it needs a key: "
             'api_key_file = "/etc/infertune/keys/NAME"',
         )
     names = table.values.get("clients", ())

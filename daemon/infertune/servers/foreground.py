@@ -45,7 +45,8 @@ def note(root: Root, one: Foreground) -> None:
         root.mkdir(RUNS)
         for file, each in _files(root):
             if each is None or not _lasts(root, each):
-                root.unlink(f"{RUNS}/{file}")
+                with contextlib.suppress(OSError):  # of a directory, say
+                    root.unlink(f"{RUNS}/{file}")
         root.replace(f"{RUNS}/{one.pid}.json", json.dumps(asdict(one)).encode())
 
 

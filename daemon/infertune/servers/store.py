@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from functools import partial
 
 from infertune.base.errors import DeclarationError, Failed, InfertuneError, UsageError
@@ -46,7 +47,10 @@ def _read(root: Root, path: str) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise DeclarationError(f"cannot be read: {error.strerror}", file=path) from error
+        link = error.errno == errno.ELOOP  # none is followed
+        what = "is a symbolic link; a declaration is a plain file"
+        what = what if link else f"cannot be read: {error.strerror}"
+        raise DeclarationError(what, file=path) from error
     if open_to:
         raise DeclarationError(f"others than root may change {open_to}", file=path)
     if len(data) > _MAX_BYTES:

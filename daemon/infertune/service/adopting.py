@@ -193,7 +193,7 @@ class Adopting:
         failed = []
         for each in done:
             if isinstance(each, Failed):
-                failed.append(f"processes may be other than they should: {each.message}")
+                failed.append(f"processes may lack what the profile says: {each.message}")
             elif isinstance(each, BaseException):
                 raise each
         return failed
@@ -385,7 +385,7 @@ class Adopting:
             sorted(others), await asyncio.gather(*asked, return_exceptions=True), strict=True
         ):
             if isinstance(each, InfertuneError):
-                done.left.append(f"units of user {uid} may be as they were: {each.message}")
+                done.left.append(f"units of user {uid} may be unchanged: {each.message}")
             elif isinstance(each, BaseException):
                 raise each
             else:
@@ -496,9 +496,9 @@ def _refuse_an_empty_shell(about: Mapping[str, Any]) -> None:
     for _, argv, *_ in about.get("ExecStart", ()):
         if engine := elsewhere(argv):
             raise UsageError(
-                f"{about['Id']} starts a container with {engine}, and that is in a unit of its own",
-                hint="adopt that: --container NAME, or 'list-units libpod-* docker-*' has it; "
-                "podman's --cgroups=split keeps it inside",
+                f"{about['Id']} starts a container with {engine}, which runs in a unit of its own",
+                hint="adopt that one: --container NAME, or its unit, which 'systemctl list-units "
+                "libpod-* docker-*' shows; podman's --cgroups=split keeps it inside",
             )
 
 

@@ -349,7 +349,7 @@ class Daemon:
         try:
             self._load.follow(self._keeper.demand)
         except OSError as error:
-            log(3, f"whether servers work is not watched: {error.strerror}")
+            log(3, f"cannot watch whether servers work: {error.strerror}")
 
     def _servers_work(self, working: bool) -> None:
         """Told after each look: what is not as it should be is tried again at a later one."""

@@ -175,13 +175,14 @@ class Serving:
             return unit
         if user is not None:
             raise UsageError(
-                "a user's containers are in units of his", hint="adopt that unit, with --user"
+                "a user's container is in a unit of that user's",
+                hint="adopt that unit, with --user",
             )
         found = named(self._root, container) if CONTAINER.fullmatch(container) else ()
         if len(found) != 1:
             what = "no container" if not found else "more than one container"
             raise UsageError(
-                f"root has {what} of the name '{container}'",
+                f"root has {what} called '{container}'",
                 hint="'podman ps' and 'docker ps' show their names",
             )
         return found[0].scope
@@ -319,7 +320,7 @@ class Serving:
         for other in map(server_of_unit, units_with_drop_in(self._root)):
             if other not in (None, declaration.name) and ports.get(other) == declaration.port:
                 raise UsageError(
-                    f"port {declaration.port} is that of server '{other}', which was started",
+                    f"port {declaration.port} belongs to server '{other}', which was started",
                     hint=f"infertune stop {other}, or another port",
                 )
         if found := listeners(self._root, declaration.port, reached_at(declaration.host)):
