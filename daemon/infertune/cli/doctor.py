@@ -53,7 +53,7 @@ def _smoke(ctx: Context) -> Smoke | None:
         ctx.print("asking the server for one token; nothing is applied")
     from infertune.doctor.smoke import smoke_run  # an HTTP client, which nothing else here needs
 
-    return smoke_run(os.environ, model or None)
+    return smoke_run(os.environ, None if model is True else model)
 
 
 # -- as text -----------------------------------------------------------------------
@@ -254,7 +254,7 @@ COMMANDS: tuple[Command, ...] = (
             argument(
                 "--smoke",
                 nargs="?",
-                const="",
+                const=True,
                 metavar="GGUF",
                 help="ask the server for one token (default: of a small model)",
             ),
