@@ -193,6 +193,18 @@ async def until_known(world: World, seconds: float) -> None:
 Work = Callable[[World, MessageBus, Server], Awaitable[None]]
 
 
+async def put_in_force(world: World, bus: MessageBus, server: Server) -> dict[str, str]:
+    """Have ``long`` in force because a server works; returns what the files said before."""
+    before = values(world.base)
+    await ask(bus, "ApplyWhileServing", "ssasu", "long", "cpu", [], 60)
+    server.starts()
+    await until_known(world, 0)
+    server.passes(2, working=True)
+    await until(lambda: values(world.base) != before)
+    await until(lambda: world.daemon._meeting is None)  # type: ignore[union-attr]
+    return before
+
+
 def play(
     work: Work, tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch, config: str = ""
 ) -> None:
@@ -292,13 +304,7 @@ def test_whoever_decides_ends_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def scene(world: World, bus: MessageBus, server: Server) -> None:
-        before = values(world.base)
-        await ask(bus, "ApplyWhileServing", "ssasu", "long", "cpu", [], 60)
-        server.starts()
-        await until_known(world, 0)
-        server.passes(2, working=True)
-        await until(lambda: values(world.base) != before)
-        await until(lambda: world.daemon._meeting is None)  # type: ignore[union-attr]
+        before = await put_in_force(world, bus, server)
         with pytest.raises(RuntimeError, match="profile"):
             await ask(bus, "Apply", "ssasu", "none", "cpu", [], 0)
         assert (await demand(bus))["in_force"] is True
@@ -416,13 +422,7 @@ def test_a_new_version_goes_on_with_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def scene(world: World, bus: MessageBus, server: Server) -> None:
-        before = values(world.base)
-        await ask(bus, "ApplyWhileServing", "ssasu", "long", "cpu", [], 60)
-        server.starts()
-        await until_known(world, 0)
-        server.passes(2, working=True)
-        await until(lambda: values(world.base) != before)
-        await until(lambda: world.daemon._meeting is None)  # type: ignore[union-attr]
+        before = await put_in_force(world, bus, server)
         assert world.task
         world.daemon._execute_again()  # type: ignore[union-attr]
         assert await asyncio.wait_for(world.task, GENEROUS_S)
