@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from infertune.base.addresses import LOOPBACK, url
 from infertune.base.errors import Failed, InfertuneError, UsageError
-from infertune.base.records import dataclass, field
+from infertune.base.records import dataclass, field, replace
 from infertune.base.root import Root, read_plain_file
 from infertune.base.units import parse_cpulist
 from infertune.catalogue.server_settings import (
@@ -35,6 +35,7 @@ from infertune.engine.session import ApplyFailed, Session, session
 from infertune.engine.state import Report
 from infertune.host.cgroup import group_of
 from infertune.host.machine import Machine, read_machine
+from infertune.launch import heap
 from infertune.launch.binary import (
     BACKENDS,
     INSTALL_HINT,
@@ -142,6 +143,8 @@ class Job:
     model: str | None = None
     """Model to be loaded; None for a command, which is only started."""
     url: str = ""
+    heap: Placed | None = None
+    """What becomes of malloc_hugetlb, where the profile has it."""
 
 
 @dataclass(slots=True)
@@ -195,6 +198,7 @@ def prepare(one: Run) -> tuple[Desired, Job]:
         for text in warnings(one.root, server.version, chosen):
             one.audience.say(text)
         job = _serving(one, server, model, desired)
+    job = _with_heap(one, desired, job)
     one.result.backend = desired.backend
     one.result.argv = job.argv
     for setting in desired.unresolved:
@@ -234,6 +238,15 @@ def _apply_again(one: Run, ours: Session, before: Journal) -> None:
         one.audience.say(f"not applied again: {before.profile}: {error.message}")
     else:
         one.audience.say(f"applied again: {before.profile}, as before the run")
+
+
+def _with_heap(one: Run, desired: Desired, job: Job) -> Job:
+    """The job with huge pages for its heap, where the profile has them and they can be had."""
+    if not heap.asks(desired):
+        return job
+    outcome = heap.placed(heap.mode_under(one.root, desired), job.program)
+    env = heap.with_huge_pages(job.env) if outcome.outcome == "applied" else job.env
+    return replace(job, env=env, heap=outcome)
 
 
 def _command(request: Request, desired: Desired) -> Job:
@@ -373,7 +386,7 @@ def _serve(one: Run, job: Job, desired: Desired, signals: Signals) -> int:
         child = start(
             job.argv,
             job.env,
-            lambda pid: _place(one, pid, desired, job.url),
+            lambda pid: _place(one, pid, desired, job),
             capture=job.model is not None,
             program=job.program,
             stdout=one.request.stdout,
@@ -401,14 +414,15 @@ def _become_where_nothing_is_left_to_do(one: Run, job: Job, desired: Desired) ->
     if why is None:
         return
     # What it leaves word of needs nobody to take it back: whether it lasts is looked at.
-    _place(one, os.getpid(), desired, job.url, no_group=why)
+    _place(one, os.getpid(), desired, job, no_group=why)
     become(job.program, job.argv, job.env)
 
 
-def _place(one: Run, pid: int, desired: Desired, where: str, *, no_group: str = "") -> None:
+def _place(one: Run, pid: int, desired: Desired, job: Job, *, no_group: str = "") -> None:
     outcomes, one.group = place(
         one.root, one.machine.cgroup, pid, _canonical(desired.launch), no_group=no_group
     )
+    outcomes += (job.heap,) if job.heap else ()
     one.result.placed = outcomes
     one.audience.placed(outcomes)
     for each in outcomes:
@@ -417,7 +431,7 @@ def _place(one: Run, pid: int, desired: Desired, where: str, *, no_group: str = 
             raise Failed(f"{each.id}: {each.why}, but {setting.source} requires it")
     mount = one.machine.cgroup.mount
     if mount and (group := group_of(one.root, pid)):
-        there, path = urlsplit(where), mount + group.rstrip("/")
+        there, path = urlsplit(job.url), mount + group.rstrip("/")
         # Whoever reads it asks at loopback.
         port = there.port if there.hostname == LOOPBACK else None
         note(one.root, Foreground(desired.profile, pid, path, one.group is not None, port))
