@@ -48,7 +48,7 @@ class Users:
                 write_request(self._root, uid, Request(request.serial, units))
 
     def forget(self) -> None:
-        """Leave no request behind: a daemon killed while it planned has left one.  Raises Failed."""
+        """Leave no request behind: a daemon killed while it planned left one.  Raises Failed."""
         forget_requests(self._root)
 
     async def _answer(self, uid: int, request: Request) -> Answer:
