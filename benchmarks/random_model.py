@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model of random weights that llama.cpp loads and answers with: for what depends on size alone."""
+"""A model of random weights that llama.cpp loads and answers with: what depends on size alone."""
 
 from __future__ import annotations
 

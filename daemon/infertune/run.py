@@ -17,9 +17,10 @@ from urllib.parse import urlsplit
 
 from infertune.base.addresses import LOOPBACK, url
 from infertune.base.errors import Failed, InfertuneError, UsageError
-from infertune.base.records import dataclass, field, replace
+from infertune.base.records import dataclass, field
 from infertune.base.root import Root, read_plain_file
 from infertune.base.units import parse_cpulist
+from infertune.catalogue.launch_settings import with_tunables
 from infertune.catalogue.server_settings import (
     Refused,
     check_together,
@@ -61,7 +62,7 @@ from infertune.launch.process import (
 )
 from infertune.launch.ready import DEFAULT_PORT, choose_port, wait_ready
 from infertune.profiles.profile import load_profile
-from infertune.profiles.resolve import Desired, Setting, assume_backend, resolve
+from infertune.profiles.resolve import Desired, Setting, assume_backend, canonical, resolve
 from infertune.servers.foreground import Foreground, forget, note
 
 
@@ -143,8 +144,6 @@ class Job:
     model: str | None = None
     """Model to be loaded; None for a command, which is only started."""
     url: str = ""
-    heap: Placed | None = None
-    """What becomes of malloc_hugetlb, where the profile has it."""
 
 
 @dataclass(slots=True)
@@ -198,7 +197,6 @@ def prepare(one: Run) -> tuple[Desired, Job]:
         for text in warnings(one.root, server.version, chosen):
             one.audience.say(text)
         job = _serving(one, server, model, desired)
-    job = _with_heap(one, desired, job)
     one.result.backend = desired.backend
     one.result.argv = job.argv
     for setting in desired.unresolved:
@@ -240,17 +238,8 @@ def _apply_again(one: Run, ours: Session, before: Journal) -> None:
         one.audience.say(f"applied again: {before.profile}, as before the run")
 
 
-def _with_heap(one: Run, desired: Desired, job: Job) -> Job:
-    """The job with huge pages for its heap, where the profile has them and they can be had."""
-    if not heap.asks(desired):
-        return job
-    outcome = heap.placed(heap.mode_under(one.root, desired), job.program)
-    env = heap.with_huge_pages(job.env) if outcome.outcome == "applied" else job.env
-    return replace(job, env=env, heap=outcome)
-
-
 def _command(request: Request, desired: Desired) -> Job:
-    env = environment(_canonical(desired.env), request.caller)
+    env = _environment(desired, request.caller)
     program = find_program(request.command[0], env["PATH"])
     return Job(program, request.command, env)
 
@@ -298,7 +287,7 @@ def _server(one: Run) -> Server:
 
 
 def _serving(one: Run, server: Server, model: str | None, desired: Desired) -> Job:
-    settings = {**_canonical(desired.server), **one.request.settings}
+    settings = {**canonical(desired.server), **one.request.settings}
     if model is not None and (router := models_of(settings)):
         raise UsageError(
             f"profile '{desired.profile}' has {', '.join(router)}, which is for a router",
@@ -352,8 +341,16 @@ def _serving(one: Run, server: Server, model: str | None, desired: Desired) -> J
             one.audience.say(remark)
     one.result.url = url(one.request.host, port)
     arguments += [*_device_arguments(one.request, server, desired.backend), *one.request.flags]
-    env = environment({**_canonical(desired.env), **server.env}, one.request.caller)
+    env = _environment(desired, one.request.caller, server.env)
     return Job(server.program[0], (*server.program, *arguments), env, model, one.result.url)
+
+
+def _environment(
+    desired: Desired, caller: Mapping[str, str], own: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """What a child of ours is started with; ``own``: what its program needs."""
+    env = environment({**canonical(desired.env), **(own or {})}, caller)
+    return with_tunables(env, canonical(desired.launch))
 
 
 def _device_arguments(request: Request, server: Server, backend: str) -> list[str]:
@@ -371,10 +368,6 @@ def _cores(machine: Machine, cpus: Setting) -> set[int]:
     allowed = parse_cpulist(cpus.canonical)
     lead = {cpu: core.cpus[0] for core in machine.cpu.cores for cpu in core.cpus}
     return {lead.get(cpu, cpu) for cpu in allowed}
-
-
-def _canonical(settings: Mapping[str, Setting]) -> dict[str, str]:
-    return {name: setting.canonical for name, setting in settings.items()}
 
 
 def _serve(one: Run, job: Job, desired: Desired, signals: Signals) -> int:
@@ -410,7 +403,7 @@ def _become_where_nothing_is_left_to_do(one: Run, job: Job, desired: Desired) ->
     then, and a process that sleeps until then takes memory for as long as the command serves,
     and stands between it and whoever started us: signals, the terminal.
     """
-    why = why_no_group(one.root, one.machine.cgroup, _canonical(desired.launch))
+    why = why_no_group(one.root, one.machine.cgroup, canonical(desired.launch))
     if why is None:
         return
     # What it leaves word of needs nobody to take it back: whether it lasts is looked at.
@@ -420,9 +413,9 @@ def _become_where_nothing_is_left_to_do(one: Run, job: Job, desired: Desired) ->
 
 def _place(one: Run, pid: int, desired: Desired, job: Job, *, no_group: str = "") -> None:
     outcomes, one.group = place(
-        one.root, one.machine.cgroup, pid, _canonical(desired.launch), no_group=no_group
+        one.root, one.machine.cgroup, pid, canonical(desired.launch), no_group=no_group
     )
-    outcomes += (job.heap,) if job.heap else ()
+    outcomes += heap.placed(one.root, canonical(desired.launch), job.env, job.program)
     one.result.placed = outcomes
     one.audience.placed(outcomes)
     for each in outcomes:

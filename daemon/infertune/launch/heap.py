@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Huge pages for one server's heap: what glibc is told in the server's environment.
+"""Whether a program's heap gets the huge pages that glibc is told to ask for.
 
 ``glibc.malloc.hugetlb=1`` has malloc call madvise(MADV_HUGEPAGE) for what it gets from the kernel
-(glibc 2.35, manual "Memory Allocation Tunables").  So ``madvise``, the default of most
-distributions, is enough: it takes no privilege, nothing of the machine changes, and it ends with
-the process.
+(glibc 2.35, manual "Memory Allocation Tunables").  So ``madvise`` is enough for the machine: it
+takes no privilege, nobody else is affected, and it ends with the process.
 """
 
 from __future__ import annotations
@@ -16,68 +15,56 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from infertune.base.root import Root, read_plain_file
-from infertune.catalogue.launch_settings import MALLOC_HUGETLB
+from infertune.catalogue.launch_settings import LAUNCH_SETTINGS, TUNABLES, tunables_in
 from infertune.host.thp import huge_pages
 from infertune.launch.place import Placed
-from infertune.profiles.resolve import Desired
 
-VARIABLE = "GLIBC_TUNABLES"
-_TUNABLE = "glibc.malloc.hugetlb"
 _SINCE = (2, 35)
-_HEAD = 64 * 1024
-"""Bytes; program headers and the name of the loader stand in the first page."""
+_HEAD_BYTES = 64 * 1024
+"""Program headers, and the name of the loader, stand in the first page."""
 _SCRIPTS = 5
 """How often a script may be the interpreter of a script (fs/exec.c)."""
 _PT_INTERP = 3
 
 
-def asks(desired: Desired) -> bool:
-    """Whether a profile wants it."""
-    setting = desired.launch.get(MALLOC_HUGETLB)
-    return setting is not None and setting.canonical == "1"
+def placed(
+    root: Root, launch: Mapping[str, str], env: Mapping[str, str], program: str
+) -> tuple[Placed, ...]:
+    """What becomes of the tunables among ``launch`` with a program that is started with ``env``."""
+    given = tunables_in(env.get(TUNABLES, ""))
+    outcomes = []
+    for name, wanted in launch.items():
+        tunable = LAUNCH_SETTINGS[name].tunable
+        if tunable is None:
+            continue
+        got = given.get(tunable)
+        why = why_without_effect(root, program) if wanted == "1" else None
+        if got != wanted:
+            why = f"{TUNABLES} of whoever starts it says otherwise"
+            outcomes.append(Placed(name, wanted, "rejected", TUNABLES, got, why))
+        elif why:
+            outcomes.append(Placed(name, wanted, "absent", None, why=why))
+        else:
+            outcomes.append(Placed(name, wanted, "applied", TUNABLES, got))
+    return tuple(outcomes)
 
 
-def mode_under(root: Root, desired: Desired) -> str | None:
-    """transparent_hugepage.enabled as it is once the profile is applied; None: no such thing."""
-    wanted = (each.canonical for each in desired.now if each.id == "transparent_hugepage.enabled")
-    return next(wanted, None) or huge_pages(root)
-
-
-def environment(desired: Desired) -> dict[str, str]:
-    """A profile's variables, with what it wants of the heap."""
-    env = {name: setting.canonical for name, setting in sorted(desired.env.items())}
-    return with_huge_pages(env) if asks(desired) else env
-
-
-def with_huge_pages(env: Mapping[str, str]) -> dict[str, str]:
-    """The environment with the tunable beside those that are set; one that names it is left."""
-    given = env.get(VARIABLE, "")
-    names = {each.partition("=")[0] for each in given.split(":")}
-    both = given if _TUNABLE in names else ":".join(filter(None, (given, f"{_TUNABLE}=1")))
-    return {**env, VARIABLE: both}
-
-
-def placed(mode: str | None, program: str) -> Placed:
-    """What becomes of the setting with a program; ``mode`` as for ``why_without_effect``."""
-    why = why_without_effect(mode) or _why_no_glibc(program)
-    if why:
-        return Placed(MALLOC_HUGETLB, "1", "absent", None, why=why)
-    return Placed(MALLOC_HUGETLB, "1", "applied", VARIABLE, "1")
-
-
-def why_without_effect(mode: str | None) -> str | None:
-    """Why the kernel gives no huge pages to who asks; ``mode`` is transparent_hugepage.enabled."""
+def why_without_effect(root: Root, program: str) -> str | None:
+    """Why a program's heap gets no huge pages though malloc is to ask for them."""
+    mode = huge_pages(root)
     if mode is None:
         return "this kernel has no transparent huge pages"
-    return "transparent_hugepage.enabled is never" if mode == "never" else None
+    if mode == "never":
+        return "transparent_hugepage.enabled is never"
+    return _why_no_glibc(program)
 
 
 def _why_no_glibc(program: str) -> str | None:
-    """Why a program has no heap of glibc's; None where it has, or that cannot be told."""
+    """Why a program has no malloc of glibc's; None where it has, or that cannot be told."""
     head = b""
     for _ in range(_SCRIPTS):
         try:
-            head, _status = read_plain_file(Path(program), _HEAD, follow=True)
+            head, _status = read_plain_file(Path(program), _HEAD_BYTES, follow=True)
         except OSError:
             return None
         words = head[2:256].split(b"\n")[0].split()
@@ -91,7 +78,7 @@ def _why_no_glibc(program: str) -> str | None:
         return "the program is linked statically"
     if b"ld-musl" in loader:
         return "the program's C library is musl, not glibc"
-    return _why_too_old(os.confstr("CS_GNU_LIBC_VERSION") or "")
+    return _why_too_old()
 
 
 def _loader(head: bytes) -> bytes | None:
@@ -110,9 +97,11 @@ def _loader(head: bytes) -> bytes | None:
     return None
 
 
-def _why_too_old(version: str) -> str | None:
+def _why_too_old() -> str | None:
     """The server has the machine's C library, as Python has."""
+    name = "CS_GNU_LIBC_VERSION"
+    version = (os.confstr(name) if name in os.confstr_names else None) or ""
     found = re.fullmatch(r"glibc (\d+)\.(\d+).*", version)
     if found and (int(found[1]), int(found[2])) < _SINCE:
-        return f"{version} cannot do it, 2.35 can"
+        return f"{version} does not know it; 2.35 does"
     return None
