@@ -24,6 +24,7 @@ import shtab
 
 from infertune import __version__
 from infertune.base.errors import Exit
+from infertune.base.tables import Key
 from infertune.catalogue.knobs import KNOBS
 from infertune.catalogue.knobs.base import Knob
 from infertune.catalogue.knobs.guards import GUARDS
@@ -39,7 +40,9 @@ from infertune.exporter.collectors import COLLECTORS
 from infertune.exporter.energy import ENERGY_METRICS
 from infertune.exporter.page import EXPORTER_METRICS, RUNNER_METRICS
 from infertune.exporter.probes import PROBE_METRICS, package_directories
+from infertune.profiles.config import CONFIG_KEYS
 from infertune.profiles.profile import SEARCH_PATH
+from infertune.servers.declaration import KEYS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -135,7 +138,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def profiles_page() -> str:
-    """What a profile may say beside knobs: sizes, [launch], its environment, [server]."""
+    """What a profile may say beside knobs, and the other files that people write."""
     out = [
         "# Profiles",
         "",
@@ -180,7 +183,36 @@ def profiles_page() -> str:
     for server in SERVER_SETTINGS.values():
         flags = ", ".join(f"`{flag}`" for flag in _flags(server))
         out.append(_row((f"`{server.id}`", server.value.accepts(), server.summary, flags)))
+    out += [
+        "",
+        "## /etc/infertune/servers.d/NAME.toml",
+        "",
+        "A server that starts at boot, or whose unit is under a profile whenever it runs. With",
+        "`unit` it is a unit of your own ([your server](your-server.md)), with `exec` any command",
+        "in a unit of infertune's, else llama-server. The file and its directories belong to root,",
+        "and nobody else may write them.",
+        "",
+        *_keys(KEYS),
+        "",
+        "## /etc/infertune/infertuned.toml",
+        "",
+        "What the daemon is told; it is read when the daemon starts. A missing file is all",
+        "defaults; one that cannot be read is an error, and nothing is applied.",
+        "",
+        *_keys(CONFIG_KEYS),
+    ]
     return "\n".join(out) + "\n"
+
+
+def _keys(keys: Sequence[Key]) -> list[str]:
+    """The keys of a file; with the kinds of table that may have each, where it has several."""
+    kinds = any(key.kinds for key in keys)
+    head = ["key", "accepts", "what", "without it", *(["goes with"] if kinds else [])]
+    lines = [_row(head), "|" + "---|" * len(head)]
+    for key in keys:
+        cells = [f"`{key.name}`", key.accepts, key.what, key.default]
+        lines.append(_row([*cells, *([", ".join(key.kinds)] if kinds else [])]))
+    return lines
 
 
 def _flags(setting: ServerSetting) -> list[str]:
