@@ -62,7 +62,7 @@ class Key:
     """What may stand there, in words."""
     what: str
     default: str
-    """What holds without it, in words; 'required' where it has to be there."""
+    """What holds without it, in words."""
     kinds: tuple[str, ...] = ()
     """The kinds of table that may have it, where a file has several."""
 

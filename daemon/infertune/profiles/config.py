@@ -18,7 +18,7 @@ CONFIG_KEYS = (
         "profile",
         "a profile's name",
         "profile applied when the daemon starts, and of every server that names none",
-        "none: nothing is applied",
+        "nothing is applied",
     ),
     Key(
         "backend",

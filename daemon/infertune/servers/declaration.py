@@ -96,7 +96,7 @@ KEYS = (
         "port",
         "1024 to 65535; with `unit` from 1",
         "port on which the server answers",
-        "required; with `unit`: as its metrics and `ExecStart=` show",
+        "an error; with `unit`: as its `ExecStart=` shows",
         ("model", "exec", "unit"),
     ),
     Key(
@@ -146,7 +146,7 @@ KEYS = (
         "api_key_file",
         "an absolute path",
         "file with the keys of clients, one on a line; only root can read it",
-        "none: no key",
+        "no key is asked for",
         ("model",),
     ),
     Key(
@@ -167,14 +167,14 @@ KEYS = (
         "exec",
         "a list of words, the first a whole path",
         "command that is the server, of any engine",
-        "",
+        "the server is llama-server",
         ("exec",),
     ),
     Key(
         "unit",
         "a service, such as `ollama.service`",
         "unit of your own to put under the profile whenever it runs",
-        "",
+        "the server gets a unit of infertune's",
         ("unit",),
     ),
     Key(
