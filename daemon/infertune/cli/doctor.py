@@ -267,7 +267,7 @@ COMMANDS: tuple[Command, ...] = (
         "read is said to be not known, and why. Findings with one cause are reported as one. "
         "Writes nothing and needs no privileges, but as root it may read more (the kernel's log). "
         "With --root it works on a snapshot, so a report can be diagnosed elsewhere. With --smoke "
-        "it starts the server, asks for one token, and stops it. The exit code is 1 where a finding "
-        "is an error.",
+        "it starts the server, asks for one token, and stops it. The exit code is 1 where a "
+        "finding is an error.",
     ),
 )
