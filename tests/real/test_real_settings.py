@@ -15,11 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from unit.test_server_help import EVERY
 
 from infertune.catalogue.server_settings import parse_server_setting, server_arguments
 from infertune.launch.client import healthy
 from infertune.launch.ready import choose_port
+from unit.test_server_help import EVERY
 
 pytestmark = [pytest.mark.root_only, pytest.mark.timeout(600)]
 
@@ -59,7 +59,8 @@ def test_the_program_reads_every_value(root: Path) -> None:
             wrong[name, value] = done.stderr[:200]
     assert wrong == {}
     assert said(root, "--prio", "9", "--version").returncode, "it reads what stands before"
-    print(f"{len(EVERY)} values read by {said(root, '--version').stdout.splitlines()[:1]}")
+    version = said(root, "--version").stderr.splitlines()[0]
+    print(f"{len(EVERY)} values read by {version}")
 
 
 GROUPS: Mapping[str, Mapping[str, str | int | bool]] = {

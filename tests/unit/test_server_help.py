@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every setting with every value, against the recorded ``--help`` of two builds of llama-server.
 
-Builds 10434 (August 2026, without a distribution) and 11669 (Debian, October 2026) printed them; the
-texts are llama.cpp's (tests/fixtures/llama-server/LICENSE).  ``tests/real/test_real_settings.py``
-asks the program itself.
+Build 10434 (August 2026, not a distribution's) and build 11669 (Debian, October 2026) printed them;
+the texts are llama.cpp's (tests/fixtures/llama-server/LICENSE).
+``tests/real/test_real_settings.py`` asks the program itself.
 """
 
 from __future__ import annotations

@@ -546,6 +546,8 @@ ARGUMENTS = {
     "name": "one",
     "unit": "ollama.service",
     "user": "",
+    "port": 11434,
+    "engine": "ollama",
 }
 """What a method is called with, by the argument's name in the introspection."""
 
@@ -591,6 +593,8 @@ def test_no_argument_is_a_path_a_command_or_options() -> None:
         ("name", "s"),
         ("unit", "s"),
         ("user", "s"),
+        ("port", "u"),
+        ("engine", "s"),
     }
 
 

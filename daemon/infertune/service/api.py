@@ -27,6 +27,7 @@ from infertune.engine.documents import report_document
 from infertune.engine.session import ApplyFailed
 from infertune.profiles.config import LONGEST_IDLE_S, SHORTEST_IDLE_S, read_config
 from infertune.profiles.profile import check_name
+from infertune.servers.engines import ENGINES
 from infertune.service.authority import Authority
 from infertune.service.callers import Callers
 from infertune.service.demand import Demand
@@ -42,7 +43,7 @@ from infertune.service.names import (
 )
 from infertune.service.peers import Peers
 from infertune.service.power import Power
-from infertune.service.serving import Serving
+from infertune.service.serving import Asked, Serving
 from infertune.service.wire import to_bus
 
 MAX_CONFIRM_S = 24 * 3600
@@ -233,17 +234,22 @@ class Manager(ServiceInterface):
             return to_bus(await self._serving.plan_adoption(name, unit, choice, user or None))
 
     @dbus_method()
-    async def Adopt(self, unit: S, user: S, name: S, profile: S, backend: S) -> Document:
+    async def Adopt(
+        self, unit: S, user: S, name: S, profile: S, backend: S, port: U, engine: S
+    ) -> Document:
         """Put a unit that infertune did not make under a profile.
 
         ``user`` is the name or number of whose manager has it, or empty for the system's.  An
-        empty profile is the one that is applied, or else the daemon's default.
+        empty profile is the one that is applied, or else the daemon's default.  ``port`` and
+        ``engine`` say what answers where; 0 and empty: as the unit shows, or a declaration.
         """
         with _errors():
             await self._may(ACTION_SERVE)
             choice = self._adoption(name, profile, backend)
+            asked = _asked(port, engine)
             try:
-                return to_bus(await self._serving.adopt(name, unit, choice, user or None))
+                found = await self._serving.adopt(name, unit, choice, user or None, asked=asked)
+                return to_bus(found)
             finally:
                 self._adopted()
 
@@ -364,6 +370,15 @@ def _end(task: asyncio.Task[object]) -> str:
 def _server_name(name: str) -> None:
     if not NAME.fullmatch(name):
         raise UsageError("not a server name", hint=f"a name matches {NAME.pattern}")
+
+
+def _asked(port: int, engine: str) -> Asked:
+    """What the caller says of an adopted server.  Raises UsageError for what cannot be."""
+    if port > 65535:
+        raise UsageError("not a port: 1 to 65535")
+    if engine and engine not in ENGINES:
+        raise UsageError("not an engine", hint=f"one of {', '.join(ENGINES)}")
+    return Asked(port or None, engine or None)
 
 
 def _choice(profile: str, backend: str, without: list[str]) -> Choice:
