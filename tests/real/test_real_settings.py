@@ -8,9 +8,7 @@ the program's own parser, without a model.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,20 +17,12 @@ import pytest
 from infertune.catalogue.server_settings import parse_server_setting, server_arguments
 from infertune.launch.client import healthy
 from infertune.launch.ready import choose_port
+from real.server import running
 from unit.test_server_help import EVERY
 
 pytestmark = [pytest.mark.root_only, pytest.mark.timeout(600)]
 
-_READY_S = 120.0
 _MODEL = "/m/smollm2-135m.gguf"
-
-
-@pytest.fixture(scope="module")
-def root(request: pytest.FixtureRequest) -> Path:
-    given = request.config.getoption("--real-root")
-    if not given:
-        pytest.skip("--real-root DIR is not given (scripts/real-root makes one)")
-    return Path(given).resolve()
 
 
 def said(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -86,23 +76,5 @@ def test_it_starts(root: Path, group: str, tmp_path: Path) -> None:
     port = choose_port(None)
     own = {"ctx_size": 1024, "threads": 1, "parallel": 1, "warmup": False, **GROUPS[group]}
     words = [*arguments(root, own, port), "--device", "none"]
-    # Without /proc it does not know the machine's CPUs; the mounts end with the process.
-    mounts = " && ".join(f"mount --bind /{name} '{root}/{name}'" for name in ("proc", "sys", "dev"))
-    start = f"{mounts} && exec chroot '{root}' llama-server \"$@\""
-    log = tmp_path / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "private", "sh", "-c", start, "sh", *words],
-            env={**os.environ, "HOME": "/cache"},
-            stdout=output,
-            stderr=output,
-        )
-    try:
-        end = time.monotonic() + _READY_S
-        while not healthy(f"http://127.0.0.1:{port}"):
-            assert process.poll() is None, log.read_text(errors="replace")[-2000:]
-            assert time.monotonic() < end, "not ready"
-            time.sleep(0.2)
-    finally:
-        process.terminate()
-        process.wait()
+    with running(root, words, port, tmp_path / "log", {"HOME": "/cache"}) as url:
+        assert healthy(url)

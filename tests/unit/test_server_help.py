@@ -106,4 +106,27 @@ def test_what_is_not_for_untrusted_environments_is_no_flag_of_a_declaration(buil
         and not flag.startswith("--no-")
     }
     assert {"--tools", "--agent", "--ui-mcp-proxy", "--mcp-servers-config"} <= dangerous
+    dangerous.add("--tools-runtime")  # what the tools run in
     assert [flag for flag in sorted(dangerous) if own_flags([flag]) is None] == []
+
+
+READ_AT_THE_START = {
+    "--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled", "--grammar-file",
+    "--json-schema-file", "--lookup-cache-static", "--ui-config-file", "--webui-config-file",
+    "--ssl-key-file", "--ssl-cert-file", "--chat-template-file",
+}  # fmt: skip
+"""Flags with a file that a declaration may name: the server reads it and gives nobody access."""
+
+
+_FILE = re.compile(r" *((FNAME|PATH|DIR|\w*(FILE|URL))\b|\[?<repo>|<user>/)")
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_no_other_flag_of_a_declaration_names_a_file(build: str) -> None:
+    named = {
+        flag
+        for flag, option in parse_help(HELP[build]).items()
+        if flag.startswith("--") and _FILE.match(option.text)
+    }
+    assert {"--media-path", "--log-prompts-dir", "--slot-save-path"} <= named
+    assert {flag for flag in named if own_flags([flag]) is None} == READ_AT_THE_START
