@@ -56,8 +56,10 @@ def _adopt(ctx: Context) -> int:
     asked = (unit, user, name, args.profile or "", args.backend)
     if args.plan:
         done = _call("PlanAdoption", "sssss", *asked)
-    else:
-        done = _call("Adopt", "sssssus", *asked, args.port or 0, args.engine or "")
+    elif args.port or args.engine:
+        done = _call("AdoptWith", "sssssus", *asked, args.port or 0, args.engine or "")
+    else:  # as a daemon of the version before has it, too
+        done = _call("Adopt", "sssss", *asked)
     if args.json:
         ctx.print_json("infertune.adopt/1", {**done, "planned": args.plan})
     else:

@@ -43,7 +43,7 @@ from infertune.service.names import (
 )
 from infertune.service.peers import Peers
 from infertune.service.power import Power
-from infertune.service.serving import Asked, Serving
+from infertune.service.serving import UNSAID, Asked, Serving
 from infertune.service.wire import to_bus
 
 MAX_CONFIRM_S = 24 * 3600
@@ -234,24 +234,29 @@ class Manager(ServiceInterface):
             return to_bus(await self._serving.plan_adoption(name, unit, choice, user or None))
 
     @dbus_method()
-    async def Adopt(
-        self, unit: S, user: S, name: S, profile: S, backend: S, port: U, engine: S
-    ) -> Document:
+    async def Adopt(self, unit: S, user: S, name: S, profile: S, backend: S) -> Document:
         """Put a unit that infertune did not make under a profile.
 
         ``user`` is the name or number of whose manager has it, or empty for the system's.  An
-        empty profile is the one that is applied, or else the daemon's default.  ``port`` and
-        ``engine`` say what answers where; 0 and empty: as the unit shows, or a declaration.
+        empty profile is the one that is applied, or else the daemon's default.
         """
         with _errors():
             await self._may(ACTION_SERVE)
             choice = self._adoption(name, profile, backend)
-            asked = _asked(port, engine)
-            try:
-                found = await self._serving.adopt(name, unit, choice, user or None, asked=asked)
-                return to_bus(found)
-            finally:
-                self._adopted()
+            return await self._adopt(unit, user, name, choice, UNSAID)
+
+    @dbus_method()
+    async def AdoptWith(
+        self, unit: S, user: S, name: S, profile: S, backend: S, port: U, engine: S
+    ) -> Document:
+        """Adopt, and say what answers where; 0 and empty: as the unit shows, or a declaration.
+
+        A method of its own: clients of the version before call Adopt as it was.
+        """
+        with _errors():
+            await self._may(ACTION_SERVE)
+            choice = self._adoption(name, profile, backend)
+            return await self._adopt(unit, user, name, choice, _asked(port, engine))
 
     @dbus_method()
     async def GiveBack(self, name: S) -> Document:
@@ -312,6 +317,15 @@ class Manager(ServiceInterface):
                 "Drift": self._keeper.ownership.knobs,
             }
         )
+
+    async def _adopt(
+        self, unit: str, user: str, name: str, choice: Choice, asked: Asked
+    ) -> dict[str, Any]:
+        try:
+            found = await self._serving.adopt(name, unit, choice, user or None, asked=asked)
+            return to_bus(found)
+        finally:
+            self._adopted()
 
     def _adoption(self, name: str, profile: str, backend: str) -> Choice:
         """What a unit is put under.  Raises UsageError, also where no profile is known."""
