@@ -234,6 +234,8 @@ complete -c infertune -n '_shtab_infertune_using adopt' -l profile -x -d 'profil
 complete -c infertune -n '_shtab_infertune_using adopt' -l container -d 'UNIT is the name of a container of root'"'"'s (podman, docker)'
 complete -c infertune -n '_shtab_infertune_using adopt' -l user -x -d 'whose manager has it (systemctl --user): name or number'
 complete -c infertune -n '_shtab_infertune_using adopt' -l name -x -d 'name of the server (default: the unit'"'"'s)'
+complete -c infertune -n '_shtab_infertune_using adopt' -l port -x -d 'where it answers: the exporter asks there'
+complete -c infertune -n '_shtab_infertune_using adopt' -l engine -xka "llama-server llama-swap ollama lemonade vllm sglang" -d 'what answers there (default: as ExecStart= shows): llama-server, llama-swap, ollama, lemonade, vllm, sglang'
 complete -c infertune -n '_shtab_infertune_using adopt' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
 complete -c infertune -n '_shtab_infertune_using adopt' -l plan -d 'show what would change; change nothing'
 complete -c infertune -n '_shtab_infertune_using adopt' -l json -d 'print one JSON document (docs/json.md)'

@@ -79,6 +79,8 @@ _shtab_infertune_adopt_options=(
   "--container[UNIT is the name of a container of root\'s (podman, docker)]"
   "--user[whose manager has it (systemctl --user)\: name or number]:USER:"
   "--name[name of the server (default\: the unit\'s)]:NAME:"
+  "--port[where it answers\: the exporter asks there]:PORT:"
+  "--engine[what answers there (default\: as ExecStart\= shows)\: llama-server, llama-swap, ollama, lemonade, vllm, sglang]:ENGINE:(llama-server llama-swap ollama lemonade vllm sglang)"
   "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
   "--plan[show what would change\; change nothing]"
   "--json[print one JSON document (docs\/json.md)]"
