@@ -48,7 +48,7 @@ _WORDS_FOR_A_TOKEN = 0.75
 """Where the engine does not say what its tokens are."""
 _CACHED = 0.01
 """Share of a prompt that may come from a cache: what every prompt begins with."""
-_FORWARDERS = ("docker-proxy", "rootlessport", "conmon", "slirp4netns", "pasta", "passt")
+_FORWARDERS = ("docker-proxy", "rootlessport", "conmon", "slirp4netns", "pasta", "pasta.avx2")
 """Listen in place of a server in a container."""
 
 
