@@ -261,12 +261,12 @@ def _model(one: Run) -> str:
         path = default_model(os.path.join(cache, "infertune"))
         one.audience.say("no --model: Gemma 3 270M (extra 'embedded'), a base model")
     path = os.path.abspath(path)
-    _refuse_other_files("--model", path)
+    refuse_other_files("--model", path)
     one.result.model = path
     return path
 
 
-def _refuse_other_files(what: str, path: str) -> None:
+def refuse_other_files(what: str, path: str) -> None:
     """Raise UsageError for a file that llama-server could not load."""
     try:
         magic = read_plain_file(Path(path), 4, follow=True)[0]
@@ -307,7 +307,7 @@ def _serving(one: Run, server: Server, model: str | None, desired: Desired) -> J
     except ValueError as error:
         raise UsageError(str(error)) from None
     for name, path in files_of(settings).items():
-        _refuse_other_files(name, path)
+        refuse_other_files(name, path)
     cpus = desired.launch.get("cpus")
     if cpus and "threads" not in settings:
         # The server counts the machine's cores, not those it may use: more threads than CPUs

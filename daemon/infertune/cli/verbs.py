@@ -60,6 +60,7 @@ VERBS: dict[str, Verb] = {
         Verb("start", "serve", "serve", "start a declared server that was stopped", True),
         Verb("stop", "serve", "serve", "stop a model server", True),
         Verb("logs", "serve", "serve", "show what a model server printed"),
+        Verb("prewarm", "prewarm", "serve", "read models into memory before a server needs them"),
         Verb("adopt", "adopt", "serve", "put a server that you already run under a profile", True),
         Verb("release", "adopt", "serve", "give an adopted unit back as it was", True),
         Verb("boot", "boot", "boot", "settings that take effect at the next boot"),
