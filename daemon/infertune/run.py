@@ -50,6 +50,7 @@ from infertune.launch.binary import (
 from infertune.launch.client import COMPLETES_ONLY, Completion, chat, complete, how_to_talk
 from infertune.launch.embedded import default_model
 from infertune.launch.place import Group, Placed, place, why_no_group
+from infertune.launch.prewarm import LINE, for_server
 from infertune.launch.process import (
     GRACE_S,
     Child,
@@ -152,6 +153,8 @@ class Job:
     model: str | None = None
     """Model to be loaded; None for a command, which is only started."""
     url: str = ""
+    prewarm: Callable[[], None] | None = None
+    """Has the model read, beside the server; for the process that becomes it."""
 
 
 @dataclass(slots=True)
@@ -351,7 +354,9 @@ def _serving(one: Run, server: Server, model: str | None, desired: Desired) -> J
     one.result.url = url(one.request.host, port)
     arguments += [*_device_arguments(one.request, server, desired.backend), *one.request.flags]
     env = _environment(desired, one.request.caller, server.env)
-    return Job(server.program[0], (*server.program, *arguments), env, model, one.result.url)
+    argv = (*server.program, *arguments)
+    ahead = for_server(one.root, model, settings, desired.backend, one.audience.say)
+    return Job(server.program[0], argv, env, model, one.result.url, ahead)
 
 
 def _environment(
@@ -392,6 +397,8 @@ def _serve(one: Run, job: Job, desired: Desired, signals: Signals) -> int:
             capture=job.model is not None,
             program=job.program,
             stdout=one.request.stdout,
+            before=job.prewarm,
+            keep=LINE,
         )
         signals.child = child
         if late := signals.received():
@@ -449,6 +456,8 @@ def _attend(one: Run, job: Job, child: Child, signals: Signals) -> int:
         status = child.wait()
         return 128 + number if (number := signals.received()) else exit_code(status)
     one.audience.say(f"ready after {one.result.ready_s:.1f} s: {job.url}")
+    for line in tuple(child.tail.kept) if child.tail else ():
+        one.audience.say(line)
     chats = one.request.chats(job.model)
     try:
         if one.request.then is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from infertune.cli.main import main
 from infertune.host.devices import Disk, disk_of
 from infertune.launch import prewarm as module
 from infertune.launch.prewarm import prewarm
+from infertune.launch.process import start
 from infertune.launch.residency import model_files
+from support import GENEROUS_S
 
 MIB = 2**20
 GIB = 2**30
@@ -140,6 +143,15 @@ def test_what_does_not_fit_beside_the_reserve_is_not_begun(kernel: Kernel) -> No
     assert "50 MiB" in (done.why or "")
 
 
+def test_an_engine_that_copies_needs_the_room_twice(kernel: Kernel) -> None:
+    files = kernel.files(100 * MIB)
+    kernel.memory(GIB + 199 * MIB)
+    done = prewarm(kernel.root, files, copied=True)
+    assert (done.outcome, kernel.asked) == ("skipped", [])
+    assert "engine's own copy" in (done.why or "")
+    assert prewarm(kernel.root, files, copied=True, always=True).outcome == "read"
+
+
 def test_memory_that_gets_short_on_the_way_ends_it(kernel: Kernel) -> None:
     files = kernel.files(3 * PIECE)
     kernel.look = lambda: kernel.memory(GIB)
@@ -209,6 +221,78 @@ def test_what_is_not_known_is_not_held_against_it(kernel: Kernel) -> None:
     for path in ("proc/meminfo", "proc/pressure/memory"):
         (kernel.base / "machine" / path).unlink()
     assert prewarm(kernel.root, kernel.files(2 * PIECE)).outcome == "read"
+
+
+def test_nobody_waits_for_it_and_the_server_is_not_its_parent(tmp_path: Path) -> None:
+    """In the process that becomes the server; what came of it is in the server's output."""
+    model = tmp_path / "m.gguf"
+    model.write_bytes(b"GGUF" + bytes(MIB))
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    # It comes to an end only after the server has begun.
+    paths = [str(model)]
+    slow = lambda: (gate.read_bytes(), prewarm(Root("/"), paths))[1]  # noqa: E731
+    done = tmp_path / "done"
+    script = f"echo x > {gate}; while [ ! -e {done} ]; do sleep 0.05; done; echo children:; jobs"
+    child = start(
+        ("/bin/sh", "-c", script),
+        {"PATH": os.environ["PATH"]},
+        lambda _: None,
+        capture=True,
+        before=lambda: module.apart(slow),
+        keep=module.LINE,
+    )
+    assert child.tail
+    end = time.monotonic() + GENEROUS_S
+    while not child.tail.kept and time.monotonic() < end:
+        time.sleep(0.02)
+    done.touch()
+    assert child.wait() == 0
+    [line] = child.tail.kept
+    assert re.match(r"prewarm: (read|resident): ", line)
+    assert "after 100 %" in line
+
+
+def test_a_file_that_is_gone_is_no_harm(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    module._report(lambda: prewarm(Root("/"), [str(tmp_path / "none")]))
+    assert capfd.readouterr().out == "prewarm: left out: No such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "backend", "comes_to"),
+    [
+        ({}, "cpu", None),
+        ({"prewarm": "off"}, "cpu", None),
+        ({"prewarm": "auto"}, "cpu", (False, False)),
+        ({"prewarm": "auto", "load_mode": "none"}, "cpu", (True, False)),
+        ({"prewarm": "auto"}, "vulkan", (True, False)),
+        ({"prewarm": "on"}, "rocm", (True, True)),
+        ({"prewarm": "on", "load_mode": "dio"}, "cpu", "load_mode dio"),
+    ],
+)
+def test_what_a_server_asks_for(
+    tmp_path: Path, settings: dict[str, str], backend: str, comes_to: tuple[bool, bool] | str | None
+) -> None:
+    model = str(tmp_path / "m.gguf")
+    said: list[str] = []
+    found = module.for_server(Root("/"), model, settings, backend, said.append)
+    if isinstance(comes_to, tuple):
+        work = found.args[0]  # type: ignore[union-attr]
+        assert work.args[1:] == ([model],)
+        assert (work.keywords["copied"], work.keywords["always"]) == comes_to
+        assert said == []
+    else:
+        assert found is None
+        assert [comes_to in each for each in said] == ([True] if comes_to else [])
+
+
+def test_a_router_and_the_files_beside_a_model(tmp_path: Path) -> None:
+    said: list[str] = []
+    assert module.for_server(Root("/"), None, {"prewarm": "auto"}, "cpu", said.append) is None
+    assert "router" in said[0]
+    settings = {"prewarm": "auto", "mmproj": "/m/p.gguf"}
+    found = module.for_server(Root("/"), "/m/m.gguf", settings, "cpu", said.append)
+    assert found.args[0].args[1] == ["/m/m.gguf", "/m/p.gguf"]  # type: ignore[union-attr]
 
 
 def test_a_partition_has_the_queue_of_its_disk(tmp_path: Path) -> None:

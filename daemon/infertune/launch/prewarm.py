@@ -12,15 +12,17 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 from infertune.base.records import dataclass
 from infertune.base.root import Root
 from infertune.base.units import format_size
+from infertune.catalogue.server_settings import PREWARM, files_of
 from infertune.host.devices import Disk, disk_of
 from infertune.host.memory import meminfo, pressure
-from infertune.launch.residency import cachestat, file_size, resident
+from infertune.launch.residency import cachestat, file_size, model_files, resident
 from infertune.pools.judge import system_reserve
 
 WARM = 0.98
@@ -73,12 +75,18 @@ def share(part: int | None, whole: int) -> str:
 
 
 def prewarm(
-    root: Root, paths: Sequence[str], *, most: int | None = None, always: bool = False
+    root: Root,
+    paths: Sequence[str],
+    *,
+    most: int | None = None,
+    copied: bool = False,
+    always: bool = False,
 ) -> Warmed:
     """Have the kernel read these files, in this order, as far as memory allows.
 
-    ``most``: bytes to read at most.  ``always``: also from a rotating disk that others read.
-    Raises OSError for a file that cannot be read.
+    ``most``: bytes to read at most.  ``copied``: whether the engine copies what it reads, so that
+    there must be room for that, too.  ``always``: also where it is not sure to help: without that
+    room, and from a rotating disk that others read.  Raises OSError for a file that cannot be read.
     """
     began = time.monotonic()
     total = file_size(list(paths))
@@ -94,7 +102,8 @@ def prewarm(
     disk = disk_of(root, os.stat(paths[0]).st_dev)
     why = _no_room(root, left)
     if why is None and not always:
-        why = _others_read(root, disk, paths[0])
+        why = _no_room_for_both(root, left) if copied else None
+        why = why or _others_read(root, disk, paths[0])
     if why:
         return warmed("skipped", 0, why)
     read = 0
@@ -109,8 +118,35 @@ def prewarm(
     return warmed("read", read, why)
 
 
-def beside(root: Root, paths: Sequence[str], *, always: bool = False) -> None:
-    """Prewarm in a process that nobody waits for; what came of it is a line of our output.
+def for_server(
+    root: Root,
+    model: str | None,
+    settings: Mapping[str, str],
+    backend: str,
+    say: Callable[[str], None],
+) -> Callable[[], None] | None:
+    """What has the files of a server with these settings read, for the process that becomes it.
+
+    None where that is not wanted, or cannot help, and then it says why.
+    """
+    wanted, load_mode = settings.get(PREWARM, "off"), settings.get("load_mode")
+    if wanted == "off":
+        return None
+    if model is None:
+        say(f"{PREWARM} = {wanted} left out: a router reads its models when they are asked for")
+        return None
+    if load_mode == "dio":
+        say(f"{PREWARM} = {wanted} left out: load_mode dio reads past the page cache")
+        return None
+    every = dict.fromkeys((model, *files_of(settings).values()))
+    files = [file for path in every for file in model_files(path)]
+    # On the CPU a mapped file is the memory of the model.
+    copied = backend != "cpu" or load_mode == "none"
+    return partial(apart, partial(prewarm, root, files, copied=copied, always=wanted == "on"))
+
+
+def apart(work: Callable[[], Warmed]) -> None:
+    """Do it in a process that nobody waits for; what came of it is a line of our output.
 
     For a process that is about to become the server, and has one thread.
     """
@@ -121,7 +157,7 @@ def beside(root: Root, paths: Sequence[str], *, always: bool = False) -> None:
     # Of a second one the server is not the parent: it need not know of its end.
     if os.fork() == 0:
         with contextlib.suppress(BaseException):
-            _report(lambda: prewarm(root, paths, always=always))
+            _report(work)
     os._exit(0)
 
 
@@ -143,6 +179,12 @@ def _no_room(root: Root, size: int) -> str | None:
         f"{format_size(size)} do not fit into the {format_size(available)} of memory that are "
         f"available, of which {format_size(system_reserve(total))} are left alone"
     )
+
+
+def _no_room_for_both(root: Root, size: int) -> str | None:
+    """Why a file should not take the room that the engine allocates for its copy of it."""
+    why = _no_room(root, 2 * size)
+    return f"with the engine's own copy of it, {why}" if why else None
 
 
 def _others_read(root: Root, disk: Disk | None, path: str) -> str | None:

@@ -54,7 +54,8 @@ def resident(paths: list[str]) -> int | None:
         try:
             size = os.fstat(fd).st_size
             cached = cachestat(fd)
-            if cached is None:
+            # Of a file that we may not write mincore claims that all of it is there.
+            if cached is None and os.access(path, os.W_OK):
                 cached = mincore(fd, size)
         finally:
             os.close(fd)
