@@ -308,6 +308,18 @@ def test_a_partition_has_the_queue_of_its_disk(tmp_path: Path) -> None:
     assert disk_of(Root(tmp_path), os.makedev(8, 2)) is None
 
 
+def test_a_virtio_disk_is_not_believed_that_it_turns(tmp_path: Path) -> None:
+    for name, number in (("vda", 1), ("sdb", 2)):
+        disk = tmp_path / f"sys/devices/{name}/queue"
+        disk.mkdir(parents=True)
+        (disk / "rotational").write_text("1\n")
+        (tmp_path / "sys/dev/block").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"sys/dev/block/254:{number}").symlink_to(f"../../devices/{name}")
+    root = Root(tmp_path)
+    assert disk_of(root, os.makedev(254, 1)) == Disk(False, None, None)
+    assert disk_of(root, os.makedev(254, 2)) == Disk(True, None, None)
+
+
 def test_the_verb(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

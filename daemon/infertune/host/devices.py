@@ -87,6 +87,7 @@ class Disk:
     """What reading from a disk depends on (Documentation/block/queue-sysfs.rst, stat.rst)."""
 
     rotating: bool
+    """False for a virtio disk: it says so whatever is behind it."""
     read_ahead_kib: int | None
     reading_ms: int | None
     """Time since boot that reads took, of all of them together."""
@@ -102,7 +103,8 @@ def disk_of(root: Root, device: int) -> Disk | None:
         return None
     words = (root.get(f"{whole}/stat") or "").split()[3:4]
     reading = int(words[0]) if words and words[0].isdecimal() else None
-    return Disk(rotational == 1, root.get_int(f"{whole}/queue/read_ahead_kb"), reading)
+    rotating = rotational == 1 and not whole.rpartition("/")[2].startswith("vd")
+    return Disk(rotating, root.get_int(f"{whole}/queue/read_ahead_kb"), reading)
 
 
 def read_ahead_kib(root: Root) -> Mapping[str, int]:
