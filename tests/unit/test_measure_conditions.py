@@ -14,6 +14,7 @@ from infertune.base.root import Root
 from infertune.measure.conditions import (
     Baseline,
     Between,
+    Clocks,
     Conditions,
     between,
     contamination,
@@ -122,6 +123,25 @@ def test_what_is_not_the_servers_is_foreign(tmp_path: Path) -> None:
     assert found.busiest == ("cc1 0.20",)
     assert found.cpu_khz is None
     assert found.stalled == {}
+
+
+def test_a_clock_that_falls_when_the_work_is_done_is_no_reason(tmp_path: Path) -> None:
+    root = machine(tmp_path, 100, 50, 10)
+    look = replace(look_at(root, {10}, own=1), cpu_khz=800_000.0)
+    during = [Clocks(4_000_000, None), Clocks(3_990_000, 2_000), Clocks(4_010_000, None)]
+    found = between(root, look, replace(look, at=look.at + 1), during)
+    assert (found.cpu_khz, found.gpu_hz) == (4_000_000, 2_000)
+    assert between(root, look, look).cpu_khz == 800_000
+
+
+def test_a_request_of_others_counts_before_and_after(tmp_path: Path) -> None:
+    root = machine(tmp_path, 100, 50, 10)
+    before = look_at(root, {10}, own=1, slots=2)
+    after = look_at(root, {10}, own=1, slots=0)
+    assert between(root, before, after).others_in_server == 2
+    assert between(root, replace(before, slots=None), after).others_in_server == 0
+    unknown = replace(before, slots=None)
+    assert between(root, unknown, unknown).others_in_server is None
 
 
 def test_a_process_of_the_same_number_is_another(tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def test_what_is_no_run_is_said_to_be_none(tmp_path: Path) -> None:
     [
         ({}, True, OF_ROOT),
         ({"XDG_STATE_HOME": "/s"}, False, "/s/infertune/measurements"),
+        ({"XDG_STATE_HOME": "/s"}, True, "/s/infertune/measurements"),
         ({"XDG_STATE_HOME": "s"}, False, "/h/.local/state/infertune/measurements"),
         ({}, False, "/h/.local/state/infertune/measurements"),
     ],

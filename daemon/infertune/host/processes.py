@@ -247,6 +247,11 @@ def _client(text: str) -> DrmClient:
     )
 
 
+def open_file(root: Root, pid: int, descriptor: int) -> str | None:
+    """What is behind a descriptor: a path, or ``socket:[4711]``; None where that is not told."""
+    return root.readlink(f"/proc/{pid}/fd/{descriptor}")
+
+
 def opens_gpu(root: Root, pid: int) -> bool | None:
     """Whether a process has a DRM or KFD device open; None where it may not be looked at."""
     try:

@@ -62,6 +62,15 @@ class Conditions:
 
 
 @dataclass(frozen=True, slots=True)
+class Clocks:
+    """The clocks at one moment; None where they are not told."""
+
+    cpu_khz: float | None
+    """Mean of all policies."""
+    gpu_hz: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Between:
     """What went on during a sample: no speed of it."""
 
@@ -72,7 +81,8 @@ class Between:
     """Share of the time, by resource."""
     major_faults: int
     cpu_khz: float | None
-    gpu_hz: int | None
+    gpu_hz: float | None
+    """Clocks: medians of those seen."""
     throttled: bool | None
     others_on_gpu: int
     others_in_server: int | None
@@ -93,9 +103,8 @@ def look_at(root: Root, servers: Collection[int], own: int, slots: int | None = 
     """The machine now.  ``servers``: ids of the servers' processes; ``own``: of this program."""
     theirs = _families(root, servers)
     time_used = cpu_time(root)
-    clocks = [khz for number in policy_numbers(root) if (khz := clock(root, number)) is not None]
     card = next(iter(amdgpu_cards(root)), None)
-    monitor = hwmon(root, card.device) if card else None
+    now = clocks(root)
     used = {pid: found for pid in pids(root) if (found := usage(root, pid)) is not None}
     return Conditions(
         at=time.monotonic(),
@@ -112,11 +121,22 @@ def look_at(root: Root, servers: Collection[int], own: int, slots: int | None = 
             for line in lines
             if line.share == "some"
         },
-        cpu_khz=sum(clocks) / len(clocks) if clocks else None,
-        gpu_hz=monitor.clocks_hz.get("sclk") if monitor else None,
+        cpu_khz=now.cpu_khz,
+        gpu_hz=now.gpu_hz,
         throttled=_throttled(root, card.device) if card else None,
         kfd=frozenset(kfd_pids(root)),
         slots=slots,
+    )
+
+
+def clocks(root: Root) -> Clocks:
+    """The clocks now; cheap enough to be asked for while a sample runs."""
+    found = [khz for number in policy_numbers(root) if (khz := clock(root, number)) is not None]
+    card = next(iter(amdgpu_cards(root)), None)
+    monitor = hwmon(root, card.device) if card else None
+    return Clocks(
+        sum(found) / len(found) if found else None,
+        monitor.clocks_hz.get("sclk") if monitor else None,
     )
 
 
@@ -140,8 +160,15 @@ def _throttled(root: Root, device: str) -> int | None:
     return sum(values) if values else None
 
 
-def between(root: Root, before: Conditions, after: Conditions) -> Between:
-    """What went on from one look to the other.  Names of processes are read now."""
+def between(
+    root: Root, before: Conditions, after: Conditions, during: Sequence[Clocks] = ()
+) -> Between:
+    """What went on from one look to the other.  Names of processes are read now.
+
+    ``during``: clocks seen on the way; without any those at the end count, when the work is done
+    and they may have fallen already.
+    """
+    seen = during or [Clocks(after.cpu_khz, after.gpu_hz)]
     seconds = after.at - before.at
     ours = before.ours | after.ours
     ticks = _difference(before.total_ticks, after.total_ticks)
@@ -171,15 +198,22 @@ def between(root: Root, before: Conditions, after: Conditions) -> Between:
             for pid, one in after.processes.items()
             if pid in after.servers and pid in faults
         ),
-        cpu_khz=after.cpu_khz,
-        gpu_hz=after.gpu_hz,
+        cpu_khz=_median([each.cpu_khz for each in seen]),
+        gpu_hz=_median([each.gpu_hz for each in seen]),
         throttled=grown,
         others_on_gpu=len((before.kfd | after.kfd) - ours),
-        others_in_server=after.slots,
+        others_in_server=max(
+            (each for each in (before.slots, after.slots) if each is not None), default=None
+        ),
         busiest=tuple(
             f"{process(root, pid).name} {count / cpus_s:.2f}" for count, pid in others[:3]
         ),
     )
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [each for each in values if each is not None]
+    return median(known) if known else None
 
 
 def _difference(before: int | None, after: int | None) -> int | None:
@@ -198,16 +232,14 @@ def _taken(before: Conditions, after: Conditions) -> dict[int, int]:
 
 def usual(found: Sequence[Between]) -> Baseline:
     """The medians that PSI and clocks are held against."""
-    clocks = [each.cpu_khz for each in found if each.cpu_khz is not None]
-    gpu = [each.gpu_hz for each in found if each.gpu_hz is not None]
     resources = {name for each in found for name in each.stalled}
     return Baseline(
         stalled={
             name: median([each.stalled[name] for each in found if name in each.stalled])
             for name in sorted(resources)
         },
-        cpu_khz=median(clocks) if clocks else None,
-        gpu_hz=median(gpu) if gpu else None,
+        cpu_khz=_median([each.cpu_khz for each in found]),
+        gpu_hz=_median([each.gpu_hz for each in found]),
     )
 
 

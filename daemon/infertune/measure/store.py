@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from infertune.base.errors import Failed
@@ -20,17 +20,20 @@ from infertune.host.machine import Machine
 OF_ROOT = "/var/lib/infertune/measurements"
 SCHEMA = "infertune.measurement/1"
 _MAX_RUN = 1024 * 1024
+_PIECE = 1024 * 1024
 _MOST = 256
 """Runs of one model that are looked at, the newest."""
 
 
 def directory_of(environment: Mapping[str, str], home: str, *, root: bool) -> str:
     """Where whoever calls keeps measurements (XDG Base Directory Specification)."""
-    if root:
-        return OF_ROOT
     state = environment.get("XDG_STATE_HOME", "")
     # A relative path is to be ignored, as that specification says.
-    return f"{state if state.startswith('/') else f'{home}/.local/state'}/infertune/measurements"
+    if not state.startswith("/"):
+        if root:
+            return OF_ROOT
+        state = f"{home}/.local/state"
+    return f"{state}/infertune/measurements"
 
 
 def machine_key(machine: Machine) -> str:
@@ -41,6 +44,27 @@ def machine_key(machine: Machine) -> str:
     """
     facts = (machine.dmi.product, machine.cpu.model, (machine.memory.total_bytes or 0) >> 30)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def model_key(root: Root, files: Sequence[str]) -> str:
+    """Names a model by what is in its files; not by all of it, which takes minutes to read.
+
+    Their sizes, heads (metadata and the types of all tensors) and a piece of the weights of each.
+    Raises OSError.
+    """
+    found = hashlib.sha256()
+    for each in files:
+        path = root.real(each)
+        size = root.size(path)
+        found.update(f"{size}\n".encode())
+        for offset in (0, size // 2, max(size - _PIECE, 0)):
+            found.update(root.read_part(path, offset, _PIECE))
+    return found.hexdigest()[:16]
+
+
+def named_key(name: str) -> str:
+    """The same for a model that is known by its name alone."""
+    return f"named-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 class Store:
