@@ -28,6 +28,7 @@ _shtab_infertune_commands() {
     profiles:'Lists every profile of the search path: /etc/infertune/profiles, /run/infertune/profiles, /usr/local/lib/infertune/profiles, /usr/lib/infertune/profiles, and those that come with infertune. The first directory that has a profile wins; a profile may extend the one of its own name in a later directory.'
     recover:'Like '"'"'revert'"'"', for a machine on which infertune was killed or whose journal is damaged: a damaged journal is kept for inspection, and only lines with a correct checksum are restored.'
     release:'Puts back every property of the unit and of its slices. One that another program has changed since is left and reported (exit code 1).'
+    report:'Writes what '"'"'machine'"'"', '"'"'status'"'"', '"'"'servers'"'"', '"'"'doctor'"'"', '"'"'boot status'"'"' and '"'"'probes'"'"' say, and versions, to one HTML file that loads nothing and runs nothing. Left out: API keys and what looks like one, MAC addresses, UUIDs, serial numbers, users and their homes, addresses of servers, and values of kernel parameters and variables that are not about hardware or tuning, and the host'"'"'s name. The names of servers, models, units and of programs that hold GPU memory are in it. Only its owner can read the file; needs no privileges, and as root it may hold more. With --root it is about a recorded machine.'
     revert:'Restores the journal'"'"'s originals. A value that someone else has set since is left and reported (exit code 1).'
     run:'Applies the profile, starts llama-server with the profile'"'"'s settings as flags of that very binary, shows the model getting into memory, and serves in the foreground. When it ends, for whatever reason, every value goes back; after '"'"'kill -9'"'"' the next call of infertune does that. Without a llama-server on PATH the embedded one is used (extra '"'"'embedded'"'"'), without --model Gemma 3 270M, a base model that completes text and does not chat. A model that does not fit ('"'"'infertune fit'"'"') is refused unless --force is given. Any other command can stand after the options: '"'"'infertune run PROFILE -- COMMAND...'"'"'; it gets the profile'"'"'s placement and environment. A command starts with an empty environment plus PATH, HOME, LANG, TERM, TMPDIR, HIP_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES, GGML_VK_VISIBLE_DEVICES and what the profile sets; more can be given as '"'"'-- env NAME=VALUE COMMAND'"'"'. Signals go to the command; ten seconds after SIGINT or SIGTERM, or at the second one, it is killed, and so is what it left'
     serve:'Declares the server for this boot and asks infertuned to start it: an unprivileged unit in infertune.slice with the profile'"'"'s memory protection, CPUs and limits. It outlives the daemon. With nothing applied, the profile is applied first. A model that does not fit ('"'"'infertune fit'"'"') is refused unless --force is given. Server settings over the profile'"'"'s may follow after --, as SETTING=VALUE (ctx_size=8192); or a program that is the server, with its words (-- vllm serve ...), which listens on --port.'
@@ -391,6 +392,20 @@ _shtab_infertune_release_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_release_defaults_added=0
 
+_shtab_infertune_report_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  {-o,--output}"[file to write\; \'-\' prints it (default\: infertune-report.html)]:FILE:"
+  "--force[replace an existing file]"
+  "--markdown[Markdown for an issue, printed unless -o says where to]"
+  "--host-name[do not leave out this host\'s name]"
+  "--json[print one JSON document (docs\/json.md)]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_report_defaults_added=0
+
 _shtab_infertune_revert_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
@@ -557,6 +572,7 @@ _shtab_infertune() {
         profiles) _arguments -C -s $_shtab_infertune_profiles_options ;;
         recover) _arguments -C -s $_shtab_infertune_recover_options ;;
         release) _arguments -C -s $_shtab_infertune_release_options ;;
+        report) _arguments -C -s $_shtab_infertune_report_options ;;
         revert) _arguments -C -s $_shtab_infertune_revert_options ;;
         run) _arguments -C -s $_shtab_infertune_run_options ;;
         serve) _arguments -C -s $_shtab_infertune_serve_options ;;
