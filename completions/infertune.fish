@@ -102,7 +102,7 @@ complete -c infertune -n '_shtab_infertune_using fit' -l mmproj -x -d 'with this
 complete -c infertune -n '_shtab_infertune_using fit' -l draft -x -d 'with this model that drafts'
 complete -c infertune -n '_shtab_infertune_using fit' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
 complete -c infertune -n '_shtab_infertune_using fit' -l json -d 'print one JSON document (docs/json.md)'
-complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a expect -d 'Bytes that are read for each token, the memory bandwidth of this machine (measured for a second, on the CPU), and so the most tokens per second that memory allows; beside it what others measured on this hardware.'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a expect -d 'Bytes that are read for each token, the memory bandwidth of this machine (measured for a second, on the CPU), and so the most tokens per second that memory allows; beside it what '"'"'infertune bench'"'"' measured here last, and what others measured on this hardware.'
 complete -c infertune -n '_shtab_infertune_using expect' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using expect' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using expect' -l debug -d 'show a traceback when something fails'
