@@ -50,7 +50,7 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands machine snapshot doctor knobs models fit expect report profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs adopt release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench probes setup
+set -g _shtab_infertune_commands machine snapshot doctor knobs models fit expect report profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs adopt release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench mcp probes setup
 set -g _shtab_infertune_opts_with_value --api-key-file --ask --backend --confirm-within --ctx --depths --draft --engine --exporter --host --idle --key-file --mmproj --model --name --output --parallel --port --profile --root --rule --samples --seed --server --smoke --tokens --url --user --without -o
 
 complete -c infertune -e
@@ -303,6 +303,10 @@ complete -c infertune -n '_shtab_infertune_using bench' -l busy -d 'measure amon
 complete -c infertune -n '_shtab_infertune_using bench' -l launch-only -d 'leave the kernel'"'"'s settings alone (needs no root)'
 complete -c infertune -n '_shtab_infertune_using bench' -l force -d 'start the server even if the model does not fit'
 complete -c infertune -n '_shtab_infertune_using bench' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a mcp -d 'Serves infertune as tools of an agent, by the Model Context Protocol over standard input and output: read, plan, fit, doctor, bench, apply, confirm and revert. A tool may do what the user may do who runs this; polkit asks as always. '"'"'apply'"'"' always goes back by itself unless it is confirmed in time. Needs the extra '"'"'mcp'"'"'.'
+complete -c infertune -n '_shtab_infertune_using mcp' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using mcp' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using mcp' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a probes -d 'Asks the running infertune-exporter, or with '"'"'--attach'"'"' tries itself and detaches again. A probe is absent where this kernel does not have what it attaches to (no GPU scheduler without a GPU driver), not applicable where it cannot work, failed where it should.'
 complete -c infertune -n '_shtab_infertune_using probes' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using probes' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'

@@ -21,6 +21,7 @@ _shtab_infertune_commands() {
     knobs:'Prints each knob with its present value on this machine, its risk, and what is known about its effect on inference: measured, reported, protective but unmeasured, or no effect found. What '"'"'infertune prove'"'"' found on this machine stands before all of these.'
     logs:'The unit'"'"'s lines of the system journal; as JSON one entry per line, as journalctl prints.'
     machine:'Shows the facts profiles are resolved against: CPU, memory, GPU with carve-out and GTT limit, kernel, boot style, cgroups, and the other tuners that run. Needs no privileges. What cannot be read is said to be unknown.'
+    mcp:'Serves infertune as tools of an agent, by the Model Context Protocol over standard input and output: read, plan, fit, doctor, bench, apply, confirm and revert. A tool may do what the user may do who runs this; polkit asks as always. '"'"'apply'"'"' always goes back by itself unless it is confirmed in time. Needs the extra '"'"'mcp'"'"'.'
     models:'Models in the caches of Hugging Face and llama.cpp, of LM Studio, in ~/models and in /srv/models, with the type most of their weights have and whether they fit with the server'"'"'s own settings ('"'"'infertune fit'"'"' says why). '"'"'serve'"'"', '"'"'run'"'"' and '"'"'fit'"'"' take such a name, a repository (OWNER/NAME), or OWNER/NAME:QUANTISATION. Links that lead out of these places, and directories into which everybody may write, are passed over.'
     plan:'Compares every knob of the profile with the machine and prints what '"'"'apply'"'"' would do. Needs no privilege.'
     probes:'Asks the running infertune-exporter, or with '"'"'--attach'"'"' tries itself and detaches again. A probe is absent where this kernel does not have what it attaches to (no GPU scheduler without a GPU driver), not applicable where it cannot work, failed where it should.'
@@ -281,6 +282,15 @@ _shtab_infertune_machine_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_machine_defaults_added=0
+
+_shtab_infertune_mcp_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_mcp_defaults_added=0
 
 _shtab_infertune_models_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -565,6 +575,7 @@ _shtab_infertune() {
         knobs) _arguments -C -s $_shtab_infertune_knobs_options ;;
         logs) _arguments -C -s $_shtab_infertune_logs_options ;;
         machine) _arguments -C -s $_shtab_infertune_machine_options ;;
+        mcp) _arguments -C -s $_shtab_infertune_mcp_options ;;
         models) _arguments -C -s $_shtab_infertune_models_options ;;
         plan) _arguments -C -s $_shtab_infertune_plan_options ;;
         probes) _arguments -C -s $_shtab_infertune_probes_options ;;

@@ -65,6 +65,7 @@ VERBS: dict[str, Verb] = {
         Verb("release", "adopt", "serve", "give an adopted unit back as it was", True),
         Verb("boot", "boot", "boot", "settings that take effect at the next boot"),
         Verb("bench", "bench", "measure", "measure how fast a model is served here", True),
+        Verb("mcp", "mcp", "measure", "serve infertune as tools of an agent (MCP)", True),
         Verb("probes", "probes", "measure", "show which eBPF probes are attached"),
         Verb("setup", "setup", "service", "install the files of the service, or remove them", True),
     )
