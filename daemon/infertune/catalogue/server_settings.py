@@ -37,6 +37,29 @@ class IntegerOr(Integer):
 
 
 @dataclass(frozen=True)
+class Factor(Value):
+    """A positive number with decimals, as a text: settings are words, whole numbers or switches."""
+
+    low: float
+    high: float
+
+    def parse(self, configured: object, machine: Machine | None = None) -> str:
+        del machine
+        text = str(configured)
+        if isinstance(configured, bool) or not re.fullmatch(r"\d{1,6}(\.\d{1,6})?", text):
+            raise ValueError(f"{configured!r} is not a number such as '0.5'; {self.accepts()}")
+        if not self.low <= float(text) <= self.high:
+            raise ValueError(f"{configured} is out of range; {self.accepts()}")
+        return f"{float(text):g}"
+
+    def decode(self, raw: bytes) -> str:
+        return f"{float(raw):g}"
+
+    def accepts(self) -> str:
+        return f"{self.low:g} to {self.high:g}, such as '0.5'"
+
+
+@dataclass(frozen=True)
 class Choices(Choice):
     """Words of a list, separated by commas."""
 
@@ -214,6 +237,19 @@ _SETTINGS = (
                 "dio": ("--direct-io",),
             },
         ),
+    ),
+    ServerSetting(
+        id="repack",
+        value=Switch(),
+        summary="lay weights out anew for the CPU while loading: more speed there, no mmap of them",
+        ways=(_switch("--repack", "--no-repack"),),
+    ),
+    ServerSetting(
+        id="rope_freq_scale",
+        value=Factor(0.01, 4.0),
+        summary="factor on positions (0.5: twice the context the model was trained for); changes "
+        "every answer",
+        ways=("--rope-freq-scale",),
     ),
     ServerSetting(
         id="cache_ram",
@@ -621,7 +657,7 @@ def _say(
 
 
 def _is_number(value: str) -> bool:
-    return value.lstrip("-").isdecimal()
+    return re.fullmatch(r"-?\d+(\.\d+)?", value) is not None
 
 
 def _mentions(text: str, word: str) -> bool:
