@@ -9,9 +9,7 @@ each scrape is one more chance to keep it.
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -24,49 +22,23 @@ import pytest
 from infertune.base.root import Root
 from infertune.exporter.collectors.engines import ENGINES_COLLECTOR
 from infertune.exporter.runner import collect
-from infertune.launch.client import healthy
 from infertune.launch.ready import choose_port
+from real.server import READY_S, running
 
 pytestmark = [pytest.mark.root_only, pytest.mark.timeout(600)]
 
-_READY_S = 300.0
 _SLEEP_S = 10
-
-
-@pytest.fixture(scope="module")
-def root(request: pytest.FixtureRequest) -> Path:
-    given = request.config.getoption("--real-root")
-    if not given:
-        pytest.skip("--real-root DIR is not given (scripts/real-root makes one)")
-    return Path(given).resolve()
 
 
 @contextmanager
 def router(root: Path, log: Path) -> Iterator[int]:
-    """A ready router over /m of the root, with mounts of its own; its port."""
+    """A ready router over /m of the root; its port."""
     port = choose_port(None)
-    mounts = " && ".join(f"mount --bind /{name} '{root}/{name}'" for name in ("proc", "sys", "dev"))
-    start = f"{mounts} && exec chroot '{root}' llama-server \"$@\""
     flags = ["--models-dir", "/m", "--models-max", "2", "--sleep-idle-seconds", str(_SLEEP_S)]
     flags += ["--host", "127.0.0.1", "--port", str(port), "--metrics", "--device", "none"]
     flags += ["--ctx-size", "512", "--parallel", "1", "--threads", "1", "--no-warmup"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "private", "sh", "-c", start, "sh", *flags],
-            env={**os.environ, "LLAMA_CACHE": "/cache", "HOME": "/cache"},
-            stdout=output,
-            stderr=output,
-        )
-    try:
-        end = time.monotonic() + _READY_S
-        while not healthy(f"http://127.0.0.1:{port}"):
-            assert process.poll() is None, log.read_text(errors="replace")[-2000:]
-            assert time.monotonic() < end, "not ready"
-            time.sleep(0.2)
+    with running(root, flags, port, log, {"LLAMA_CACHE": "/cache", "HOME": "/cache"}):
         yield port
-    finally:
-        process.terminate()  # it ends its models' servers
-        process.wait()
 
 
 def ask(port: int, path: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
@@ -74,7 +46,7 @@ def ask(port: int, path: str, body: Mapping[str, object] | None = None) -> dict[
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{path}", data, {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=_READY_S) as answer:
+    with urllib.request.urlopen(request, timeout=READY_S) as answer:
         found: dict[str, Any] = json.load(answer)
     return found
 

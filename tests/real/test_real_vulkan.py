@@ -8,10 +8,7 @@ The device is a software one, so nothing here says how fast or how much a driver
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -29,12 +26,11 @@ from infertune.budget.kv import checkpoint_bytes
 from infertune.budget.parts import parts
 from infertune.budget.settings import server_memory
 from infertune.budget.shape import read_shape
-from infertune.launch.client import healthy
 from infertune.launch.ready import choose_port
+from real.server import READY_S, running
 
 pytestmark = [pytest.mark.root_only, pytest.mark.timeout(600)]
 
-_READY_S = 300.0
 _LONGEST_STORAGE_BUFFER = 128 * MIB
 """llvmpipe's maxStorageBufferRange (vulkaninfo): a longer tensor stays with the CPU."""
 
@@ -103,20 +99,6 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def root(request: pytest.FixtureRequest) -> Path:
-    given = request.config.getoption("--real-root")
-    if not given:
-        pytest.skip("--real-root DIR is not given (scripts/real-root makes one)")
-    directory = Path(given).resolve()
-    assert (directory / "usr/bin/llama-server").is_file(), f"{directory}: no llama-server in it"
-    print(subprocess.run(
-        ["chroot", directory, "llama-server", "--version"],
-        capture_output=True, text=True, check=True,
-    ).stderr)  # fmt: skip
-    return directory
-
-
 def arguments(settings: Mapping[str, str]) -> Iterator[str]:
     for name, value in settings.items():
         if name == "swa_full":
@@ -127,30 +109,14 @@ def arguments(settings: Mapping[str, str]) -> Iterator[str]:
 
 @contextmanager
 def server(root: Path, model: str, log: Path, *words: str) -> Iterator[str]:
-    """A ready server in the root, with mounts of its own; its address."""
+    """A ready server with a model of the root; its address."""
     port = choose_port(None)
-    mounts = " && ".join(f"mount --bind /{name} '{root}/{name}'" for name in ("proc", "sys", "dev"))
-    start = f"{mounts} && exec chroot '{root}' llama-server \"$@\""
     flags = ["--model", f"/m/{model}.gguf", "--host", "127.0.0.1", "--port", str(port)]
     flags += ["--fit", "off", "--no-warmup", "--threads", "2", "--log-verbosity", "4", *words]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "private", "sh", "-c", start, "sh", *flags],
-            # Without it a Vulkan device that is a CPU is passed over.
-            env={**os.environ, "GGML_VK_VISIBLE_DEVICES": "0", "MESA_SHADER_CACHE_DIR": "/cache"},
-            stdout=output,
-            stderr=output,
-        )
-    try:
-        url, end = f"http://127.0.0.1:{port}", time.monotonic() + _READY_S
-        while not healthy(url):
-            assert process.poll() is None, log.read_text(errors="replace")[-2000:]
-            assert time.monotonic() < end, "not ready"
-            time.sleep(0.2)
+    # Without the first a Vulkan device that is a CPU is passed over.
+    environment = {"GGML_VK_VISIBLE_DEVICES": "0", "MESA_SHADER_CACHE_DIR": "/cache"}
+    with running(root, flags, port, log, environment) as url:
         yield url
-    finally:
-        process.kill()
-        process.wait()
 
 
 _KINDS = {"model": "weights", "KV": "KV", "compute": "compute", "output": "output"}
@@ -222,7 +188,7 @@ def test_checkpoints_are_as_large_as_predicted(name: str, root: Path, tmp_path: 
         request = urllib.request.Request(
             f"{url}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=_READY_S) as answer:
+        with urllib.request.urlopen(request, timeout=READY_S) as answer:
             tokens = json.load(answer)["timings"]["prompt_n"]
     text = log.read_text(errors="replace")
     sizes = [

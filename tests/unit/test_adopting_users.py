@@ -299,6 +299,22 @@ def test_adopted_of_a_user_and_killed_at_every_step(tmp_path: Path) -> None:
         assert world.state() == before, number
 
 
+def test_a_plan_killed_at_every_step_leaves_no_request(tmp_path: Path) -> None:
+    counter = Counter()
+    counted = World(tmp_path / "count", counter)
+    asyncio.run(counted.adopting.plan("a", "llm.service", wanted(1), UID))
+    assert len(counter.steps) > 5
+    for number in range(1, len(counter.steps) + 1):
+        world = World(tmp_path / str(number))
+        before = world.state()
+        world.hook = At(number, _killed)
+        with pytest.raises(Killed):
+            asyncio.run(world.daemon().plan("a", "llm.service", wanted(1), UID))
+        world.hook = None
+        asyncio.run(world.daemon().give_all_back())
+        assert world.state() == before, number
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     st.lists(

@@ -12,7 +12,7 @@ import pytest
 
 from infertune.cli.base import printable
 from infertune.cli.main import _plain, build_parser, commands, main
-from infertune.cli.verbs import VERBS
+from infertune.cli.verbs import GROUPS, MODULES, VERBS
 from support import GENEROUS_S, build, values
 
 REPOSITORY = Path(__file__).parents[2]
@@ -32,11 +32,13 @@ def profile(base: Path, text: str, name: str = "mine") -> None:
 
 
 def test_every_verb_is_found_in_its_module() -> None:
-    for verbs in VERBS.values():
-        for verb in verbs:
-            assert {command.name: command.help for command in commands(verb)} == verbs
+    for verb in VERBS.values():
+        told = {(each.name, each.help, each.acts) for each in commands(verb.name)}
+        listed = [each for each in VERBS.values() if each.module == verb.module]
+        assert told == {(each.name, each.help, each.acts) for each in listed}
+        assert verb.group in GROUPS
     modules = {path.stem for path in (REPOSITORY / "daemon/infertune/cli").glob("*.py")}
-    assert set(VERBS) == modules - {"__init__", "base", "here", "main", "render", "verbs"}
+    assert set(MODULES) == modules - {"__init__", "base", "here", "main", "render", "verbs"}
 
 
 def test_what_argparse_is_not_asked_it_would_say_too() -> None:
@@ -59,9 +61,8 @@ def test_what_needs_no_verb_imports_none(words: list[str]) -> None:
     done = infertune(*words, capture_output=True, more={"PYTHONPROFILEIMPORTTIME": "1"})
     assert done.returncode == (2 if words == ["nonsense"] else 0)
     said = done.stdout + done.stderr
-    for verbs in VERBS.values():
-        assert words == ["--version"] or all(verb.encode() in said for verb in verbs)
-    for module in VERBS:
+    assert words == ["--version"] or all(verb.encode() in said for verb in VERBS)
+    for module in MODULES:
         assert f"infertune.cli.{module}\n".encode() not in done.stderr
     assert (b" argparse\n" in done.stderr) == (words != ["--version"])
 

@@ -560,6 +560,13 @@ def server_arguments(
 _WRITTEN_BY_US = ("--model", "--host", "--port", "--device", "--api-key", "--api-key-file")
 _NOT_FOR_A_UNIT = (
     "--tools",  # reads, writes and runs what a model asks for
+    "--tools-runtime",
+    "--agent",  # all of these tools
+    "--mcp-servers-config",  # more of them, as commands
+    "--mcp-servers-json",
+    "--video-ffmpeg-dir",  # programs that it runs
+    "--media-path",  # files for whoever asks the server
+    "--log-prompts-dir",
     "--log-file",
     "--slot-save-path",
     "--path",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from infertune.base.records import dataclass
-from infertune.cli.verbs import help_of
+from infertune.cli.verbs import VERBS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -161,6 +161,8 @@ class Command:
     subcommands: tuple[Command, ...] = ()
     takes_command: bool = False
     """Whether ``-- COMMAND...`` may follow; the words are in ``Context.command``."""
+    acts: bool = False
+    """Whether it does more than print: see Verb in verbs.py, which says so for verbs."""
 
 
 def verb(
@@ -173,4 +175,7 @@ def verb(
     takes_command: bool = False,
 ) -> Command:
     """A verb that stands in VERBS, which has its help."""
-    return Command(name, help_of(name), run, arguments, description, subcommands, takes_command)
+    told = VERBS[name]
+    return Command(
+        name, told.help, run, arguments, description, subcommands, takes_command, told.acts
+    )

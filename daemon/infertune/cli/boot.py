@@ -427,6 +427,7 @@ COMMANDS: tuple[Command, ...] = (
                 "anything fails, everything is put back. The next boot is the trial: if it "
                 "reaches the default target, the settings are kept; if not, the boot after it "
                 "puts the old ones back. Exit code 1 if something is left to do by hand.",
+                acts=True,
             ),
             Command(
                 "status",
@@ -442,6 +443,7 @@ COMMANDS: tuple[Command, ...] = (
                 _confirm,
                 (JSON,),
                 "Ends the trial by hand. Exit code 1 when nothing waits for it.",
+                acts=True,
             ),
             Command(
                 "undo",
@@ -457,6 +459,7 @@ COMMANDS: tuple[Command, ...] = (
                 ),
                 "Restores content, mode and owner of every file, removes what was not there, and "
                 "rebuilds what is read at boot. Finishes what was cut short, too.",
+                acts=True,
             ),
         ),
     ),

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from infertune import __version__
 from infertune.base.errors import Exit, InfertuneError, describe
 from infertune.cli.base import Command, Context, printable
-from infertune.cli.verbs import VERBS, module_of
+from infertune.cli.verbs import MODULES, VERBS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,35 +20,14 @@ if TYPE_CHECKING:
 
 _VERSION = f"infertune {__version__}"
 
-ACTING = frozenset(
-    [
-        "adopt",
-        "apply",
-        "confirm",
-        "recover",
-        "release",
-        "revert",
-        "run",
-        "serve",
-        "setup",
-        "snapshot",
-        "stage",
-        "start",
-        "stop",
-        "undo",
-    ]
-)
-"""Verbs that do more than print: their exit code says how that went, whoever hears of it.  Of every
-other verb the output is all there is, and without it the verb has failed."""
-
 
 def commands(verb: str | None = None) -> tuple[Command, ...]:
     """Those of the module that has this verb; all where none is given."""
-    modules = VERBS if verb is None else [module_of(verb)]
+    modules = MODULES if verb is None else [VERBS[verb].module]
     return tuple(command for module in modules for command in _commands_of(module))
 
 
-def _commands_of(module: str | None) -> tuple[Command, ...]:
+def _commands_of(module: str) -> tuple[Command, ...]:
     found: tuple[Command, ...] = __import__(
         f"infertune.cli.{module}", fromlist=["COMMANDS"]
     ).COMMANDS
@@ -168,7 +147,7 @@ def _parsed(words: Sequence[str]) -> tuple[SimpleNamespace, tuple[str, ...]]:
     cut = words.index("--") if "--" in words else len(words)
     ours, command = words[:cut], tuple(words[cut + 1 :])
     verb = _verb(ours)
-    known = commands(verb) if module_of(verb) else ()
+    known = commands(verb) if verb in VERBS else ()
     if known and words[0] == verb and (plain := _plain(known, words)):
         return plain, ()
     # Help, and the answer to a verb that there is not, are had without any verb's module.
@@ -192,7 +171,7 @@ def _empty(args: SimpleNamespace) -> list[str]:
 
 def _named() -> tuple[Command, ...]:
     """Every verb, by name and help alone."""
-    return tuple(Command(name, text) for verbs in VERBS.values() for name, text in verbs.items())
+    return tuple(Command(each.name, each.help) for each in VERBS.values())
 
 
 def _plain(known: Sequence[Command], words: Sequence[str]) -> SimpleNamespace | None:
@@ -244,7 +223,7 @@ def _failed_to_say(command: Command, context: Context) -> bool:
     """Whether the output was the verb's only work, and is lost."""
     # A reader that goes away (`infertune machine | head`) has seen what it wanted.
     lost = context.unheard is not None and not isinstance(context.unheard, BrokenPipeError)
-    return lost and command.name not in ACTING
+    return lost and not command.acts
 
 
 def _not_heard(error: OSError) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs by the modules of this package they are in, with what each is for in one line.
+"""The verbs: where each is, under which heading the help has it, and what it is for in one line.
 
 Only the module of the verb at hand is imported: all of them take longer than most verbs do, and
 ``--help`` needs none.
@@ -7,68 +7,66 @@ Only the module of the verb at hand is imported: all of them take longer than mo
 
 from __future__ import annotations
 
-VERBS: dict[str, dict[str, str]] = {
-    "machine": {
-        "machine": "show what this machine is",
-        "snapshot": "record this machine as a text file for --root",
-    },
-    "knobs": {
-        "knobs": "list the settings a profile can use",
-    },
-    "doctor": {
-        "doctor": "look for what is known to be bad on this machine",
-    },
-    "profile": {
-        "profiles": "list the profiles",
-        "profile": "show, check or explain one profile",
-    },
-    "engine": {
-        "plan": "show what a profile would change; change nothing",
-        "apply": "make the machine what a profile says",
-        "confirm": "keep what was applied with --confirm-within",
-        "verify": "check that the machine is what a profile says",
-        "status": "show what is applied now",
-        "revert": "put every original value back",
-        "recover": "put every original value back after a crash",
-    },
-    "boot": {
-        "boot": "settings that take effect at the next boot",
-    },
-    "fit": {
-        "fit": "say whether a model fits into this machine, and what would make it fit",
-        "expect": "say how fast a model can be on this machine",
-    },
-    "models": {
-        "models": "list the models on this machine, and say which fit",
-    },
-    "run": {
-        "run": "apply a profile, serve under it, put everything back",
-    },
-    "serve": {
-        "serve": "start a model server as a unit, under a profile",
-        "start": "start a declared server that was stopped",
-        "servers": "list model servers",
-        "stop": "stop a model server",
-        "logs": "show what a model server printed",
-    },
-    "adopt": {
-        "adopt": "put a server that you already run under a profile",
-        "release": "give an adopted unit back as it was",
-    },
-    "setup": {
-        "setup": "install the files of the service, or remove them",
-    },
-    "probes": {
-        "probes": "show which eBPF probes are attached",
-    },
+from infertune.base.records import dataclass
+
+GROUPS = {
+    "look": "Look",
+    "tune": "Tune, and put back",
+    "serve": "Serve a model",
+    "boot": "Set for the next boot",
+    "measure": "Measure",
+    "service": "Service",
 }
+"""Headings of the help, in the order in which a person works."""
 
 
-def module_of(verb: str | None) -> str | None:
-    """The module that has a verb; None where none has."""
-    return next((module for module, verbs in VERBS.items() if verb in verbs), None)
+@dataclass(frozen=True)
+class Verb:
+    """What is known of a verb before its module is imported."""
+
+    name: str
+    module: str
+    """The module of this package that has it in its ``COMMANDS``."""
+    group: str
+    """One of GROUPS."""
+    help: str
+    acts: bool = False
+    """Whether it does more than print.  Its exit code says how that went, whoever hears of it; of
+    every other verb the output is all there is, and without it the verb has failed."""
 
 
-def help_of(verb: str) -> str:
-    """What a verb is for."""
-    return next(verbs[verb] for verbs in VERBS.values() if verb in verbs)
+VERBS: dict[str, Verb] = {
+    each.name: each
+    for each in (
+        Verb("machine", "machine", "look", "show what this machine is"),
+        Verb("doctor", "doctor", "look", "look for what is known to be bad on this machine"),
+        Verb("knobs", "knobs", "look", "list the settings a profile can use"),
+        Verb("models", "models", "look", "list the models on this machine, and say which fit"),
+        Verb("fit", "fit", "look", "say whether a model fits, and what would make it fit"),
+        Verb("expect", "fit", "look", "say how fast a model can be on this machine"),
+        Verb("snapshot", "machine", "look", "record this machine as a text file for --root", True),
+        Verb("profiles", "profile", "tune", "list the profiles"),
+        Verb("profile", "profile", "tune", "show, check or explain one profile"),
+        Verb("plan", "engine", "tune", "show what a profile would change; change nothing"),
+        Verb("apply", "engine", "tune", "make the machine what a profile says", True),
+        Verb("confirm", "engine", "tune", "keep what was applied with --confirm-within", True),
+        Verb("status", "engine", "tune", "show what is applied now"),
+        Verb("verify", "engine", "tune", "check that the machine is what a profile says"),
+        Verb("revert", "engine", "tune", "put every original value back", True),
+        Verb("recover", "engine", "tune", "put every original value back after a crash", True),
+        Verb("run", "run", "serve", "apply a profile, serve under it, put everything back", True),
+        Verb("serve", "serve", "serve", "start a model server as a unit, under a profile", True),
+        Verb("servers", "serve", "serve", "list model servers"),
+        Verb("start", "serve", "serve", "start a declared server that was stopped", True),
+        Verb("stop", "serve", "serve", "stop a model server", True),
+        Verb("logs", "serve", "serve", "show what a model server printed"),
+        Verb("adopt", "adopt", "serve", "put a server that you already run under a profile", True),
+        Verb("release", "adopt", "serve", "give an adopted unit back as it was", True),
+        Verb("boot", "boot", "boot", "settings that take effect at the next boot"),
+        Verb("probes", "probes", "measure", "show which eBPF probes are attached"),
+        Verb("setup", "setup", "service", "install the files of the service, or remove them", True),
+    )
+}
+"""In the order in which the help has them."""
+
+MODULES = tuple(dict.fromkeys(each.module for each in VERBS.values()))

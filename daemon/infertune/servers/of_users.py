@@ -85,6 +85,17 @@ def write_request(root: Root, uid: int, request: Request | None) -> None:
         raise Failed(f"{path}: {error.strerror}") from error
 
 
+def forget_requests(root: Root) -> None:
+    """Ask nothing of any user any more.  Raises Failed."""
+    try:
+        for name in root.listed(REQUESTS):
+            root.unlink(f"{REQUESTS}/{name}")
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise Failed(f"{REQUESTS}: {error.strerror}") from error
+
+
 def read_request(root: Root, uid: int) -> Request:
     """What is asked for; that nothing be adopted where there is no file.  Raises Failed."""
     path = _path(uid)

@@ -68,6 +68,8 @@ class UsersManagers(Protocol):
         self, uid: int, units: Mapping[str, One], about: str = "", plan: One | None = None
     ) -> Answer: ...
 
+    def forget(self) -> None: ...
+
 
 class Adopting:
     """The units of others that are under a profile; one change at a time."""
@@ -172,7 +174,10 @@ class Adopting:
         """Make every adopted unit what it was."""
         async with self._one:
             old = self._book()
-            return await self._without([*old.units], old, Book()) if old != Book() else []
+            left = await self._without([*old.units], old, Book()) if old != Book() else []
+            if self._users:
+                self._users.forget()
+            return left
 
     async def _without(self, names: Iterable[str], old: Book, new: Book) -> list[str]:
         """Give units back, with their processes; returns sentences on what was left."""

@@ -9,7 +9,14 @@ from collections.abc import Mapping
 from infertune.base.errors import Failed
 from infertune.base.names import manager_unit, user_unit
 from infertune.base.root import Root
-from infertune.servers.of_users import Answer, One, Request, parse_answer, write_request
+from infertune.servers.of_users import (
+    Answer,
+    One,
+    Request,
+    forget_requests,
+    parse_answer,
+    write_request,
+)
 from infertune.service.systemd import Systemd
 
 _TRIES = 3
@@ -39,6 +46,10 @@ class Users:
                 write_request(self._root, uid, None)
             elif plan:
                 write_request(self._root, uid, Request(request.serial, units))
+
+    def forget(self) -> None:
+        """Leave no request behind: a daemon killed while it planned left one.  Raises Failed."""
+        forget_requests(self._root)
 
     async def _answer(self, uid: int, request: Request) -> Answer:
         manager = manager_unit(uid)
