@@ -7,7 +7,7 @@
 
 _shtab_infertune_profile_subparsers=(show check explain)
 _shtab_infertune_boot_subparsers=(plan stage status confirm undo)
-_shtab_infertune_subparsers=(machine snapshot doctor knobs models fit expect profiles profile plan apply confirm verify status revert recover run serve start servers stop logs adopt release boot probes setup)
+_shtab_infertune_subparsers=(machine snapshot doctor knobs models fit expect profiles profile plan apply confirm verify status revert recover run serve start servers stop logs adopt release boot gate probes setup)
 
 _shtab_infertune_machine_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_snapshot_option_strings=(-h --help --root --debug --force --json)
@@ -42,6 +42,7 @@ _shtab_infertune_boot_status_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_boot_confirm_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_boot_undo_option_strings=(-h --help --root --debug --force --json)
 _shtab_infertune_boot_option_strings=(-h --help --root --debug)
+_shtab_infertune_gate_option_strings=(-h --help --root --debug --other --both --server --json)
 _shtab_infertune_probes_option_strings=(-h --help --root --debug --attach --exporter --json)
 _shtab_infertune_setup_option_strings=(-h --help --root --debug --remove --check --json)
 _shtab_infertune_option_strings=(-h --help --version --root --debug)
@@ -60,7 +61,7 @@ _shtab_infertune_serve___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_serve___engine_choices=(llama-server llama-swap ollama lemonade vllm sglang)
 _shtab_infertune_adopt___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_boot_pos_0_choices=(plan stage status confirm undo)
-_shtab_infertune_pos_0_choices=(machine snapshot doctor knobs models fit expect profiles profile plan apply confirm verify status revert recover run serve start servers stop logs adopt release boot probes setup)
+_shtab_infertune_pos_0_choices=(machine snapshot doctor knobs models fit expect profiles profile plan apply confirm verify status revert recover run serve start servers stop logs adopt release boot gate probes setup)
 
 _shtab_infertune_machine__h_nargs=0
 _shtab_infertune_machine___help_nargs=0
@@ -209,6 +210,10 @@ _shtab_infertune_boot_pos_0_nargs=A...
 _shtab_infertune_boot__h_nargs=0
 _shtab_infertune_boot___help_nargs=0
 _shtab_infertune_boot___debug_nargs=0
+_shtab_infertune_gate__h_nargs=0
+_shtab_infertune_gate___help_nargs=0
+_shtab_infertune_gate___debug_nargs=0
+_shtab_infertune_gate___json_nargs=0
 _shtab_infertune_probes__h_nargs=0
 _shtab_infertune_probes___help_nargs=0
 _shtab_infertune_probes___debug_nargs=0

@@ -50,8 +50,8 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands machine snapshot doctor knobs models fit expect profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs adopt release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' probes setup
-set -g _shtab_infertune_opts_with_value --api-key-file --ask --backend --confirm-within --ctx --draft --engine --exporter --host --idle --mmproj --model --name --parallel --port --profile --root --rule --server --smoke --tokens --user --without
+set -g _shtab_infertune_commands machine snapshot doctor knobs models fit expect profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs adopt release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' gate probes setup
+set -g _shtab_infertune_opts_with_value --api-key-file --ask --backend --both --confirm-within --ctx --draft --engine --exporter --host --idle --mmproj --model --name --other --parallel --port --profile --root --rule --server --smoke --tokens --user --without
 
 complete -c infertune -e
 complete -c infertune -f
@@ -274,6 +274,14 @@ complete -c infertune -n '_shtab_infertune_using boot undo' -l root -x -d 'work 
 complete -c infertune -n '_shtab_infertune_using boot undo' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using boot undo' -l force -d 'name what cannot be put back, and forget it'
 complete -c infertune -n '_shtab_infertune_using boot undo' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a gate -d 'Starts a server as the reference and another one with the settings after '"'"'--'"'"' ('"'"'infertune gate MODEL -- cache_type_k=q8_0'"'"'), asks both the same 24 prompts without chance, and says whether the answers are still those of the reference: the same token by token, or different at near ties only. What changes numbers on purpose (another type of KV cache, a drafter, another file) must also move log-probabilities no more than twice what harmless changes move them here, and solve as many closed items. One server runs at a time; nothing else of the machine is changed. Exit code 1 where it is refused, 3 where it cannot be judged.'
+complete -c infertune -n '_shtab_infertune_using gate' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using gate' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using gate' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using gate' -l other -x -d 'the other server has this model, such as a requant'
+complete -c infertune -n '_shtab_infertune_using gate' -l both -x -d 'a server setting of both servers; may be given more than once'
+complete -c infertune -n '_shtab_infertune_using gate' -l server -x -d 'llama-server to use (default: from PATH, or the embedded one)'
+complete -c infertune -n '_shtab_infertune_using gate' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a probes -d 'Asks the running infertune-exporter, or with '"'"'--attach'"'"' tries itself and detaches again. A probe is absent where this kernel does not have what it attaches to (no GPU scheduler without a GPU driver), not applicable where it cannot work, failed where it should.'
 complete -c infertune -n '_shtab_infertune_using probes' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using probes' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'

@@ -328,7 +328,7 @@ def test_a_factor_is_a_text_with_decimals_between_its_bounds() -> None:
     assert parse_server_setting("rope_freq_scale", "0.90") == "0.9"
     assert parse_setting("rope_freq_scale=0.9") == ("rope_freq_scale", "0.9")
     for wrong in ("0", "9", "nan", "0.9x", "-1", True, None):
-        with pytest.raises(ValueError, match="rope_freq_scale: .*0.01 to 4"):
+        with pytest.raises(ValueError, match=r"rope_freq_scale: .*0\.01 to 4"):
             parse_server_setting("rope_freq_scale", wrong)
 
 

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 from infertune.base.errors import Failed, UsageError
@@ -34,7 +36,9 @@ LATER = 3
 
 _SCHEMA = "infertune.answers/1"
 _MOST_PREFIXES = 1000
-_ITEM_TOKENS = 12
+_ITEM_TOKENS = 6
+_DECIMALS = 5
+"""Of a log-probability: the rest is below what 32-bit sums give."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,21 +108,32 @@ def follow(
     reference: Reference,
     *,
     cache: bool = False,
+    at_once: int = 1,
     enough: Callable[[Answer, tuple[Stretch, ...]], bool] = lambda *_: False,
 ) -> Followed:
     """What a server says to the prompts of a reference, and to its text.
 
-    ``cache``: with its prompt cache, which then holds the prompt.  Stops early where ``enough``
-    says so of one answer.  Raises OtherVocabulary, and Failed.
+    ``cache``: with its prompt cache, which then holds the prompt.  ``at_once``: prompts that it
+    works on together.  Stops early where ``enough`` says so of one answer.  Raises
+    OtherVocabulary, and Failed.
     """
-    found = []
-    for answer in reference.answers:
+
+    def one(answer: Answer) -> tuple[Stretch, ...]:
         if _tokens(ask, answer.text) != answer.prompt:
             raise OtherVocabulary("the two servers have other tokens for the same text")
-        stretches = _follow_one(ask, answer, cache)
-        found.append(stretches)
-        if enough(answer, stretches):
-            break
+        return _follow_one(ask, answer, cache)
+
+    found = []
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        for answer, stretches in zip(
+            reference.answers, pool.map(one, reference.answers), strict=True
+        ):
+            found.append(stretches)
+            if enough(answer, stretches):
+                break
+    finally:
+        pool.shutdown(cancel_futures=True)
     return tuple(found)
 
 
@@ -138,8 +153,7 @@ def _follow_one(ask: Ask, answer: Answer, cache: bool) -> tuple[Stretch, ...]:
     if not first.steps[at].top:
         # A token out of a draft.  The first one after a prompt never is.
         found.append(say(at, 1))
-    places = later(at, len(wanted))
-    for place, end in zip(places, (*places[1:], len(wanted)), strict=True):
+    for place, end in pairwise((*later(at, len(wanted)), len(wanted))):
         found.append(say(place, end - place))
     return tuple(found)
 
@@ -216,7 +230,9 @@ def _steps(ask: Ask, prompt: Sequence[int], count: int, *, cache: bool) -> tuple
 
 
 def _step(told: Mapping[str, Any]) -> Step:
-    top = tuple((int(each["id"]), float(each["logprob"])) for each in told["top_logprobs"])
+    top = tuple(
+        (int(each["id"]), round(float(each["logprob"]), _DECIMALS)) for each in told["top_logprobs"]
+    )
     return Step(int(told["id"]), str(told["token"]), top[:TOP])
 
 
@@ -234,15 +250,8 @@ def to_document(reference: Reference, about: Mapping[str, Any]) -> dict[str, Any
             "schema": _SCHEMA,
             "about": dict(about),
             "answers": [
-                {
-                    "text": answer.text,
-                    "prompt": list(answer.prompt),
-                    "steps": [
-                        {"token": step.token, "text": step.text, "top": [list(t) for t in step.top]}
-                        for step in answer.steps
-                    ],
-                }
-                for answer in reference.answers
+                {"text": each.text, "prompt": list(each.prompt), "steps": _written(each.steps)}
+                for each in reference.answers
             ],
             "solved": list(reference.solved),
         }
@@ -256,18 +265,7 @@ def from_document(document: Mapping[str, Any]) -> Reference:
         if document["schema"] != _SCHEMA or len(document["answers"]) > _MOST_PREFIXES:
             raise ValueError
         answers = tuple(
-            Answer(
-                tuple(map(int, each["prompt"])),
-                str(each["text"]),
-                tuple(
-                    Step(
-                        int(step["token"]),
-                        str(step["text"]),
-                        tuple((int(token), float(value)) for token, value in step["top"]),
-                    )
-                    for step in each["steps"]
-                ),
-            )
+            Answer(tuple(map(int, each["prompt"])), str(each["text"]), _read(each["steps"]))
             for each in document["answers"]
         )
         solved = tuple(map(bool, document["solved"]))
@@ -276,6 +274,33 @@ def from_document(document: Mapping[str, Any]) -> Reference:
     if not answers or not all(each.steps and each.prompt for each in answers):
         raise UsageError("a reference without answers")
     return Reference(answers, solved)
+
+
+def followed_document(followed: Followed) -> list[Any]:
+    """What was said to a reference, as plain data."""
+    return [[[each.at, _written(each.steps)] for each in stretches] for stretches in followed]
+
+
+def followed_from(document: Any) -> Followed:
+    """The way back.  Raises UsageError."""
+    try:
+        return tuple(
+            tuple(Stretch(int(at), _read(steps)) for at, steps in stretches)
+            for stretches in document
+        )
+    except (TypeError, ValueError):
+        raise UsageError("not what a server said to a reference") from None
+
+
+def _written(steps: Sequence[Step]) -> list[Any]:
+    return [[step.token, step.text, [list(each) for each in step.top]] for step in steps]
+
+
+def _read(steps: Any) -> tuple[Step, ...]:
+    return tuple(
+        Step(int(token), str(text), tuple((int(each), float(value)) for each, value in top))
+        for token, text, top in steps
+    )
 
 
 def seal(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -300,8 +325,3 @@ def digest(document: Mapping[str, Any]) -> str:
     said = {name: value for name, value in document.items() if name != "sha256"}
     text = json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def joined(steps: Iterable[Step]) -> str:
-    """The text of some tokens."""
-    return "".join(step.text for step in steps)
