@@ -25,7 +25,7 @@ from infertune.launch.binary import (
 from infertune.launch.embedded import default_model
 from infertune.launch.process import Signals
 from infertune.measure import gate
-from infertune.measure.arm import Arm, server_of
+from infertune.measure.arm import Arm, Starter
 from infertune.measure.compare import Outcome, judge, lay
 from infertune.servers.models import model_path
 
@@ -86,7 +86,7 @@ def _gate(ctx: Context) -> int:
     before, after = Arm(model, base), Arm(other, {**base, **changed})
     say = _silent if args.json else _aside
     with Signals() as signals:
-        serve = server_of(server, os.environ, signals)
+        serve = Starter(ctx.root, server, os.environ, signals).serve
         ground = lay(serve, before, say)
         numbers = other != model or change_numbers(changed)
         outcome = judge(serve, ground, after, numbers=numbers, say=say)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured of a model server on this machine, and what may be said of it."""
+"""Measurements on this machine: what can be said of a change, and what cannot."""
