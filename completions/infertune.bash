@@ -7,7 +7,7 @@
 
 _shtab_infertune_profile_subparsers=(show check explain)
 _shtab_infertune_boot_subparsers=(plan stage status confirm undo)
-_shtab_infertune_subparsers=(machine snapshot doctor knobs models fit expect report profiles profile plan apply confirm verify status revert recover run serve start servers stop logs adopt release boot bench mcp probes setup)
+_shtab_infertune_subparsers=(machine snapshot doctor knobs models fit expect report profiles profile plan apply confirm verify status revert recover run serve start servers stop logs adopt release boot bench gate probes setup mcp)
 
 _shtab_infertune_machine_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_snapshot_option_strings=(-h --help --root --debug --force --json)
@@ -44,9 +44,10 @@ _shtab_infertune_boot_confirm_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_boot_undo_option_strings=(-h --help --root --debug --force --json)
 _shtab_infertune_boot_option_strings=(-h --help --root --debug)
 _shtab_infertune_bench_option_strings=(-h --help --root --debug --url --key-file --profile --server --backend --depths --parallel --samples --tokens --seed --busy --launch-only --force --json)
-_shtab_infertune_mcp_option_strings=(-h --help --root --debug)
+_shtab_infertune_gate_option_strings=(-h --help --root --debug --other --both --server --json)
 _shtab_infertune_probes_option_strings=(-h --help --root --debug --attach --exporter --json)
 _shtab_infertune_setup_option_strings=(-h --help --root --debug --remove --check --json)
+_shtab_infertune_mcp_option_strings=(-h --help --root --debug)
 _shtab_infertune_option_strings=(-h --help --version --root --debug)
 
 
@@ -65,7 +66,7 @@ _shtab_infertune_adopt___engine_choices=(llama-server llama-swap ollama lemonade
 _shtab_infertune_adopt___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_boot_pos_0_choices=(plan stage status confirm undo)
 _shtab_infertune_bench___backend_choices=(auto rocm vulkan cpu)
-_shtab_infertune_pos_0_choices=(machine snapshot doctor knobs models fit expect report profiles profile plan apply confirm verify status revert recover run serve start servers stop logs adopt release boot bench mcp probes setup)
+_shtab_infertune_pos_0_choices=(machine snapshot doctor knobs models fit expect report profiles profile plan apply confirm verify status revert recover run serve start servers stop logs adopt release boot bench gate probes setup mcp)
 
 _shtab_infertune_machine__h_nargs=0
 _shtab_infertune_machine___help_nargs=0
@@ -228,9 +229,10 @@ _shtab_infertune_bench___busy_nargs=0
 _shtab_infertune_bench___launch_only_nargs=0
 _shtab_infertune_bench___force_nargs=0
 _shtab_infertune_bench___json_nargs=0
-_shtab_infertune_mcp__h_nargs=0
-_shtab_infertune_mcp___help_nargs=0
-_shtab_infertune_mcp___debug_nargs=0
+_shtab_infertune_gate__h_nargs=0
+_shtab_infertune_gate___help_nargs=0
+_shtab_infertune_gate___debug_nargs=0
+_shtab_infertune_gate___json_nargs=0
 _shtab_infertune_probes__h_nargs=0
 _shtab_infertune_probes___help_nargs=0
 _shtab_infertune_probes___debug_nargs=0
@@ -242,6 +244,9 @@ _shtab_infertune_setup___debug_nargs=0
 _shtab_infertune_setup___remove_nargs=0
 _shtab_infertune_setup___check_nargs=0
 _shtab_infertune_setup___json_nargs=0
+_shtab_infertune_mcp__h_nargs=0
+_shtab_infertune_mcp___help_nargs=0
+_shtab_infertune_mcp___debug_nargs=0
 _shtab_infertune_pos_0_nargs=A...
 _shtab_infertune__h_nargs=0
 _shtab_infertune___help_nargs=0

@@ -18,6 +18,7 @@ _shtab_infertune_commands() {
     doctor:'Compares this machine with what is known: kernels, firmware, ROCm and llama.cpp builds with bugs, GPU memory set in the wrong place or not in force, limits, power caps, other tuners, what the kernel has logged, and the recommendations of a survey. Each finding says how sure it is, where it can be read, and what would put it right; what cannot be read is said to be not known, and why. Findings with one cause are reported as one. Writes nothing and needs no privileges, but as root it may read more (the kernel'"'"'s log). With --root it works on a snapshot, so a report can be diagnosed elsewhere. With --smoke it starts the server, asks for one token, and stops it. The exit code is 1 where a finding is an error.'
     expect:'Bytes that are read for each token, the memory bandwidth of this machine (measured for a second, on the CPU), and so the most tokens per second that memory allows; beside it what '"'"'infertune bench'"'"' measured here last, and what others measured on this hardware.'
     fit:'Reads the head of a GGUF file (all parts of a split one) and adds what a llama-server takes for it: weights, KV cache and recurrent state of all layers, compute buffers, prompt cache, context checkpoints, and a projector or a model that drafts. Holds that against the memory of this machine: carve-out or GTT limit, and RAM less a reserve for the system. Says fits, tight or does not fit, where each figure comes from, which single change helps, and not checked where no server of that architecture was ever measured against the sums. Without a profile the server'"'"'s own defaults count. Server settings may follow after --, as SETTING=VALUE. Exit code 1: does not fit, or not known.'
+    gate:'Starts a server as the reference and another one with the settings after '"'"'--'"'"' ('"'"'infertune gate MODEL -- cache_type_k=q8_0'"'"'), asks both the same 24 prompts without chance, and says whether the answers are still those of the reference: the same token by token, or different at near ties only. What changes numbers on purpose (another type of KV cache, a drafter, another file) must also move log-probabilities no more than twice what harmless changes move them here, and solve as many closed items. One server runs at a time; nothing else of the machine is changed. Exit code 1 where it is refused, 3 where it cannot be judged.'
     knobs:'Prints each knob with its present value on this machine, its risk, and what is known about its effect on inference: measured, reported, protective but unmeasured, or no effect found. What '"'"'infertune prove'"'"' found on this machine stands before all of these.'
     logs:'The unit'"'"'s lines of the system journal; as JSON one entry per line, as journalctl prints.'
     machine:'Shows the facts profiles are resolved against: CPU, memory, GPU with carve-out and GTT limit, kernel, boot style, cgroups, and the other tuners that run. Needs no privileges. What cannot be read is said to be unknown.'
@@ -249,6 +250,20 @@ _shtab_infertune_fit_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_fit_defaults_added=0
+
+_shtab_infertune_gate_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--other[the other server has this model, such as a requant]:MODEL:"
+  "*--both[a server setting of both servers\; may be given more than once]:NAME=VALUE:"
+  "--server[llama-server to use (default\: from PATH, or the embedded one)]:PATH:"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":GGUF file or name of a model (\'infertune models\'\; default\: the embedded one):"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_gate_defaults_added=0
 
 _shtab_infertune_knobs_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -572,6 +587,7 @@ _shtab_infertune() {
         doctor) _arguments -C -s $_shtab_infertune_doctor_options ;;
         expect) _arguments -C -s $_shtab_infertune_expect_options ;;
         fit) _arguments -C -s $_shtab_infertune_fit_options ;;
+        gate) _arguments -C -s $_shtab_infertune_gate_options ;;
         knobs) _arguments -C -s $_shtab_infertune_knobs_options ;;
         logs) _arguments -C -s $_shtab_infertune_logs_options ;;
         machine) _arguments -C -s $_shtab_infertune_machine_options ;;
