@@ -88,7 +88,7 @@ def judge(
 
 def _say(priority: int, text: str) -> None:
     """To the unit's log, where a line of its own would be an entry of any priority."""
-    line = printable_line("; ".join(text.split("\n")), _LINE)
+    line = printable_line("; ".join(each.strip() for each in text.split("\n")), _LINE)
     print(f"<{priority}>infertune: {line}", file=sys.stderr, flush=True)
 
 
