@@ -50,8 +50,8 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands machine snapshot doctor knobs models fit expect profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs adopt admit release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' probes setup
-set -g _shtab_infertune_opts_with_value --admission --api-key-file --ask --backend --confirm-within --ctx --draft --engine --exporter --host --idle --memory --mmproj --model --name --parallel --port --profile --root --rule --server --smoke --tokens --user --without
+set -g _shtab_infertune_commands machine snapshot doctor knobs models fit expect profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs adopt admit release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench probes setup
+set -g _shtab_infertune_opts_with_value --admission --api-key-file --ask --backend --confirm-within --ctx --depths --draft --engine --exporter --host --idle --key-file --memory --mmproj --model --name --parallel --port --profile --root --rule --samples --seed --server --smoke --tokens --url --user --without
 
 complete -c infertune -e
 complete -c infertune -f
@@ -71,7 +71,7 @@ complete -c infertune -n '_shtab_infertune_using snapshot' -l root -x -d 'work o
 complete -c infertune -n '_shtab_infertune_using snapshot' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using snapshot' -l force -d 'replace an existing file'
 complete -c infertune -n '_shtab_infertune_using snapshot' -l json -d 'print one JSON document (docs/json.md)'
-complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a doctor -d 'Compares this machine with what is known: kernels, firmware, ROCm and llama.cpp builds with bugs, GPU memory set in the wrong place or not in force, limits, power caps, other tuners, what the kernel has logged, and the recommendations of a survey. Each finding says how sure it is, where it can be read, and what would put it right; what cannot be read is said to be not known, and why. Findings with one cause are told as one. Writes nothing and needs no privileges, but as root it may read more (the kernel'"'"'s log). With --root it works on a snapshot, so a report can be diagnosed elsewhere. With --smoke it starts the server, asks for one token, and stops it. The exit code is 1 where a finding is an error.'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a doctor -d 'Compares this machine with what is known: kernels, firmware, ROCm and llama.cpp builds with bugs, GPU memory set in the wrong place or not in force, limits, power caps, other tuners, what the kernel has logged, and the recommendations of a survey. Each finding says how sure it is, where it can be read, and what would put it right; what cannot be read is said to be not known, and why. Findings with one cause are reported as one. Writes nothing and needs no privileges, but as root it may read more (the kernel'"'"'s log). With --root it works on a snapshot, so a report can be diagnosed elsewhere. With --smoke it starts the server, asks for one token, and stops it. The exit code is 1 where a finding is an error.'
 complete -c infertune -n '_shtab_infertune_using doctor' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using doctor' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using doctor' -l debug -d 'show a traceback when something fails'
@@ -283,6 +283,24 @@ complete -c infertune -n '_shtab_infertune_using boot undo' -l root -x -d 'work 
 complete -c infertune -n '_shtab_infertune_using boot undo' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using boot undo' -l force -d 'name what cannot be put back, and forget it'
 complete -c infertune -n '_shtab_infertune_using boot undo' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a bench -d 'Starts a llama-server, or takes one that runs, and measures what a client sees: time to the first token (TTFT), time for each token after it (TPOT), and the speeds of prefill and decode. Every prompt is new to the server. The machine is looked at before and after each sample: one during which others took CPU time, a clock fell, or memory was short is thrown away, whatever its speed. Refuses to start while others take more than half a CPU. Every sample is kept on disk as soon as it is there, also of what is interrupted; '"'"'infertune expect'"'"' shows the last figures beside what memory allows. Server settings may follow after --, as SETTING=VALUE; without a profile they get the context and slots that are measured. With --url any engine with an OpenAI interface will do, in a container or a unit; its settings are left as they are. Exit code 3: too many samples had to be thrown away.'
+complete -c infertune -n '_shtab_infertune_using bench' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using bench' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using bench' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using bench' -l url -x -d 'measure the server that runs there'
+complete -c infertune -n '_shtab_infertune_using bench' -l key-file -x -d 'file with the key for --url'
+complete -c infertune -n '_shtab_infertune_using bench' -l profile -x -d 'under this profile (default: as it is now)'
+complete -c infertune -n '_shtab_infertune_using bench' -l server -x -d 'llama-server to use (default: from PATH)'
+complete -c infertune -n '_shtab_infertune_using bench' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
+complete -c infertune -n '_shtab_infertune_using bench' -l depths -x -d 'tokens in the context before a prompt of 512, as 0,4k,16k (0,4k)'
+complete -c infertune -n '_shtab_infertune_using bench' -l parallel -x -d 'requests at once, as 1,4 (1)'
+complete -c infertune -n '_shtab_infertune_using bench' -l samples -x -d 'samples that count, of each depth and number of slots (16)'
+complete -c infertune -n '_shtab_infertune_using bench' -l tokens -x -d 'tokens to generate (default: as many as take 2 s, 64 to 512)'
+complete -c infertune -n '_shtab_infertune_using bench' -l seed -x -d 'make the same prompts again; a server must not have seen them'
+complete -c infertune -n '_shtab_infertune_using bench' -l busy -d 'measure among programs that work'
+complete -c infertune -n '_shtab_infertune_using bench' -l launch-only -d 'leave the kernel'"'"'s settings alone (needs no root)'
+complete -c infertune -n '_shtab_infertune_using bench' -l force -d 'start the server even if the model does not fit'
+complete -c infertune -n '_shtab_infertune_using bench' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a probes -d 'Asks the running infertune-exporter, or with '"'"'--attach'"'"' tries itself and detaches again. A probe is absent where this kernel does not have what it attaches to (no GPU scheduler without a GPU driver), not applicable where it cannot work, failed where it should.'
 complete -c infertune -n '_shtab_infertune_using probes' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using probes' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'

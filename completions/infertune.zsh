@@ -13,9 +13,10 @@ _shtab_infertune_commands() {
     admit:'Judges what '"'"'adopt --admission'"'"' and the key '"'"'admission'"'"' have judged before each start: what its llama-server would allocate, or the '"'"'memory'"'"' that is declared, against what the machine has, less what others hold and are promised. Exit code 2 if it does not fit, 0 if it does or if that cannot be known. What the unit itself holds now does not count.'
     adopt:'Gives a unit that infertune did not make the memory protection (through every slice it is in), CPUs, weight and swap limit of the profile at once, and the rest (locked memory, priority, environment) from its next start on. What it runs is not touched. Lasts until '"'"'release'"'"' or the next boot; for good, declare it in /etc/infertune/servers.d: unit = "ollama.service".'
     apply:'Writes the original values to a journal, then changes what differs. If any write fails, everything goes back and the exit code is 3. Another profile may be applied over it: only what differs is touched, and the originals stay those of the untuned machine. With --while-serving nothing is changed now: infertuned applies the profile when a server that it started or adopted begins to use CPU time, and puts the originals back when all have been idle. '"'"'apply'"'"' and '"'"'revert'"'"' end that.'
+    bench:'Starts a llama-server, or takes one that runs, and measures what a client sees: time to the first token (TTFT), time for each token after it (TPOT), and the speeds of prefill and decode. Every prompt is new to the server. The machine is looked at before and after each sample: one during which others took CPU time, a clock fell, or memory was short is thrown away, whatever its speed. Refuses to start while others take more than half a CPU. Every sample is kept on disk as soon as it is there, also of what is interrupted; '"'"'infertune expect'"'"' shows the last figures beside what memory allows. Server settings may follow after --, as SETTING=VALUE; without a profile they get the context and slots that are measured. With --url any engine with an OpenAI interface will do, in a container or a unit; its settings are left as they are. Exit code 3: too many samples had to be thrown away.'
     boot:'settings that take effect at the next boot'
     confirm:'Ends the time limit of '"'"'apply --confirm-within'"'"'. Exit code 1 when nothing waits for it.'
-    doctor:'Compares this machine with what is known: kernels, firmware, ROCm and llama.cpp builds with bugs, GPU memory set in the wrong place or not in force, limits, power caps, other tuners, what the kernel has logged, and the recommendations of a survey. Each finding says how sure it is, where it can be read, and what would put it right; what cannot be read is said to be not known, and why. Findings with one cause are told as one. Writes nothing and needs no privileges, but as root it may read more (the kernel'"'"'s log). With --root it works on a snapshot, so a report can be diagnosed elsewhere. With --smoke it starts the server, asks for one token, and stops it. The exit code is 1 where a finding is an error.'
+    doctor:'Compares this machine with what is known: kernels, firmware, ROCm and llama.cpp builds with bugs, GPU memory set in the wrong place or not in force, limits, power caps, other tuners, what the kernel has logged, and the recommendations of a survey. Each finding says how sure it is, where it can be read, and what would put it right; what cannot be read is said to be not known, and why. Findings with one cause are reported as one. Writes nothing and needs no privileges, but as root it may read more (the kernel'"'"'s log). With --root it works on a snapshot, so a report can be diagnosed elsewhere. With --smoke it starts the server, asks for one token, and stops it. The exit code is 1 where a finding is an error.'
     expect:'Bytes that are read for each token, the memory bandwidth of this machine (measured for a second, on the CPU), and so the most tokens per second that memory allows; beside it what others measured on this hardware.'
     fit:'Reads the head of a GGUF file (all parts of a split one) and adds what a llama-server takes for it: weights, KV cache and recurrent state of all layers, compute buffers, prompt cache, context checkpoints, and a projector or a model that drafts. Holds that against the memory of this machine: carve-out or GTT limit, and RAM less a reserve for the system. Says fits, tight or does not fit, where each figure comes from, which single change helps, and not checked where no server of that architecture was ever measured against the sums. Without a profile the server'"'"'s own defaults count. Server settings may follow after --, as SETTING=VALUE. Exit code 1: does not fit, or not known.'
     knobs:'Prints each knob with its present value on this machine, its risk, and what is known about its effect on inference: measured, reported, protective but unmeasured, or no effect found.'
@@ -119,6 +120,30 @@ _shtab_infertune_apply_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_apply_defaults_added=0
+
+_shtab_infertune_bench_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--url[measure the server that runs there]:U:"
+  "--key-file[file with the key for --url]:FILE:"
+  "--profile[under this profile (default\: as it is now)]:P:"
+  "--server[llama-server to use (default\: from PATH)]:PATH:"
+  "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
+  "--depths[tokens in the context before a prompt of 512, as 0,4k,16k (0,4k)]:LIST:"
+  "--parallel[requests at once, as 1,4 (1)]:LIST:"
+  "--samples[samples that count, of each depth and number of slots (16)]:N:"
+  "--tokens[tokens to generate (default\: as many as take 2 s, 64 to 512)]:N:"
+  "--seed[make the same prompts again\; a server must not have seen them]:N:"
+  "--busy[measure among programs that work]"
+  "--launch-only[leave the kernel\'s settings alone (needs no root)]"
+  "--force[start the server even if the model does not fit]"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":GGUF file or name of a model (default\: the embedded one)\; with --url the name that the server has for it:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_bench_defaults_added=0
 
 _shtab_infertune_boot_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -531,6 +556,7 @@ _shtab_infertune() {
         admit) _arguments -C -s $_shtab_infertune_admit_options ;;
         adopt) _arguments -C -s $_shtab_infertune_adopt_options ;;
         apply) _arguments -C -s $_shtab_infertune_apply_options ;;
+        bench) _arguments -C -s $_shtab_infertune_bench_options ;;
         boot) _shtab_infertune_boot ;;
         confirm) _arguments -C -s $_shtab_infertune_confirm_options ;;
         doctor) _arguments -C -s $_shtab_infertune_doctor_options ;;

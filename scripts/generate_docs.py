@@ -270,7 +270,7 @@ def doctor_page() -> str:
         "read is *not known*, with the reason. Versions: between the last one reported bad and the",
         "first one known to be good nobody has said, and the finding says *may*. *About*: nobody",
         "has named the first good one; the number is of a build after the fix by its date.",
-        "Findings with one cause are told as one, with the worst severity among them.",
+        "Findings with one cause are reported as one, with the worst severity among them.",
     ]
     for subject, rules in SUBJECTS.items():
         out += ["", f"## {subject}", "", "| rule | looks for | where | how bad | fix | source |"]

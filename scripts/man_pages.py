@@ -133,7 +133,7 @@ def infertune_1() -> str:
         ".TP",
         ".I /var/lib/infertune/boot, /var/lib/infertune/boot\\-images",
         "What boot settings were before they were staged, and the originals of images that were",
-        "built anew and confirmed; both until undo.",
+        "rebuilt and confirmed; both until undo.",
     ]
     out += _see_also(("infertune.profile", 5), ("infertuned", 8), ("infertune-exporter", 8))
     return "\n".join(out) + "\n"

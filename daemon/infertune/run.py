@@ -49,6 +49,7 @@ from infertune.launch.client import COMPLETES_ONLY, Completion, chat, complete, 
 from infertune.launch.embedded import default_model
 from infertune.launch.place import Group, Placed, place, why_no_group
 from infertune.launch.process import (
+    GRACE_S,
     Child,
     Signals,
     become,
@@ -59,7 +60,7 @@ from infertune.launch.process import (
     start,
 )
 from infertune.launch.ready import DEFAULT_PORT, choose_port, wait_ready
-from infertune.profiles.profile import load_profile
+from infertune.profiles.profile import NOTHING, load_profile
 from infertune.profiles.resolve import Desired, Setting, assume_backend, resolve
 from infertune.servers.foreground import Foreground, forget, note
 
@@ -68,7 +69,8 @@ from infertune.servers.foreground import Foreground, forget, note
 class Request:
     """What the user asked for."""
 
-    profile: str
+    profile: str | None
+    """None: nothing is set, neither of the kernel nor of the server."""
     caller: Mapping[str, str]
     """The caller's environment: PATH, HOME, and what passes through to the child."""
     backend: str = "auto"
@@ -94,6 +96,12 @@ class Request:
     """Whether somebody waits for what came of it."""
     chats: Callable[[str], bool | None] = lambda _: None
     """Whether the file of a model has a chat template; None where that is not known."""
+    then: Callable[[Job, Child], int] | None = None
+    """Done with the server once it is ready, instead of serving; gives the exit code."""
+    patience_s: float | None = None
+    """How long it may take to be ready; None for as long as it lives."""
+    grace_s: float = GRACE_S
+    """Between SIGTERM and SIGKILL, where we end it."""
     check: Callable[[Machine, str, str, Mapping[str, str]], str | None] | None = None
     """Asked before anything is touched, with model, backend and server settings: may refuse
     (UsageError), or give a remark."""
@@ -166,12 +174,13 @@ def run(root: Root, request: Request, result: Result, audience: Audience) -> int
         )
     one = Run(root, read_machine(root), request, result, audience)
     desired, job = prepare(one)
+    bare = request.launch_only or request.profile is None
     if request.launch_only:
         audience.say("kernel settings are left alone (--launch-only)")
         if request.command and not request.reported:
             _become_where_nothing_is_left_to_do(one, job, desired)
     with Signals() as signals:
-        if request.launch_only:
+        if bare:
             result.status = _serve(one, job, desired, signals)
         else:
             _under_profile(one, job, desired, signals)
@@ -181,7 +190,7 @@ def run(root: Root, request: Request, result: Result, audience: Audience) -> int
 def prepare(one: Run) -> tuple[Desired, Job]:
     """What the profile comes to for this server, and how to start it.  Changes nothing."""
     request, machine = one.request, one.machine
-    profile = load_profile(one.root, request.profile)
+    profile = NOTHING if request.profile is None else load_profile(one.root, request.profile)
     if request.command:
         backend = request.backend if request.backend != "auto" else assume_backend(machine)[0]
         desired = resolve(profile, machine, backend)
@@ -384,7 +393,7 @@ def _serve(one: Run, job: Job, desired: Desired, signals: Signals) -> int:
         return _attend(one, job, child, signals)
     finally:
         if child:
-            child.stop()
+            child.stop(one.request.grace_s)
             forget(one.root, child.pid)
         if one.group:
             one.group.remove()
@@ -426,24 +435,23 @@ def _place(one: Run, pid: int, desired: Desired, where: str, *, no_group: str = 
 def _attend(one: Run, job: Job, child: Child, signals: Signals) -> int:
     if job.model is None:
         return exit_code(child.wait())
-    one.result.ready_s = wait_ready(one.root, signals, child, job.url, job.model, sys.stderr)
+    one.result.ready_s = wait_ready(
+        one.root, signals, child, job.url, job.model, sys.stderr, one.request.patience_s
+    )
     if one.result.ready_s is None:
         status = child.wait()
         return 128 + number if (number := signals.received()) else exit_code(status)
     one.audience.say(f"ready after {one.result.ready_s:.1f} s: {job.url}")
     chats = one.request.chats(job.model)
-    if one.request.ask is not None:
-        if chats is False:
-            one.audience.say(COMPLETES_ONLY)
-        try:
-            answer = chat if chats else complete
-            one.result.completion = answer(job.url, one.request.ask, one.request.tokens)
-        except Failed:
-            if number := signals.received():
-                return 128 + number
-            raise
-        one.audience.answered(one.result.completion)
-        return 0
+    try:
+        if one.request.then is not None:
+            return one.request.then(job, child)
+        if one.request.ask is not None:
+            return _ask(one, one.request.ask, job, chats=chats)
+    except Failed:
+        if number := signals.received():
+            return 128 + number
+        raise
     if child.tail:
         child.tail.echo = sys.stderr
     for line in how_to_talk(job.url, chats=chats):
@@ -453,3 +461,12 @@ def _attend(one: Run, job: Job, child: Child, signals: Signals) -> int:
     if status and not signals.received():
         one.audience.say(f"the server stopped: {cause(status, child.last_lines())}")
     return exit_code(status)
+
+
+def _ask(one: Run, question: str, job: Job, *, chats: bool | None) -> int:
+    if chats is False:
+        one.audience.say(COMPLETES_ONLY)
+    answer = chat if chats else complete
+    one.result.completion = answer(job.url, question, one.request.tokens)
+    one.audience.answered(one.result.completion)
+    return 0

@@ -52,7 +52,7 @@ FLEET = Dashboard(
                 ),
                 _count(
                     "Drifted",
-                    "Machines with a knob that somebody else changed.",
+                    "Machines with a knob that another program changed.",
                     f"count(sum by (instance) (infertune_knob_drifted{{{_I}}}) > 0)",
                 ),
                 _count(

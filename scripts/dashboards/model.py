@@ -222,7 +222,7 @@ MODEL = Dashboard(
                 ),
                 Panel(
                     title="Context switches per second",
-                    description="Voluntary: it waited for something. Involuntary: somebody else "
+                    description="Voluntary: it waited for something. Involuntary: another thread "
                     "was put in its place.",
                     unit="none",
                     nothing=_NO_PROBE,

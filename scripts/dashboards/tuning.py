@@ -113,7 +113,7 @@ TUNING = Dashboard(
                 ),
                 Panel(
                     title="Owner",
-                    description="Who set it: the system, infertune, or somebody else after it.",
+                    description="Who set it: the system, infertune, or another program after it.",
                     unit="none",
                     kind="table",
                     height=12,

@@ -135,10 +135,10 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
 
-    def stop(self) -> int:
-        """SIGTERM, GRACE_S of patience, then SIGKILL.  Gives the status."""
+    def stop(self, grace_s: float = GRACE_S) -> int:
+        """SIGTERM, so many seconds of patience, then SIGKILL.  Gives the status."""
         self.signal(signal.SIGTERM)
-        if self.wait_for(GRACE_S) is None:
+        if self.wait_for(grace_s) is None:
             self.signal(signal.SIGKILL)
         status = self.wait()
         if self.tail:

@@ -161,7 +161,7 @@ class Adopting:
         }
 
     async def give_back(self, name: str) -> list[str]:
-        """Make a unit what it was; returns what was left because somebody else changed it.
+        """Make a unit what it was; returns what was left because another program changed it.
 
         Raises UsageError where nothing of that name is adopted.
         """

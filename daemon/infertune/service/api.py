@@ -338,7 +338,7 @@ class Manager(ServiceInterface):
 
     @dbus_property(access=PropertyAccess.READ)
     def Drift(self) -> AS:
-        """Knobs that somebody else changed, or whose files are gone, as of the last look."""
+        """Knobs that another program changed, or whose files are gone, as of the last look."""
         return self._keeper.ownership.knobs
 
     def tell(self) -> None:
