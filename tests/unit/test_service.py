@@ -529,7 +529,7 @@ BEFORE = {
     "Stop": "s",
     "Verify": "ssas",
 }
-"""What a client of 0.1.0 calls; a method that takes more than it did is another method."""
+"""What a client of the version before calls; a method that takes more is another method."""
 
 
 def test_a_client_of_the_version_before_is_understood(tmp_path: Path, bus_address: str) -> None:

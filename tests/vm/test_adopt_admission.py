@@ -31,6 +31,7 @@ UNITS = {
     "RestrictAddressFamilies=AF_INET\nMemoryDenyWriteExecute=yes\nRestrictNamespaces=yes\n"
     "SystemCallFilter=@system-service\nSystemCallErrorNumber=EPERM\n",
 }
+BLIND = "[Service]\nProcSubset=pid\nInaccessiblePaths=/sys\n"
 NAMES = "engine llama@one llama@two walled"
 TOKEN = 64 * 1024
 
@@ -137,9 +138,9 @@ def test_behind_walls_it_is_judged_too(owners: Guest) -> None:
     adopt(guest, "walled", "--memory 64MiB")
     assert start(guest, "walled")
     # Where it may not look, it does not refuse.
-    guest.sh("mkdir -p /etc/systemd/system/walled.service.d && printf "
-             "'[Service]\\nProcSubset=pid\\nInaccessiblePaths=/sys\\n' "
-             "> /etc/systemd/system/walled.service.d/blind.conf && systemctl daemon-reload")  # fmt: skip
+    guest.sh("mkdir -p /etc/systemd/system/walled.service.d")
+    guest.write("/etc/systemd/system/walled.service.d/blind.conf", BLIND)
+    guest.sh("systemctl daemon-reload")
     adopt(guest, "walled", "--memory 64GiB")
     assert start(guest, "walled")
     guest.sh("rm -r /etc/systemd/system/walled.service.d && systemctl daemon-reload")
