@@ -7,7 +7,7 @@
 
 _shtab_infertune_profile_subparsers=(show check explain)
 _shtab_infertune_boot_subparsers=(plan stage status confirm undo)
-_shtab_infertune_subparsers=(machine snapshot doctor knobs models fit expect report profiles profile plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt release boot bench gate probes setup mcp)
+_shtab_infertune_subparsers=(machine snapshot doctor knobs models fit expect report profiles profile plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot bench gate probes setup mcp)
 
 _shtab_infertune_machine_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_snapshot_option_strings=(-h --help --root --debug --force --json)
@@ -36,7 +36,8 @@ _shtab_infertune_servers_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_stop_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_logs_option_strings=(-h --help --root --debug --follow --json)
 _shtab_infertune_prewarm_option_strings=(-h --help --root --debug --max --json)
-_shtab_infertune_adopt_option_strings=(-h --help --root --debug --profile --container --user --name --port --engine --backend --plan --json)
+_shtab_infertune_adopt_option_strings=(-h --help --root --debug --profile --container --user --name --port --engine --admission --memory --backend --plan --json)
+_shtab_infertune_admit_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_release_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_boot_plan_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_boot_stage_option_strings=(-h --help --root --debug --confirm-by-hand --force --json)
@@ -64,10 +65,11 @@ _shtab_infertune_run___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_serve___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_serve___engine_choices=(llama-server llama-swap ollama lemonade vllm sglang)
 _shtab_infertune_adopt___engine_choices=(llama-server llama-swap ollama lemonade vllm sglang)
+_shtab_infertune_adopt___admission_choices=(off warn refuse)
 _shtab_infertune_adopt___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_boot_pos_0_choices=(plan stage status confirm undo)
 _shtab_infertune_bench___backend_choices=(auto rocm vulkan cpu)
-_shtab_infertune_pos_0_choices=(machine snapshot doctor knobs models fit expect report profiles profile plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt release boot bench gate probes setup mcp)
+_shtab_infertune_pos_0_choices=(machine snapshot doctor knobs models fit expect report profiles profile plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot bench gate probes setup mcp)
 
 _shtab_infertune_machine__h_nargs=0
 _shtab_infertune_machine___help_nargs=0
@@ -197,6 +199,10 @@ _shtab_infertune_adopt___debug_nargs=0
 _shtab_infertune_adopt___container_nargs=0
 _shtab_infertune_adopt___plan_nargs=0
 _shtab_infertune_adopt___json_nargs=0
+_shtab_infertune_admit__h_nargs=0
+_shtab_infertune_admit___help_nargs=0
+_shtab_infertune_admit___debug_nargs=0
+_shtab_infertune_admit___json_nargs=0
 _shtab_infertune_release__h_nargs=0
 _shtab_infertune_release___help_nargs=0
 _shtab_infertune_release___debug_nargs=0

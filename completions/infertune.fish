@@ -50,8 +50,8 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands machine snapshot doctor knobs models fit expect report profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench gate probes setup mcp
-set -g _shtab_infertune_opts_with_value --api-key-file --ask --backend --both --confirm-within --ctx --depths --draft --engine --exporter --host --idle --key-file --max --mmproj --model --name --other --output --parallel --port --profile --root --rule --samples --seed --server --smoke --tokens --url --user --without -o
+set -g _shtab_infertune_commands machine snapshot doctor knobs models fit expect report profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench gate probes setup mcp
+set -g _shtab_infertune_opts_with_value --admission --api-key-file --ask --backend --both --confirm-within --ctx --depths --draft --engine --exporter --host --idle --key-file --max --memory --mmproj --model --name --other --output --parallel --port --profile --root --rule --samples --seed --server --smoke --tokens --url --user --without -o
 
 complete -c infertune -e
 complete -c infertune -f
@@ -251,9 +251,16 @@ complete -c infertune -n '_shtab_infertune_using adopt' -l user -x -d 'whose man
 complete -c infertune -n '_shtab_infertune_using adopt' -l name -x -d 'name of the server (default: the unit'"'"'s)'
 complete -c infertune -n '_shtab_infertune_using adopt' -l port -x -d 'where it answers: the exporter asks there'
 complete -c infertune -n '_shtab_infertune_using adopt' -l engine -xka "llama-server llama-swap ollama lemonade vllm sglang" -d 'what answers there (default: as ExecStart= shows): llama-server, llama-swap, ollama, lemonade, vllm, sglang'
+complete -c infertune -n '_shtab_infertune_using adopt' -l admission -xka "off warn refuse" -d 'what becomes of a start that does not fit: warn (its log says so), refuse, off (nobody looks: the default)'
+complete -c infertune -n '_shtab_infertune_using adopt' -l memory -x -d 'what it takes, for --admission: 64GiB (default: as its llama-server'"'"'s flags show)'
 complete -c infertune -n '_shtab_infertune_using adopt' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
 complete -c infertune -n '_shtab_infertune_using adopt' -l plan -d 'show what would change; change nothing'
 complete -c infertune -n '_shtab_infertune_using adopt' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a admit -d 'Judges what '"'"'adopt --admission'"'"' and the key '"'"'admission'"'"' have judged before each start: what its llama-server would allocate, or the '"'"'memory'"'"' that is declared, against what the machine has, less what others hold and are promised. Exit code 2 if it does not fit, 0 if it does or if that cannot be known. What the unit itself holds now does not count.'
+complete -c infertune -n '_shtab_infertune_using admit' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using admit' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using admit' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using admit' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a release -d 'Puts back every property of the unit and of its slices. One that another program has changed since is left and reported (exit code 1).'
 complete -c infertune -n '_shtab_infertune_using release' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using release' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'

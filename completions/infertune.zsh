@@ -10,6 +10,7 @@
 
 _shtab_infertune_commands() {
   local _commands=(
+    admit:'Judges what '"'"'adopt --admission'"'"' and the key '"'"'admission'"'"' have judged before each start: what its llama-server would allocate, or the '"'"'memory'"'"' that is declared, against what the machine has, less what others hold and are promised. Exit code 2 if it does not fit, 0 if it does or if that cannot be known. What the unit itself holds now does not count.'
     adopt:'Gives a unit that infertune did not make the memory protection (through every slice it is in), CPUs, weight and swap limit of the profile at once, and the rest (locked memory, priority, environment) from its next start on. What it runs is not touched. Lasts until '"'"'release'"'"' or the next boot; for good, declare it in /etc/infertune/servers.d: unit = "ollama.service".'
     apply:'Writes the original values to a journal, then changes what differs. If any write fails, everything goes back and the exit code is 3. Another profile may be applied over it: only what differs is touched, and the originals stay those of the untuned machine. With --while-serving nothing is changed now: infertuned applies the profile when a server that it started or adopted begins to use CPU time, and puts the originals back when all have been idle. '"'"'apply'"'"' and '"'"'revert'"'"' end that.'
     bench:'Starts a llama-server, or takes one that runs, and measures what a client sees: time to the first token (TTFT), time for each token after it (TPOT), and the speeds of prefill and decode. Every prompt is new to the server. The machine is looked at before and after each sample: one during which others took CPU time, a clock fell, or memory was short is thrown away, whatever its speed. Refuses to start while others take more than half a CPU. Every sample is kept on disk as soon as it is there, also of what is interrupted; '"'"'infertune expect'"'"' shows the last figures beside what memory allows. Server settings may follow after --, as SETTING=VALUE; without a profile they get the context and slots that are measured. With --url any engine with an OpenAI interface will do, in a container or a unit; its settings are left as they are. Exit code 3: too many samples had to be thrown away.'
@@ -76,6 +77,17 @@ _shtab_infertune_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_defaults_added=0
 
+_shtab_infertune_admit_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":name of the adopted server:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_admit_defaults_added=0
+
 _shtab_infertune_adopt_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
@@ -86,6 +98,8 @@ _shtab_infertune_adopt_options=(
   "--name[name of the server (default\: the unit\'s)]:NAME:"
   "--port[where it answers\: the exporter asks there]:PORT:"
   "--engine[what answers there (default\: as ExecStart\= shows)\: llama-server, llama-swap, ollama, lemonade, vllm, sglang]:ENGINE:(llama-server llama-swap ollama lemonade vllm sglang)"
+  "--admission[what becomes of a start that does not fit\: warn (its log says so), refuse, off (nobody looks\: the default)]:WORD:(off warn refuse)"
+  "--memory[what it takes, for --admission\: 64GiB (default\: as its llama-server\'s flags show)]:SIZE:"
   "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
   "--plan[show what would change\; change nothing]"
   "--json[print one JSON document (docs\/json.md)]"
@@ -592,6 +606,7 @@ _shtab_infertune() {
       (( CURRENT += 1 ))
       curcontext="${curcontext%:*:*}:_shtab_infertune-$line[1]:"
       case $line[1] in
+        admit) _arguments -C -s $_shtab_infertune_admit_options ;;
         adopt) _arguments -C -s $_shtab_infertune_adopt_options ;;
         apply) _arguments -C -s $_shtab_infertune_apply_options ;;
         bench) _arguments -C -s $_shtab_infertune_bench_options ;;
