@@ -64,7 +64,7 @@ TUNING = Dashboard(
                     ),
                 ),
                 summary(
-                    title="Waits for confirm",
+                    title="Unconfirmed",
                     description="It goes back by itself unless somebody runs infertune confirm.",
                     nothing="no profile is applied",
                     words={"0": ("no", GREEN), "1": ("waits", YELLOW)},
@@ -216,7 +216,7 @@ TUNING = Dashboard(
                     ),
                 ),
                 Panel(
-                    title="Original values kept",
+                    title="Originals kept",
                     description="Files whose original is in the journal; revert puts them back.",
                     unit="none",
                     width=4,
