@@ -160,7 +160,7 @@ MACHINE = Dashboard(
                 Panel(
                     title="Pressure (PSI)",
                     description="Share of time in which some tasks, or all of them (full), stood "
-                    "still for want of it (PSI). Full memory pressure above a few per cent is "
+                    "still for lack of it (PSI). Full memory pressure above a few per cent is "
                     "felt in every token.",
                     height=9,
                     unit="percentunit",

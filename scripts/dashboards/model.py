@@ -370,7 +370,7 @@ MODEL = Dashboard(
                 ),
                 Panel(
                     title="Waiting for memory",
-                    description="Share of time in which all its tasks stood still for want of "
+                    description="Share of time in which all its tasks stood still for lack of "
                     "memory or of a disk (PSI of its unit).",
                     unit="percentunit",
                     nothing="no server runs as a unit, or no PSI",
@@ -440,7 +440,7 @@ MODEL = Dashboard(
                 ),
                 Panel(
                     title="ROCm: time its queues were evicted",
-                    description="The model stood still for it, mostly for want of memory. "
+                    description="The model stood still for it, mostly for lack of memory. "
                     "Anything but 0: less context, or fewer servers.",
                     unit="percentunit",
                     nothing=_NO_KFD,

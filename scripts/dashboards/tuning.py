@@ -65,7 +65,7 @@ TUNING = Dashboard(
                 ),
                 summary(
                     title="Unconfirmed",
-                    description="It goes back by itself unless somebody runs infertune confirm.",
+                    description="1: it goes back by itself unless confirmed (infertune confirm).",
                     nothing="no profile is applied",
                     words={"0": ("no", GREEN), "1": ("waits", YELLOW)},
                     targets=(Target(f"infertune_profile_unconfirmed{{{_I}}}", "{{instance}}"),),
