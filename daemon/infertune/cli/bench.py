@@ -96,7 +96,7 @@ def _bench(ctx: Context) -> int:
     if args.url and any((args.profile, args.server, args.backend != "auto", ctx.command)):
         raise UsageError("--profile, --server, --backend and settings do not go with --url")
     if args.key_file and not args.url:
-        raise UsageError("--key-file is for --url", hint="a server that bench starts asks for no key")
+        raise UsageError("--key-file is for --url", hint="a server that it starts asks for none")
     seed = secrets.randbits(48) if args.seed is None else args.seed
     measured = Measured({"verb": "bench", "seed": seed, "busy": args.busy})
     failed = None
