@@ -7,7 +7,7 @@
 
 _shtab_infertune_profile_subparsers=(show check explain)
 _shtab_infertune_boot_subparsers=(plan stage status confirm undo)
-_shtab_infertune_subparsers=(machine snapshot doctor knobs models fit expect report profiles profile plan apply confirm verify status revert recover run serve start servers stop logs adopt admit release boot bench gate probes setup mcp)
+_shtab_infertune_subparsers=(machine snapshot doctor knobs models fit expect report profiles profile plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot bench gate probes setup mcp)
 
 _shtab_infertune_machine_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_snapshot_option_strings=(-h --help --root --debug --force --json)
@@ -35,6 +35,7 @@ _shtab_infertune_start_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_servers_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_stop_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_logs_option_strings=(-h --help --root --debug --follow --json)
+_shtab_infertune_prewarm_option_strings=(-h --help --root --debug --max --json)
 _shtab_infertune_adopt_option_strings=(-h --help --root --debug --profile --container --user --name --port --engine --admission --memory --backend --plan --json)
 _shtab_infertune_admit_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_release_option_strings=(-h --help --root --debug --json)
@@ -68,7 +69,7 @@ _shtab_infertune_adopt___admission_choices=(off warn refuse)
 _shtab_infertune_adopt___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_boot_pos_0_choices=(plan stage status confirm undo)
 _shtab_infertune_bench___backend_choices=(auto rocm vulkan cpu)
-_shtab_infertune_pos_0_choices=(machine snapshot doctor knobs models fit expect report profiles profile plan apply confirm verify status revert recover run serve start servers stop logs adopt admit release boot bench gate probes setup mcp)
+_shtab_infertune_pos_0_choices=(machine snapshot doctor knobs models fit expect report profiles profile plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot bench gate probes setup mcp)
 
 _shtab_infertune_machine__h_nargs=0
 _shtab_infertune_machine___help_nargs=0
@@ -187,6 +188,11 @@ _shtab_infertune_logs___help_nargs=0
 _shtab_infertune_logs___debug_nargs=0
 _shtab_infertune_logs___follow_nargs=0
 _shtab_infertune_logs___json_nargs=0
+_shtab_infertune_prewarm_pos_0_nargs=+
+_shtab_infertune_prewarm__h_nargs=0
+_shtab_infertune_prewarm___help_nargs=0
+_shtab_infertune_prewarm___debug_nargs=0
+_shtab_infertune_prewarm___json_nargs=0
 _shtab_infertune_adopt__h_nargs=0
 _shtab_infertune_adopt___help_nargs=0
 _shtab_infertune_adopt___debug_nargs=0

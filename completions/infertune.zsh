@@ -26,6 +26,7 @@ _shtab_infertune_commands() {
     mcp:'Serves infertune as tools of an agent, by the Model Context Protocol over standard input and output: read, plan, fit, doctor, bench, apply, confirm and revert. A tool may do what the user may do who runs this; polkit asks as always. '"'"'apply'"'"' always goes back by itself unless it is confirmed in time. Needs the extra '"'"'mcp'"'"'.'
     models:'Models in the caches of Hugging Face and llama.cpp, of LM Studio, in ~/models and in /srv/models, with the type most of their weights have and whether they fit with the server'"'"'s own settings ('"'"'infertune fit'"'"' says why). '"'"'serve'"'"', '"'"'run'"'"' and '"'"'fit'"'"' take such a name, a repository (OWNER/NAME), or OWNER/NAME:QUANTISATION. Links that lead out of these places, and directories into which everybody may write, are passed over.'
     plan:'Compares every knob of the profile with the machine and prints what '"'"'apply'"'"' would do. Needs no privilege.'
+    prewarm:'Has the kernel read the files of models into memory (all parts, in their order), as the user who calls: the next start of a server finds them there. Reads nothing of a model that is there already, or that does not fit into free memory beside a reserve for the system, and nothing from a disk that turns while others read from it; stops when memory gets short. What was read stays until something else needs the memory. Exit code 1: some of it was left out. A server does it beside its own start with '"'"'prewarm = "auto"'"'"' in [server].'
     probes:'Asks the running infertune-exporter, or with '"'"'--attach'"'"' tries itself and detaches again. A probe is absent where this kernel does not have what it attaches to (no GPU scheduler without a GPU driver), not applicable where it cannot work, failed where it should.'
     profile:'show, check or explain one profile'
     profiles:'Lists every profile of the search path: /etc/infertune/profiles, /run/infertune/profiles, /usr/local/lib/infertune/profiles, /usr/lib/infertune/profiles, and those that come with infertune. The first directory that has a profile wins; a profile may extend the one of its own name in a later directory.'
@@ -345,6 +346,18 @@ _shtab_infertune_plan_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_plan_defaults_added=0
 
+_shtab_infertune_prewarm_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--max[read no more than this\: \'8GiB\']:BYTES:"
+  "--json[print one JSON document (docs\/json.md)]"
+  "(*):a GGUF file, or a model\'s name:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_prewarm_defaults_added=0
+
 _shtab_infertune_probes_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
@@ -609,6 +622,7 @@ _shtab_infertune() {
         mcp) _arguments -C -s $_shtab_infertune_mcp_options ;;
         models) _arguments -C -s $_shtab_infertune_models_options ;;
         plan) _arguments -C -s $_shtab_infertune_plan_options ;;
+        prewarm) _arguments -C -s $_shtab_infertune_prewarm_options ;;
         probes) _arguments -C -s $_shtab_infertune_probes_options ;;
         profile) _shtab_infertune_profile ;;
         profiles) _arguments -C -s $_shtab_infertune_profiles_options ;;
