@@ -30,8 +30,9 @@ from infertune.catalogue.knobs.guards import GUARDS
 from infertune.catalogue.launch_settings import ENVIRONMENT_ALLOWED, LAUNCH_SETTINGS
 from infertune.catalogue.server_settings import SERVER_SETTINGS, ServerSetting
 from infertune.cli.base import Argument, Command
-from infertune.cli.main import build_parser, commands
+from infertune.cli.main import commands
 from infertune.cli.main import main as infertune
+from infertune.cli.parser import build_parser
 from infertune.doctor.rules import SUBJECTS
 from infertune.exporter import declarations
 from infertune.exporter.base import Metric

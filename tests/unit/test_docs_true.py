@@ -11,7 +11,8 @@ import pytest
 
 from infertune.base.errors import Exit
 from infertune.cli.base import Command
-from infertune.cli.main import build_parser, commands
+from infertune.cli.main import commands
+from infertune.cli.parser import build_parser
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLACES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "daemon", "scripts", "packaging")

@@ -18,7 +18,8 @@ from infertune.base.errors import InfertuneError
 from infertune.base.root import Root
 from infertune.cli import lines
 from infertune.cli.base import Command, Context
-from infertune.cli.main import build_parser, commands
+from infertune.cli.main import commands
+from infertune.cli.parser import build_parser
 from infertune.host.snapshot import open_snapshot
 from known_models import KNOWN
 
@@ -56,9 +57,9 @@ class EveryWidth(Context):
         for self.width in WIDTHS:
             super().print(text, hang)
 
-    def labelled(self, pairs: Sequence[tuple[str, str]], indent: int = 0) -> None:
+    def labelled(self, pairs: Sequence[tuple[str, str]], indent: int = 0, column: int = 0) -> None:
         for self.width in WIDTHS:
-            super().labelled(pairs, indent)
+            super().labelled(pairs, indent, column)
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         for self.width in WIDTHS:

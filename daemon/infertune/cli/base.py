@@ -121,10 +121,10 @@ class Context:
         """What is to be copied, or read by a program: its lines are left as they are."""
         self._write(printable(text))
 
-    def labelled(self, pairs: Sequence[tuple[str, str]], indent: int = 0) -> None:
-        """Labels, and what belongs to each beside it."""
+    def labelled(self, pairs: Sequence[tuple[str, str]], indent: int = 0, column: int = 0) -> None:
+        """Labels in a column of so many at least, and what belongs to each beside it."""
         cells = [(label, printable(text, lines=False)) for label, text in pairs]
-        self._say(lines.labelled(cells, self.width, indent))
+        self._say(lines.labelled(cells, self.width, indent, column))
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Left-aligned columns; what of the last one has no room goes under its row."""

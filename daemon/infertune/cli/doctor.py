@@ -26,9 +26,7 @@ def _doctor(ctx: Context) -> int:
     if ctx.args.list:
         return _list(ctx, rules)
     smoke = _smoke(ctx)
-    machine = read_machine(ctx.root)
-    around = look_around(ctx.root, os.environ, machine) if ctx.root.live else recorded(ctx.root)
-    results = diagnose(read_facts(ctx.root, around, smoke, machine), rules)
+    results = ask(ctx, rules, smoke)
     if ctx.args.json:
         ctx.print_json("infertune.doctor/1", _document(results, smoke))
     else:
@@ -147,16 +145,28 @@ def _count(results: Sequence[Result], outcome: Outcome) -> int:
     return sum(result.outcome == outcome for result in results)
 
 
-def _counts(results: Sequence[Result]) -> str:
-    found = [
+def found(results: Sequence[Result]) -> str:
+    """How much was found: ``no errors, 1 warning, 2 notes``."""
+    nouns = zip(SEVERITIES, ("error", "warning", "note"), strict=True)
+    return ", ".join(
         counted(sum(each.severity == severity for each in results), noun)
-        for severity, noun in zip(SEVERITIES, ("error", "warning", "note"), strict=True)
-    ]
+        for severity, noun in nouns
+    )
+
+
+def _counts(results: Sequence[Result]) -> str:
     rest = (
         f"{_count(results, 'fine')} fine, {_count(results, 'unknown')} not known, "
         f"{_count(results, 'not applicable')} not for this machine"
     )
-    return f"{', '.join(found)}; of {counted(len(results), 'rule')} {rest}"
+    return f"{found(results)}; of {counted(len(results), 'rule')} {rest}"
+
+
+def ask(ctx: Context, rules: Sequence[Rule], smoke: Smoke | None = None) -> tuple[Result, ...]:
+    """What these rules find on the machine at hand."""
+    machine = read_machine(ctx.root)
+    around = look_around(ctx.root, os.environ, machine) if ctx.root.live else recorded(ctx.root)
+    return diagnose(read_facts(ctx.root, around, smoke, machine), rules)
 
 
 def _list(ctx: Context, rules: Sequence[Rule]) -> int:

@@ -94,10 +94,12 @@ def sentence(
     return [f"{paint(head)}{colon}{rest}", *lines[1:]] if colon else lines
 
 
-def labelled(pairs: Sequence[tuple[str, str]], width: int | None, indent: int = 0) -> list[str]:
-    """A column of labels, and what belongs to each beside it.  A long label (a path) has no
-    part in how wide the column is."""
-    column = max((len(label) for label, _ in pairs if len(label) < 20), default=0)
+def labelled(
+    pairs: Sequence[tuple[str, str]], width: int | None, indent: int = 0, column: int = 0
+) -> list[str]:
+    """A column of labels, ``column`` wide at least, and what belongs to each beside it.  A long
+    label (a path) has no part in how wide the column is."""
+    column = max(column, *(len(label) for label, _ in pairs if len(label) < 20), 0)
     lines = []
     for label, text in pairs:
         line = f"{' ' * indent}{label:<{column}}  {text}".rstrip()

@@ -21,7 +21,7 @@ from infertune.host import kernel_log
 from infertune.host.boot_loader import STACKS
 from infertune.host.cgroup import Cgroup
 from infertune.host.cpu import Cpu
-from infertune.host.gpu import Ttm
+from infertune.host.gpu import Ttm, screens
 from infertune.host.machine import Gpu, Machine, read_machine
 from infertune.host.memory import Memory
 from infertune.host.snapshot import record, redact_cmdline
@@ -224,6 +224,7 @@ def _read_everything(root: Root, around: Surroundings) -> None:
     for knob in KNOBS.values():
         read_live(root, targets(root, machine, knob))
     boot_id(root)
+    screens(root)
 
 
 COMMANDS = (
