@@ -51,7 +51,8 @@ def test_what_is_said_is_what_the_verbs_say(capsys: pytest.CaptureFixture[str]) 
     main([*root, "machine", "--json"])
     machine = json.loads(capsys.readouterr().out)
     assert document["memory_bytes"] == machine["memory"]["total_bytes"]
-    assert document["gpu_memory_bytes"] == machine["gpu_memory"]["now"]["bytes"]
+    pools = {each["when"]: each["bytes"] for each in machine["gpu_memory"]["pools"]}
+    assert document["gpu_memory_bytes"] == pools["now"]
     assert document["next"]["command"] == "infertune recommend"
 
 

@@ -59,7 +59,7 @@ def _overview(ctx: Context) -> int:
         return Exit.DONE
     ctx.labelled(
         [
-            ("machine", f"{_known(machine.dmi.product)}, Linux {_known(machine.kernel)}"),
+            ("machine", f"{_known(machine.dmi.product)}, Linux {_version(machine)}"),
             ("memory", _memory(machine, memory)),
             ("profile", _applied(applied)),
             ("boot", _BOOT[boot]),
@@ -74,6 +74,11 @@ def _overview(ctx: Context) -> int:
 
 def _known(text: str | None) -> str:
     return text or _UNKNOWN
+
+
+def _version(machine: Machine) -> str:
+    """The kernel's, without what a distribution appends to it."""
+    return _known(machine.kernel).partition("-")[0]
 
 
 def _memory(machine: Machine, found: Picture) -> str:
