@@ -8,7 +8,6 @@ or a program wrote there is read as far as it makes sense, and nothing raises.
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Iterator
 
 from infertune.base.records import dataclass
@@ -104,6 +103,8 @@ def _gpt(body: bytes) -> str | None:
     # Number (4), start (8), size (8), signature (16), format, type of the signature: 2 is a GUID.
     if len(body) < 38 or body[37] != 2:
         return None
+    import uuid  # as in efi.py: late, for what it takes to import it
+
     return str(uuid.UUID(bytes_le=body[20:36]))
 
 
