@@ -7,8 +7,9 @@
 
 _shtab_infertune_profile_subparsers=(show check explain)
 _shtab_infertune_boot_subparsers=(plan stage status confirm undo)
-_shtab_infertune_subparsers=(machine snapshot doctor knobs models fit expect report profiles profile plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot bench gate probes setup mcp)
+_shtab_infertune_subparsers=(overview machine snapshot doctor knobs models fit expect report recommend profiles profile plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot bench gate probes setup mcp)
 
+_shtab_infertune_overview_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_machine_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_snapshot_option_strings=(-h --help --root --debug --force --json)
 _shtab_infertune_doctor_option_strings=(-h --help --root --debug --rule --all --list --smoke --json)
@@ -17,6 +18,7 @@ _shtab_infertune_models_option_strings=(-h --help --root --debug --backend --jso
 _shtab_infertune_fit_option_strings=(-h --help --root --debug --profile --ctx --parallel --mmproj --draft --backend --json)
 _shtab_infertune_expect_option_strings=(-h --help --root --debug --ctx --json)
 _shtab_infertune_report_option_strings=(-h --help --root --debug -o --output --force --markdown --host-name --json)
+_shtab_infertune_recommend_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_profiles_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_profile_show_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_profile_check_option_strings=(-h --help --root --debug --json)
@@ -69,8 +71,12 @@ _shtab_infertune_adopt___admission_choices=(off warn refuse)
 _shtab_infertune_adopt___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_boot_pos_0_choices=(plan stage status confirm undo)
 _shtab_infertune_bench___backend_choices=(auto rocm vulkan cpu)
-_shtab_infertune_pos_0_choices=(machine snapshot doctor knobs models fit expect report profiles profile plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot bench gate probes setup mcp)
+_shtab_infertune_pos_0_choices=(overview machine snapshot doctor knobs models fit expect report recommend profiles profile plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot bench gate probes setup mcp)
 
+_shtab_infertune_overview__h_nargs=0
+_shtab_infertune_overview___help_nargs=0
+_shtab_infertune_overview___debug_nargs=0
+_shtab_infertune_overview___json_nargs=0
 _shtab_infertune_machine__h_nargs=0
 _shtab_infertune_machine___help_nargs=0
 _shtab_infertune_machine___debug_nargs=0
@@ -110,6 +116,10 @@ _shtab_infertune_report___force_nargs=0
 _shtab_infertune_report___markdown_nargs=0
 _shtab_infertune_report___host_name_nargs=0
 _shtab_infertune_report___json_nargs=0
+_shtab_infertune_recommend__h_nargs=0
+_shtab_infertune_recommend___help_nargs=0
+_shtab_infertune_recommend___debug_nargs=0
+_shtab_infertune_recommend___json_nargs=0
 _shtab_infertune_profiles__h_nargs=0
 _shtab_infertune_profiles___help_nargs=0
 _shtab_infertune_profiles___debug_nargs=0
