@@ -109,7 +109,7 @@ COMMANDS: tuple[Command, ...] = (
         "recommend",
         _recommend,
         (JSON,),
-        "Says which profile suits this machine, by its GPU and by whether it is a desktop as well (a "
+        "Says which profile suits this machine, by its GPU and by whether it is a desktop, too (a "
         "screen is connected, or it has a battery), and what that profile would change. Reads "
         "only. What the machine is used for it cannot know: the other profiles are listed with "
         "what they are for.",
