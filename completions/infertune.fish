@@ -50,8 +50,8 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands machine snapshot doctor knobs models fit expect profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs adopt admit release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench probes setup
-set -g _shtab_infertune_opts_with_value --admission --api-key-file --ask --backend --confirm-within --ctx --depths --draft --engine --exporter --host --idle --key-file --memory --mmproj --model --name --parallel --port --profile --root --rule --samples --seed --server --smoke --tokens --url --user --without
+set -g _shtab_infertune_commands machine snapshot doctor knobs models fit expect report profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs adopt admit release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench gate probes setup mcp
+set -g _shtab_infertune_opts_with_value --admission --api-key-file --ask --backend --both --confirm-within --ctx --depths --draft --engine --exporter --host --idle --key-file --memory --mmproj --model --name --other --output --parallel --port --profile --root --rule --samples --seed --server --smoke --tokens --url --user --without -o
 
 complete -c infertune -e
 complete -c infertune -f
@@ -80,7 +80,7 @@ complete -c infertune -n '_shtab_infertune_using doctor' -l all -d 'show also wh
 complete -c infertune -n '_shtab_infertune_using doctor' -l list -d 'list the rules and ask none'
 complete -c infertune -n '_shtab_infertune_using doctor' -l smoke -x -d 'ask the server for one token (default: of a small model)'
 complete -c infertune -n '_shtab_infertune_using doctor' -l json -d 'print one JSON document (docs/json.md)'
-complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a knobs -d 'Prints each knob with its present value on this machine, its risk, and what is known about its effect on inference: measured, reported, protective but unmeasured, or no effect found.'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a knobs -d 'Prints each knob with its present value on this machine, its risk, and what is known about its effect on inference: measured, reported, protective but unmeasured, or no effect found. What '"'"'infertune prove'"'"' found on this machine stands before all of these.'
 complete -c infertune -n '_shtab_infertune_using knobs' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using knobs' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using knobs' -l debug -d 'show a traceback when something fails'
@@ -102,12 +102,21 @@ complete -c infertune -n '_shtab_infertune_using fit' -l mmproj -x -d 'with this
 complete -c infertune -n '_shtab_infertune_using fit' -l draft -x -d 'with this model that drafts'
 complete -c infertune -n '_shtab_infertune_using fit' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
 complete -c infertune -n '_shtab_infertune_using fit' -l json -d 'print one JSON document (docs/json.md)'
-complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a expect -d 'Bytes that are read for each token, the memory bandwidth of this machine (measured for a second, on the CPU), and so the most tokens per second that memory allows; beside it what others measured on this hardware.'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a expect -d 'Bytes that are read for each token, the memory bandwidth of this machine (measured for a second, on the CPU), and so the most tokens per second that memory allows; beside it what '"'"'infertune bench'"'"' measured here last, and what others measured on this hardware.'
 complete -c infertune -n '_shtab_infertune_using expect' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using expect' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using expect' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using expect' -l ctx -x -d 'tokens of context, of all slots together'
 complete -c infertune -n '_shtab_infertune_using expect' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a report -d 'Writes what '"'"'machine'"'"', '"'"'status'"'"', '"'"'servers'"'"', '"'"'doctor'"'"', '"'"'boot status'"'"' and '"'"'probes'"'"' say, and versions, to one HTML file that loads nothing and runs nothing. Left out: API keys and what looks like one, MAC addresses, UUIDs, serial numbers, users and their homes, addresses of servers, and values of kernel parameters and variables that are not about hardware or tuning, and the host'"'"'s name. The names of servers, models, units and of programs that hold GPU memory are in it. Only its owner can read the file; needs no privileges, and as root it may hold more. With --root it is about a recorded machine.'
+complete -c infertune -n '_shtab_infertune_using report' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using report' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using report' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using report' -s o -l output -x -d 'file to write; '"'"'-'"'"' prints it (default: infertune-report.html)'
+complete -c infertune -n '_shtab_infertune_using report' -l force -d 'replace an existing file'
+complete -c infertune -n '_shtab_infertune_using report' -l markdown -d 'Markdown for an issue, printed unless -o says where to'
+complete -c infertune -n '_shtab_infertune_using report' -l host-name -d 'do not leave out this host'"'"'s name'
+complete -c infertune -n '_shtab_infertune_using report' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a profiles -d 'Lists every profile of the search path: /etc/infertune/profiles, /run/infertune/profiles, /usr/local/lib/infertune/profiles, /usr/lib/infertune/profiles, and those that come with infertune. The first directory that has a profile wins; a profile may extend the one of its own name in a later directory.'
 complete -c infertune -n '_shtab_infertune_using profiles' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using profiles' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
@@ -127,7 +136,7 @@ complete -c infertune -n '_shtab_infertune_using profile check' -s h -l help -d 
 complete -c infertune -n '_shtab_infertune_using profile check' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using profile check' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using profile check' -l json -d 'print one JSON document (docs/json.md)'
-complete -c infertune -n '_shtab_infertune_using profile; and test $_shtab_infertune_npos -eq 0' -a explain -d 'Prints for each setting its value on this machine, the file and line that set it, the reason given there, what it overrides, and how well its effect is known.'
+complete -c infertune -n '_shtab_infertune_using profile; and test $_shtab_infertune_npos -eq 0' -a explain -d 'Prints for each setting its value on this machine, the file and line that set it, the reason given there, what it overrides, how well its effect is known, and what '"'"'infertune prove'"'"' found on this machine.'
 complete -c infertune -n '_shtab_infertune_using profile explain' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using profile explain' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using profile explain' -l debug -d 'show a traceback when something fails'
@@ -301,6 +310,14 @@ complete -c infertune -n '_shtab_infertune_using bench' -l busy -d 'measure amon
 complete -c infertune -n '_shtab_infertune_using bench' -l launch-only -d 'leave the kernel'"'"'s settings alone (needs no root)'
 complete -c infertune -n '_shtab_infertune_using bench' -l force -d 'start the server even if the model does not fit'
 complete -c infertune -n '_shtab_infertune_using bench' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a gate -d 'Starts a server as the reference and another one with the settings after '"'"'--'"'"' ('"'"'infertune gate MODEL -- cache_type_k=q8_0'"'"'), asks both the same 24 prompts without chance, and says whether the answers are still those of the reference: the same token by token, or different at near ties only. What changes numbers on purpose (another type of KV cache, a drafter, another file) must also move log-probabilities no more than twice what harmless changes move them here, and solve as many closed items. One server runs at a time; nothing else of the machine is changed. Exit code 1 where it is refused, 3 where it cannot be judged.'
+complete -c infertune -n '_shtab_infertune_using gate' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using gate' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using gate' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using gate' -l other -x -d 'the other server has this model, such as a requant'
+complete -c infertune -n '_shtab_infertune_using gate' -l both -x -d 'a server setting of both servers; may be given more than once'
+complete -c infertune -n '_shtab_infertune_using gate' -l server -x -d 'llama-server to use (default: from PATH, or the embedded one)'
+complete -c infertune -n '_shtab_infertune_using gate' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a probes -d 'Asks the running infertune-exporter, or with '"'"'--attach'"'"' tries itself and detaches again. A probe is absent where this kernel does not have what it attaches to (no GPU scheduler without a GPU driver), not applicable where it cannot work, failed where it should.'
 complete -c infertune -n '_shtab_infertune_using probes' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using probes' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
@@ -315,3 +332,7 @@ complete -c infertune -n '_shtab_infertune_using setup' -l debug -d 'show a trac
 complete -c infertune -n '_shtab_infertune_using setup' -l remove -d 'remove what setup installs'
 complete -c infertune -n '_shtab_infertune_using setup' -l check -d 'change nothing; exit 1 if setup would'
 complete -c infertune -n '_shtab_infertune_using setup' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a mcp -d 'Serves infertune as tools of an agent, by the Model Context Protocol over standard input and output: read, plan, fit, doctor, bench, apply, confirm and revert. A tool may do what the user may do who runs this; polkit asks as always. '"'"'apply'"'"' always goes back by itself unless it is confirmed in time. Needs the extra '"'"'mcp'"'"'.'
+complete -c infertune -n '_shtab_infertune_using mcp' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using mcp' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using mcp' -l debug -d 'show a traceback when something fails'

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from infertune.base.errors import Failed
@@ -95,6 +95,28 @@ class Sample:
             "kept": self.kept,
             "reasons": list(self.reasons),
         }
+
+
+def sample_of(document: Mapping[str, Any]) -> Sample:
+    """What ``document`` was made of.  Raises AttributeError, LookupError, TypeError or ValueError
+    for what it was not."""
+    if not all(type(each) is int and each >= 0 for each in document["load"].values()):
+        raise ValueError("no load")
+    times = [(each, _times(each["times_s"])) for each in document["answers"]]
+    return Sample(
+        load=Load(**document["load"]),
+        prompts=tuple(document["prompts"]),
+        answers=tuple(Timed(**{**each, "times_s": found}) for each, found in times),
+        took_s=float(document["took_s"]),
+        between=Between(**document["conditions"]),
+        reasons=tuple(document["reasons"]),
+    )
+
+
+def _times(found: Sequence[Any]) -> tuple[float, ...]:
+    if not found:
+        raise ValueError("no time")
+    return tuple(map(float, found))
 
 
 def _answer(timed: Timed) -> dict[str, Any]:
