@@ -57,6 +57,13 @@ def choose_port(wanted: int | None, reserved: Collection[int] = (), address: str
     raise UsageError(f"no free port from {DEFAULT_PORT} on", hint="give one with --port")
 
 
+def any_port(address: str = LOOPBACK) -> int:
+    """A free port that no client knows (ip_local_port_range), for a server that is nobody's."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
 class Progress:
     """One line that is rewritten on a terminal; elsewhere a line every few seconds."""
 
