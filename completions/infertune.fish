@@ -50,8 +50,8 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands machine snapshot doctor knobs models fit expect profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs adopt release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench probes setup
-set -g _shtab_infertune_opts_with_value --api-key-file --ask --backend --confirm-within --ctx --depths --draft --engine --exporter --host --idle --key-file --mmproj --model --name --parallel --port --profile --root --rule --samples --seed --server --smoke --tokens --url --user --without
+set -g _shtab_infertune_commands machine snapshot doctor knobs models fit expect report profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs adopt release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench mcp probes setup
+set -g _shtab_infertune_opts_with_value --api-key-file --ask --backend --confirm-within --ctx --depths --draft --engine --exporter --host --idle --key-file --mmproj --model --name --output --parallel --port --profile --root --rule --samples --seed --server --smoke --tokens --url --user --without -o
 
 complete -c infertune -e
 complete -c infertune -f
@@ -108,6 +108,15 @@ complete -c infertune -n '_shtab_infertune_using expect' -l root -x -d 'work on 
 complete -c infertune -n '_shtab_infertune_using expect' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using expect' -l ctx -x -d 'tokens of context, of all slots together'
 complete -c infertune -n '_shtab_infertune_using expect' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a report -d 'Writes what '"'"'machine'"'"', '"'"'status'"'"', '"'"'servers'"'"', '"'"'doctor'"'"', '"'"'boot status'"'"' and '"'"'probes'"'"' say, and versions, to one HTML file that loads nothing and runs nothing. Left out: API keys and what looks like one, MAC addresses, UUIDs, serial numbers, users and their homes, addresses of servers, and values of kernel parameters and variables that are not about hardware or tuning, and the host'"'"'s name. The names of servers, models, units and of programs that hold GPU memory are in it. Only its owner can read the file; needs no privileges, and as root it may hold more. With --root it is about a recorded machine.'
+complete -c infertune -n '_shtab_infertune_using report' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using report' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using report' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using report' -s o -l output -x -d 'file to write; '"'"'-'"'"' prints it (default: infertune-report.html)'
+complete -c infertune -n '_shtab_infertune_using report' -l force -d 'replace an existing file'
+complete -c infertune -n '_shtab_infertune_using report' -l markdown -d 'Markdown for an issue, printed unless -o says where to'
+complete -c infertune -n '_shtab_infertune_using report' -l host-name -d 'do not leave out this host'"'"'s name'
+complete -c infertune -n '_shtab_infertune_using report' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a profiles -d 'Lists every profile of the search path: /etc/infertune/profiles, /run/infertune/profiles, /usr/local/lib/infertune/profiles, /usr/lib/infertune/profiles, and those that come with infertune. The first directory that has a profile wins; a profile may extend the one of its own name in a later directory.'
 complete -c infertune -n '_shtab_infertune_using profiles' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using profiles' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
@@ -294,6 +303,10 @@ complete -c infertune -n '_shtab_infertune_using bench' -l busy -d 'measure amon
 complete -c infertune -n '_shtab_infertune_using bench' -l launch-only -d 'leave the kernel'"'"'s settings alone (needs no root)'
 complete -c infertune -n '_shtab_infertune_using bench' -l force -d 'start the server even if the model does not fit'
 complete -c infertune -n '_shtab_infertune_using bench' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a mcp -d 'Serves infertune as tools of an agent, by the Model Context Protocol over standard input and output: read, plan, fit, doctor, bench, apply, confirm and revert. A tool may do what the user may do who runs this; polkit asks as always. '"'"'apply'"'"' always goes back by itself unless it is confirmed in time. Needs the extra '"'"'mcp'"'"'.'
+complete -c infertune -n '_shtab_infertune_using mcp' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using mcp' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using mcp' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a probes -d 'Asks the running infertune-exporter, or with '"'"'--attach'"'"' tries itself and detaches again. A probe is absent where this kernel does not have what it attaches to (no GPU scheduler without a GPU driver), not applicable where it cannot work, failed where it should.'
 complete -c infertune -n '_shtab_infertune_using probes' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using probes' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'

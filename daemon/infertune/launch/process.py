@@ -39,8 +39,10 @@ PASSED_THROUGH = (
     "HIP_VISIBLE_DEVICES",
     "ROCR_VISIBLE_DEVICES",
     "GGML_VK_VISIBLE_DEVICES",
+    "GLIBC_TUNABLES",
 )
-"""Variables of the caller that reach the child: where things are, and which GPU to use.
+"""Variables of the caller that reach the child: where things are, which GPU to use, and what the C
+library is told.
 
 Anything else is given by the profile, or in the command: ``-- env HF_HOME=/models vllm ...``.
 """
