@@ -446,7 +446,7 @@ COMMANDS: tuple[Command, ...] = (
         "are measured. With --url any engine with an OpenAI interface will do, in a container or "
         "a unit; its settings are left as they are. --against compares in pairs, in random order, "
         "each half with a start of its own: first the baseline (a profile, none, or what was "
-        "asked for in an earlier run) with itself, then with what is asked for now, and says helps, "
+        "asked for in an earlier run) with itself, then with what is asked for now. Says helps, "
         "harms (exit code 1), no effect shown or cannot decide. Exit code 3: too many samples had "
         "to be thrown away, or it cannot decide.",
         takes_command=True,
