@@ -4,7 +4,7 @@
 
 docs/knobs.md and docs/profiles.md from the catalogue, docs/metrics.md from the
 collectors, docs/doctor.md from the rules of the doctor,
-docs/man/infertune.1 and completions/ from the table of verbs, and the output of
+docs/man/ (man_pages.py) and completions/ from the table of verbs, and the output of
 commands shown in README.md from the commands themselves.  ``--check`` writes
 nothing and exits 1 where one is out of date (tests/unit/test_house.py runs it).
 """
@@ -17,19 +17,18 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import shtab
 
-from infertune import __version__
-from infertune.base.errors import Exit
+import man_pages
+from infertune.base.tables import Key
 from infertune.catalogue.knobs import KNOBS
 from infertune.catalogue.knobs.base import Knob
 from infertune.catalogue.knobs.guards import GUARDS
 from infertune.catalogue.launch_settings import ENVIRONMENT_ALLOWED, LAUNCH_SETTINGS
 from infertune.catalogue.server_settings import SERVER_SETTINGS, ServerSetting
-from infertune.cli.base import Argument, Command
 from infertune.cli.main import build_parser, commands
 from infertune.cli.main import main as infertune
 from infertune.doctor.rules import SUBJECTS
@@ -39,19 +38,10 @@ from infertune.exporter.collectors import COLLECTORS
 from infertune.exporter.energy import ENERGY_METRICS
 from infertune.exporter.page import EXPORTER_METRICS, RUNNER_METRICS
 from infertune.exporter.probes import PROBE_METRICS, package_directories
-from infertune.profiles.profile import SEARCH_PATH
+from infertune.profiles.config import CONFIG_KEYS
+from infertune.servers.declaration import KEYS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-
-EXIT_MEANING = {
-    Exit.DONE: "done",
-    Exit.DIFFERS: "something differs, or there are findings",
-    Exit.USAGE: "wrong usage, or a profile that is not valid; nothing was touched",
-    Exit.FAILED: "failed and rolled back, or another infertune has the machine",
-    Exit.NOT_PERMITTED: "not permitted; nothing was touched",
-    Exit.UNREACHABLE: "the daemon cannot be reached; nothing was touched",
-}
-
 
 # -- docs/knobs.md -------------------------------------------------------------
 
@@ -135,7 +125,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def profiles_page() -> str:
-    """What a profile may say beside knobs: sizes, [launch], its environment, [server]."""
+    """What a profile may say beside knobs, and the other files that people write."""
     out = [
         "# Profiles",
         "",
@@ -180,7 +170,36 @@ def profiles_page() -> str:
     for server in SERVER_SETTINGS.values():
         flags = ", ".join(f"`{flag}`" for flag in _flags(server))
         out.append(_row((f"`{server.id}`", server.value.accepts(), server.summary, flags)))
+    out += [
+        "",
+        "## /etc/infertune/servers.d/NAME.toml",
+        "",
+        "A server that starts at boot, or whose unit is under a profile whenever it runs. With",
+        "`unit` it is a unit of your own ([your server](your-server.md)), with `exec` any command",
+        "in a unit of infertune's, else llama-server. The file and its directories belong to root,",
+        "and nobody else may write them.",
+        "",
+        *_keys(KEYS),
+        "",
+        "## /etc/infertune/infertuned.toml",
+        "",
+        "What the daemon is told; it is read when the daemon starts. A missing file is all",
+        "defaults; one that cannot be read is an error, and nothing is applied.",
+        "",
+        *_keys(CONFIG_KEYS),
+    ]
     return "\n".join(out) + "\n"
+
+
+def _keys(keys: Sequence[Key]) -> list[str]:
+    """The keys of a file; with the kinds of table that may have each, where it has several."""
+    kinds = any(key.kinds for key in keys)
+    head = ["key", "accepts", "what", "without it", *(["goes with"] if kinds else [])]
+    lines = [_row(head), "|" + "---|" * len(head)]
+    for key in keys:
+        cells = [f"`{key.name}`", key.accepts, key.what, key.default]
+        lines.append(_row([*cells, *([", ".join(key.kinds)] if kinds else [])]))
+    return lines
 
 
 def _flags(setting: ServerSetting) -> list[str]:
@@ -251,7 +270,7 @@ def doctor_page() -> str:
         "read is *not known*, with the reason. Versions: between the last one reported bad and the",
         "first one known to be good nobody has said, and the finding says *may*. *About*: nobody",
         "has named the first good one; the number is of a build after the fix by its date.",
-        "Findings with one cause are told as one, with the worst severity among them.",
+        "Findings with one cause are reported as one, with the worst severity among them.",
     ]
     for subject, rules in SUBJECTS.items():
         out += ["", f"## {subject}", "", "| rule | looks for | where | how bad | fix | source |"]
@@ -263,106 +282,6 @@ def doctor_page() -> str:
             cells = (f"`{rule.id}`", rule.title + versions, rule.when.words, kind, rule.fix)
             out.append(_row((*cells, sources)))
     return "\n".join(out) + "\n"
-
-
-# -- docs/man/infertune.1 ------------------------------------------------------
-
-
-def man_page() -> str:
-    """infertune(1) in man(7) macros."""
-    parser = build_parser(commands())
-    out = [
-        f'.TH INFERTUNE 1 "" "infertune {__version__}" "User Commands"',
-        ".SH NAME",
-        "infertune \\- tune a machine for local LLM inference, and put everything back",
-        ".SH SYNOPSIS",
-        ".B infertune",
-        "[\\fB\\-\\-root\\fR \\fIPATH\\fR] [\\fB\\-\\-debug\\fR] \\fIVERB\\fR ...",
-        ".SH DESCRIPTION",
-        _roff(parser.description or ""),
-        ".SH OPTIONS",
-        ".TP",
-        "\\fB\\-\\-root\\fR \\fIPATH\\fR",
-        "Work on a recorded machine: a directory tree or a snapshot file.",
-        ".TP",
-        "\\fB\\-\\-debug\\fR",
-        "Show a traceback when something fails.",
-        ".TP",
-        "\\fB\\-\\-version\\fR",
-        "Show the version and exit.",
-        ".SH VERBS",
-    ]
-    for command in commands():
-        out += _man_verb(command, ())
-    out += [
-        ".SH DIAGNOSTICS",
-        "infertuned logs to the system journal (\\fBjournalctl \\-u infertune\\fR).",
-        "With \\fBEnvironment=INFERTUNED_OPTIONS=\\-\\-debug\\fR below [Service] in a drop-in",
-        "(\\fBsystemctl edit infertune\\fR) and after a \\fBsystemctl restart infertune\\fR, which",
-        "puts everything back first, it also says each call with its caller and its outcome,",
-        "and what is in force after each turn, with priority 7.",
-    ]
-    out += [".SH EXIT STATUS"]
-    for code, meaning in EXIT_MEANING.items():
-        out += [".TP", f".B {code}", _roff(meaning)]
-    out += [
-        ".SH FILES",
-        ".TP",
-        f".I {_roff(', '.join(SEARCH_PATH))}",
-        "Profiles, first match wins; then the ones of the package.",
-        ".TP",
-        ".I /run/infertune/journal, /var/lib/infertune/journal",
-        "Values to go back to, of this boot, and the same once more.",
-        ".TP",
-        ".I /var/lib/infertune/boot, /var/lib/infertune/boot\\-images",
-        "What boot settings were before they were staged, and the originals of images that were",
-        "built anew and confirmed; both until undo.",
-    ]
-    return "\n".join(out) + "\n"
-
-
-def _man_verb(command: Command, parents: tuple[str, ...]) -> Iterator[str]:
-    words = (*parents, command.name)
-    if command.subcommands:
-        for sub in command.subcommands:
-            yield from _man_verb(sub, words)
-        return
-    usage = " ".join(_usage(argument) for argument in command.arguments)
-    yield f".SS {_roff(' '.join(words))} {usage}".rstrip()
-    yield _roff(command.description or command.help)
-    for argument in command.arguments:
-        yield ".TP"
-        yield _usage(argument, brackets=False)
-        yield _roff(str(argument.options.get("help", "")))
-
-
-def _usage(argument: Argument, *, brackets: bool = True) -> str:
-    """One argument as a reader of a synopsis expects it."""
-    options = argument.options
-    name = argument.names[-1]
-    value = str(options.get("metavar") or name.lstrip("-").upper())
-    if choices := options.get("choices"):
-        value = "|".join(map(str, choices))
-    if not name.startswith("-"):
-        text = f"\\fI{_roff(value)}\\fR"
-        if options.get("nargs") in ("*", "...", "+"):
-            text += " ..."
-        optional = options.get("nargs") in ("?", "*", "...")
-    else:
-        text = ", ".join(f"\\fB{_roff(each)}\\fR" for each in argument.names)
-        if not str(options.get("action", "store")).startswith("store_"):
-            shown = f"\\fI{_roff(value)}\\fR"
-            text += f" [{shown}]" if options.get("nargs") == "?" else f" {shown}"
-        optional = not options.get("required", False)
-    return f"[{text}]" if optional and brackets else text
-
-
-def _roff(text: str) -> str:
-    text = text.replace("\\", "\\e").replace("-", "\\-").replace("\n\n", "\n.PP\n")
-    # A line that starts with a dot or an apostrophe would be a request.
-    return "\n".join(
-        f"\\&{line}" if line[:1] in "'." and line != ".PP" else line for line in text.split("\n")
-    )
 
 
 # -- README.md -----------------------------------------------------------------
@@ -393,7 +312,7 @@ def documents() -> dict[Path, str]:
         Path("docs/profiles.md"): profiles_page(),
         Path("docs/metrics.md"): metrics_page(),
         Path("docs/doctor.md"): doctor_page(),
-        Path("docs/man/infertune.1"): man_page(),
+        **{Path("docs/man") / name: text for name, text in man_pages.pages().items()},
         Path("README.md"): readme(),
     }
     for shell in ("bash", "zsh", "fish"):

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +15,8 @@ import pytest
 from infertune.base.errors import Exit
 from infertune.cli.base import Command
 from infertune.cli.main import build_parser, commands
+from infertune.profiles.config import CONFIG_KEYS
+from infertune.servers.declaration import KEYS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLACES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "daemon", "scripts", "packaging")
@@ -85,11 +90,33 @@ def test_help_has_no_escapes_of_another_format() -> None:
 
 def test_the_manual_page_has_every_exit_code_as_it_is() -> None:
     page = (REPOSITORY / "docs/man/infertune.1").read_text()
-    codes = page[page.index(".SH EXIT STATUS") : page.index(".SH FILES")]
+    codes = page[page.index(".SH EXIT STATUS") : page.index(".SH EXAMPLES")]
     assert re.findall(r"^\.B (\d)", codes, re.M) == [
         str(code) for name, code in vars(Exit).items() if name.isupper()
     ]
     assert "planned" not in page.lower()
+
+
+def test_every_manual_page_is_formatted_without_a_complaint_and_installed() -> None:
+    groff = shutil.which("groff")
+    metadata = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    shared = metadata["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"]
+    for page in sorted((REPOSITORY / "docs/man").iterdir()):
+        assert shared[f"docs/man/{page.name}"] == f"share/man/man{page.name[-1]}/{page.name}"
+        text = page.read_text()
+        assert "`" not in text, page.name
+        if groff:
+            done = subprocess.run(
+                [groff, "-man", "-Tutf8", "-ww", "-z", page], capture_output=True, text=True,
+                check=False,
+            )  # fmt: skip
+            assert not done.stderr, page.name
+
+
+def test_the_page_on_files_has_every_key_that_they_may_have() -> None:
+    page = (REPOSITORY / "docs/man/infertune.profile.5").read_text().replace("\\-", "-")
+    for key in (*KEYS, *CONFIG_KEYS):
+        assert f"\n.B {key.name}\n" in page
 
 
 def test_what_security_points_to_is_there() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from infertune.base import toml_lines
 from infertune.base.errors import FileError, did_you_mean
 from infertune.base.names import NAME, NAME_RULE
+from infertune.base.records import dataclass
 
 MAX_LINE = 1000
 """Characters of a line: a key of very many parts takes a TOML parser minutes."""
@@ -50,6 +51,20 @@ def read_table(text: str, file: str, kind: type[FileError]) -> Table:
     """The top table of a file's text.  Raises ``kind``, as all that is asked of the table does."""
     values, lines = parse_toml(text, file, kind)
     return Table(values, file, kind, lines, ())
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key of a file that people write, as its document has it (docs/profiles.md)."""
+
+    name: str
+    accepts: str
+    """What may stand there, in words."""
+    what: str
+    default: str
+    """What holds without it, in words."""
+    kinds: tuple[str, ...] = ()
+    """The kinds of table that may have it, where a file has several."""
 
 
 class Table:

@@ -87,7 +87,7 @@ def _not_kept(ctx: Context, change: Change) -> list[str]:
             if why := no_room(ctx.root, image.path):
                 found.append(
                     f"no room in {STORE} for the original of {image.path} ({why}): once it is "
-                    "confirmed, undo builds it anew"
+                    "confirmed, undo rebuilds it"
                 )
     return found
 
@@ -257,7 +257,7 @@ def _original(each: Original) -> dict[str, Any]:
 def _shown_original(each: Original) -> str:
     """What undo does about an image that was confirmed, in one sentence."""
     if each.size is None:
-        return f"undo builds {each.path} anew: its original is not kept"
+        return f"undo rebuilds {each.path}: its original is not kept"
     if isinstance(each.size, Unknown):
         return f"not known: whether the original of {each.path} is kept ({each.size.why})"
     return (

@@ -264,10 +264,10 @@ COMMANDS: tuple[Command, ...] = (
         "with bugs, GPU memory set in the wrong place or not in force, limits, power caps, other "
         "tuners, what the kernel has logged, and the recommendations of a survey. Each finding "
         "says how sure it is, where it can be read, and what would put it right; what cannot be "
-        "read is said to be not known, and why. Findings with one cause are told as one. Writes "
-        "nothing and needs no privileges, but as root it may read more (the kernel's log). With "
-        "--root it works on a snapshot, so a report can be diagnosed elsewhere. With --smoke it "
-        "starts the server, asks for one token, and stops it. The exit code is 1 where a finding "
-        "is an error.",
+        "read is said to be not known, and why. Findings with one cause are reported as one. "
+        "Writes nothing and needs no privileges, but as root it may read more (the kernel's log). "
+        "With --root it works on a snapshot, so a report can be diagnosed elsewhere. With --smoke "
+        "it starts the server, asks for one token, and stops it. The exit code is 1 where a "
+        "finding is an error.",
     ),
 )

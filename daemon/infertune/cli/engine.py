@@ -213,9 +213,9 @@ def _about(drift: Mapping[str, Any]) -> str:
     knob, value, by = drift["knob"], drift.get("value"), drift.get("by")
     match drift["state"]:
         case "external":
-            return f"{knob} is externally owned: {by or 'somebody'} set it to {value}"
+            return f"{knob} is externally owned: {by or 'another program'} set it to {value}"
         case "contested":
-            return f"{knob} is contested by {by or 'somebody'} and left at {value}"
+            return f"{knob} is contested by {by or 'another program'} and left at {value}"
         case "gone":
             return f"{knob}: a file is gone; it is set again when it comes back"
     return f"{knob} was set again ({by})"

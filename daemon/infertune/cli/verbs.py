@@ -45,6 +45,7 @@ VERBS: dict[str, Verb] = {
         Verb("fit", "fit", "look", "say whether a model fits, and what would make it fit"),
         Verb("expect", "fit", "look", "say how fast a model can be on this machine"),
         Verb("snapshot", "machine", "look", "record this machine as a text file for --root", True),
+        Verb("report", "report", "look", "write all of it to one file, for a bug report", True),
         Verb("profiles", "profile", "tune", "list the profiles"),
         Verb("profile", "profile", "tune", "show, check or explain one profile"),
         Verb("plan", "engine", "tune", "show what a profile would change; change nothing"),
@@ -63,8 +64,11 @@ VERBS: dict[str, Verb] = {
         Verb("adopt", "adopt", "serve", "put a server that you already run under a profile", True),
         Verb("release", "adopt", "serve", "give an adopted unit back as it was", True),
         Verb("boot", "boot", "boot", "settings that take effect at the next boot"),
+        Verb("bench", "bench", "measure", "measure how fast a model is served here", True),
+        Verb("gate", "gate", "measure", "say whether other server settings keep the answers"),
         Verb("probes", "probes", "measure", "show which eBPF probes are attached"),
         Verb("setup", "setup", "service", "install the files of the service, or remove them", True),
+        Verb("mcp", "mcp", "service", "serve infertune as tools of an agent (MCP)", True),
     )
 }
 """In the order in which the help has them."""

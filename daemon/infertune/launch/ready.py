@@ -57,6 +57,17 @@ def choose_port(wanted: int | None, reserved: Collection[int] = (), address: str
     raise UsageError(f"no free port from {DEFAULT_PORT} on", hint="give one with --port")
 
 
+def any_port(address: str = LOOPBACK) -> int:
+    """A free port out of the kernel's range for such, for a server that only we are to ask.
+
+    Two of us that begin together get different ones, which ``choose_port`` does not promise.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.bind((address, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 class Progress:
     """One line that is rewritten on a terminal; elsewhere a line every few seconds."""
 
@@ -90,11 +101,18 @@ class Progress:
 
 
 def wait_ready(
-    root: Root, signals: Signals, child: Child, base_url: str, model: str, out: TextIO | None
+    root: Root,
+    signals: Signals,
+    child: Child,
+    base_url: str,
+    model: str,
+    out: TextIO | None,
+    patience_s: float | None = None,
 ) -> float | None:
     """Seconds until /health said yes; None where a signal to infertune ended the server first.
 
-    Raises Failed, with the server's last lines, when it ends by itself.
+    Raises Failed, with the server's last lines, when it ends by itself, and where it is not ready
+    after ``patience_s``.
     """
     start = time.monotonic()
     files = model_files(model)
@@ -105,6 +123,8 @@ def wait_ready(
         while (status := child.poll()) is None:
             if healthy(base_url):
                 return time.monotonic() - start
+            if patience_s is not None and time.monotonic() - start > patience_s:
+                raise Failed(f"the server was not ready after {patience_s:g} s")
             if progress.due():
                 loaded = resident(files)
                 if loaded is None:

@@ -16,7 +16,7 @@ from infertune.base.addresses import LOOPBACK, client, is_loopback, listen_addre
 from infertune.base.errors import DeclarationError, UsageError
 from infertune.base.names import NAME, NAME_RULE, USER, is_foreign_unit, server_unit
 from infertune.base.records import dataclass
-from infertune.base.tables import Table, read_table, shown
+from infertune.base.tables import Key, Table, read_table, shown
 from infertune.catalogue.backends import BACKENDS
 from infertune.catalogue.server_settings import (
     FilePath,
@@ -91,6 +91,110 @@ class Foreign:
     """Name or number of whose manager has the unit; None for the system's."""
 
 
+KEYS = (
+    Key(
+        "port",
+        "1024 to 65535; with `unit` from 1",
+        "port on which the server answers",
+        "an error; with `unit`: as its `ExecStart=` shows",
+        ("model", "exec", "unit"),
+    ),
+    Key(
+        "profile",
+        "a profile's name",
+        "profile under which the server runs",
+        "the one in infertuned.toml",
+        ("model", "exec", "unit"),
+    ),
+    Key(
+        "backend",
+        ", ".join(("auto", *BACKENDS)),
+        "backend whose part of the profile holds; auto: as the machine has it",
+        "auto",
+        ("model", "exec", "unit"),
+    ),
+    Key(
+        "model",
+        "an absolute path, or a name that `infertune models` shows",
+        "GGUF file to serve",
+        "a router's models, else the small model of the extra `embedded`",
+        ("model",),
+    ),
+    Key(
+        "settings",
+        "a table of [server] settings",
+        "llama-server's settings of this server alone, over the profile's",
+        "none",
+        ("model",),
+    ),
+    Key(
+        "flags",
+        "a list of words",
+        "more words for llama-server; those with which clients could read files or run programs "
+        "are refused",
+        "none",
+        ("model",),
+    ),
+    Key(
+        "host",
+        "an address",
+        "address on which the server listens; one that other machines reach needs `api_key_file`",
+        LOOPBACK,
+        ("model",),
+    ),
+    Key(
+        "api_key_file",
+        "an absolute path",
+        "file with the keys of clients, one on a line; only root can read it",
+        "no key is asked for",
+        ("model",),
+    ),
+    Key(
+        "clients",
+        "a list of addresses and networks",
+        "who may come to a `host` that other machines reach",
+        "private addresses",
+        ("model",),
+    ),
+    Key(
+        "force",
+        "true, false",
+        "start it even where it does not fit",
+        "false",
+        ("model",),
+    ),
+    Key(
+        "exec",
+        "a list of words, the first a whole path",
+        "command that is the server, of any engine",
+        "the server is llama-server",
+        ("exec",),
+    ),
+    Key(
+        "unit",
+        "a service, such as `ollama.service`",
+        "unit of your own to put under the profile whenever it runs",
+        "the server gets a unit of infertune's",
+        ("unit",),
+    ),
+    Key(
+        "user",
+        "a user's name or number",
+        "whose systemd manager has the unit",
+        "the system's manager",
+        ("unit",),
+    ),
+    Key(
+        "engine",
+        ", ".join(ENGINES),
+        "what answers at the port",
+        "as the command line shows",
+        ("exec", "unit"),
+    ),
+)
+"""Keys of a file in servers.d.  Its kind is the one of exec and unit that it has, else model."""
+
+
 def parse_declaration(
     name: str, text: str, file: str, default_profile: Callable[[], str | None] = lambda: None
 ) -> Declaration | Foreign:
@@ -105,7 +209,7 @@ def parse_declaration(
     for key, kinds in (("engine", "'unit' or 'exec'"), ("user", "'unit'")):
         if key in table:
             raise table.wrong(key, f"'{key}' goes with {kinds}: infertune starts llama-server here")
-    table.only(("port",), _KEYS)
+    _only(table, "model", ("port",))
     settings = _settings(table.table("settings")) if "settings" in table else {}
     if "model" in table and (router := models_of(settings)):
         raise table.wrong("model", f"'model' and {', '.join(router)}: a router has no model")
@@ -122,18 +226,12 @@ def parse_declaration(
     )
 
 
-_KEYS = (
-    *("profile", "model", "backend", "settings", "flags", "force", "unit", "exec"),
-    *("host", "api_key_file", "clients"),
-)
-
-
-def _only(table: Table, kind: str, required: Sequence[str], optional: Sequence[str]) -> None:
-    """Nothing but these keys; one of another kind of server is said to be so."""
-    for key in table:
-        if key in _KEYS and key not in (*required, *optional):
-            raise table.wrong(key, f"'{key}' does not go with '{kind}'")
-    table.only(required, optional)
+def _only(table: Table, kind: str, required: Sequence[str]) -> None:
+    """Nothing but the keys of this kind; one of another kind of server is said to be so."""
+    for key in KEYS:
+        if key.name in table and kind not in key.kinds:
+            raise table.wrong(key.name, f"'{key.name}' does not go with '{kind}'")
+    table.only(required, [key.name for key in KEYS if kind in key.kinds])
 
 
 def _door(table: Table) -> tuple[str, str | None, tuple[str, ...]]:
@@ -171,7 +269,7 @@ def _checked(
 
 def _foreign(name: str, table: Table, default_profile: Callable[[], str | None]) -> Foreign:
     """What the unit runs is its own business: no model, no settings."""
-    _only(table, "unit", ("unit",), ("profile", "backend", "port", "engine", "user"))
+    _only(table, "unit", ("unit",))
     unit = table.text("unit")
     user = table.text("user") if "user" in table else None
     if user in ("root", "0"):
@@ -198,7 +296,7 @@ def _of_a_command(
     name: str, table: Table, default_profile: Callable[[], str | None]
 ) -> Declaration:
     """What it serves, and how, is in its words: no model, no settings."""
-    _only(table, "exec", ("exec", "port"), ("profile", "backend", "engine"))
+    _only(table, "exec", ("exec", "port"))
     command = _words(table, "exec", '["/opt/vllm/bin/vllm", "serve", "/srv/models/qwen"]')
     if not re.fullmatch(r"/[^/].*", command[0]) or os.path.normpath(command[0]) != command[0]:
         raise table.wrong("exec", f"'exec': {shown(command[0])} is not the whole path of a program")
