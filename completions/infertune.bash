@@ -7,7 +7,7 @@
 
 _shtab_infertune_profile_subparsers=(show check explain)
 _shtab_infertune_boot_subparsers=(plan stage status confirm undo)
-_shtab_infertune_subparsers=(machine snapshot doctor knobs models fit expect report profiles profile plan apply confirm verify status revert recover run serve start servers stop logs adopt release boot probes setup)
+_shtab_infertune_subparsers=(machine snapshot doctor knobs models fit expect top report profiles profile plan apply confirm verify status revert recover run serve start servers stop logs adopt release boot probes setup)
 
 _shtab_infertune_machine_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_snapshot_option_strings=(-h --help --root --debug --force --json)
@@ -16,6 +16,7 @@ _shtab_infertune_knobs_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_models_option_strings=(-h --help --root --debug --backend --json)
 _shtab_infertune_fit_option_strings=(-h --help --root --debug --profile --ctx --parallel --mmproj --draft --backend --json)
 _shtab_infertune_expect_option_strings=(-h --help --root --debug --ctx --json)
+_shtab_infertune_top_option_strings=(-h --help --root --debug --every --once --columns --exporter --json)
 _shtab_infertune_report_option_strings=(-h --help --root --debug -o --output --force --markdown --host-name --json)
 _shtab_infertune_profiles_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_profile_show_option_strings=(-h --help --root --debug --json)
@@ -61,7 +62,7 @@ _shtab_infertune_serve___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_serve___engine_choices=(llama-server llama-swap ollama lemonade vllm sglang)
 _shtab_infertune_adopt___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_boot_pos_0_choices=(plan stage status confirm undo)
-_shtab_infertune_pos_0_choices=(machine snapshot doctor knobs models fit expect report profiles profile plan apply confirm verify status revert recover run serve start servers stop logs adopt release boot probes setup)
+_shtab_infertune_pos_0_choices=(machine snapshot doctor knobs models fit expect top report profiles profile plan apply confirm verify status revert recover run serve start servers stop logs adopt release boot probes setup)
 
 _shtab_infertune_machine__h_nargs=0
 _shtab_infertune_machine___help_nargs=0
@@ -95,6 +96,11 @@ _shtab_infertune_expect__h_nargs=0
 _shtab_infertune_expect___help_nargs=0
 _shtab_infertune_expect___debug_nargs=0
 _shtab_infertune_expect___json_nargs=0
+_shtab_infertune_top__h_nargs=0
+_shtab_infertune_top___help_nargs=0
+_shtab_infertune_top___debug_nargs=0
+_shtab_infertune_top___once_nargs=0
+_shtab_infertune_top___json_nargs=0
 _shtab_infertune_report__h_nargs=0
 _shtab_infertune_report___help_nargs=0
 _shtab_infertune_report___debug_nargs=0

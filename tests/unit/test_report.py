@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -15,7 +17,6 @@ from typing import Any
 
 import pytest
 
-from infertune.cli import main as command_line
 from infertune.cli import report as verb
 from infertune.cli.main import main
 from infertune.host.privacy import cleaned, cleaner
@@ -41,17 +42,10 @@ PROBE = {"name": "reclaim", "state": "attached", "why": "", "programs": ["reclai
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
     """A report's document, with a server and a probe beside what the recorded machine has."""
-    found: dict[str, Any] = {}
-    context = command_line.Context
-
-    class Told(context):  # type: ignore[misc, valid-type]
-        def print_json(self, schema: str, document: dict[str, Any]) -> None:
-            found.update(document)
-
-    patch = pytest.MonkeyPatch()
-    with patch.context() as changed:
-        changed.setattr(command_line, "Context", Told)
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
         assert main(["--root", str(SERVING), "report", "--json"]) == 0
+    found: dict[str, Any] = json.loads(output.getvalue())
     return {**found, "servers": [SERVER], "probes": [PROBE]}
 
 
@@ -216,7 +210,7 @@ def test_nobody_is_named(
 
 def test_neither_users_nor_addresses_of_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {**SERVER, "host": "192.168.7.7", "unit": "x.service", "user": "alice"}
-    monkeypatch.setattr(verb, "_said", lambda ctx, *words: {"servers": [found]})
+    monkeypatch.setattr(verb, "said", lambda ctx, *words: {"servers": [found]})
     [one] = verb._server_list(None)  # type: ignore[arg-type]
     assert one == SERVER
 
@@ -271,14 +265,14 @@ def test_json_is_printed(
 def test_one_part_that_fails_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = verb._said
+    said = verb.said
 
     def broken(ctx: Any, *words: str) -> dict[str, Any]:
         if words == ("doctor",):
             raise ZeroDivisionError("/home/alice broke it")
         return said(ctx, *words)
 
-    monkeypatch.setattr(verb, "_said", broken)
+    monkeypatch.setattr(verb, "said", broken)
     assert main(["--root", tree(tmp_path / "machine"), "report", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["doctor"] is None

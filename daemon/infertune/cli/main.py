@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+    from typing import Any
 
 _VERSION = f"infertune {__version__}"
 
@@ -128,6 +129,19 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stderr.flush()
         except (OSError, ValueError):
             _let_go_of(2)
+
+
+def said(context: Context, *words: str) -> dict[str, Any]:
+    """The document that another verb prints of the same machine.  Raises what that verb does."""
+    import json
+
+    args = build_parser(commands(words[0])).parse_args([*words, "--json"], SimpleNamespace())
+    args.root = context.args.root
+    output = io.StringIO()
+    args.command.run(Context(None if context.live else context.root, args, output))
+    document: dict[str, Any] = json.loads(output.getvalue())
+    del document["schema"]
+    return document
 
 
 def _run(context: Context) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from infertune.base.units import format_cpulist, format_size
-from infertune.views.page import Bar, Entry, Page, Section, table
+from infertune.views.page import Bar, Entry, Page, Section, counted, table
 
 Document = Mapping[str, Any]
 
@@ -73,11 +73,6 @@ def _text(value: object) -> str:
 
 def _size(value: int | None) -> str:
     return UNKNOWN if value is None else format_size(value)
-
-
-def counted(number: int, noun: str) -> str:
-    """``no errors``, ``1 error``, ``2 errors``."""
-    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
 
 
 # -- in short ------------------------------------------------------------------------
