@@ -50,8 +50,8 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands machine snapshot doctor knobs models fit expect top report profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs adopt release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' probes setup
-set -g _shtab_infertune_opts_with_value --api-key-file --ask --backend --columns --confirm-within --ctx --draft --engine --every --exporter --host --idle --mmproj --model --name --output --parallel --port --profile --root --rule --server --smoke --tokens --user --without -o
+set -g _shtab_infertune_commands machine snapshot doctor knobs models fit expect top report profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs adopt release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench probes setup
+set -g _shtab_infertune_opts_with_value --api-key-file --ask --backend --columns --confirm-within --ctx --depths --draft --engine --every --exporter --host --idle --key-file --mmproj --model --name --output --parallel --port --profile --root --rule --samples --seed --server --smoke --tokens --url --user --without -o
 
 complete -c infertune -e
 complete -c infertune -f
@@ -80,7 +80,7 @@ complete -c infertune -n '_shtab_infertune_using doctor' -l all -d 'show also wh
 complete -c infertune -n '_shtab_infertune_using doctor' -l list -d 'list the rules and ask none'
 complete -c infertune -n '_shtab_infertune_using doctor' -l smoke -x -d 'ask the server for one token (default: of a small model)'
 complete -c infertune -n '_shtab_infertune_using doctor' -l json -d 'print one JSON document (docs/json.md)'
-complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a knobs -d 'Prints each knob with its present value on this machine, its risk, and what is known about its effect on inference: measured, reported, protective but unmeasured, or no effect found.'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a knobs -d 'Prints each knob with its present value on this machine, its risk, and what is known about its effect on inference: measured, reported, protective but unmeasured, or no effect found. What '"'"'infertune prove'"'"' found on this machine stands before all of these.'
 complete -c infertune -n '_shtab_infertune_using knobs' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using knobs' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using knobs' -l debug -d 'show a traceback when something fails'
@@ -102,7 +102,7 @@ complete -c infertune -n '_shtab_infertune_using fit' -l mmproj -x -d 'with this
 complete -c infertune -n '_shtab_infertune_using fit' -l draft -x -d 'with this model that drafts'
 complete -c infertune -n '_shtab_infertune_using fit' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
 complete -c infertune -n '_shtab_infertune_using fit' -l json -d 'print one JSON document (docs/json.md)'
-complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a expect -d 'Bytes that are read for each token, the memory bandwidth of this machine (measured for a second, on the CPU), and so the most tokens per second that memory allows; beside it what others measured on this hardware.'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a expect -d 'Bytes that are read for each token, the memory bandwidth of this machine (measured for a second, on the CPU), and so the most tokens per second that memory allows; beside it what '"'"'infertune bench'"'"' measured here last, and what others measured on this hardware.'
 complete -c infertune -n '_shtab_infertune_using expect' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using expect' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using expect' -l debug -d 'show a traceback when something fails'
@@ -145,7 +145,7 @@ complete -c infertune -n '_shtab_infertune_using profile check' -s h -l help -d 
 complete -c infertune -n '_shtab_infertune_using profile check' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using profile check' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using profile check' -l json -d 'print one JSON document (docs/json.md)'
-complete -c infertune -n '_shtab_infertune_using profile; and test $_shtab_infertune_npos -eq 0' -a explain -d 'Prints for each setting its value on this machine, the file and line that set it, the reason given there, what it overrides, and how well its effect is known.'
+complete -c infertune -n '_shtab_infertune_using profile; and test $_shtab_infertune_npos -eq 0' -a explain -d 'Prints for each setting its value on this machine, the file and line that set it, the reason given there, what it overrides, how well its effect is known, and what '"'"'infertune prove'"'"' found on this machine.'
 complete -c infertune -n '_shtab_infertune_using profile explain' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using profile explain' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using profile explain' -l debug -d 'show a traceback when something fails'
@@ -252,6 +252,8 @@ complete -c infertune -n '_shtab_infertune_using adopt' -l profile -x -d 'profil
 complete -c infertune -n '_shtab_infertune_using adopt' -l container -d 'UNIT is the name of a container of root'"'"'s (podman, docker)'
 complete -c infertune -n '_shtab_infertune_using adopt' -l user -x -d 'whose manager has it (systemctl --user): name or number'
 complete -c infertune -n '_shtab_infertune_using adopt' -l name -x -d 'name of the server (default: the unit'"'"'s)'
+complete -c infertune -n '_shtab_infertune_using adopt' -l port -x -d 'where it answers: the exporter asks there'
+complete -c infertune -n '_shtab_infertune_using adopt' -l engine -xka "llama-server llama-swap ollama lemonade vllm sglang" -d 'what answers there (default: as ExecStart= shows): llama-server, llama-swap, ollama, lemonade, vllm, sglang'
 complete -c infertune -n '_shtab_infertune_using adopt' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
 complete -c infertune -n '_shtab_infertune_using adopt' -l plan -d 'show what would change; change nothing'
 complete -c infertune -n '_shtab_infertune_using adopt' -l json -d 'print one JSON document (docs/json.md)'
@@ -292,6 +294,24 @@ complete -c infertune -n '_shtab_infertune_using boot undo' -l root -x -d 'work 
 complete -c infertune -n '_shtab_infertune_using boot undo' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using boot undo' -l force -d 'name what cannot be put back, and forget it'
 complete -c infertune -n '_shtab_infertune_using boot undo' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a bench -d 'Starts a llama-server, or takes one that runs, and measures what a client sees: time to the first token (TTFT), time for each token after it (TPOT), and the speeds of prefill and decode. Every prompt is new to the server. The machine is looked at before and after each sample: one during which others took CPU time, a clock fell, or memory was short is thrown away, whatever its speed. Refuses to start while others take more than half a CPU. Every sample is kept on disk as soon as it is there, also of what is interrupted; '"'"'infertune expect'"'"' shows the last figures beside what memory allows. Server settings may follow after --, as SETTING=VALUE; without a profile they get the context and slots that are measured. With --url any engine with an OpenAI interface will do, in a container or a unit; its settings are left as they are. Exit code 3: too many samples had to be thrown away.'
+complete -c infertune -n '_shtab_infertune_using bench' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using bench' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using bench' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using bench' -l url -x -d 'measure the server that runs there'
+complete -c infertune -n '_shtab_infertune_using bench' -l key-file -x -d 'file with the key for --url'
+complete -c infertune -n '_shtab_infertune_using bench' -l profile -x -d 'under this profile (default: as it is now)'
+complete -c infertune -n '_shtab_infertune_using bench' -l server -x -d 'llama-server to use (default: from PATH)'
+complete -c infertune -n '_shtab_infertune_using bench' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
+complete -c infertune -n '_shtab_infertune_using bench' -l depths -x -d 'tokens in the context before a prompt of 512, as 0,4k,16k (0,4k)'
+complete -c infertune -n '_shtab_infertune_using bench' -l parallel -x -d 'requests at once, as 1,4 (1)'
+complete -c infertune -n '_shtab_infertune_using bench' -l samples -x -d 'samples that count, of each depth and number of slots (16)'
+complete -c infertune -n '_shtab_infertune_using bench' -l tokens -x -d 'tokens to generate (default: as many as take 2 s, 64 to 512)'
+complete -c infertune -n '_shtab_infertune_using bench' -l seed -x -d 'make the same prompts again; a server must not have seen them'
+complete -c infertune -n '_shtab_infertune_using bench' -l busy -d 'measure among programs that work'
+complete -c infertune -n '_shtab_infertune_using bench' -l launch-only -d 'leave the kernel'"'"'s settings alone (needs no root)'
+complete -c infertune -n '_shtab_infertune_using bench' -l force -d 'start the server even if the model does not fit'
+complete -c infertune -n '_shtab_infertune_using bench' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a probes -d 'Asks the running infertune-exporter, or with '"'"'--attach'"'"' tries itself and detaches again. A probe is absent where this kernel does not have what it attaches to (no GPU scheduler without a GPU driver), not applicable where it cannot work, failed where it should.'
 complete -c infertune -n '_shtab_infertune_using probes' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using probes' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'

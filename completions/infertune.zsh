@@ -12,12 +12,13 @@ _shtab_infertune_commands() {
   local _commands=(
     adopt:'Gives a unit that infertune did not make the memory protection (through every slice it is in), CPUs, weight and swap limit of the profile at once, and the rest (locked memory, priority, environment) from its next start on. What it runs is not touched. Lasts until '"'"'release'"'"' or the next boot; for good, declare it in /etc/infertune/servers.d: unit = "ollama.service".'
     apply:'Writes the original values to a journal, then changes what differs. If any write fails, everything goes back and the exit code is 3. Another profile may be applied over it: only what differs is touched, and the originals stay those of the untuned machine. With --while-serving nothing is changed now: infertuned applies the profile when a server that it started or adopted begins to use CPU time, and puts the originals back when all have been idle. '"'"'apply'"'"' and '"'"'revert'"'"' end that.'
+    bench:'Starts a llama-server, or takes one that runs, and measures what a client sees: time to the first token (TTFT), time for each token after it (TPOT), and the speeds of prefill and decode. Every prompt is new to the server. The machine is looked at before and after each sample: one during which others took CPU time, a clock fell, or memory was short is thrown away, whatever its speed. Refuses to start while others take more than half a CPU. Every sample is kept on disk as soon as it is there, also of what is interrupted; '"'"'infertune expect'"'"' shows the last figures beside what memory allows. Server settings may follow after --, as SETTING=VALUE; without a profile they get the context and slots that are measured. With --url any engine with an OpenAI interface will do, in a container or a unit; its settings are left as they are. Exit code 3: too many samples had to be thrown away.'
     boot:'settings that take effect at the next boot'
     confirm:'Ends the time limit of '"'"'apply --confirm-within'"'"'. Exit code 1 when nothing waits for it.'
     doctor:'Compares this machine with what is known: kernels, firmware, ROCm and llama.cpp builds with bugs, GPU memory set in the wrong place or not in force, limits, power caps, other tuners, what the kernel has logged, and the recommendations of a survey. Each finding says how sure it is, where it can be read, and what would put it right; what cannot be read is said to be not known, and why. Findings with one cause are reported as one. Writes nothing and needs no privileges, but as root it may read more (the kernel'"'"'s log). With --root it works on a snapshot, so a report can be diagnosed elsewhere. With --smoke it starts the server, asks for one token, and stops it. The exit code is 1 where a finding is an error.'
-    expect:'Bytes that are read for each token, the memory bandwidth of this machine (measured for a second, on the CPU), and so the most tokens per second that memory allows; beside it what others measured on this hardware.'
+    expect:'Bytes that are read for each token, the memory bandwidth of this machine (measured for a second, on the CPU), and so the most tokens per second that memory allows; beside it what '"'"'infertune bench'"'"' measured here last, and what others measured on this hardware.'
     fit:'Reads the head of a GGUF file (all parts of a split one) and adds what a llama-server takes for it: weights, KV cache and recurrent state of all layers, compute buffers, prompt cache, context checkpoints, and a projector or a model that drafts. Holds that against the memory of this machine: carve-out or GTT limit, and RAM less a reserve for the system. Says fits, tight or does not fit, where each figure comes from, which single change helps, and not checked where no server of that architecture was ever measured against the sums. Without a profile the server'"'"'s own defaults count. Server settings may follow after --, as SETTING=VALUE. Exit code 1: does not fit, or not known.'
-    knobs:'Prints each knob with its present value on this machine, its risk, and what is known about its effect on inference: measured, reported, protective but unmeasured, or no effect found.'
+    knobs:'Prints each knob with its present value on this machine, its risk, and what is known about its effect on inference: measured, reported, protective but unmeasured, or no effect found. What '"'"'infertune prove'"'"' found on this machine stands before all of these.'
     logs:'The unit'"'"'s lines of the system journal; as JSON one entry per line, as journalctl prints.'
     machine:'Shows the facts profiles are resolved against: CPU, memory, GPU with carve-out and GTT limit, kernel, boot style, cgroups, and the other tuners that run. Needs no privileges. What cannot be read is said to be unknown.'
     models:'Models in the caches of Hugging Face and llama.cpp, of LM Studio, in ~/models and in /srv/models, with the type most of their weights have and whether they fit with the server'"'"'s own settings ('"'"'infertune fit'"'"' says why). '"'"'serve'"'"', '"'"'run'"'"' and '"'"'fit'"'"' take such a name, a repository (OWNER/NAME), or OWNER/NAME:QUANTISATION. Links that lead out of these places, and directories into which everybody may write, are passed over.'
@@ -57,7 +58,7 @@ _shtab_infertune_boot_commands() {
 _shtab_infertune_profile_commands() {
   local _commands=(
     check:'Prints everything that is wrong with a profile and its parents, with file and line. Exit code 0 if it is valid, 2 if not. Reads nothing but profiles and changes nothing.'
-    explain:'Prints for each setting its value on this machine, the file and line that set it, the reason given there, what it overrides, and how well its effect is known.'
+    explain:'Prints for each setting its value on this machine, the file and line that set it, the reason given there, what it overrides, how well its effect is known, and what '"'"'infertune prove'"'"' found on this machine.'
     show:'Prints the profile as one TOML file in which nothing is inherited.'
   )
   _describe 'infertune profile commands' _commands
@@ -81,6 +82,8 @@ _shtab_infertune_adopt_options=(
   "--container[UNIT is the name of a container of root\'s (podman, docker)]"
   "--user[whose manager has it (systemctl --user)\: name or number]:USER:"
   "--name[name of the server (default\: the unit\'s)]:NAME:"
+  "--port[where it answers\: the exporter asks there]:PORT:"
+  "--engine[what answers there (default\: as ExecStart\= shows)\: llama-server, llama-swap, ollama, lemonade, vllm, sglang]:ENGINE:(llama-server llama-swap ollama lemonade vllm sglang)"
   "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
   "--plan[show what would change\; change nothing]"
   "--json[print one JSON document (docs\/json.md)]"
@@ -105,6 +108,30 @@ _shtab_infertune_apply_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_apply_defaults_added=0
+
+_shtab_infertune_bench_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--url[measure the server that runs there]:U:"
+  "--key-file[file with the key for --url]:FILE:"
+  "--profile[under this profile (default\: as it is now)]:P:"
+  "--server[llama-server to use (default\: from PATH)]:PATH:"
+  "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
+  "--depths[tokens in the context before a prompt of 512, as 0,4k,16k (0,4k)]:LIST:"
+  "--parallel[requests at once, as 1,4 (1)]:LIST:"
+  "--samples[samples that count, of each depth and number of slots (16)]:N:"
+  "--tokens[tokens to generate (default\: as many as take 2 s, 64 to 512)]:N:"
+  "--seed[make the same prompts again\; a server must not have seen them]:N:"
+  "--busy[measure among programs that work]"
+  "--launch-only[leave the kernel\'s settings alone (needs no root)]"
+  "--force[start the server even if the model does not fit]"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":GGUF file or name of a model (default\: the embedded one)\; with --url the name that the server has for it:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_bench_defaults_added=0
 
 _shtab_infertune_boot_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -544,6 +571,7 @@ _shtab_infertune() {
       case $line[1] in
         adopt) _arguments -C -s $_shtab_infertune_adopt_options ;;
         apply) _arguments -C -s $_shtab_infertune_apply_options ;;
+        bench) _arguments -C -s $_shtab_infertune_bench_options ;;
         boot) _shtab_infertune_boot ;;
         confirm) _arguments -C -s $_shtab_infertune_confirm_options ;;
         doctor) _arguments -C -s $_shtab_infertune_doctor_options ;;

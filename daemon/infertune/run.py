@@ -20,6 +20,7 @@ from infertune.base.errors import Failed, InfertuneError, UsageError
 from infertune.base.records import dataclass, field
 from infertune.base.root import Root, read_plain_file
 from infertune.base.units import parse_cpulist
+from infertune.catalogue.launch_settings import with_tunables
 from infertune.catalogue.server_settings import (
     Refused,
     check_together,
@@ -35,6 +36,7 @@ from infertune.engine.session import ApplyFailed, Session, session
 from infertune.engine.state import Report
 from infertune.host.cgroup import group_of
 from infertune.host.machine import Machine, read_machine
+from infertune.launch import heap
 from infertune.launch.binary import (
     BACKENDS,
     INSTALL_HINT,
@@ -49,6 +51,7 @@ from infertune.launch.client import COMPLETES_ONLY, Completion, chat, complete, 
 from infertune.launch.embedded import default_model
 from infertune.launch.place import Group, Placed, place, why_no_group
 from infertune.launch.process import (
+    GRACE_S,
     Child,
     Signals,
     become,
@@ -59,8 +62,8 @@ from infertune.launch.process import (
     start,
 )
 from infertune.launch.ready import DEFAULT_PORT, choose_port, wait_ready
-from infertune.profiles.profile import load_profile
-from infertune.profiles.resolve import Desired, Setting, assume_backend, resolve
+from infertune.profiles.profile import NOTHING, load_profile
+from infertune.profiles.resolve import Desired, Setting, assume_backend, canonical, resolve
 from infertune.servers.foreground import Foreground, forget, note
 
 
@@ -68,7 +71,8 @@ from infertune.servers.foreground import Foreground, forget, note
 class Request:
     """What the user asked for."""
 
-    profile: str
+    profile: str | None
+    """None: nothing is set, neither of the kernel nor of the server."""
     caller: Mapping[str, str]
     """The caller's environment: PATH, HOME, and what passes through to the child."""
     backend: str = "auto"
@@ -94,6 +98,12 @@ class Request:
     """Whether somebody waits for what came of it."""
     chats: Callable[[str], bool | None] = lambda _: None
     """Whether the file of a model has a chat template; None where that is not known."""
+    then: Callable[[Job, Child], int] | None = None
+    """Done with the server once it is ready, instead of serving; gives the exit code."""
+    patience_s: float | None = None
+    """How long it may take to be ready; None for as long as it lives."""
+    grace_s: float = GRACE_S
+    """Between SIGTERM and SIGKILL, where we end it."""
     check: Callable[[Machine, str, str, Mapping[str, str]], str | None] | None = None
     """Asked before anything is touched, with model, backend and server settings: may refuse
     (UsageError), or give a remark."""
@@ -166,12 +176,13 @@ def run(root: Root, request: Request, result: Result, audience: Audience) -> int
         )
     one = Run(root, read_machine(root), request, result, audience)
     desired, job = prepare(one)
+    bare = request.launch_only or request.profile is None
     if request.launch_only:
         audience.say("kernel settings are left alone (--launch-only)")
         if request.command and not request.reported:
             _become_where_nothing_is_left_to_do(one, job, desired)
     with Signals() as signals:
-        if request.launch_only:
+        if bare:
             result.status = _serve(one, job, desired, signals)
         else:
             _under_profile(one, job, desired, signals)
@@ -181,7 +192,7 @@ def run(root: Root, request: Request, result: Result, audience: Audience) -> int
 def prepare(one: Run) -> tuple[Desired, Job]:
     """What the profile comes to for this server, and how to start it.  Changes nothing."""
     request, machine = one.request, one.machine
-    profile = load_profile(one.root, request.profile)
+    profile = NOTHING if request.profile is None else load_profile(one.root, request.profile)
     if request.command:
         backend = request.backend if request.backend != "auto" else assume_backend(machine)[0]
         desired = resolve(profile, machine, backend)
@@ -237,7 +248,7 @@ def _apply_again(one: Run, ours: Session, before: Journal) -> None:
 
 
 def _command(request: Request, desired: Desired) -> Job:
-    env = environment(_canonical(desired.env), request.caller)
+    env = _environment(desired, request.caller)
     program = find_program(request.command[0], env["PATH"])
     return Job(program, request.command, env)
 
@@ -285,7 +296,7 @@ def _server(one: Run) -> Server:
 
 
 def _serving(one: Run, server: Server, model: str | None, desired: Desired) -> Job:
-    settings = {**_canonical(desired.server), **one.request.settings}
+    settings = {**canonical(desired.server), **one.request.settings}
     if model is not None and (router := models_of(settings)):
         raise UsageError(
             f"profile '{desired.profile}' has {', '.join(router)}, which is for a router",
@@ -339,8 +350,16 @@ def _serving(one: Run, server: Server, model: str | None, desired: Desired) -> J
             one.audience.say(remark)
     one.result.url = url(one.request.host, port)
     arguments += [*_device_arguments(one.request, server, desired.backend), *one.request.flags]
-    env = environment({**_canonical(desired.env), **server.env}, one.request.caller)
+    env = _environment(desired, one.request.caller, server.env)
     return Job(server.program[0], (*server.program, *arguments), env, model, one.result.url)
+
+
+def _environment(
+    desired: Desired, caller: Mapping[str, str], own: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """What a child of ours is started with; ``own``: what its program needs."""
+    env = environment({**canonical(desired.env), **(own or {})}, caller)
+    return with_tunables(env, canonical(desired.launch))
 
 
 def _device_arguments(request: Request, server: Server, backend: str) -> list[str]:
@@ -360,10 +379,6 @@ def _cores(machine: Machine, cpus: Setting) -> set[int]:
     return {lead.get(cpu, cpu) for cpu in allowed}
 
 
-def _canonical(settings: Mapping[str, Setting]) -> dict[str, str]:
-    return {name: setting.canonical for name, setting in settings.items()}
-
-
 def _serve(one: Run, job: Job, desired: Desired, signals: Signals) -> int:
     """Start the job, stay with it, and give its exit code.  Nothing of it is left afterwards."""
     if early := signals.received():
@@ -373,7 +388,7 @@ def _serve(one: Run, job: Job, desired: Desired, signals: Signals) -> int:
         child = start(
             job.argv,
             job.env,
-            lambda pid: _place(one, pid, desired, job.url),
+            lambda pid: _place(one, pid, desired, job),
             capture=job.model is not None,
             program=job.program,
             stdout=one.request.stdout,
@@ -384,7 +399,7 @@ def _serve(one: Run, job: Job, desired: Desired, signals: Signals) -> int:
         return _attend(one, job, child, signals)
     finally:
         if child:
-            child.stop()
+            child.stop(one.request.grace_s)
             forget(one.root, child.pid)
         if one.group:
             one.group.remove()
@@ -397,18 +412,19 @@ def _become_where_nothing_is_left_to_do(one: Run, job: Job, desired: Desired) ->
     then, and a process that sleeps until then takes memory for as long as the command serves,
     and stands between it and whoever started us: signals, the terminal.
     """
-    why = why_no_group(one.root, one.machine.cgroup, _canonical(desired.launch))
+    why = why_no_group(one.root, one.machine.cgroup, canonical(desired.launch))
     if why is None:
         return
     # What it leaves word of needs nobody to take it back: whether it lasts is looked at.
-    _place(one, os.getpid(), desired, job.url, no_group=why)
+    _place(one, os.getpid(), desired, job, no_group=why)
     become(job.program, job.argv, job.env)
 
 
-def _place(one: Run, pid: int, desired: Desired, where: str, *, no_group: str = "") -> None:
+def _place(one: Run, pid: int, desired: Desired, job: Job, *, no_group: str = "") -> None:
     outcomes, one.group = place(
-        one.root, one.machine.cgroup, pid, _canonical(desired.launch), no_group=no_group
+        one.root, one.machine.cgroup, pid, canonical(desired.launch), no_group=no_group
     )
+    outcomes += heap.placed(one.root, canonical(desired.launch), job.env, job.program)
     one.result.placed = outcomes
     one.audience.placed(outcomes)
     for each in outcomes:
@@ -417,7 +433,7 @@ def _place(one: Run, pid: int, desired: Desired, where: str, *, no_group: str = 
             raise Failed(f"{each.id}: {each.why}, but {setting.source} requires it")
     mount = one.machine.cgroup.mount
     if mount and (group := group_of(one.root, pid)):
-        there, path = urlsplit(where), mount + group.rstrip("/")
+        there, path = urlsplit(job.url), mount + group.rstrip("/")
         # Whoever reads it asks at loopback.
         port = there.port if there.hostname == LOOPBACK else None
         note(one.root, Foreground(desired.profile, pid, path, one.group is not None, port))
@@ -426,24 +442,23 @@ def _place(one: Run, pid: int, desired: Desired, where: str, *, no_group: str = 
 def _attend(one: Run, job: Job, child: Child, signals: Signals) -> int:
     if job.model is None:
         return exit_code(child.wait())
-    one.result.ready_s = wait_ready(one.root, signals, child, job.url, job.model, sys.stderr)
+    one.result.ready_s = wait_ready(
+        one.root, signals, child, job.url, job.model, sys.stderr, one.request.patience_s
+    )
     if one.result.ready_s is None:
         status = child.wait()
         return 128 + number if (number := signals.received()) else exit_code(status)
     one.audience.say(f"ready after {one.result.ready_s:.1f} s: {job.url}")
     chats = one.request.chats(job.model)
-    if one.request.ask is not None:
-        if chats is False:
-            one.audience.say(COMPLETES_ONLY)
-        try:
-            answer = chat if chats else complete
-            one.result.completion = answer(job.url, one.request.ask, one.request.tokens)
-        except Failed:
-            if number := signals.received():
-                return 128 + number
-            raise
-        one.audience.answered(one.result.completion)
-        return 0
+    try:
+        if one.request.then is not None:
+            return one.request.then(job, child)
+        if one.request.ask is not None:
+            return _ask(one, one.request.ask, job, chats=chats)
+    except Failed:
+        if number := signals.received():
+            return 128 + number
+        raise
     if child.tail:
         child.tail.echo = sys.stderr
     for line in how_to_talk(job.url, chats=chats):
@@ -453,3 +468,12 @@ def _attend(one: Run, job: Job, child: Child, signals: Signals) -> int:
     if status and not signals.received():
         one.audience.say(f"the server stopped: {cause(status, child.last_lines())}")
     return exit_code(status)
+
+
+def _ask(one: Run, question: str, job: Job, *, chats: bool | None) -> int:
+    if chats is False:
+        one.audience.say(COMPLETES_ONLY)
+    answer = chat if chats else complete
+    one.result.completion = answer(job.url, question, one.request.tokens)
+    one.audience.answered(one.result.completion)
+    return 0

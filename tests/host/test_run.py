@@ -6,93 +6,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import gguf_files
 from infertune.base.errors import Failed
 from infertune.launch.client import complete
+from run_support import REPOSITORY, Runner, alive, wait_until
 from support import GENEROUS_S
 
-REPOSITORY = Path(__file__).parents[2]
-FAKE = REPOSITORY / "tests" / "fake_llama_server"
-THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+DEFRAG = Path("/sys/kernel/mm/transparent_hugepage/defrag")
+HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 SWAPPINESS = Path("/proc/sys/vm/swappiness")
 JOURNAL = Path("/run/infertune/journal")
-
-
-class Runner:
-    """Runs the command line as a user would, with a server that behaves as told."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.model = directory / "model.gguf"
-        self.model.write_bytes(b"GGUF" + bytes(100_000))
-        self.report = directory / "report"
-        self.started: list[subprocess.Popen[str]] = []
-
-    def server(self, *behaviour: str) -> str:
-        words = ["--report", str(self.report), *behaviour]
-        path = self.directory / "llama-server"
-        quoted = " ".join(f"'{word}'" for word in words)
-        path.write_text(f"#!/bin/sh\nexec '{sys.executable}' -I '{FAKE}' {quoted} -- \"$@\"\n")
-        path.chmod(0o755)
-        return str(path)
-
-    def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
-        return self.infertune_process("run", *words, **options)
-
-    def infertune_process(self, *words: str, **options: Any) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-B", "-m", "infertune", *words],
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY / "daemon")},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            **options,
-        )
-        self.started.append(process)
-        return process
-
-    def run(self, *words: str) -> tuple[int, str, str]:
-        return self.infertune("run", *words)
-
-    def infertune(self, *words: str) -> tuple[int, str, str]:
-        process = self.infertune_process(*words)
-        out, err = process.communicate(timeout=GENEROUS_S)
-        return process.returncode, out, err
-
-    def serve(self, *behaviour: str, words: Sequence[str] = ()) -> tuple[int, str, str]:
-        """One question to a fake server, with the kernel's settings left alone."""
-        server = self.server(*behaviour)
-        return self.run(
-            "long-context", "--launch-only", "--server", server, "--model", str(self.model), *words
-        )
-
-    def seen(self) -> dict[str, Any]:
-        """What the fake server says of itself."""
-        path = Path(f"{self.report}.done")
-        wait_until(lambda: path.exists() or all(each.poll() is not None for each in self.started))
-        assert path.exists(), self.started[-1].communicate()
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
-
-    def close(self) -> None:
-        for process in self.started:
-            if process.poll() is None:
-                process.kill()
-            process.communicate()
-        if self.report.with_name("report.done").exists() and alive(self.seen()["pid"]):
-            os.kill(self.seen()["pid"], signal.SIGKILL)  # the test has failed already
 
 
 @pytest.fixture
@@ -103,21 +36,6 @@ def runner(tmp_path: Path) -> Iterator[Runner]:
     one.close()
     if JOURNAL.exists() and not applied:  # the test failed midway: the next finds the originals
         one.infertune("recover")
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = GENEROUS_S) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def test_one_question(runner: Runner) -> None:
@@ -360,16 +278,40 @@ def test_a_recorded_machine_cannot_run(runner: Runner, tmp_path: Path) -> None:
     assert "on this machine only" in err
 
 
+HEAP = """
+import ctypes
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes = (ctypes.c_size_t,)
+size = 64 * 2**20
+ctypes.memset(libc.malloc(size), 1, size)
+print(next(line.split()[1] for line in open("/proc/self/smaps_rollup") if "AnonHuge" in line))
+"""
+
+
+@pytest.mark.skipif("[madvise]" not in HUGE.read_text(), reason="huge pages are not for who asks")
+def test_a_heap_of_huge_pages(runner: Runner) -> None:
+    """64 MiB of malloc, under a profile that has it ask and one that does not."""
+    python = [shutil.which("python3") or sys.executable, "-c", HEAP]
+    code, out, err = runner.run("long-context", "--launch-only", "--", *python)
+    assert code == 0, err
+    assert "malloc_hugetlb   1" in err
+    assert int(out) > 0
+    code, out, err = runner.run("low-latency", "--launch-only", "--", *python)
+    assert (code, int(out)) == (0, 0), err
+
+
 def state() -> tuple[str, str]:
-    return THP.read_text(), SWAPPINESS.read_text()
+    return DEFRAG.read_text(), SWAPPINESS.read_text()
 
 
 @pytest.mark.root_only
 def test_values_last_as_long_as_the_command(runner: Runner) -> None:
     before = state()
-    code, out, err = runner.run("long-context", "--", "cat", str(THP), str(SWAPPINESS))
+    code, out, err = runner.run("long-context", "--", "cat", str(DEFRAG), str(SWAPPINESS))
     assert code == 0, err
-    assert out.split() == ["[always]", "madvise", "never", "10"]
+    assert "[defer]" in out.split()
+    assert out.split()[-1] == "10"
     assert "restored: " in err
     assert state() == before
 
@@ -379,9 +321,9 @@ def test_what_was_applied_before_is_applied_after(runner: Runner) -> None:
     before = state()
     assert runner.infertune("apply", "throughput")[0] == 0
     applied = state()
-    code, out, err = runner.run("long-context", "--", "cat", str(THP))
+    code, out, err = runner.run("long-context", "--", "cat", str(DEFRAG))
     assert code == 0, err
-    assert "[always]" in out
+    assert "[defer]" in out.split()
     assert "applied again: throughput" in err
     assert state() == applied != before
     assert runner.infertune("revert")[0] == 0

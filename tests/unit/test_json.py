@@ -201,6 +201,13 @@ def test_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert document["status"] == 0
 
 
+def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["bench", "--json", "--url", "http://127.0.0.1:1"])
+    document = json.loads(capsys.readouterr().out)
+    assert not list(problems(document, TABLES["infertune.bench/1"]))
+    assert "refused" in document["failed"]
+
+
 def test_a_field_that_is_not_documented_is_seen() -> None:
     tree = TABLES["infertune.snapshot/1"]
     good = {"schema": "infertune.snapshot/1", "file": "f", "entries": 1, "bytes": 2}

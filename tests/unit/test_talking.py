@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,57 +14,13 @@ from infertune.base.errors import Failed
 from infertune.catalogue.server_settings import alias
 from infertune.cli.run import _chats
 from infertune.launch.client import COMPLETES_ONLY, chat, how_to_talk
-
-
-class Canned(ThreadingHTTPServer):
-    """Answers what it was told to, and keeps what it was asked."""
-
-    daemon_threads = True
-    page = True
-    models: Any = {"data": [{"id": "gpt-oss-20b"}]}  # noqa: RUF012
-    events: tuple[dict[str, Any], ...] = ()
-    asked: tuple[str, dict[str, Any]] = ("", {})
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Canned
-
-    def _answer(self, code: int, data: bytes) -> None:
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def do_GET(self) -> None:
-        if self.path == "/v1/models" and self.server.models is not None:
-            self._answer(200, json.dumps(self.server.models).encode())
-        elif self.path == "/" and self.server.page and self.headers["Accept-Encoding"] == "gzip":
-            self._answer(200, b"<html>")
-        else:
-            self._answer(404, b"{}")
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked = (self.path, body)
-        lines = [f"data: {json.dumps(event)}\n\n" for event in self.server.events]
-        self._answer(200, "".join([*lines, "data: [DONE]\n\n"]).encode())
-
-    def log_message(self, *_: object) -> None:
-        pass
+from talking_server import Canned, talking
 
 
 @pytest.fixture
 def server() -> Iterator[Canned]:
-    with Canned(("127.0.0.1", 0), Handler) as one:
-        thread = threading.Thread(target=one.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    with talking() as one:
         yield one
-        one.shutdown()
-        thread.join()
 
 
 def delta(**fields: str) -> dict[str, Any]:

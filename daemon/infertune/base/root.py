@@ -345,6 +345,27 @@ class Root:
             os.fsync(fd)
             self._rename(temporary, target, path, fd, durable=durable)
 
+    def append(self, path: str, data: bytes, mode: int = 0o644) -> None:
+        """Put ``data`` at the end of a file, made where there is none, and make that durable.
+
+        A power cut may leave a part of it: whoever reads takes whole lines only, and what is
+        appended after a torn line starts on a new one.  Raises OSError.
+        """
+        target = self._inside(path)
+        new = not os.path.lexists(target)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        with _closing(_open(target, flags, mode)) as fd:
+            _refuse_what_is_not_plain(os.fstat(fd).st_mode)
+            size = os.fstat(fd).st_size
+            if size and os.pread(fd, 1, size - 1) != b"\n":
+                data = b"\n" + data
+            taken = self._step("write", path, len(data))
+            self._write(fd, path, data, taken)
+            self._step("fsync", path)
+            os.fsync(fd)
+        if new:
+            self._sync_directory(os.path.dirname(path))
+
     def copy(self, path: str, to: str) -> None:
         """Make ``to`` a copy of a regular file with its mode and owner, whole or not there.
 

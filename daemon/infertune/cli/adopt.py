@@ -10,9 +10,10 @@ from typing import Any
 from infertune.base.errors import Exit, UsageError
 from infertune.base.names import NAME, NAME_RULE, OF_CONTAINER, USER, is_foreign_unit
 from infertune.base.tables import shown
-from infertune.cli.base import JSON, Command, Context, argument, verb
+from infertune.cli.base import JSON, Command, Context, argument, verb, whole
 from infertune.cli.engine import BACKEND, daemon_runs, no_daemon
 from infertune.cli.render import counted
+from infertune.servers.engines import ENGINES
 
 
 def _call(member: str, signature: str, *arguments: Any) -> Any:
@@ -52,8 +53,13 @@ def _adopt(ctx: Context) -> int:
         raise UsageError(f"{shown(name)} is not a server name: {NAME_RULE}", hint="give a --name")
     user = "" if args.user is None else _number(args.user)
     _need_daemon(ctx)
-    member = "PlanAdoption" if args.plan else "Adopt"
-    done = _call(member, "sssss", unit, user, name, args.profile or "", args.backend)
+    asked = (unit, user, name, args.profile or "", args.backend)
+    if args.plan:
+        done = _call("PlanAdoption", "sssss", *asked)
+    elif args.port or args.engine:
+        done = _call("AdoptWith", "sssssus", *asked, args.port or 0, args.engine or "")
+    else:  # as a daemon of the version before has it, too
+        done = _call("Adopt", "sssss", *asked)
     if args.json:
         ctx.print_json("infertune.adopt/1", {**done, "planned": args.plan})
     else:
@@ -144,6 +150,18 @@ COMMANDS: tuple[Command, ...] = (
                 help="whose manager has it (systemctl --user): name or number",
             ),
             argument("--name", metavar="NAME", help="name of the server (default: the unit's)"),
+            argument(
+                "--port",
+                type=whole("a port", 1, 65535),
+                metavar="PORT",
+                help="where it answers: the exporter asks there",
+            ),
+            argument(
+                "--engine",
+                choices=tuple(ENGINES),
+                metavar="ENGINE",
+                help=f"what answers there (default: as ExecStart= shows): {', '.join(ENGINES)}",
+            ),
             BACKEND,
             argument("--plan", action="store_true", help="show what would change; change nothing"),
             JSON,

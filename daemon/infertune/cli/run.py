@@ -106,7 +106,7 @@ def _run(ctx: Context) -> int:
         launch_only=args.launch_only,
         stdout=2 if args.json else 1,
         reported=args.json,
-        check=partial(_admit, ctx, promised),
+        check=partial(ask_admission, ctx, promised),
         chats=_chats,
     )
     result = Result(args.profile)
@@ -127,7 +127,7 @@ def _run(ctx: Context) -> int:
             ctx.print_json("infertune.run/1", _document(result, failed))
 
 
-def _admit(
+def ask_admission(
     ctx: Context,
     promised: list[Admission],
     machine: Machine,

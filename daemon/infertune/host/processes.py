@@ -90,14 +90,42 @@ def resident_bytes(root: Root, pid: int | str) -> int | None:
     return None if pages is None else pages * PAGE
 
 
+def _stat(root: Root, pid: int | str) -> list[str]:
+    """Fields of /proc/PID/stat from the third on (the state); empty where it is gone."""
+    # The name in parentheses may hold anything, also parentheses and spaces.
+    return (root.get(f"/proc/{pid}/stat") or "").rpartition(")")[2].split()
+
+
 def started_ticks(root: Root, pid: int | str) -> int | None:
     """When a process started, in clock ticks since boot: with its id, who it is (proc_pid_stat(5)).
 
     None where it is gone.
     """
-    # The name in parentheses may hold anything, also parentheses and spaces.
-    fields = (root.get(f"/proc/{pid}/stat") or "").rpartition(")")[2].split()
+    fields = _stat(root, pid)
     return integer(fields[19]) if len(fields) > 19 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a process has used so far (proc_pid_stat(5))."""
+
+    cpu_ticks: int
+    """User and system, all threads."""
+    major_faults: int
+    """Pages that had to be read from a disk."""
+    started: int
+    """With the id, who it is."""
+
+
+def usage(root: Root, pid: int | str) -> Usage | None:
+    """CPU time and major faults of a process; None where it is gone."""
+    fields = _stat(root, pid)
+    values = [integer(fields[at]) for at in (11, 12, 9, 19)] if len(fields) > 19 else []
+    known = [each for each in values if each is not None]
+    if len(known) < 4:
+        return None
+    user, system, faults, started = known
+    return Usage(user + system, faults, started)
 
 
 def threads(root: Root, pid: int | str) -> list[int]:
@@ -217,6 +245,11 @@ def _client(text: str) -> DrmClient:
         engine_ns=found["engine"],
         evicted_vram_bytes=int(evicted[1]) * _UNITS[evicted[2]] if evicted else None,
     )
+
+
+def open_file(root: Root, pid: int, descriptor: int) -> str | None:
+    """What is behind a descriptor: a path, or ``socket:[4711]``; None where that is not told."""
+    return root.readlink(f"/proc/{pid}/fd/{descriptor}")
 
 
 def opens_gpu(root: Root, pid: int) -> bool | None:

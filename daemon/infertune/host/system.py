@@ -86,6 +86,28 @@ def booted(root: Root) -> int | Unknown:
     return Unknown("/proc/stat does not say when the machine was booted")
 
 
+@dataclass(frozen=True, slots=True)
+class CpuTime:
+    """What all CPUs together have done since boot, in clock ticks (proc_stat(5))."""
+
+    busy: int
+    """Running something; time of guests is in it, stolen time is not."""
+    stolen: int
+    """Wanted, and given to other guests by the hypervisor."""
+    total: int
+
+
+def cpu_time(root: Root) -> CpuTime | None:
+    """The first line of /proc/stat; None where it is not told."""
+    words = (root.get("/proc/stat") or "").partition("\n")[0].split()
+    numbers = [integer(word) for word in words[1:9]]
+    ticks = [each for each in numbers if each is not None]
+    if words[:1] != ["cpu"] or len(ticks) < 8:
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq, stolen = ticks
+    return CpuTime(user + nice + system + irq + softirq, stolen, sum(ticks))
+
+
 def load_average(root: Root) -> float | None:
     """Runnable tasks over the last minute."""
     found = re.match(r"\d+\.\d+", root.get("/proc/loadavg") or "")

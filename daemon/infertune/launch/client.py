@@ -7,6 +7,7 @@ llama-server's own HTTP interface (tools/server/README.md): /health, and
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import time
@@ -154,21 +155,11 @@ def _timed(
     """Post ``body``, read the answer to its end, and time it."""
     start = time.monotonic()
     whole = _Answer()
-    try:
-        with _post(url, body, timeout_s) as reply:
-            for event in _events(reply):
-                if "error" in event:
-                    raise Failed(f"the server refused the prompt: {_message(event['error'])}")
-                whole.take(read(event))
+    with failures_of_a_server(), _post(url, body, timeout_s) as reply:
+        for event in events(reply):
+            whole.take(read(event))
         if not whole.complete:
             raise Failed("the server broke off the answer")
-    except urllib.error.HTTPError as error:
-        detail = error.read(1000).decode("utf-8", "replace").strip()
-        raise Failed(f"the server answered {error.code}: {detail}") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise Failed(f"the server broke off the answer: {error}") from error
-    except (TypeError, AttributeError, LookupError, RecursionError) as error:
-        raise Failed("the server's answer is not one of llama-server's") from error
     if whole.first is None:
         raise Failed("the server generated no token")
     tokens = whole.total or whole.tokens
@@ -180,6 +171,20 @@ def _timed(
         tpot_s=(latency - ttft) / (tokens - 1) if tokens > 1 else None,
         latency_s=latency,
     )
+
+
+@contextlib.contextmanager
+def failures_of_a_server() -> Iterator[None]:
+    """What can go wrong while a server answers, as Failed with one line."""
+    try:
+        yield
+    except urllib.error.HTTPError as error:
+        detail = error.read(1000).decode("utf-8", "replace").strip()
+        raise Failed(f"the server answered {error.code}: {detail}") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise Failed(f"the server broke off the answer: {error}") from error
+    except (TypeError, AttributeError, LookupError, RecursionError) as error:
+        raise Failed("the server's answer is not one of llama-server's") from error
 
 
 @dataclass(slots=True)
@@ -224,8 +229,12 @@ def _post(url: str, body: dict[str, Any], timeout_s: float) -> http.client.HTTPR
     return reply
 
 
-def _events(reply: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
-    """Raises ValueError for what is larger than any answer, or not JSON."""
+def events(reply: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+    """The events of an answer (text/event-stream), each a JSON object.
+
+    Raises Failed where the server says that it failed, ValueError for what is larger than any
+    answer, or not JSON.
+    """
     room = _MAX_ANSWER
     while line := reply.readline(_MAX_EVENT):
         room -= len(line)
@@ -235,7 +244,10 @@ def _events(reply: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
         if name in ("data", "error") and data.strip() not in ("", "[DONE]"):
             event = json.loads(data)
             if isinstance(event, dict):
-                yield {"error": event} if name == "error" else event
+                if name == "error" or "error" in event:
+                    said = _message(event.get("error", event))
+                    raise Failed(f"the server refused the prompt: {said}")
+                yield event
 
 
 def _message(error: object) -> str:

@@ -39,8 +39,10 @@ PASSED_THROUGH = (
     "HIP_VISIBLE_DEVICES",
     "ROCR_VISIBLE_DEVICES",
     "GGML_VK_VISIBLE_DEVICES",
+    "GLIBC_TUNABLES",
 )
-"""Variables of the caller that reach the child: where things are, and which GPU to use.
+"""Variables of the caller that reach the child: where things are, which GPU to use, and what the C
+library is told.
 
 Anything else is given by the profile, or in the command: ``-- env HF_HOME=/models vllm ...``.
 """
@@ -135,10 +137,10 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
 
-    def stop(self) -> int:
-        """SIGTERM, GRACE_S of patience, then SIGKILL.  Gives the status."""
+    def stop(self, grace_s: float = GRACE_S) -> int:
+        """SIGTERM, so many seconds of patience, then SIGKILL.  Gives the status."""
         self.signal(signal.SIGTERM)
-        if self.wait_for(GRACE_S) is None:
+        if self.wait_for(grace_s) is None:
             self.signal(signal.SIGKILL)
         status = self.wait()
         if self.tail:

@@ -90,11 +90,18 @@ class Progress:
 
 
 def wait_ready(
-    root: Root, signals: Signals, child: Child, base_url: str, model: str, out: TextIO | None
+    root: Root,
+    signals: Signals,
+    child: Child,
+    base_url: str,
+    model: str,
+    out: TextIO | None,
+    patience_s: float | None = None,
 ) -> float | None:
     """Seconds until /health said yes; None where a signal to infertune ended the server first.
 
-    Raises Failed, with the server's last lines, when it ends by itself.
+    Raises Failed, with the server's last lines, when it ends by itself, and where it is not ready
+    after ``patience_s``.
     """
     start = time.monotonic()
     files = model_files(model)
@@ -105,6 +112,8 @@ def wait_ready(
         while (status := child.poll()) is None:
             if healthy(base_url):
                 return time.monotonic() - start
+            if patience_s is not None and time.monotonic() - start > patience_s:
+                raise Failed(f"the server was not ready after {patience_s:g} s")
             if progress.due():
                 loaded = resident(files)
                 if loaded is None:

@@ -164,6 +164,10 @@ class Profile:
     """The settings for each of BACKENDS, general ones included."""
 
 
+NOTHING = Profile("none", "nothing is set", "", (), {}, {backend: {} for backend in BACKENDS})
+"""In place of a profile: the server's own defaults, on the machine as it is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where one profile lies."""

@@ -27,6 +27,7 @@ from infertune.engine.documents import report_document
 from infertune.engine.session import ApplyFailed
 from infertune.profiles.config import LONGEST_IDLE_S, SHORTEST_IDLE_S, read_config
 from infertune.profiles.profile import check_name
+from infertune.servers.engines import ENGINES
 from infertune.service.authority import Authority
 from infertune.service.callers import Callers
 from infertune.service.demand import Demand
@@ -42,7 +43,7 @@ from infertune.service.names import (
 )
 from infertune.service.peers import Peers
 from infertune.service.power import Power
-from infertune.service.serving import Serving
+from infertune.service.serving import UNSAID, Asked, Serving
 from infertune.service.wire import to_bus
 
 MAX_CONFIRM_S = 24 * 3600
@@ -242,10 +243,20 @@ class Manager(ServiceInterface):
         with _errors():
             await self._may(ACTION_SERVE)
             choice = self._adoption(name, profile, backend)
-            try:
-                return to_bus(await self._serving.adopt(name, unit, choice, user or None))
-            finally:
-                self._adopted()
+            return await self._adopt(unit, user, name, choice, UNSAID)
+
+    @dbus_method()
+    async def AdoptWith(
+        self, unit: S, user: S, name: S, profile: S, backend: S, port: U, engine: S
+    ) -> Document:
+        """Adopt, and say what answers where; 0 and empty: as the unit shows, or a declaration.
+
+        A method of its own: clients of the version before call Adopt as it was.
+        """
+        with _errors():
+            await self._may(ACTION_SERVE)
+            choice = self._adoption(name, profile, backend)
+            return await self._adopt(unit, user, name, choice, _asked(port, engine))
 
     @dbus_method()
     async def GiveBack(self, name: S) -> Document:
@@ -307,6 +318,15 @@ class Manager(ServiceInterface):
             }
         )
 
+    async def _adopt(
+        self, unit: str, user: str, name: str, choice: Choice, asked: Asked
+    ) -> dict[str, Any]:
+        try:
+            found = await self._serving.adopt(name, unit, choice, user or None, asked=asked)
+            return to_bus(found)
+        finally:
+            self._adopted()
+
     def _adoption(self, name: str, profile: str, backend: str) -> Choice:
         """What a unit is put under.  Raises UsageError, also where no profile is known."""
         _server_name(name)
@@ -364,6 +384,15 @@ def _end(task: asyncio.Task[object]) -> str:
 def _server_name(name: str) -> None:
     if not NAME.fullmatch(name):
         raise UsageError("not a server name", hint=f"a name matches {NAME.pattern}")
+
+
+def _asked(port: int, engine: str) -> Asked:
+    """What the caller says of an adopted server.  Raises UsageError for what cannot be."""
+    if port > 65535:
+        raise UsageError("not a port: 1 to 65535")
+    if engine and engine not in ENGINES:
+        raise UsageError("not an engine", hint=f"one of {', '.join(ENGINES)}")
+    return Asked(port or None, engine or None)
 
 
 def _choice(profile: str, backend: str, without: list[str]) -> Choice:

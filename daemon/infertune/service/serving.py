@@ -11,7 +11,7 @@ from typing import Any
 from infertune.base.addresses import reached_at
 from infertune.base.errors import Failed, InfertuneError, UsageError
 from infertune.base.names import DECLARED, OF_CONTAINER, SLICE, server_of_unit, server_unit
-from infertune.base.records import replace
+from infertune.base.records import dataclass, replace
 from infertune.base.root import Root
 from infertune.host.containers import CONTAINER, named
 from infertune.host.machine import read_machine
@@ -57,6 +57,18 @@ from infertune.service.systemd import Systemd
 from infertune.service.users import Users
 
 _RUNNING = ("active", "activating", "reloading", "deactivating", "restarting")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Where an adopted server is asked for its metrics; None is not said."""
+
+    port: int | None = None
+    engine: str | None = None
+    """By its name in engines/."""
+
+
+UNSAID = Asked()
 
 
 class Serving:
@@ -154,14 +166,22 @@ class Serving:
         choice: Choice,
         user: str | None = None,
         *,
+        asked: Asked = UNSAID,
         waits: bool = False,
     ) -> dict[str, Any]:
         """Put a unit of others under a profile until the next boot.
 
-        ``user`` is whose manager has it; ``waits``: it may start later.  Raises UsageError or
-        Failed with everything as it was.
+        ``user`` is whose manager has it; ``asked``: where its metrics are; ``waits``: it may start
+        later.  Raises UsageError or Failed with everything as it was.
         """
         foreign = self._foreign(name, self._unit(unit, user), choice, user)
+        if asked != UNSAID and self._lasting(name):
+            raise UsageError(
+                f"'{name}' is declared in {DECLARED}/{name}.toml: its port and engine stand there"
+            )
+        foreign = replace(
+            foreign, port=asked.port or foreign.port, engine=asked.engine or foreign.engine
+        )
         wanted, uid = self._wanted(foreign), self._uid(foreign)
         done = await self._adopting.adopt(name, unit, wanted, uid, waits=waits)
         if not self._lasting(name):

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``infertune bench`` on this kernel, with servers whose speed is known.
+
+How many samples count is this machine's affair: nothing here depends on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infertune.launch.client import healthy
+from infertune.measure.trial import MOST_TOKENS
+from run_support import FAKE, Runner, alive, wait_until
+
+ENDLESS = ("--tokens", "99999", "--token-s", "0.002")
+"""The server ends no answer by itself."""
+QUICK = ("--busy", "--force", "--depths", "0", "--samples", "3", "--tokens", "8")
+
+
+@pytest.fixture
+def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    one = Runner(tmp_path)
+    yield one
+    one.close()
+
+
+def bench(runner: Runner, *words: str) -> tuple[int, dict[str, Any], str]:
+    code, out, err = runner.infertune("bench", "--json", *words)
+    return code, json.loads(out) if out else {}, err
+
+
+def samples(runner: Runner) -> list[dict[str, Any]]:
+    found = sorted(runner.directory.glob("state/infertune/measurements/*/*/*/samples.jsonl"))
+    return [json.loads(line) for path in found for line in path.read_text().splitlines()]
+
+
+@contextlib.contextmanager
+def running(*behaviour: str) -> Iterator[tuple[str, int]]:
+    """A server that somebody else runs: where it is, and its process."""
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+    words = [sys.executable, "-I", str(FAKE), *behaviour, "--", "--host", "127.0.0.1"]
+    with subprocess.Popen([*words, "--port", str(port)], stdout=subprocess.DEVNULL) as server:
+        try:
+            wait_until(lambda: healthy(f"http://127.0.0.1:{port}"))
+            yield f"http://127.0.0.1:{port}", server.pid
+        finally:
+            server.kill()
+
+
+def test_a_server_of_ours_is_measured_and_ended(runner: Runner) -> None:
+    server = runner.server(*ENDLESS, "--prompt-token-s", "0.00005", "--ignore-sigterm")
+    words = ("--server", server, "--parallel", "1,2")
+    code, found, err = bench(runner, str(runner.model), *QUICK, *words)
+    assert code in (0, 3), err
+    assert [(each["depth"], each["slots"]) for each in found["rows"]] == [(0, 1), (0, 2)]
+    assert found["model"]["name"] == "model.gguf"
+    assert found["profile"] is None
+    kept = samples(runner)
+    assert len(kept) == sum(each["kept"] + each["discarded"] for each in found["rows"])
+    numbers = [number for each in kept for number in each["prompts"]]
+    assert len(set(numbers)) == len(numbers)
+    assert not [each for each in kept if "cache" in str(each["reasons"])]
+    for answer in (answer for each in kept for answer in each["answers"]):
+        assert len(answer["times_s"]) == 8
+        assert answer["prompt_tokens"] == 512
+        assert answer["times_s"][0] >= 512 * 0.00005
+    seen = runner.seen()
+    assert not alive(seen["pid"]), "SIGTERM is ignored, so it was killed"
+    argv = seen["argv"]
+    assert argv[argv.index("--parallel") + 1] == "2"
+
+
+def test_a_table_of_80_columns(runner: Runner) -> None:
+    server = runner.server(*ENDLESS)
+    code, out, err = runner.infertune("bench", str(runner.model), *QUICK, "--server", server)
+    assert code in (0, 3), err
+    table = [line for line in out.splitlines() if re.match(r"DEPTH |\d", line)]
+    assert len(table) == 2
+    assert max(map(len, table)) <= 80
+    assert f"kept in {runner.directory}/state/infertune/measurements/" in out
+
+
+def test_a_server_that_runs_goes_on_running(runner: Runner) -> None:
+    with running(*ENDLESS) as (url, pid):
+        code, found, err = bench(runner, "--url", url, *QUICK)
+        assert code in (0, 3), err
+        assert alive(pid)
+        assert healthy(url)
+    assert (found["api"], found["build"], found["url"]) == ("llama-server", "b11669-Debian", url)
+    assert found["rows"][0]["slots"] == 1
+    assert found["remarks"] == [] or found["rows"][0]["discarded"], "its process was seen"
+
+
+def test_interrupted_it_keeps_what_it_has(runner: Runner) -> None:
+    server = runner.server(*ENDLESS)
+    words = ("--busy", "--force", "--depths", "0", "--samples", "1000", "--tokens", "8")
+    process = runner.infertune_process("bench", str(runner.model), "--server", server, *words)
+    wait_until(lambda: len(samples(runner)) >= 3 or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert len(samples(runner)) >= 3
+    assert re.search(r"^0 +1 ", out, re.MULTILINE)
+    assert "kept in " in out
+    assert not alive(runner.seen()["pid"])
+
+
+def test_what_has_no_room_is_left_out(runner: Runner) -> None:
+    server = runner.server(*ENDLESS)
+    words = ("--busy", "--force", "--depths", "4k,0", "--samples", "1", "--tokens", "8")
+    code, found, err = bench(
+        runner, str(runner.model), "--server", server, *words, "--", "ctx_size=1024"
+    )
+    assert code in (0, 3), err
+    assert [each["depth"] for each in found["rows"]] == [0]
+    assert "a slot has 1024" in found["remarks"][0]
+
+
+def test_the_context_is_that_of_what_is_measured(runner: Runner) -> None:
+    server = runner.server(*ENDLESS)
+    words = ("--busy", "--force", "--depths", "1k", "--parallel", "1,2", "--samples", "1")
+    code, _, err = bench(runner, str(runner.model), "--server", server, *words)
+    assert code in (0, 3), err
+    argv = runner.seen()["argv"]
+    assert int(argv[argv.index("--ctx-size") + 1]) >= 2 * (1024 + 512 + MOST_TOKENS)
+    assert {each["load"]["tokens"] for each in samples(runner)} == {512}, "2 ms each: the most"
+
+
+def test_a_server_that_fails_says_why(runner: Runner) -> None:
+    server = runner.server("--break-off")
+    code, found, err = bench(runner, str(runner.model), *QUICK, "--server", server)
+    assert code == 3
+    assert "broke off" in err
+    assert "broke off" in found["failed"]
+    assert found["rows"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--root", "/nowhere"), "nowhere"),
+        (("--depths", "4x"), "'4x' is not a depth"),
+        (("--parallel", "0"), "'0' is not a number of slots"),
+        (("--key-file", "/etc/hostname"), "--key-file is for --url"),
+        (("--url", "ftp://x"), "not the address of a server"),
+        (("--url", "http://127.0.0.1:1", "--profile", "base"), "are for a server of ours"),
+        (("--depths", "0,1,2,3,4", "--parallel", "1,2,3,4"), "more than 16"),
+        (("--url", "http://127.0.0.1:1", "--key-file", "/nowhere"), "--key-file /nowhere"),
+    ],
+)
+def test_what_cannot_be_meant(words: tuple[str, ...], why: str, runner: Runner) -> None:
+    code, _, err = runner.infertune("bench", *words)
+    assert code == 2
+    assert why in err
+
+
+def test_nobody_there(runner: Runner) -> None:
+    code, _, err = runner.infertune("bench", "--url", "http://127.0.0.1:1")
+    assert code == 3
+    assert "refused" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.root_only
+def test_a_profile_is_in_force_meanwhile(runner: Runner) -> None:
+    before = Path("/proc/sys/vm/swappiness").read_text()
+    server = runner.server(*ENDLESS)
+    code, found, err = bench(
+        runner, str(runner.model), *QUICK, "--server", server, "--profile", "base"
+    )
+    assert code in (0, 3), err
+    assert found["profile"] == "base"
+    assert Path("/proc/sys/vm/swappiness").read_text() == before
+    assert os.path.exists(found["path"])
