@@ -17,9 +17,13 @@ from typing import Any
 
 import pytest
 
+from infertune.base.root import Root
 from infertune.cli import report as verb
 from infertune.cli.main import main
+from infertune.host.machine import read_machine
 from infertune.host.privacy import cleaned, cleaner
+from infertune.measure.store import OF_ROOT, machine_key
+from infertune.measure.verdicts import Measured, Thing, save
 from infertune.views import report
 from infertune.views.html import html
 from infertune.views.markdown import markdown
@@ -36,6 +40,12 @@ SERVER = {
     "name": "gpt", "state": "failed", "profile": "big-moe", "port": 8080,
     "model": "/home/alice/models/gpt.gguf", "engine": "llama-server", "error": "exit code 1",
 }  # fmt: skip
+VERDICT = {
+    "setting": "vm.swappiness", "found": "no effect shown (-1..2)", "profile": "long-context",
+    "value": "10", "arm": "quiet", "verdict": "no effect shown", "estimate": 0.004, "low": -0.01,
+    "high": 0.02, "pairs": 24, "keeps": None, "bare": None, "day": "2026-11-28",
+    "model": "gemma", "stale": ["the kernel was 7.1.2"],
+}  # fmt: skip
 PROBE = {"name": "reclaim", "state": "attached", "why": "", "programs": ["reclaim_begin"]}
 
 
@@ -46,7 +56,7 @@ def document() -> dict[str, Any]:
     with contextlib.redirect_stdout(output):
         assert main(["--root", str(SERVING), "report", "--json"]) == 0
     found: dict[str, Any] = json.loads(output.getvalue())
-    return {**found, "servers": [SERVER], "probes": [PROBE]}
+    return {**found, "servers": [SERVER], "probes": [PROBE], "verdicts": [VERDICT]}
 
 
 class Tags(HTMLParser):
@@ -130,13 +140,13 @@ def test_it_says_what_matters(document: dict[str, Any]) -> None:
         "Framework Desktop", "7.1.3-200.fc44.x86_64", "Profile long-context for vulkan, applied",
         "Drift: vm.swappiness is external, now 100", "gpt", "failed", "exit code 1", "reclaim",
         "40 GiB in use; the kernel's default, half of RAM", "GPU memory is the kernel's default",
-        "Read it before you show it to anyone",
+        "Read it before you show it to anyone", "no effect shown (-1..2)", "the kernel was 7.1.2",
     ):  # fmt: skip
         assert said in text
 
 
 def test_without_any_part_it_says_why() -> None:
-    parts = ("machine", "status", "servers", "doctor", "boot", "probes", "versions")
+    parts = ("machine", "status", "servers", "doctor", "boot", "probes", "versions", "verdicts")
     empty = dict.fromkeys(parts) | {"infertune": "1", "at": "now", "host_name": None}
     page = report.page({**empty, "unknown": {part: f"no {part} here" for part in parts}})
     text = Tags(html(page)).text
@@ -206,6 +216,22 @@ def test_nobody_is_named(
         assert private not in text
     main(["--root", root, "report", *how, "--host-name"])
     assert "secrethost" in capsys.readouterr().out
+
+
+def test_what_was_measured_is_in_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tree(tmp_path)
+    thing = Thing(name="gemma", path=None, stamp=None)
+    one = Measured(
+        profile="long-context", setting="vm.swappiness", value="10", arm="quiet",
+        word="no effect shown", estimate=0.004, low=-0.01, high=0.02, pairs=24, day="2026-11-28",
+        kernel="7.1.2", backend="cpu", model=thing, server=thing,
+    )  # fmt: skip
+    save(Root(tmp_path), OF_ROOT, machine_key(read_machine(Root(tmp_path))), [one])
+    main(["--root", root, "report", "--json"])
+    [found] = json.loads(capsys.readouterr().out)["verdicts"]
+    assert found == {**VERDICT, "stale": ["the kernel was 7.1.2"]}
 
 
 def test_neither_users_nor_addresses_of_servers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,11 @@ def test_the_machine() -> None:
     }  # fmt: skip
 
 
+def test_a_share_is_no_more_than_the_whole() -> None:
+    late = Reading(at=2.1, samples=reading(11).samples)  # noted before it was read
+    assert load(reading(1), late)["pressure"]["cpu"] == 1.0
+
+
 def test_speeds_of_an_engine_that_tells_sums() -> None:
     one = server(load(reading(1), reading(2)), "gpt")
     assert one["prompt_per_s"] == pytest.approx(1000 / 1.6)

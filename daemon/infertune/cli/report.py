@@ -15,12 +15,15 @@ from infertune.base.root import write_user_file
 from infertune.base.units import format_size
 from infertune.cli.base import JSON, Command, Context, argument, verb
 from infertune.cli.main import said
+from infertune.cli.measured import Told, measured_here
 from infertune.doctor.facts import read_facts
 from infertune.doctor.surroundings import LlamaServer, look_around, recorded
+from infertune.host.machine import read_machine
 from infertune.host.privacy import cleaned, cleaner
-from infertune.host.system import hostname
+from infertune.host.system import hostname, release
 from infertune.host.unknown import Unknown
 from infertune.host.version import format_version
+from infertune.measure.verdicts import amount, stale
 from infertune.views import report
 from infertune.views.html import html
 from infertune.views.markdown import markdown
@@ -80,6 +83,7 @@ def _document(ctx: Context) -> dict[str, Any]:
         "status": part("status", lambda: said(ctx, "status")),
         "servers": part("servers", lambda: _server_list(ctx)),
         "doctor": part("doctor", lambda: said(ctx, "doctor")),
+        "verdicts": part("verdicts", lambda: _verdicts(ctx)),
         "boot": part("boot", lambda: said(ctx, "boot", "status")),
         "probes": part("probes", lambda: said(ctx, "probes")["probes"]),
         "versions": part("versions", lambda: _versions(ctx)),
@@ -101,6 +105,19 @@ _OF_A_SERVER = ("name", "state", "profile", "port", "model", "engine", "error")
 def _server_list(ctx: Context) -> list[dict[str, Any]]:
     found = said(ctx, "servers")["servers"]
     return [{field: each[field] for field in _OF_A_SERVER} for each in found]
+
+
+def _verdicts(ctx: Context) -> list[dict[str, Any]]:
+    """What 'infertune prove' has found here, the newest first."""
+    kernel = release(ctx.root)
+    return [
+        {
+            "setting": one.setting,
+            "found": amount(one),
+            **Told(one, tuple(stale(ctx.root, one, kernel))).document,
+        }
+        for one in measured_here(ctx, read_machine(ctx.root))
+    ]
 
 
 def _versions(ctx: Context) -> Mapping[str, str | None]:

@@ -23,7 +23,8 @@ from infertune.servers.engines.exposition import samples as lines_of
 from infertune.views.board import board
 from infertune.views.load import Labels, Reading, load
 
-_COLLECTORS = (AMDGPU, GPU_METRICS, POOLS, PRESSURE, ENGINES_COLLECTOR)
+_COLLECTORS = (PRESSURE, AMDGPU, GPU_METRICS, POOLS, ENGINES_COLLECTOR)
+"""That of time first, at the moment that is noted: a server may take a second to answer."""
 _PROBES = ("infertune_run_queue_latency_seconds", "infertune_page_faults_total")
 _PAGE = "/metrics?collect[]=probes"
 _EVERY_S = 2

@@ -32,10 +32,10 @@ c  confirm a trial        d  ask the doctor again
 PROMPT/S, TOKENS/S   tokens a second while the server worked on prompts, on
                      answers.  In brackets: of an earlier request; an engine
                      that counts when a request ends has nothing newer.
-TTFT                 time to the first token, the mean of the interval.  With
-                     <= the engine tells sums only: all prompts that ended took
-                     so long together, waiting for their turn not counted.
-RUNQ P99             99 of 100 times a thread waited no longer for a processor.
+TTFT                 time to the first token, the mean of the interval. <=:
+                     the engine tells sums, so this is what all prompts that
+                     ended took together, without waiting for their turn.
+RUNQ P99             99 of 100 waits for a processor were no longer.
 FAULTS/S             page faults that read from a disk or swap.
 stalled              share of the time in which some work waited (PSI).
 -                    not known.

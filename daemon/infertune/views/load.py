@@ -91,15 +91,7 @@ def load(before: Reading | None, now: Reading, last: Document | None = None) -> 
             _gpu(between, labels["gpu"]) for labels, _ in between.values("infertune_gpu_info")
         ],
         "memory": _memory(between),
-        "pressure": {
-            resource: between.rate(
-                "infertune_pressure_stalled_seconds_total",
-                unit="system",
-                resource=resource,
-                share="some",
-            )
-            for resource in ("cpu", "io", "memory")
-        },
+        "pressure": {resource: _stalled(between, resource) for resource in ("cpu", "io", "memory")},
         "run_queue": _latency(between),
         "major_faults_per_s": between.rate("infertune_page_faults_total", kind="major"),
         "servers": [
@@ -134,6 +126,13 @@ def _doctor(doctor: Document | None) -> Document | None:
     return {name: number[each] for each, name in names.items()} | {
         "worst": worst[0] if worst else None
     }
+
+
+def _stalled(between: _Between, resource: str) -> float | None:
+    """Share of the time; on a busy machine the two moments are not those that are noted."""
+    metric = "infertune_pressure_stalled_seconds_total"
+    found = between.rate(metric, unit="system", resource=resource, share="some")
+    return None if found is None else min(found, 1.0)
 
 
 # -- the machine -----------------------------------------------------------------------
