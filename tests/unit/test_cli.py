@@ -42,6 +42,7 @@ def test_every_verb_is_found_in_its_module() -> None:
         "__init__",
         "base",
         "here",
+        "tools",
         "main",
         "measured",
         "render",
