@@ -50,8 +50,8 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands machine snapshot doctor knobs models fit expect top report profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs adopt admit release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench gate probes setup mcp
-set -g _shtab_infertune_opts_with_value --admission --api-key-file --ask --backend --both --columns --confirm-within --ctx --depths --draft --engine --every --exporter --host --idle --key-file --memory --mmproj --model --name --other --output --parallel --port --profile --root --rule --samples --seed --server --smoke --tokens --url --user --without -o
+set -g _shtab_infertune_commands overview machine snapshot doctor knobs models fit expect top report recommend profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench gate probes setup mcp
+set -g _shtab_infertune_opts_with_value --admission --api-key-file --ask --backend --both --columns --confirm-within --ctx --depths --draft --engine --every --exporter --host --idle --key-file --max --memory --mmproj --model --name --other --output --parallel --port --profile --root --rule --samples --seed --server --smoke --tokens --url --user --without -o
 
 complete -c infertune -e
 complete -c infertune -f
@@ -60,6 +60,11 @@ complete -c infertune -n _shtab_infertune_using -s h -l help -d 'show this help 
 complete -c infertune -n _shtab_infertune_using -l version -d 'show program'"'"'s version number and exit'
 complete -c infertune -n _shtab_infertune_using -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n _shtab_infertune_using -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a overview -d 'Says on one small screen what this machine is, how much memory its GPU may use, which profile is applied, what is staged for the next boot, which model servers there are, what the doctor has found, and what to do next. '"'"'infertune'"'"' alone does the same.'
+complete -c infertune -n '_shtab_infertune_using overview' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using overview' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using overview' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using overview' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a machine -d 'Shows the facts profiles are resolved against: CPU, memory, GPU with carve-out and GTT limit, kernel, boot style, cgroups, and the other tuners that run. Needs no privileges. What cannot be read is said to be unknown.'
 complete -c infertune -n '_shtab_infertune_using machine' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using machine' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
@@ -126,6 +131,11 @@ complete -c infertune -n '_shtab_infertune_using report' -l force -d 'replace an
 complete -c infertune -n '_shtab_infertune_using report' -l markdown -d 'Markdown for an issue, printed unless -o says where to'
 complete -c infertune -n '_shtab_infertune_using report' -l host-name -d 'do not leave out this host'"'"'s name'
 complete -c infertune -n '_shtab_infertune_using report' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a recommend -d 'Says which profile suits this machine, by its GPU and by whether somebody works at it (a screen is connected, or it has a battery), and what that profile would change. Reads only. What the machine is used for it cannot know: the other profiles are listed with what they are for.'
+complete -c infertune -n '_shtab_infertune_using recommend' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using recommend' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using recommend' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using recommend' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a profiles -d 'Lists every profile of the search path: /etc/infertune/profiles, /run/infertune/profiles, /usr/local/lib/infertune/profiles, /usr/lib/infertune/profiles, and those that come with infertune. The first directory that has a profile wins; a profile may extend the one of its own name in a later directory.'
 complete -c infertune -n '_shtab_infertune_using profiles' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using profiles' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
@@ -244,6 +254,12 @@ complete -c infertune -n '_shtab_infertune_using logs' -l root -x -d 'work on a 
 complete -c infertune -n '_shtab_infertune_using logs' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using logs' -l follow -d 'go on until Ctrl-C'
 complete -c infertune -n '_shtab_infertune_using logs' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a prewarm -d 'Has the kernel read the files of models into memory (all parts, in their order), as the user who calls: the next start of a server finds them there. Reads nothing of a model that is there already, or that does not fit into free memory beside a reserve for the system, and nothing from a disk that turns while others read from it; stops when memory gets short. What was read stays until something else needs the memory. Exit code 1: some of it was left out. A server does it beside its own start with '"'"'prewarm = "auto"'"'"' in [server].'
+complete -c infertune -n '_shtab_infertune_using prewarm' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using prewarm' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using prewarm' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using prewarm' -l max -x -d 'read no more than this: '"'"'8GiB'"'"''
+complete -c infertune -n '_shtab_infertune_using prewarm' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a adopt -d 'Gives a unit that infertune did not make the memory protection (through every slice it is in), CPUs, weight and swap limit of the profile at once, and the rest (locked memory, priority, environment) from its next start on. What it runs is not touched. Lasts until '"'"'release'"'"' or the next boot; for good, declare it in /etc/infertune/servers.d: unit = "ollama.service".'
 complete -c infertune -n '_shtab_infertune_using adopt' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using adopt' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
