@@ -57,6 +57,13 @@ def choose_port(wanted: int | None, reserved: Collection[int] = (), address: str
     raise UsageError(f"no free port from {DEFAULT_PORT} on", hint="give one with --port")
 
 
+def any_free_port() -> int:
+    """A port of loopback that nobody has, and nobody is likely to look for."""
+    with socket.create_server((LOOPBACK, 0)) as held:
+        port: int = held.getsockname()[1]
+        return port
+
+
 class Progress:
     """One line that is rewritten on a terminal; elsewhere a line every few seconds."""
 
