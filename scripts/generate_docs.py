@@ -29,8 +29,9 @@ from infertune.catalogue.knobs.base import Knob
 from infertune.catalogue.knobs.guards import GUARDS
 from infertune.catalogue.launch_settings import ENVIRONMENT_ALLOWED, LAUNCH_SETTINGS
 from infertune.catalogue.server_settings import SERVER_SETTINGS, ServerSetting
-from infertune.cli.main import build_parser, commands
+from infertune.cli.main import commands
 from infertune.cli.main import main as infertune
+from infertune.cli.parser import build_parser
 from infertune.doctor.rules import SUBJECTS
 from infertune.exporter import declarations
 from infertune.exporter.base import Metric
@@ -168,7 +169,7 @@ def profiles_page() -> str:
         "|---|---|---|---|",
     ]
     for server in SERVER_SETTINGS.values():
-        flags = ", ".join(f"`{flag}`" for flag in _flags(server))
+        flags = ", ".join(f"`{flag}`" for flag in _flags(server)) or "none: infertune does it"
         out.append(_row((f"`{server.id}`", server.value.accepts(), server.summary, flags)))
     out += [
         "",
@@ -270,7 +271,7 @@ def doctor_page() -> str:
         "read is *not known*, with the reason. Versions: between the last one reported bad and the",
         "first one known to be good nobody has said, and the finding says *may*. *About*: nobody",
         "has named the first good one; the number is of a build after the fix by its date.",
-        "Findings with one cause are told as one, with the worst severity among them.",
+        "Findings with one cause are reported as one, with the worst severity among them.",
     ]
     for subject, rules in SUBJECTS.items():
         out += ["", f"## {subject}", "", "| rule | looks for | where | how bad | fix | source |"]
@@ -296,6 +297,7 @@ def readme() -> str:
 
 
 def _console(block: re.Match[str]) -> str:
+    os.environ["COLUMNS"] = "80"  # as on a terminal
     with contextlib.redirect_stdout(io.StringIO()) as output:
         infertune(block[1].split())
     return f"$ infertune {block[1]}\n{output.getvalue()}"

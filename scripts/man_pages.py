@@ -16,7 +16,8 @@ from infertune.catalogue.knobs import KNOBS
 from infertune.catalogue.launch_settings import ENVIRONMENT_ALLOWED, LAUNCH_SETTINGS
 from infertune.catalogue.server_settings import SERVER_SETTINGS
 from infertune.cli.base import Argument, Command
-from infertune.cli.main import build_parser, commands
+from infertune.cli.main import commands
+from infertune.cli.parser import build_parser
 from infertune.exporter.main import parser as exporter_parser
 from infertune.exporter.web import DEFAULT
 from infertune.profiles.config import CONFIG, CONFIG_KEYS
@@ -133,7 +134,7 @@ def infertune_1() -> str:
         ".TP",
         ".I /var/lib/infertune/boot, /var/lib/infertune/boot\\-images",
         "What boot settings were before they were staged, and the originals of images that were",
-        "built anew and confirmed; both until undo.",
+        "rebuilt and confirmed; both until undo.",
     ]
     out += _see_also(("infertune.profile", 5), ("infertuned", 8), ("infertune-exporter", 8))
     return "\n".join(out) + "\n"

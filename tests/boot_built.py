@@ -195,5 +195,5 @@ def confirm_without_copy(machine: Machine, built: Built) -> None:
 
 
 def restore(machine: Machine, built: Built) -> str:
-    """Answers with what is said of an image that was built anew."""
+    """Answers with what is said of an image that was rebuilt."""
     return images.restore(machine.root, built, machine)

@@ -151,6 +151,6 @@ def test_wheels_install_without_a_network(tmp_path: Path) -> None:
 
 
 def test_a_bad_word_is_one_line() -> None:
-    done = subprocess.run([sys.executable, PACKAGE, "rpm"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, PACKAGE, "msi"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

@@ -155,7 +155,7 @@ def test_the_speed_of_another_server_is_not_ours(
         lambda _: request,
     )
     with talking() as other, Signals() as signals:
-        monkeypatch.setattr(proving, "any_free_port", lambda: other.server_port)
+        monkeypatch.setattr(proving, "any_port", lambda: other.server_port)
         monkeypatch.setattr(run_module, "choose_port", lambda wanted, **_: wanted)  # taken since
         other.pages["/health"] = {"status": "ok"}
         other.pages["/props"] = {"total_slots": 1}

@@ -99,7 +99,7 @@ def test_built_anew_where_no_original_is_kept(machine: Machine) -> None:
     confirm_without_copy(machine, built)
     machine.staged = False
     said = restore(machine, built)
-    assert said.endswith("built anew, with other bytes than before: its original is not kept")
+    assert said.endswith("rebuilt, with other bytes than before: its original is not kept")
     assert machine.at(machine.image.path).read_bytes() == content(machine.image, ours=False)
     assert machine.names() == {machine.at(machine.image.path).name}
     assert machine.default.read_text() == "arch.efi"

@@ -85,7 +85,7 @@ def test_what_another_program_built_since_is_not_put_back_over(machine: Machine)
     machine.at(machine.image.path).write_bytes(newer)
     path = machine.image.path
     assert restore(machine, built) == (
-        f"{path} was built anew, with other bytes than before: another program has built it since"
+        f"{path} was rebuilt, with other bytes than before: another program has built it since"
     )
     assert is_built_anew(machine)
 

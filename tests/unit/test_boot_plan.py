@@ -264,7 +264,7 @@ def test_what_is_there_already_is_left_to_whoever_set_it(
     (tmp_path / "proc/cmdline").write_text("ro amd_iommu=off\n")
     assert infertune(tmp_path, "plan", "kernel") == 0
     out = capsys.readouterr().out
-    assert "amd_iommu is off already, set by somebody else" in out
+    assert "amd_iommu is off already, set by another program" in out
     assert "nothing to stage" in out
 
 

@@ -356,8 +356,8 @@ def test_a_boot_loader_that_was_removed_does_not_keep_the_rest(
         (tmp_path / gone).unlink()
     assert main(["--root", str(tmp_path), "boot", "undo", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["left"] == [
-        "/usr/bin/grub-editenv is gone: what it built is not built anew",
-        "/usr/sbin/update-grub is gone: what it built is not built anew",
+        "/usr/bin/grub-editenv is gone: what it built is not rebuilt",
+        "/usr/sbin/update-grub is gone: what it built is not rebuilt",
     ]
     assert facts(tmp_path) == before
     assert main(["--root", str(tmp_path), "boot", "undo"]) == 0

@@ -112,7 +112,7 @@ def test_the_old_image_is_the_default_while_the_tool_writes(arch: Path) -> None:
     [
         ("default_options='--cmdline /etc/kernel/other'\n", "has a command line of its own: add"),
         ("default_options=--no-cmdline\n", "has a command line of its own: add the words there"),
-        ("default_uki=\n", "does not build /boot/EFI/Linux/arch-linux.efi: build it anew"),
+        ("default_uki=\n", "does not build /boot/EFI/Linux/arch-linux.efi: rebuild it"),
         ("default_uki=/efi/EFI/Linux/other.efi\n", "does not build /boot/EFI/Linux/arch-linux.efi"),
     ],
 )
@@ -367,7 +367,7 @@ def test_a_kept_image_that_was_built_since_is_built_anew_and_said(
     image.write_bytes(boot_makers.image(line, KERNEL, "with new microcode"))
     [said] = undo(tmp_path).anew
     assert said == (
-        f"/{TREES[tree]} was built anew, with other bytes than before: another program has built "
+        f"/{TREES[tree]} was rebuilt, with other bytes than before: another program has built "
         "it since"
     )
     assert "isolcpus" not in boot_makers.line_in(image)
@@ -383,7 +383,7 @@ def test_undo_says_what_was_built_anew(
     monkeypatch.setattr("infertune.cli.boot.runner", lambda root, say: Tools(arch))
     assert main(["--root", str(arch), "boot", "undo", *how]) == 0
     out = capsys.readouterr().out
-    said = f"/{IMAGE} was built anew, with other bytes than before: its original is not kept"
+    said = f"/{IMAGE} was rebuilt, with other bytes than before: its original is not kept"
     if how:
         assert json.loads(out)["anew"] == [said]
     else:
@@ -410,7 +410,7 @@ def test_status_says_what_undo_has(arch: Path, capsys: pytest.CaptureFixture[str
     ]
     originals.clear(Root(arch))
     main(["--root", str(arch), "boot", "status"])
-    assert f"undo builds /{IMAGE} anew: its original is not kept" in capsys.readouterr().out
+    assert f"undo rebuilds /{IMAGE}: its original is not kept" in capsys.readouterr().out
     main(["--root", str(arch), "boot", "status", "--json"])
     assert json.loads(capsys.readouterr().out)["originals"] == [
         {"path": f"/{IMAGE}", "kept": False, "copy": None, "bytes": None}
@@ -443,7 +443,7 @@ def test_plan_says_where_there_is_no_room_for_an_original(
     assert note.startswith(
         f"no room in /var/lib/infertune/boot-images for the original of /{IMAGE} ("
     )
-    assert note.endswith("): once it is confirmed, undo builds it anew")
+    assert note.endswith("): once it is confirmed, undo rebuilds it")
 
 
 def test_what_is_kept_goes_with_its_kernel(arch: Path) -> None:

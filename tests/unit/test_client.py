@@ -197,7 +197,7 @@ def test_what_the_daemon_refuses_is_said_as_the_engine_says_it(
             (["l\udcff"], 2, "is not a profile name"),
             (["wrong"], 2, f"{profiles}/wrong.toml:3: unknown knob 'vm.swappines'; did you mean"),
             (["long", "--without", "vm.x\x1b"], 2, "no such knob to leave out: 'vm.x\\x1b'\n  see"),
-            (["long", "--backend", "cuda"], 2, "argument --backend: invalid choice: 'cuda'"),
+            (["long", "--backend", "cuda"], 2, "apply: --backend: invalid choice: 'cuda'"),
             (["long", "--confirm-within", "99999h"], 2, "at the most"),
             (["needs"], 3, f"ksm.run: absent, but {profiles}/needs.toml:4 requires it"),
         ):
@@ -251,6 +251,7 @@ class Stranger(ServiceInterface):
         super().__init__(INTERFACE)
         self._answer = answer
         self.asked = asyncio.Event()
+        self.adopted: list[str] = []
 
     @dbus_method()
     async def Status(self) -> Document:
@@ -260,6 +261,12 @@ class Stranger(ServiceInterface):
     @dbus_method()
     async def Serve(self, name: S) -> S:
         return name
+
+    @dbus_method()
+    async def Adopt(self, unit: S, user: S, name: S, profile: S, backend: S) -> Document:
+        self.adopted = [unit, user, name, profile, backend]
+        about = {"unit": unit, "user": None, "name": name, "profile": profile, "backend": backend}
+        return to_bus({**about, "active": True, "items": [], "notes": []})
 
 
 @contextlib.asynccontextmanager
@@ -295,6 +302,28 @@ def test_errors_of_others_and_signals_are_no_answer(tmp_path: Path, bus_address:
             stranger._answer = after_a_signal
             done = await infertune(bus_address, tmp_path, "status")
             assert (done.code, done.out) == (0, "idle\n")
+
+    asyncio.run(play())
+
+
+def test_a_daemon_of_another_version(tmp_path: Path, bus_address: str) -> None:  # noqa: F811
+    """What it has is asked as it knows it; what it has not is one line that says what to do."""
+
+    async def play() -> None:
+        async def nothing() -> Any:
+            return {}
+
+        async with _in_its_place(bus_address, nothing) as (stranger, _):
+            unit = ("adopt", "box", "--profile", "long")
+            done = await infertune(bus_address, tmp_path, *unit)
+            assert (done.code, done.error) == (0, "")
+            assert stranger.adopted == ["box.service", "", "box", "long", "auto"]
+            done = await infertune(bus_address, tmp_path, *unit, "--port", "8000")
+            assert done.code == 5
+            assert done.error == (
+                "infertune: the infertuned that runs is not of this version: it does not know "
+                "AdoptWith\n  systemctl reload infertune replaces it, and keeps what is applied\n"
+            )
 
     asyncio.run(play())
 

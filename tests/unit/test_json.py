@@ -15,7 +15,13 @@ import pytest
 import boot_trees
 import gguf_files
 import support
+from infertune.cli.gate import document
 from infertune.cli.main import main
+from infertune.launch.binary import Server
+from infertune.measure.answers import Answer, Reference, Step, Stretch
+from infertune.measure.arm import Arm
+from infertune.measure.compare import Ground, Outcome
+from infertune.measure.gate import Drift, identical
 from known_models import KNOWN
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -35,12 +41,13 @@ class Node:
     types: set[str] = field(default_factory=set)
     below: dict[str, Node] = field(default_factory=dict)
 
-    def add(self, name: str, types: set[str]) -> None:
+    def add(self, name: str, types: set[str]) -> Node:
         node = self
         for key in re.findall(r"\[\]|[^.\[\]]+", name):
             node.types.add("list" if key == "[]" else "object")
             node = node.below.setdefault(key, Node())
         node.types |= types
+        return node
 
 
 def tables() -> dict[str, Node]:
@@ -48,7 +55,7 @@ def tables() -> dict[str, Node]:
     text = (REPOSITORY / "docs" / "json.md").read_text()
     rows = {
         title: [
-            (name, set(re.findall(r"\w+", types)) - {"or"})
+            (name, set(re.findall(r"[\w./-]+", types)) - {"or"})
             for name, types in re.findall(r"^\| (?:`(\S+)` )?\| (\w[^|]*) \|", body, re.MULTILINE)
             if types != "type"
         ]
@@ -57,17 +64,22 @@ def tables() -> dict[str, Node]:
         )
     }
     report = rows.pop("report")
-    trees = {}
+    trees, inside = {}, []
     for title, fields in rows.items():
         tree = trees[title] = Node()
         tree.add("schema", {"string"})
         for name, types in fields:
-            tree.add(name, types - {"report"})
+            others = {each for each in types if "/" in each}
+            node = tree.add(name, types - {"report"} - others)
+            inside += [(node, each) for each in others]
             for below, kinds in report if "report" in types else ():
                 tree.add(f"{name}.{below}", kinds)
     for name, types in report:
         if name.startswith("items[]"):
             trees["infertune.status/1"].add(name, types)
+    for node, title in inside:  # a document within another, without its schema
+        node.types.add("object")
+        node.below |= {key: each for key, each in trees[title].below.items() if key != "schema"}
     return trees
 
 
@@ -89,6 +101,8 @@ def problems(value: Any, node: Node, where: str = "") -> Iterator[str]:
 
 TABLES = tables()
 READING = [
+    [],
+    ["recommend"],
     ["machine"],
     ["knobs"],
     ["knobs", "vm.swappiness"],
@@ -103,6 +117,7 @@ READING = [
     ["status"],
     ["doctor"],
     ["doctor", "--list"],
+    ["report"],
     ["boot", "plan", "long-context"],
     ["boot", "status"],
 ]
@@ -132,6 +147,18 @@ def test_changing_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert [schema.partition(".")[2] for schema in seen] == [
         "apply/1", "status/1", "apply/1", "revert/1", "recover/1",
     ]  # fmt: skip
+
+
+def test_gate() -> None:
+    step = Step(2, "b", ((2, -0.1), (3, -2.5)))
+    reference = Reference((Answer((1,), "a", (step,)),), ())
+    said = ((Stretch(0, (Step(3, "c", ((3, -0.7), (2, -0.8))),)),),)
+    arm = Arm("m", {"parallel": "1"})
+    server = Server(("s",), {}, None, "", (), embedded=True)
+    ground = Ground(arm, reference, (said,), Drift(1, 0.7, 0.7, 0.0))
+    outcome = Outcome((identical(reference, [said]),), ground, (said,))
+    told = json.loads(json.dumps({"schema": "", **document(server, arm, arm, outcome)}))
+    assert not list(problems(told, TABLES["infertune.gate/1"]))
 
 
 @pytest.mark.parametrize("name", ["DeepSeek V3", "gpt-oss 120B", "Llama 3.1 8B"])

@@ -512,6 +512,41 @@ def _shape(element: ElementTree.Element) -> Any:
     return (element.tag, attributes, sorted((_shape(each) for each in element), key=str))
 
 
+BEFORE = {
+    "Adopt": "sssss",
+    "Apply": "ssasu",
+    "ApplyWhileServing": "ssasu",
+    "Confirm": "",
+    "GiveBack": "s",
+    "Hold": "sss",
+    "Plan": "ssas",
+    "PlanAdoption": "sssss",
+    "Release": "s",
+    "Revert": "",
+    "Serve": "s",
+    "Servers": "",
+    "Status": "",
+    "Stop": "s",
+    "Verify": "ssas",
+}
+"""What a client of the version before calls; a method that takes more is another method."""
+
+
+def test_a_client_of_the_version_before_is_understood(tmp_path: Path, bus_address: str) -> None:
+    async def work(world: World, bus: MessageBus) -> None:
+        given = {member: values for member, _, values in CALLS}
+        for member, signature in BEFORE.items():
+            answer = "done"
+            try:
+                await ask(bus, member, signature, *given[member])
+            except RuntimeError as error:
+                answer = str(error)
+            # There is no systemd on this bus, and nothing is held: errors are ours.
+            assert answer.startswith(("done", f"{ERROR}.")), (member, answer)
+
+    scenario(work, tmp_path, bus_address)
+
+
 INTERFACE_XML = REPOSITORY / "systemd" / f"{INTERFACE}.xml"
 POLICY = REPOSITORY / "systemd" / "org.infertune.policy"
 
@@ -531,6 +566,9 @@ WHO_MAY = {
     "PlanAdoption": ACTION_READ,
     "PlanAdoption of a user": ACTION_SERVE,
     "Adopt": ACTION_SERVE,
+    "AdoptWith": ACTION_SERVE,
+    "PlanAdoptionWith": ACTION_READ,
+    "PlanAdoptionWith of a user": ACTION_SERVE,
     "GiveBack": ACTION_SERVE,
 }
 """What polkit must be asked, by method."""
@@ -546,6 +584,10 @@ ARGUMENTS = {
     "name": "one",
     "unit": "ollama.service",
     "user": "",
+    "port": 11434,
+    "engine": "ollama",
+    "admission": "",
+    "memory": 0,
 }
 """What a method is called with, by the argument's name in the introspection."""
 
@@ -565,9 +607,12 @@ def _calls() -> list[tuple[str, str, list[Any]]]:
                 [ARGUMENTS.get(each.attrib["name"]) for each in given],
             )
         )
-    [plan] = [arguments for member, _, arguments in found if member == "PlanAdoption"]
-    of_a_user = [value or "1000" for value in plan]
-    return [*found, ("PlanAdoption of a user", "s" * len(plan), of_a_user)]
+    of_a_user = [
+        (f"{member} of a user", signature, [values[0], "1000", *values[2:]])
+        for member, signature, values in found
+        if member.startswith("PlanAdoption")
+    ]
+    return [*found, *of_a_user]
 
 
 CALLS = _calls()
@@ -591,6 +636,10 @@ def test_no_argument_is_a_path_a_command_or_options() -> None:
         ("name", "s"),
         ("unit", "s"),
         ("user", "s"),
+        ("port", "u"),
+        ("engine", "s"),
+        ("admission", "s"),
+        ("memory", "t"),
     }
 
 
@@ -692,7 +741,7 @@ def test_who_may(polkit: str, tmp_path: Path, bus_address: str) -> None:
                 assert answer != denied, member
             elif polkit == "read only" and WHO_MAY[member] == ACTION_READ:
                 # There is no systemd on this bus that could be asked for servers.
-                asks_systemd = member in ("Servers", "PlanAdoption")
+                asks_systemd = member in ("Servers", "PlanAdoption", "PlanAdoptionWith")
                 assert answer == (f"{ERROR}.Failed" if asks_systemd else "ok"), member
             else:
                 assert answer == denied, member

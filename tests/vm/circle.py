@@ -106,7 +106,7 @@ def stage(guest: EfiGuest, more: str = "") -> None:
 
 
 def undo(guest: EfiGuest) -> list[str]:
-    """Answers with what it says of images that were built anew."""
+    """Answers with what it says of images that were rebuilt."""
     done = guest.run("infertune boot undo --json", timeout=900)
     assert done.code == 0, done
     assert guest.run(f"ls -A {STORE}").code, "nothing is kept any more"
@@ -194,8 +194,8 @@ def kept_and_undone(guest: EfiGuest, stack: Stack) -> None:
     assert settled(guest)["state"] == "active"
     with guest.timed("undo"):
         anew = undo(guest)
-    print(f"{stack.name}: built anew: {anew}")
-    # What is newer than the original is built anew by the system's own tool.
+    print(f"{stack.name}: rebuilt: {anew}")
+    # What is newer than the original is rebuilt by the system's own tool.
     assert len(anew) == (stack is UKI)
     assert all(each.endswith("another program has built it since") for each in anew)
     same_but_images(guest, before)
@@ -293,7 +293,7 @@ def assert_entry_has_it(guest: EfiGuest, stack: Stack, release: str, wanted: boo
 
 
 def same_but_images(guest: EfiGuest, before: list[str]) -> None:
-    """As before, but for an image that the distribution's own hook has built anew."""
+    """As before, but for an image that the distribution's own hook has rebuilt."""
 
     def kept(lines: list[str]) -> list[str]:
         return [line for line in lines if not line.endswith(".efi")]

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from infertune import __version__
 from vm.guest import Guest
 from vm.test_serve import changes, fake, pid_of
 
 pytestmark = [pytest.mark.quick_on, pytest.mark.timeout(1800)]
 
 HERE = Path(__file__).parent
-OLD, NEW = "0.0.9", "0.1.0"
+OLD, NEW = "0.1.0", __version__
 
 POLL = """
 import json, sys, time, urllib.request

@@ -211,7 +211,7 @@ def _of_preset(root: Root, mkinitcpio: str, kernel: str, words: Words, path: str
     if isinstance(preset, ByHand):
         return preset
     if not preset.uki or root.real(preset.uki) != path:
-        return ByHand(f"{preset.file} does not build {path}: build it anew with the words")
+        return ByHand(f"{preset.file} does not build {path}: rebuild it with the words")
     if preset.own_line:
         return ByHand(f"{preset.file} has a command line of its own: add the words there")
     return Image(path, "uki", (mkinitcpio, *preset.arguments, "-U", path), words)
@@ -226,7 +226,7 @@ def _of_kernel_install(
     if root.exists("/etc/kernel/tries"):
         return ByHand(f"kernel-install counts boots here: it would not write to {path}")
     if not os.path.basename(path).endswith(f"-{kernel}.efi"):
-        return ByHand(f"kernel-install does not write to {path}: build it anew with the words")
+        return ByHand(f"kernel-install does not write to {path}: rebuild it with the words")
     if re.search(r"^\s*Cmdline\s*=", root.get("/etc/kernel/uki.conf") or "", re.M):
         return ByHand("/etc/kernel/uki.conf has a command line of its own: add the words there")
     for kernel_at in (f"/usr/lib/modules/{kernel}/vmlinuz", f"/boot/vmlinuz-{kernel}"):

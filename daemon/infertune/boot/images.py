@@ -109,8 +109,8 @@ def ask_room_for_tool(root: Root, command: Command) -> None:
             if space.read_only or space.free < needed:
                 state = "read-only" if space.read_only else f"{space.free // MIB} MiB free"
                 raise Failed(
-                    f"{os.path.dirname(path)} has {state}, and {command.argv[0]} builds {path} "
-                    f"anew, which takes {-(-needed // MIB)} MiB; nothing was touched",
+                    f"{os.path.dirname(path)} has {state}, and {command.argv[0]} rebuilds {path}, "
+                    f"which takes {-(-needed // MIB)} MiB; nothing was touched",
                     hint="make room there (remove kernels or snapshots that are not used)",
                 )
 
@@ -178,7 +178,7 @@ def restore(root: Root, built: Built, run: Runner) -> str:
     """The old image again, from wherever it was cut off.
 
     Nothing happens where that is done already.  Answers with an empty text; where no original
-    could be put back and the image was built anew, with a sentence that says why.  Raises Failed
+    could be put back and the image was rebuilt, with a sentence that says why.  Raises Failed
     or OSError.
     """
     image, why = built.image, ""
@@ -202,7 +202,7 @@ def restore(root: Root, built: Built, run: Runner) -> str:
         if why:
             _rebuild(root, built, run)
     originals.drop(root, image.path)
-    return f"{image.path} was built anew, with other bytes than before: {why}" if why else ""
+    return f"{image.path} was rebuilt, with other bytes than before: {why}" if why else ""
 
 
 def _original_back(root: Root, built: Built, run: Runner, goes: str | None) -> str:
@@ -345,7 +345,7 @@ def _is_ours(root: Root, built: Built, run: Runner) -> bool:
     try:
         missing = _missing(root, built.image, run)
     except (OSError, Failed):
-        return True  # torn, or not to be read: it is better built anew
+        return True  # torn, or not to be read: it is better rebuilt
     return missing is None or not missing
 
 

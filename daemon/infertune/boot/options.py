@@ -95,7 +95,7 @@ def options(
         if isinstance(option, str):
             left.append(f"{setting.id} is left out: {option}")
         elif (option.id, option.value) not in mine and _is_there(root, option, sources):
-            left.append(f"{setting.id} is {option.value} already, set by somebody else")
+            left.append(f"{setting.id} is {option.value} already, set by another program")
         else:
             found.append(option)
     return tuple(found), tuple(left)

@@ -2,9 +2,9 @@
 """Originals of images that were confirmed, for an undo that brings every byte back.
 
 Once a new image is confirmed the old one has no place on the boot partition any more.  A tool
-that builds it anew makes other bytes of it (times, microcode, modules as they are by then), so a
+that rebuilds it makes other bytes of it (times, microcode, modules as they are by then), so a
 copy stays here until undo.  It is of use only for as long as the image is the one that we built:
-what another program has built since is newer than the copy, and is built anew by its tool.
+what another program has built since is newer than the copy, and is rebuilt by its tool.
 
 Nothing here is needed for a machine to boot: without a copy the tool builds.
 """

@@ -292,7 +292,7 @@ class Undone:
     left: tuple[str, ...] = ()
     """What a person has to look at, one sentence each."""
     anew: tuple[str, ...] = ()
-    """Images that were built anew instead of put back, and why, one sentence each."""
+    """Images that were rebuilt instead of put back, and why, one sentence each."""
 
 
 def undo(root: Root, run: Runner, *, force: bool = False) -> Undone | None:
@@ -341,7 +341,7 @@ def put_back(
     """Files, images, firmware and what is built from them, as before.
 
     Answers with what is still to be put back, with what a person has to know, and with which
-    images were built anew, one sentence each.  A file that another program changed beyond telling
+    images were rebuilt, one sentence each.  A file that another program changed beyond telling
     is an error (Failed) before anything is touched.  With ``leave`` (a machine that must reboot),
     and once an undo is under way (what is back is its owner's), it is left as it is.
     """
@@ -413,7 +413,7 @@ class _Undoing:
             self.note()
         for step in written.steps:
             if step.undo and not self.root.exists(step.undo[0]):
-                self.left.append(f"{step.undo[0]} is gone: what it built is not built anew")
+                self.left.append(f"{step.undo[0]} is gone: what it built is not rebuilt")
                 self._piece(part, "steps", step, lambda: None)
             else:
                 self._piece(part, "steps", step, partial(self._undo, step))

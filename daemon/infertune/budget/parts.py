@@ -61,7 +61,7 @@ def _weight_parts(
     if not shape.known:
         return
     if backend == "cpu" and memory.load_mode in ("auto", "mmap", "mlock", "mmap+mlock"):
-        why = "the CPU backend's own order; the file's pages stay until somebody needs the room"
+        why = "the CPU backend's own order; the file's pages stay until memory is needed"
         yield Part(f"{name}weights, repacked", shape.repacked_bytes, "host", "reclaimable", why)
 
 

@@ -180,13 +180,18 @@ def _confirm(ctx: Context) -> int:
     return Exit.DONE if confirmed else Exit.DIFFERS
 
 
-def _status(ctx: Context) -> int:
+def applied_now(ctx: Context) -> dict[str, Any]:
+    """What is applied, as ``infertune status --json`` has it."""
     if daemon_runs(ctx):
-        document = _call("Status")
-    else:
-        from infertune.cli import here
+        document: dict[str, Any] = _call("Status")
+        return document
+    from infertune.cli import here
 
-        document = here.status(ctx)
+    return here.status(ctx)
+
+
+def _status(ctx: Context) -> int:
+    document = applied_now(ctx)
     state, about, items = document["state"], document.get("applied"), document["items"]
     if ctx.args.json:
         ctx.print_json("infertune.status/1", document)
@@ -213,9 +218,9 @@ def _about(drift: Mapping[str, Any]) -> str:
     knob, value, by = drift["knob"], drift.get("value"), drift.get("by")
     match drift["state"]:
         case "external":
-            return f"{knob} is externally owned: {by or 'somebody'} set it to {value}"
+            return f"{knob} is externally owned: {by or 'another program'} set it to {value}"
         case "contested":
-            return f"{knob} is contested by {by or 'somebody'} and left at {value}"
+            return f"{knob} is contested by {by or 'another program'} and left at {value}"
         case "gone":
             return f"{knob}: a file is gone; it is set again when it comes back"
     return f"{knob} was set again ({by})"

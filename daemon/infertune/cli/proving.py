@@ -18,7 +18,7 @@ from infertune.engine.session import Session
 from infertune.host.machine import Machine
 from infertune.launch.binary import Server
 from infertune.launch.process import Child, Signals
-from infertune.launch.ready import any_free_port
+from infertune.launch.ready import any_port
 from infertune.measure.client import find_out
 from infertune.measure.conditions import family
 from infertune.measure.pairs import PRIMARY, Comparison, Found, Take, Taken
@@ -157,7 +157,7 @@ class Stand:
 
         promised: list[Admission] = []
         try:
-            request = replace(self.ours.admit(promised), then=then, port=any_free_port())
+            request = replace(self.ours.admit(promised), then=then, port=any_port())
             one = Run(self.root, self.machine, request, result, Audience())
             job = job_of(one, self.ours.server, self.ours.model, arm.desired)
             _refuse_what_is_not_given(arm, result)

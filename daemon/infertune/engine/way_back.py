@@ -39,7 +39,7 @@ def to_note(
                 continue
             if record := _of_touched(knob, path, value, earlier.get(path), path in reset):
                 records[path] = record
-    # A record leaves the journal only with its file: restored, or taken over by somebody else.
+    # A record leaves the journal only with its file: restored, or taken over by another program.
     covered = {item.path for item in items}
     for path, record in earlier.items():
         if path not in records and path not in covered:

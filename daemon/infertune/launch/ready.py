@@ -57,11 +57,14 @@ def choose_port(wanted: int | None, reserved: Collection[int] = (), address: str
     raise UsageError(f"no free port from {DEFAULT_PORT} on", hint="give one with --port")
 
 
-def any_free_port() -> int:
-    """A port of loopback that nobody has, and nobody is likely to look for."""
-    with socket.create_server((LOOPBACK, 0)) as held:
-        port: int = held.getsockname()[1]
-        return port
+def any_port(address: str = LOOPBACK) -> int:
+    """A free port that no client knows (ip_local_port_range), for a server that only we ask.
+
+    Two of us that begin together get different ones, which ``choose_port`` does not promise.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
 
 
 class Progress:

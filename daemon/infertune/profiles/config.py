@@ -55,7 +55,7 @@ class Config:
     """Applied at start, and the profile of servers that name none; None to start idle."""
     backend: str = "auto"
     enforce: bool = False
-    """Whether a value that somebody else changed is set again, a few times (ownership.py)."""
+    """Whether a value that another program changed is set again, a few times (ownership.py)."""
     demand: bool = False
     """Whether the profile is in force only while servers work."""
     idle_seconds: int = 60

@@ -71,6 +71,8 @@ _NONE = b"av"
 _OF_THE_BUS = "org.freedesktop.DBus.Error."
 _NOT_THERE = ("ServiceUnknown", "NameHasNoOwner", "AccessDenied")
 """Errors of the bus for a name: the daemon did not see the call."""
+_NOT_KNOWN = "UnknownMethod"
+"""The daemon's own, for a method or a signature that it does not have."""
 
 
 class _NotThere(Unreachable):
@@ -111,6 +113,11 @@ def _answer(
     try:
         values = connection.ask(daemon, signature, arguments, interactive=True)
     except Refused as refused:
+        if refused.name == f"{_OF_THE_BUS}{_NOT_KNOWN}":
+            raise Unreachable(
+                f"the infertuned that runs is not of this version: it does not know {member}",
+                hint="systemctl reload infertune replaces it, and keeps what is applied",
+            ) from None
         raise _error(refused.name, refused.text) from None
     return values[0] if values else None
 

@@ -276,7 +276,7 @@ class Daemon:
                 self._changed_by(by)
             case "ProfileReleased", "u" if message.interface in names:
                 if self._power.released(str(message.interface), message.body[0]):
-                    log(5, "somebody picked another power profile; it is left as it is")
+                    log(5, "another power profile was chosen; it is left alone")
                     self._changed_by(self._power.provider())
 
     def _heard_of(self, name: str, owner: str) -> None:

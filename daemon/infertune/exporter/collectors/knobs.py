@@ -44,7 +44,7 @@ METRICS = (
     Metric(
         name="infertune_knob_owner",
         unit="items",
-        help="Files of a knob by who set them: the system, infertune, or somebody else after it; "
+        help="Files of a knob by who set them: the system, infertune, or another program after it; "
         "unreadable and gone are those nothing is known of.",
         labels=("knob", "owner"),
         source="/run/infertune/journal",
@@ -53,7 +53,7 @@ METRICS = (
     Metric(
         name="infertune_knob_drifted",
         unit="items",
-        help="Files that somebody changed after infertune set them. 0 for all that still hold.",
+        help="Files that another program changed after infertune did. 0 for all that still hold.",
         labels=("knob",),
         source="/run/infertune/journal",
         series="one per knob of the applied profile",
