@@ -42,7 +42,9 @@ def test_a_cold_model_is_in_memory_afterwards(
     asked = ["prewarm", model, "--json"]
     assert main([*asked, "--max", str(SIZE // 4)]) == 0
     [first] = json.loads(capsys.readouterr().out)["models"]
-    assert (first["before"], first["read"]) == (0, SIZE // 4)
+    # To see whether it is a model its head was read.
+    assert first["before"] < MIB
+    assert first["read"] == SIZE // 4
     assert SIZE // 8 < first["after"] < SIZE
     assert main(asked) == 0
     [second] = json.loads(capsys.readouterr().out)["models"]

@@ -256,7 +256,7 @@ _SETTINGS = (
     ServerSetting(
         id="repack",
         value=Switch(),
-        summary="lay weights out anew for the CPU while loading: more speed there, no mmap of them",
+        summary="repack weights for the CPU while loading: faster there, but they are not mapped",
         ways=(_switch("--repack", "--no-repack"),),
     ),
     ServerSetting(

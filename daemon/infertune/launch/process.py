@@ -70,7 +70,7 @@ def find_program(name: str, path: str | None) -> str:
     """Where ``name`` is on the search path ``path``.  Raises UsageError."""
     found = shutil.which(name, path=path)
     if found is None and "/" in name and os.path.exists(name):
-        raise UsageError(f"'{name}' may not be executed, or is no file", hint="see 'ls -ld'")
+        raise UsageError(f"'{name}' may not be executed, or is not a file", hint="see 'ls -ld'")
     if found is None:
         raise UsageError(f"no program '{name}'", hint="give its path, or add its directory to PATH")
     return os.path.abspath(found)
