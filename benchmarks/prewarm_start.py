@@ -99,7 +99,7 @@ def sample(arm: str, model: str, load_mode: str, threads: int, patience_s: float
     settings = {"ctx_size": "256", "warmup": "0", "threads": str(threads), "load_mode": load_mode}
     arguments, _ = server_arguments(settings, help_text(), model=model, port=port)
     env = environment(own, os.environ)
-    wanted = {"prewarm": "auto" if "prewarm" in arm else "off", "load_mode": load_mode}
+    wanted = {"prewarm": "on" if "prewarm" in arm else "off", "load_mode": load_mode}
     ahead = for_server(ROOT, model, wanted, "cpu", print)
     wait_for_quiet(patience_s)
     load, busy, own = os.getloadavg()[0], busy_s(), own_s()
