@@ -103,9 +103,9 @@ TOOLS = {
                         "--against"),
               Parameter("busy", "measure among programs that work", "--busy", flag=True)),
              measures=True),
-        Tool("prove", ("prove",), "Measure whether a profile helps on this machine, in pairs in random "
-             "order: helps, harms, no effect shown, cannot decide. Takes the budget; everything goes "
-             "back. Needs root, or launch_only.",
+        Tool("prove", ("prove",), "Measure whether a profile helps on this machine, in pairs in "
+             "random order: helps, harms, no effect shown, cannot decide. Takes the budget; "
+             "everything goes back. Needs root, or launch_only.",
              (_PROFILE, Parameter("model", _MODEL.what, "--model"), _BACKEND,
               Parameter("budget", "time for all of it, as 20m", "--budget", default="20m",
                         pattern=r"[1-9]\d?\d?m"),
