@@ -138,7 +138,7 @@ def for_server(
     elif load_mode == "dio":
         why = "load_mode dio reads past the page cache"
     elif load_mode == "none" and backend == "cpu" and wanted == "auto":
-        # Measured: slower by a third in the median (benchmarks/results/prewarm-start-*.md).
+        # Measured: slower by a quarter in the median (benchmarks/results/prewarm-start-*.md).
         why = "with load_mode none the server itself reads one piece after the other"
     if why or model is None:
         say(f"{PREWARM} = {wanted} left out: {why}")
