@@ -26,7 +26,7 @@ from known_models import KNOWN
 FIXTURES = sorted((Path(__file__).parents[1] / "fixtures").glob("*.snapshot"))
 WIDTHS = (60, 80, 120)
 
-WORDS = {"PROFILE": "low-latency", "PROFILE|FILE": "low-latency"}
+WORDS = {"PROFILE": "low-latency", "PROFILE|FILE": "low-latency", "NAME": "chat"}
 """What is given for an argument that a verb must have."""
 MORE = (
     ("doctor", "--all"),
@@ -88,6 +88,7 @@ LIVE = {
     "logs": "journalctl prints",
     "fit": "needs a model: see below",
     "expect": "needs a model: see below",
+    "gate": "starts servers: tests/unit/test_gate.py",
     "models": "the caller's own: tests/unit/test_models.py",
 }
 

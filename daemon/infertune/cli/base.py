@@ -45,6 +45,25 @@ def whole(what: str, low: int, high: int) -> Callable[[str], int]:
     return read
 
 
+def size(what: str) -> Callable[[str], int]:
+    """How an amount of memory is read, for argparse; bytes, and some."""
+
+    def read(text: str) -> int:
+        from argparse import ArgumentTypeError
+
+        from infertune.base.units import parse_size
+
+        try:
+            found = parse_size(text)
+        except ValueError as error:
+            raise ArgumentTypeError(str(error)) from None
+        if not found:
+            raise ArgumentTypeError(f"{text!r} is not {what}: nothing")
+        return found
+
+    return read
+
+
 def argument(*names: str, **options: Any) -> Argument:
     return Argument(names, options)
 

@@ -72,6 +72,8 @@ def parse_setting(text: str) -> tuple[str, str | int | bool]:
         configured: str | int | bool = json.loads(value)
     except (ValueError, RecursionError):
         configured = value
+    if isinstance(configured, float):
+        configured = value
     try:
         parse_server_setting(name, configured)
     except ValueError as error:

@@ -64,11 +64,14 @@ VERBS: dict[str, Verb] = {
         Verb("stop", "serve", "serve", "stop a model server", True),
         Verb("logs", "serve", "serve", "show what a model server printed"),
         Verb("adopt", "adopt", "serve", "put a server that you already run under a profile", True),
+        Verb("admit", "adopt", "serve", "whether an adopted server would fit if it started now"),
         Verb("release", "adopt", "serve", "give an adopted unit back as it was", True),
         Verb("boot", "boot", "boot", "settings that take effect at the next boot"),
         Verb("bench", "bench", "measure", "measure how fast a model is served here", True),
+        Verb("gate", "gate", "measure", "say whether other server settings keep the answers"),
         Verb("probes", "probes", "measure", "show which eBPF probes are attached"),
         Verb("setup", "setup", "service", "install the files of the service, or remove them", True),
+        Verb("mcp", "mcp", "service", "serve infertune as tools of an agent (MCP)", True),
     )
 }
 """In the order in which the help has them."""

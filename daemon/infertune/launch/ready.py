@@ -57,6 +57,17 @@ def choose_port(wanted: int | None, reserved: Collection[int] = (), address: str
     raise UsageError(f"no free port from {DEFAULT_PORT} on", hint="give one with --port")
 
 
+def any_port(address: str = LOOPBACK) -> int:
+    """A free port out of the kernel's range for such, for a server that only we are to ask.
+
+    Two of us that begin together get different ones, which ``choose_port`` does not promise.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.bind((address, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 class Progress:
     """One line that is rewritten on a terminal; elsewhere a line every few seconds."""
 
