@@ -6,7 +6,8 @@ docs/knobs.md and docs/profiles.md from the catalogue, docs/metrics.md from the
 collectors, docs/doctor.md from the rules of the doctor,
 docs/man/ (man_pages.py) and completions/ (shell_completions.py) from the table
 of verbs, and the output of commands shown in README.md from the commands
-themselves.  ``--check`` writes nothing and exits 1 where one is out of date (tests/unit/test_house.py runs it).
+themselves.  ``--check`` writes nothing and exits 1 where one is out of date
+(tests/unit/test_house.py runs it).
 """
 
 from __future__ import annotations

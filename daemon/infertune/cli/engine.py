@@ -196,8 +196,8 @@ def _status(ctx: Context) -> int:
     if ctx.args.json:
         ctx.print_json("infertune.status/1", document)
     else:
-        what = f": {about['profile']} ({about['backend']}) since {about['since']}" if about else ""
-        ctx.print(f"{state}{what}")
+        what = about and f": {about['profile']} ({about['backend']}) {_since(about['since'])}"
+        ctx.print(f"{state}{what or ''}")
         print_items(ctx, items, "present")
         if demand := document.get("demand"):
             now = "in force" if demand["in_force"] else "they are idle"
@@ -211,6 +211,26 @@ def _status(ctx: Context) -> int:
     as_left = all(item["outcome"] == "already" for item in items)
     fine = state in ("idle", "applied", "running") and as_left
     return Exit.DONE if fine else Exit.DIFFERS
+
+
+def _since(moment: str) -> str:
+    """``since 2026-11-28 13:58 (2 h ago)``: local time, as a clock on the wall has it."""
+    from datetime import UTC, datetime
+
+    try:
+        then = datetime.fromisoformat(moment).astimezone()
+    except ValueError:
+        return f"since {moment}"
+    minutes = (datetime.now(UTC) - then).total_seconds() / 60
+    if minutes < 1:
+        age = "just now"
+    elif minutes < 90:
+        age = f"{minutes:.0f} min ago"
+    elif minutes < 36 * 60:
+        age = f"{minutes / 60:.0f} h ago"
+    else:
+        age = f"{minutes / 60 / 24:.0f} days ago"
+    return f"since {then:%Y-%m-%d %H:%M} ({age})"
 
 
 def _about(drift: Mapping[str, Any]) -> str:

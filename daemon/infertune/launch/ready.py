@@ -132,7 +132,9 @@ def wait_ready(
                 share = f"{format_size(loaded)} of {format_size(total)} resident"
                 seconds = f"{time.monotonic() - start:.0f} s"
                 name = printable_line(os.path.basename(model), 80)
-                progress.show(f"loading {name}: {share}, {seconds}")
+                done = total > 0 and loaded >= total
+                what = f"{name} is in memory, starting" if done else f"loading {name}: {share}"
+                progress.show(f"{what}, {seconds}")
             time.sleep(_POLL_S)
     finally:
         progress.done()
