@@ -7,7 +7,7 @@
 
 _shtab_infertune_profile_subparsers=(show check explain)
 _shtab_infertune_boot_subparsers=(plan stage status confirm undo)
-_shtab_infertune_subparsers=(overview machine snapshot doctor knobs models fit expect report recommend profiles profile plan apply confirm verify status revert recover run serve start servers stop logs adopt admit release boot bench gate probes setup mcp)
+_shtab_infertune_subparsers=(overview machine snapshot doctor knobs models fit expect report recommend profiles profile plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot bench gate probes setup mcp)
 
 _shtab_infertune_overview_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_machine_option_strings=(-h --help --root --debug --json)
@@ -37,6 +37,7 @@ _shtab_infertune_start_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_servers_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_stop_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_logs_option_strings=(-h --help --root --debug --follow --json)
+_shtab_infertune_prewarm_option_strings=(-h --help --root --debug --max --json)
 _shtab_infertune_adopt_option_strings=(-h --help --root --debug --profile --container --user --name --port --engine --admission --memory --backend --plan --json)
 _shtab_infertune_admit_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_release_option_strings=(-h --help --root --debug --json)
@@ -105,6 +106,8 @@ _shtab_infertune_stop_pos_0_COMPGEN=_shtab_cmd_compgen_418411b5
 _shtab_infertune_stop___root_COMPGEN=_shtab_compgen_files
 _shtab_infertune_logs_pos_0_COMPGEN=_shtab_cmd_compgen_418411b5
 _shtab_infertune_logs___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_prewarm_pos_0_COMPGEN=_shtab_compgen_files
+_shtab_infertune_prewarm___root_COMPGEN=_shtab_compgen_files
 _shtab_infertune_adopt___root_COMPGEN=_shtab_compgen_files
 _shtab_infertune_adopt___profile_COMPGEN=_shtab_cmd_compgen_160e3340
 _shtab_infertune_admit_pos_0_COMPGEN=_shtab_cmd_compgen_418411b5
@@ -154,7 +157,7 @@ _shtab_infertune_adopt___admission_choices=(off warn refuse)
 _shtab_infertune_adopt___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_boot_pos_0_choices=(plan stage status confirm undo)
 _shtab_infertune_bench___backend_choices=(auto rocm vulkan cpu)
-_shtab_infertune_pos_0_choices=(overview machine snapshot doctor knobs models fit expect report recommend profiles profile plan apply confirm verify status revert recover run serve start servers stop logs adopt admit release boot bench gate probes setup mcp)
+_shtab_infertune_pos_0_choices=(overview machine snapshot doctor knobs models fit expect report recommend profiles profile plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot bench gate probes setup mcp)
 
 _shtab_infertune_overview__h_nargs=0
 _shtab_infertune_overview___help_nargs=0
@@ -281,6 +284,11 @@ _shtab_infertune_logs___help_nargs=0
 _shtab_infertune_logs___debug_nargs=0
 _shtab_infertune_logs___follow_nargs=0
 _shtab_infertune_logs___json_nargs=0
+_shtab_infertune_prewarm_pos_0_nargs=+
+_shtab_infertune_prewarm__h_nargs=0
+_shtab_infertune_prewarm___help_nargs=0
+_shtab_infertune_prewarm___debug_nargs=0
+_shtab_infertune_prewarm___json_nargs=0
 _shtab_infertune_adopt__h_nargs=0
 _shtab_infertune_adopt___help_nargs=0
 _shtab_infertune_adopt___debug_nargs=0

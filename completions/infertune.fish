@@ -50,8 +50,8 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands overview machine snapshot doctor knobs models fit expect report recommend profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs adopt admit release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench gate probes setup mcp
-set -g _shtab_infertune_opts_with_value --admission --api-key-file --ask --backend --both --confirm-within --ctx --depths --draft --engine --exporter --host --idle --key-file --memory --mmproj --model --name --other --output --parallel --port --profile --root --rule --samples --seed --server --smoke --tokens --url --user --without -o
+set -g _shtab_infertune_commands overview machine snapshot doctor knobs models fit expect report recommend profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench gate probes setup mcp
+set -g _shtab_infertune_opts_with_value --admission --api-key-file --ask --backend --both --confirm-within --ctx --depths --draft --engine --exporter --host --idle --key-file --max --memory --mmproj --model --name --other --output --parallel --port --profile --root --rule --samples --seed --server --smoke --tokens --url --user --without -o
 
 complete -c infertune -e
 complete -c infertune -f
@@ -260,6 +260,13 @@ complete -c infertune -n '_shtab_infertune_using logs' -l debug -d 'show a trace
 complete -c infertune -n '_shtab_infertune_using logs' -l follow -d 'go on until Ctrl-C'
 complete -c infertune -n '_shtab_infertune_using logs' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using logs; and test $_shtab_infertune_npos -eq 0' -ka "(ls /etc/infertune/servers.d /run/infertune/servers.d 2>/dev/null | sed -n 's/[.]toml//p')" -d 'name of the server ('"'"'infertune servers'"'"')'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a prewarm -d 'read models into memory before a server needs them'
+complete -c infertune -n '_shtab_infertune_using prewarm' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using prewarm' -l root -xka "(__fish_complete_path (commandline -ct))" -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using prewarm' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using prewarm' -l max -x -d 'read no more than this: '"'"'8GiB'"'"''
+complete -c infertune -n '_shtab_infertune_using prewarm' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using prewarm; and test $_shtab_infertune_npos -ge 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a GGUF file, or a model'"'"'s name'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a adopt -d 'put a server that you already run under a profile'
 complete -c infertune -n '_shtab_infertune_using adopt' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using adopt' -l root -xka "(__fish_complete_path (commandline -ct))" -d 'work on a recorded machine: a directory tree or a snapshot file'

@@ -27,6 +27,7 @@ _shtab_infertune_commands() {
     models:'list the models on this machine, and say which fit'
     overview:'say how this machine stands, and what to do next'
     plan:'show what a profile would change; change nothing'
+    prewarm:'read models into memory before a server needs them'
     probes:'show which eBPF probes are attached'
     profile:'show, check or explain one profile'
     profiles:'list the profiles'
@@ -357,6 +358,18 @@ _shtab_infertune_plan_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_plan_defaults_added=0
 
+_shtab_infertune_prewarm_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
+  "--debug[show a traceback when something fails]"
+  "--max[read no more than this\: \'8GiB\']:BYTES:"
+  "--json[print one JSON document (docs\/json.md)]"
+  "(*):a GGUF file, or a model\'s name:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_prewarm_defaults_added=0
+
 _shtab_infertune_probes_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
@@ -632,6 +645,7 @@ _shtab_infertune() {
         models) _arguments -C -s $_shtab_infertune_models_options ;;
         overview) _arguments -C -s $_shtab_infertune_overview_options ;;
         plan) _arguments -C -s $_shtab_infertune_plan_options ;;
+        prewarm) _arguments -C -s $_shtab_infertune_prewarm_options ;;
         probes) _arguments -C -s $_shtab_infertune_probes_options ;;
         profile) _shtab_infertune_profile ;;
         profiles) _arguments -C -s $_shtab_infertune_profiles_options ;;

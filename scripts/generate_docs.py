@@ -167,7 +167,7 @@ def profiles_page() -> str:
         "|---|---|---|---|",
     ]
     for server in SERVER_SETTINGS.values():
-        flags = ", ".join(f"`{flag}`" for flag in _flags(server))
+        flags = ", ".join(f"`{flag}`" for flag in _flags(server)) or "none: infertune does it"
         out.append(_row((f"`{server.id}`", server.value.accepts(), server.summary, flags)))
     out += [
         "",

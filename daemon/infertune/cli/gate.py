@@ -108,7 +108,7 @@ def _silent(_: str) -> None:
 
 def _print(ctx: Context, changed: dict[str, str], outcome: Outcome) -> None:
     rows = [(each.gate, each.word, each.why) for each in outcome.verdicts]
-    ctx.table(("GATE", "VERDICT", ""), rows)
+    ctx.table(("GATE", "VERDICT", "WHY"), rows)
     what = " ".join(f"{name}={value}" for name, value in changed.items()) or "the other model"
     words = "accepted" if outcome.accepted else "refused" if outcome.decided else "not judged"
     ctx.print(f"{words}: {what}")
