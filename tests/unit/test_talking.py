@@ -111,7 +111,7 @@ def test_the_line_for_a_shell_can_be_typed(
     assert max(map(len, command)) <= 80
     words = shlex.split("\n".join(command))[1:]
     assert words[:2] == ["curl", f"{server.url}{door}"]
-    assert json.loads(words[words.index("-d") + 1]).keys() == fields
+    assert json.loads(words[words.index("--json") + 1]).keys() == fields
     assert ("Authorization: Bearer KEY" in words) == how.get("keyed", False)
 
 

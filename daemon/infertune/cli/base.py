@@ -136,6 +136,11 @@ class Context:
     def sentence(self, text: str, indent: int = 4) -> None:
         self.print(text, indent)
 
+    def say_rehearsed(self) -> None:
+        """That what was done was done to a recorded machine."""
+        if not self.live:
+            self.print(f"a rehearsal on {self.args.root}: this machine was not touched")
+
     def verbatim(self, text: str) -> None:
         """What is to be copied, or read by a program: its lines are left as they are."""
         self._write(printable(text))

@@ -137,8 +137,7 @@ def _apply(ctx: Context) -> int:
     emit(ctx, "apply", report, failed=None)
     if not args.json:
         ctx.print(summary(report, "changed", "applied", "clamped", "restored"))
-        if not ctx.live:
-            ctx.print(f"a rehearsal on {args.root}: this machine was not touched")
+        ctx.say_rehearsed()
         if limit is not None:
             ctx.print(f"goes back in {limit} s unless you run 'infertune confirm'")
     return Exit.DONE
@@ -264,6 +263,7 @@ def _put_back(ctx: Context, verb: str) -> int:
     emit(ctx, verb, report, failed=None)
     if not ctx.args.json:
         say_restored(ctx, report)
+        ctx.say_rehearsed()
     left = count(report, "conflict", "absent")
     return Exit.DIFFERS if left or report["notes"] else Exit.DONE
 

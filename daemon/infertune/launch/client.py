@@ -152,7 +152,8 @@ def _curl(base_url: str, *, chats: bool, keyed: bool) -> list[str]:
         else '"prompt": "The sky is blue because", "max_tokens": 64'
     )
     key = ["           -H 'Authorization: Bearer KEY' \\"] if keyed else []
-    return [f"  shell    curl {base_url}/{door} \\", *key, f"           -d '{{{asked}}}'"]
+    # --json (curl 7.82) says what it is: engines beside llama-server take nothing else.
+    return [f"  shell    curl {base_url}/{door} \\", *key, f"           --json '{{{asked}}}'"]
 
 
 def _has_page(base_url: str) -> bool:
