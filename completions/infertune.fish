@@ -50,8 +50,8 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands overview machine snapshot doctor knobs models fit expect report recommend profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench gate probes setup mcp
-set -g _shtab_infertune_opts_with_value --admission --api-key-file --ask --backend --both --confirm-within --ctx --depths --draft --engine --exporter --host --idle --key-file --max --memory --mmproj --model --name --other --output --parallel --port --profile --root --rule --samples --seed --server --smoke --tokens --url --user --without -o
+set -g _shtab_infertune_commands overview machine snapshot doctor knobs models fit expect top report recommend profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench prove gate probes setup mcp
+set -g _shtab_infertune_opts_with_value --admission --against --api-key-file --ask --backend --both --budget --columns --confirm-within --ctx --depths --draft --engine --every --exporter --host --idle --key-file --max --memory --mmproj --model --name --other --output --parallel --port --profile --resume --root --rule --samples --seed --server --smoke --stress --tokens --url --user --without -o
 
 complete -c infertune -e
 complete -c infertune -f
@@ -117,6 +117,15 @@ complete -c infertune -n '_shtab_infertune_using expect' -l debug -d 'show a tra
 complete -c infertune -n '_shtab_infertune_using expect' -l ctx -x -d 'tokens of context, of all slots together'
 complete -c infertune -n '_shtab_infertune_using expect' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using expect; and test $_shtab_infertune_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'GGUF file or name of a model ('"'"'infertune models'"'"'; default: the embedded one)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a top -d 'watch profile, servers, memory and GPU; keys to act'
+complete -c infertune -n '_shtab_infertune_using top' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using top' -l root -xka "(__fish_complete_path (commandline -ct))" -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using top' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using top' -l every -x -d 'time between two looks, 2 to 3600 (default: 2)'
+complete -c infertune -n '_shtab_infertune_using top' -l once -d 'print it once, without a screen'
+complete -c infertune -n '_shtab_infertune_using top' -l columns -x -d 'with --once: how wide (default: 80)'
+complete -c infertune -n '_shtab_infertune_using top' -l exporter -x -d 'where infertune-exporter listens (default 127.0.0.1:9877)'
+complete -c infertune -n '_shtab_infertune_using top' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a report -d 'write all of it to one file, for a bug report'
 complete -c infertune -n '_shtab_infertune_using report' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using report' -l root -xka "(__fish_complete_path (commandline -ct))" -d 'work on a recorded machine: a directory tree or a snapshot file'
@@ -282,7 +291,7 @@ complete -c infertune -n '_shtab_infertune_using adopt' -l memory -x -d 'what it
 complete -c infertune -n '_shtab_infertune_using adopt' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
 complete -c infertune -n '_shtab_infertune_using adopt' -l plan -d 'show what would change; change nothing'
 complete -c infertune -n '_shtab_infertune_using adopt' -l json -d 'print one JSON document (docs/json.md)'
-complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a admit -d 'whether an adopted server would fit if it started now'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a admit -d 'say whether an adopted server would fit if it started now'
 complete -c infertune -n '_shtab_infertune_using admit' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using admit' -l root -xka "(__fish_complete_path (commandline -ct))" -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using admit' -l debug -d 'show a traceback when something fails'
@@ -335,6 +344,7 @@ complete -c infertune -n '_shtab_infertune_using bench' -l debug -d 'show a trac
 complete -c infertune -n '_shtab_infertune_using bench' -l url -x -d 'measure the server that runs there'
 complete -c infertune -n '_shtab_infertune_using bench' -l key-file -xka "(__fish_complete_path (commandline -ct))" -d 'file with the key for --url'
 complete -c infertune -n '_shtab_infertune_using bench' -l profile -xka "(echo base big-moe desktop-share long-context low-latency quiet throughput; ls /etc/infertune/profiles /run/infertune/profiles /usr/local/lib/infertune/profiles /usr/lib/infertune/profiles 2>/dev/null | sed -n 's/[.]toml//p')" -d 'under this profile (default: as it is now)'
+complete -c infertune -n '_shtab_infertune_using bench' -l against -x -d 'compare with this profile, or with what was measured in a run, in pairs'
 complete -c infertune -n '_shtab_infertune_using bench' -l server -xka "(__fish_complete_path (commandline -ct))" -d 'llama-server to use (default: from PATH)'
 complete -c infertune -n '_shtab_infertune_using bench' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
 complete -c infertune -n '_shtab_infertune_using bench' -l depths -x -d 'tokens in the context before a prompt of 512, as 0,4k,16k (0,4k)'
@@ -347,6 +357,26 @@ complete -c infertune -n '_shtab_infertune_using bench' -l launch-only -d 'leave
 complete -c infertune -n '_shtab_infertune_using bench' -l force -d 'start the server even if the model does not fit'
 complete -c infertune -n '_shtab_infertune_using bench' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using bench; and test $_shtab_infertune_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'GGUF file or name of a model (default: the embedded one); with --url the name that the server has for it'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a prove -d 'say whether a profile helps on this machine'
+complete -c infertune -n '_shtab_infertune_using prove' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using prove' -l root -xka "(__fish_complete_path (commandline -ct))" -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using prove' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using prove' -l model -xka "(__fish_complete_path (commandline -ct))" -d 'GGUF file or name of a model ('"'"'infertune models'"'"'; default: a small one)'
+complete -c infertune -n '_shtab_infertune_using prove' -l url -x -d 'measure the server that runs there'
+complete -c infertune -n '_shtab_infertune_using prove' -l server -xka "(__fish_complete_path (commandline -ct))" -d 'llama-server to use (default: from PATH)'
+complete -c infertune -n '_shtab_infertune_using prove' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
+complete -c infertune -n '_shtab_infertune_using prove' -l stress -x -d 'also beside neighbours that take this: cpu'
+complete -c infertune -n '_shtab_infertune_using prove' -l budget -x -d 'time for all of it, as 90s, 20m or 2h (20m)'
+complete -c infertune -n '_shtab_infertune_using prove' -l seed -x -d 'have the same order and the same prompts again'
+complete -c infertune -n '_shtab_infertune_using prove' -l tokens -x -d 'tokens to generate (default: as many as take 2 s, 64 to 512)'
+complete -c infertune -n '_shtab_infertune_using prove' -l resume -x -d 'go on with a run that was cut off'
+complete -c infertune -n '_shtab_infertune_using prove' -l busy -d 'measure among programs that work'
+complete -c infertune -n '_shtab_infertune_using prove' -l allow-risk -d 'measure knobs that may change heat, noise or stability, too'
+complete -c infertune -n '_shtab_infertune_using prove' -l launch-only -d 'leave the kernel'"'"'s settings alone (needs no root)'
+complete -c infertune -n '_shtab_infertune_using prove' -l force -d 'start the server even if the model does not fit'
+complete -c infertune -n '_shtab_infertune_using prove' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using prove; and test $_shtab_infertune_npos -eq 0' -ka "(echo base big-moe desktop-share long-context low-latency quiet throughput; ls /etc/infertune/profiles /run/infertune/profiles /usr/local/lib/infertune/profiles /usr/lib/infertune/profiles 2>/dev/null | sed -n 's/[.]toml//p')" -d 'name of a profile ('"'"'infertune profiles'"'"')'
+complete -c infertune -n '_shtab_infertune_using prove; and test $_shtab_infertune_npos -ge 1' -ka "transparent_hugepage.enabled transparent_hugepage.defrag transparent_hugepage.shmem_enabled transparent_hugepage.khugepaged.defrag transparent_hugepage.khugepaged.pages_to_scan transparent_hugepage.khugepaged.scan_sleep_millisecs transparent_hugepage.khugepaged.alloc_sleep_millisecs transparent_hugepage.khugepaged.max_ptes_none transparent_hugepage.khugepaged.max_ptes_swap transparent_hugepage.khugepaged.max_ptes_shared transparent_hugepage.hugepages-16kB.enabled transparent_hugepage.hugepages-16kB.shmem_enabled transparent_hugepage.hugepages-32kB.enabled transparent_hugepage.hugepages-32kB.shmem_enabled transparent_hugepage.hugepages-64kB.enabled transparent_hugepage.hugepages-64kB.shmem_enabled transparent_hugepage.hugepages-128kB.enabled transparent_hugepage.hugepages-128kB.shmem_enabled transparent_hugepage.hugepages-256kB.enabled transparent_hugepage.hugepages-256kB.shmem_enabled transparent_hugepage.hugepages-512kB.enabled transparent_hugepage.hugepages-512kB.shmem_enabled transparent_hugepage.hugepages-1024kB.enabled transparent_hugepage.hugepages-1024kB.shmem_enabled transparent_hugepage.hugepages-2048kB.enabled transparent_hugepage.hugepages-2048kB.shmem_enabled vm.swappiness vm.compaction_proactiveness vm.watermark_scale_factor vm.min_free_kbytes kernel.numa_balancing cpufreq.scaling_governor cpufreq.energy_performance_preference cpufreq.boost cpu_dma_latency platform_profile amdgpu.power_dpm_force_performance_level amdgpu.pp_power_profile_mode ksm.run ksm.pages_to_scan ksm.sleep_millisecs zswap.enabled zswap.shrinker_enabled zswap.max_pool_percent ttm.pages_limit ttm.page_pool_size amdgpu.uma_carveout amdgpu.lockup_timeout amd_iommu isolcpus transparent_hugepage" -d 'measure these settings of it, each against the profile without it (default: all of it against none, then each)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a gate -d 'say whether other server settings keep the answers'
 complete -c infertune -n '_shtab_infertune_using gate' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using gate' -l root -xka "(__fish_complete_path (commandline -ct))" -d 'work on a recorded machine: a directory tree or a snapshot file'

@@ -10,7 +10,7 @@
 
 _shtab_infertune_commands() {
   local _commands=(
-    admit:'whether an adopted server would fit if it started now'
+    admit:'say whether an adopted server would fit if it started now'
     adopt:'put a server that you already run under a profile'
     apply:'make the machine what a profile says'
     bench:'measure how fast a model is served here'
@@ -31,6 +31,7 @@ _shtab_infertune_commands() {
     probes:'show which eBPF probes are attached'
     profile:'show, check or explain one profile'
     profiles:'list the profiles'
+    prove:'say whether a profile helps on this machine'
     recommend:'say which profile suits this machine, and why'
     recover:'put every original value back after a crash'
     release:'give an adopted unit back as it was'
@@ -44,6 +45,7 @@ _shtab_infertune_commands() {
     start:'start a declared server that was stopped'
     status:'show what is applied now'
     stop:'stop a model server'
+    top:'watch profile, servers, memory and GPU; keys to act'
     verify:'check that the machine is what a profile says'
   )
   _describe 'infertune commands' _commands
@@ -134,6 +136,7 @@ _shtab_infertune_bench_options=(
   "--url[measure the server that runs there]:U:"
   "--key-file[file with the key for --url]:FILE:_files"
   "--profile[under this profile (default\: as it is now)]:P:($(echo base big-moe desktop-share long-context low-latency quiet throughput; ls /etc/infertune/profiles /run/infertune/profiles /usr/local/lib/infertune/profiles /usr/lib/infertune/profiles 2>/dev/null | sed -n 's/[.]toml//p'))"
+  "--against[compare with this profile, or with what was measured in a run, in pairs]:P|RUN:"
   "--server[llama-server to use (default\: from PATH)]:PATH:_files"
   "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
   "--depths[tokens in the context before a prompt of 512, as 0,4k,16k (0,4k)]:LIST:"
@@ -435,6 +438,31 @@ _shtab_infertune_profiles_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_profiles_defaults_added=0
 
+_shtab_infertune_prove_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
+  "--debug[show a traceback when something fails]"
+  "--model[GGUF file or name of a model (\'infertune models\'\; default\: a small one)]:MODEL:_files"
+  "--url[measure the server that runs there]:U:"
+  "--server[llama-server to use (default\: from PATH)]:PATH:_files"
+  "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
+  "--stress[also beside neighbours that take this\: cpu]:LIST:"
+  "--budget[time for all of it, as 90s, 20m or 2h (20m)]:TIME:"
+  "--seed[have the same order and the same prompts again]:N:"
+  "--tokens[tokens to generate (default\: as many as take 2 s, 64 to 512)]:N:"
+  "--resume[go on with a run that was cut off]:RUN:"
+  "--busy[measure among programs that work]"
+  "--allow-risk[measure knobs that may change heat, noise or stability, too]"
+  "--launch-only[leave the kernel\'s settings alone (needs no root)]"
+  "--force[start the server even if the model does not fit]"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":name of a profile (\'infertune profiles\'):($(echo base big-moe desktop-share long-context low-latency quiet throughput; ls /etc/infertune/profiles /run/infertune/profiles /usr/local/lib/infertune/profiles /usr/lib/infertune/profiles 2>/dev/null | sed -n 's/[.]toml//p'))"
+  "(*)::measure these settings of it, each against the profile without it (default\: all of it against none, then each):(transparent_hugepage.enabled transparent_hugepage.defrag transparent_hugepage.shmem_enabled transparent_hugepage.khugepaged.defrag transparent_hugepage.khugepaged.pages_to_scan transparent_hugepage.khugepaged.scan_sleep_millisecs transparent_hugepage.khugepaged.alloc_sleep_millisecs transparent_hugepage.khugepaged.max_ptes_none transparent_hugepage.khugepaged.max_ptes_swap transparent_hugepage.khugepaged.max_ptes_shared transparent_hugepage.hugepages-16kB.enabled transparent_hugepage.hugepages-16kB.shmem_enabled transparent_hugepage.hugepages-32kB.enabled transparent_hugepage.hugepages-32kB.shmem_enabled transparent_hugepage.hugepages-64kB.enabled transparent_hugepage.hugepages-64kB.shmem_enabled transparent_hugepage.hugepages-128kB.enabled transparent_hugepage.hugepages-128kB.shmem_enabled transparent_hugepage.hugepages-256kB.enabled transparent_hugepage.hugepages-256kB.shmem_enabled transparent_hugepage.hugepages-512kB.enabled transparent_hugepage.hugepages-512kB.shmem_enabled transparent_hugepage.hugepages-1024kB.enabled transparent_hugepage.hugepages-1024kB.shmem_enabled transparent_hugepage.hugepages-2048kB.enabled transparent_hugepage.hugepages-2048kB.shmem_enabled vm.swappiness vm.compaction_proactiveness vm.watermark_scale_factor vm.min_free_kbytes kernel.numa_balancing cpufreq.scaling_governor cpufreq.energy_performance_preference cpufreq.boost cpu_dma_latency platform_profile amdgpu.power_dpm_force_performance_level amdgpu.pp_power_profile_mode ksm.run ksm.pages_to_scan ksm.sleep_millisecs zswap.enabled zswap.shrinker_enabled zswap.max_pool_percent ttm.pages_limit ttm.page_pool_size amdgpu.uma_carveout amdgpu.lockup_timeout amd_iommu isolcpus transparent_hugepage)"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_prove_defaults_added=0
+
 _shtab_infertune_recommend_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
@@ -596,6 +624,20 @@ _shtab_infertune_stop_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_stop_defaults_added=0
 
+_shtab_infertune_top_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
+  "--debug[show a traceback when something fails]"
+  "--every[time between two looks, 2 to 3600 (default\: 2)]:SECONDS:"
+  "--once[print it once, without a screen]"
+  "--columns[with --once\: how wide (default\: 80)]:N:"
+  "--exporter[where infertune-exporter listens (default 127.0.0.1\:9877)]:ADDRESS:"
+  "--json[print one JSON document (docs\/json.md)]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_top_defaults_added=0
+
 _shtab_infertune_verify_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
@@ -649,6 +691,7 @@ _shtab_infertune() {
         probes) _arguments -C -s $_shtab_infertune_probes_options ;;
         profile) _shtab_infertune_profile ;;
         profiles) _arguments -C -s $_shtab_infertune_profiles_options ;;
+        prove) _arguments -C -s $_shtab_infertune_prove_options ;;
         recommend) _arguments -C -s $_shtab_infertune_recommend_options ;;
         recover) _arguments -C -s $_shtab_infertune_recover_options ;;
         release) _arguments -C -s $_shtab_infertune_release_options ;;
@@ -662,6 +705,7 @@ _shtab_infertune() {
         start) _arguments -C -s $_shtab_infertune_start_options ;;
         status) _arguments -C -s $_shtab_infertune_status_options ;;
         stop) _arguments -C -s $_shtab_infertune_stop_options ;;
+        top) _arguments -C -s $_shtab_infertune_top_options ;;
         verify) _arguments -C -s $_shtab_infertune_verify_options ;;
       esac
   esac

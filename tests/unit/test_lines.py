@@ -35,6 +35,7 @@ MORE = (
     ("knobs", "ttm.pages_limit"),
     ("plan", "long-context"),
     ("boot", "plan", "long-context"),
+    ("top", "--once"),
 )
 
 
@@ -86,10 +87,11 @@ def readers(all_of: Sequence[Command], before: tuple[str, ...] = ()) -> Iterator
 
 
 LIVE = {
+    "admit": "judges a unit of this machine: tests/unit/test_admit.py",
+    "gate": "starts servers: tests/host/test_gate_command.py",
     "logs": "journalctl prints",
     "fit": "needs a model: see below",
     "expect": "needs a model: see below",
-    "gate": "starts servers: tests/unit/test_gate.py",
     "models": "the caller's own: tests/unit/test_models.py",
 }
 

@@ -109,8 +109,8 @@ COMMANDS: tuple[Command, ...] = (
         "recommend",
         _recommend,
         (JSON,),
-        "Says which profile suits this machine, by its GPU and by whether it is a desktop as well "
-        "(a screen is connected, or it has a battery), and what that profile would change. Reads "
+        "Says which profile suits this machine, by its GPU and by whether it is a desktop, too (a "
+        "screen is connected, or it has a battery), and what that profile would change. Reads "
         "only. What the machine is used for it cannot know: the other profiles are listed with "
         "what they are for.",
     ),
