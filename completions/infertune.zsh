@@ -25,11 +25,13 @@ _shtab_infertune_commands() {
     machine:'Shows the facts profiles are resolved against: CPU, memory, GPU with carve-out and GTT limit, kernel, boot style, cgroups, and the other tuners that run. Needs no privileges. What cannot be read is said to be unknown.'
     mcp:'Serves infertune as tools of an agent, by the Model Context Protocol over standard input and output: read, plan, fit, doctor, bench, apply, confirm and revert. A tool may do what the user may do who runs this; polkit asks as always. '"'"'apply'"'"' always goes back by itself unless it is confirmed in time. Needs the extra '"'"'mcp'"'"'.'
     models:'Models in the caches of Hugging Face and llama.cpp, of LM Studio, in ~/models and in /srv/models, with the type most of their weights have and whether they fit with the server'"'"'s own settings ('"'"'infertune fit'"'"' says why). '"'"'serve'"'"', '"'"'run'"'"' and '"'"'fit'"'"' take such a name, a repository (OWNER/NAME), or OWNER/NAME:QUANTISATION. Links that lead out of these places, and directories into which everybody may write, are passed over.'
+    overview:'Says on one small screen what this machine is, how much memory its GPU may use, which profile is applied, what is staged for the next boot, which model servers there are, what the doctor has found, and what to do next. '"'"'infertune'"'"' alone does the same.'
     plan:'Compares every knob of the profile with the machine and prints what '"'"'apply'"'"' would do. Needs no privilege.'
     prewarm:'Has the kernel read the files of models into memory (all parts, in their order), as the user who calls: the next start of a server finds them there. Reads nothing of a model that is there already, or that does not fit into free memory beside a reserve for the system, and nothing from a disk that turns while others read from it; stops when memory gets short. What was read stays until something else needs the memory. Exit code 1: some of it was left out. A server does it beside its own start with '"'"'prewarm = "auto"'"'"' in [server].'
     probes:'Asks the running infertune-exporter, or with '"'"'--attach'"'"' tries itself and detaches again. A probe is absent where this kernel does not have what it attaches to (no GPU scheduler without a GPU driver), not applicable where it cannot work, failed where it should.'
     profile:'show, check or explain one profile'
     profiles:'Lists every profile of the search path: /etc/infertune/profiles, /run/infertune/profiles, /usr/local/lib/infertune/profiles, /usr/lib/infertune/profiles, and those that come with infertune. The first directory that has a profile wins; a profile may extend the one of its own name in a later directory.'
+    recommend:'Says which profile suits this machine, by its GPU and by whether somebody works at it (a screen is connected, or it has a battery), and what that profile would change. Reads only. What the machine is used for it cannot know: the other profiles are listed with what they are for.'
     recover:'Like '"'"'revert'"'"', for a machine on which infertune was killed or whose journal is damaged: a damaged journal is kept for inspection, and only lines with a correct checksum are restored.'
     release:'Puts back every property of the unit and of its slices. One that another program has changed since is left and reported (exit code 1).'
     report:'Writes what '"'"'machine'"'"', '"'"'status'"'"', '"'"'servers'"'"', '"'"'doctor'"'"', '"'"'boot status'"'"' and '"'"'probes'"'"' say, and versions, to one HTML file that loads nothing and runs nothing. Left out: API keys and what looks like one, MAC addresses, UUIDs, serial numbers, users and their homes, addresses of servers, and values of kernel parameters and variables that are not about hardware or tuning, and the host'"'"'s name. The names of servers, models, units and of programs that hold GPU memory are in it. Only its owner can read the file; needs no privileges, and as root it may hold more. With --root it is about a recorded machine.'
@@ -333,6 +335,16 @@ _shtab_infertune_models_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_models_defaults_added=0
 
+_shtab_infertune_overview_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--json[print one JSON document (docs\/json.md)]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_overview_defaults_added=0
+
 _shtab_infertune_plan_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
@@ -422,6 +434,16 @@ _shtab_infertune_profiles_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_profiles_defaults_added=0
+
+_shtab_infertune_recommend_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--json[print one JSON document (docs\/json.md)]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_recommend_defaults_added=0
 
 _shtab_infertune_recover_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -621,11 +643,13 @@ _shtab_infertune() {
         machine) _arguments -C -s $_shtab_infertune_machine_options ;;
         mcp) _arguments -C -s $_shtab_infertune_mcp_options ;;
         models) _arguments -C -s $_shtab_infertune_models_options ;;
+        overview) _arguments -C -s $_shtab_infertune_overview_options ;;
         plan) _arguments -C -s $_shtab_infertune_plan_options ;;
         prewarm) _arguments -C -s $_shtab_infertune_prewarm_options ;;
         probes) _arguments -C -s $_shtab_infertune_probes_options ;;
         profile) _shtab_infertune_profile ;;
         profiles) _arguments -C -s $_shtab_infertune_profiles_options ;;
+        recommend) _arguments -C -s $_shtab_infertune_recommend_options ;;
         recover) _arguments -C -s $_shtab_infertune_recover_options ;;
         release) _arguments -C -s $_shtab_infertune_release_options ;;
         report) _arguments -C -s $_shtab_infertune_report_options ;;

@@ -101,6 +101,8 @@ def problems(value: Any, node: Node, where: str = "") -> Iterator[str]:
 
 TABLES = tables()
 READING = [
+    [],
+    ["recommend"],
     ["machine"],
     ["knobs"],
     ["knobs", "vm.swappiness"],

@@ -38,6 +38,7 @@ class Verb:
 VERBS: dict[str, Verb] = {
     each.name: each
     for each in (
+        Verb("overview", "overview", "look", "say how this machine stands, and what to do next"),
         Verb("machine", "machine", "look", "show what this machine is"),
         Verb("doctor", "doctor", "look", "look for what is known to be bad on this machine"),
         Verb("knobs", "knobs", "look", "list the settings a profile can use"),
@@ -46,6 +47,7 @@ VERBS: dict[str, Verb] = {
         Verb("expect", "fit", "look", "say how fast a model can be on this machine"),
         Verb("snapshot", "machine", "look", "record this machine as a text file for --root", True),
         Verb("report", "report", "look", "write all of it to one file, for a bug report", True),
+        Verb("recommend", "recommend", "tune", "say which profile suits this machine, and why"),
         Verb("profiles", "profile", "tune", "list the profiles"),
         Verb("profile", "profile", "tune", "show, check or explain one profile"),
         Verb("plan", "engine", "tune", "show what a profile would change; change nothing"),
