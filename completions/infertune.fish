@@ -50,8 +50,8 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands machine snapshot doctor knobs models fit expect report profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs adopt release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench mcp probes setup
-set -g _shtab_infertune_opts_with_value --against --api-key-file --ask --backend --confirm-within --ctx --depths --draft --engine --exporter --host --idle --key-file --mmproj --model --name --output --parallel --port --profile --root --rule --samples --seed --server --smoke --tokens --url --user --without -o
+set -g _shtab_infertune_commands machine snapshot doctor knobs models fit expect report profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench gate probes setup mcp
+set -g _shtab_infertune_opts_with_value --admission --api-key-file --ask --backend --both --confirm-within --ctx --depths --draft --engine --exporter --host --idle --key-file --max --memory --mmproj --model --name --other --output --parallel --port --profile --root --rule --samples --seed --server --smoke --tokens --url --user --without -o
 
 complete -c infertune -e
 complete -c infertune -f
@@ -235,6 +235,12 @@ complete -c infertune -n '_shtab_infertune_using logs' -l root -x -d 'work on a 
 complete -c infertune -n '_shtab_infertune_using logs' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using logs' -l follow -d 'go on until Ctrl-C'
 complete -c infertune -n '_shtab_infertune_using logs' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a prewarm -d 'Has the kernel read the files of models into memory (all parts, in their order), as the user who calls: the next start of a server finds them there. Reads nothing of a model that is there already, or that does not fit into free memory beside a reserve for the system, and nothing from a disk that turns while others read from it; stops when memory gets short. What was read stays until something else needs the memory. Exit code 1: some of it was left out. A server does it beside its own start with '"'"'prewarm = "auto"'"'"' in [server].'
+complete -c infertune -n '_shtab_infertune_using prewarm' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using prewarm' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using prewarm' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using prewarm' -l max -x -d 'read no more than this: '"'"'8GiB'"'"''
+complete -c infertune -n '_shtab_infertune_using prewarm' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a adopt -d 'Gives a unit that infertune did not make the memory protection (through every slice it is in), CPUs, weight and swap limit of the profile at once, and the rest (locked memory, priority, environment) from its next start on. What it runs is not touched. Lasts until '"'"'release'"'"' or the next boot; for good, declare it in /etc/infertune/servers.d: unit = "ollama.service".'
 complete -c infertune -n '_shtab_infertune_using adopt' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using adopt' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
@@ -245,9 +251,16 @@ complete -c infertune -n '_shtab_infertune_using adopt' -l user -x -d 'whose man
 complete -c infertune -n '_shtab_infertune_using adopt' -l name -x -d 'name of the server (default: the unit'"'"'s)'
 complete -c infertune -n '_shtab_infertune_using adopt' -l port -x -d 'where it answers: the exporter asks there'
 complete -c infertune -n '_shtab_infertune_using adopt' -l engine -xka "llama-server llama-swap ollama lemonade vllm sglang" -d 'what answers there (default: as ExecStart= shows): llama-server, llama-swap, ollama, lemonade, vllm, sglang'
+complete -c infertune -n '_shtab_infertune_using adopt' -l admission -xka "off warn refuse" -d 'what becomes of a start that does not fit: warn (its log says so), refuse, off (nobody looks: the default)'
+complete -c infertune -n '_shtab_infertune_using adopt' -l memory -x -d 'what it takes, for --admission: 64GiB (default: as its llama-server'"'"'s flags show)'
 complete -c infertune -n '_shtab_infertune_using adopt' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
 complete -c infertune -n '_shtab_infertune_using adopt' -l plan -d 'show what would change; change nothing'
 complete -c infertune -n '_shtab_infertune_using adopt' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a admit -d 'Judges what '"'"'adopt --admission'"'"' and the key '"'"'admission'"'"' have judged before each start: what its llama-server would allocate, or the '"'"'memory'"'"' that is declared, against what the machine has, less what others hold and are promised. Exit code 2 if it does not fit, 0 if it does or if that cannot be known. What the unit itself holds now does not count.'
+complete -c infertune -n '_shtab_infertune_using admit' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using admit' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using admit' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using admit' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a release -d 'Puts back every property of the unit and of its slices. One that another program has changed since is left and reported (exit code 1).'
 complete -c infertune -n '_shtab_infertune_using release' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using release' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
@@ -285,14 +298,13 @@ complete -c infertune -n '_shtab_infertune_using boot undo' -l root -x -d 'work 
 complete -c infertune -n '_shtab_infertune_using boot undo' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using boot undo' -l force -d 'name what cannot be put back, and forget it'
 complete -c infertune -n '_shtab_infertune_using boot undo' -l json -d 'print one JSON document (docs/json.md)'
-complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a bench -d 'Starts a llama-server, or takes one that runs, and measures what a client sees: time to the first token (TTFT), time for each token after it (TPOT), and the speeds of prefill and decode. Every prompt is new to the server. The machine is looked at before and after each sample: one during which others took CPU time, a clock fell, or memory was short is thrown away, whatever its speed. Refuses to start while others take more than half a CPU. Every sample is kept on disk as soon as it is there, also of what is interrupted; '"'"'infertune expect'"'"' shows the last figures beside what memory allows. Server settings may follow after --, as SETTING=VALUE; without a profile they get the context and slots that are measured. With --url any engine with an OpenAI interface will do, in a container or a unit; its settings are left as they are. --against compares in pairs, in random order, each half with a start of its own: first the baseline (a profile, none, or what was asked for in an earlier run) with'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a bench -d 'Starts a llama-server, or takes one that runs, and measures what a client sees: time to the first token (TTFT), time for each token after it (TPOT), and the speeds of prefill and decode. Every prompt is new to the server. The machine is looked at before and after each sample: one during which others took CPU time, a clock fell, or memory was short is thrown away, whatever its speed. Refuses to start while others take more than half a CPU. Every sample is kept on disk as soon as it is there, also of what is interrupted; '"'"'infertune expect'"'"' shows the last figures beside what memory allows. Server settings may follow after --, as SETTING=VALUE; without a profile they get the context and slots that are measured. With --url any engine with an OpenAI interface will do, in a container or a unit; its settings are left as they are. Exit code 3: too many samples had to be thrown away.'
 complete -c infertune -n '_shtab_infertune_using bench' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using bench' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using bench' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using bench' -l url -x -d 'measure the server that runs there'
 complete -c infertune -n '_shtab_infertune_using bench' -l key-file -x -d 'file with the key for --url'
 complete -c infertune -n '_shtab_infertune_using bench' -l profile -x -d 'under this profile (default: as it is now)'
-complete -c infertune -n '_shtab_infertune_using bench' -l against -x -d 'compare with this profile, or with what was measured in a run, in pairs'
 complete -c infertune -n '_shtab_infertune_using bench' -l server -x -d 'llama-server to use (default: from PATH)'
 complete -c infertune -n '_shtab_infertune_using bench' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
 complete -c infertune -n '_shtab_infertune_using bench' -l depths -x -d 'tokens in the context before a prompt of 512, as 0,4k,16k (0,4k)'
@@ -304,10 +316,14 @@ complete -c infertune -n '_shtab_infertune_using bench' -l busy -d 'measure amon
 complete -c infertune -n '_shtab_infertune_using bench' -l launch-only -d 'leave the kernel'"'"'s settings alone (needs no root)'
 complete -c infertune -n '_shtab_infertune_using bench' -l force -d 'start the server even if the model does not fit'
 complete -c infertune -n '_shtab_infertune_using bench' -l json -d 'print one JSON document (docs/json.md)'
-complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a mcp -d 'Serves infertune as tools of an agent, by the Model Context Protocol over standard input and output: read, plan, fit, doctor, bench, apply, confirm and revert. A tool may do what the user may do who runs this; polkit asks as always. '"'"'apply'"'"' always goes back by itself unless it is confirmed in time. Needs the extra '"'"'mcp'"'"'.'
-complete -c infertune -n '_shtab_infertune_using mcp' -s h -l help -d 'show this help message and exit'
-complete -c infertune -n '_shtab_infertune_using mcp' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
-complete -c infertune -n '_shtab_infertune_using mcp' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a gate -d 'Starts a server as the reference and another one with the settings after '"'"'--'"'"' ('"'"'infertune gate MODEL -- cache_type_k=q8_0'"'"'), asks both the same 24 prompts without chance, and says whether the answers are still those of the reference: the same token by token, or different at near ties only. What changes numbers on purpose (another type of KV cache, a drafter, another file) must also move log-probabilities no more than twice what harmless changes move them here, and solve as many closed items. One server runs at a time; nothing else of the machine is changed. Exit code 1 where it is refused, 3 where it cannot be judged.'
+complete -c infertune -n '_shtab_infertune_using gate' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using gate' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using gate' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using gate' -l other -x -d 'the other server has this model, such as a requant'
+complete -c infertune -n '_shtab_infertune_using gate' -l both -x -d 'a server setting of both servers; may be given more than once'
+complete -c infertune -n '_shtab_infertune_using gate' -l server -x -d 'llama-server to use (default: from PATH, or the embedded one)'
+complete -c infertune -n '_shtab_infertune_using gate' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a probes -d 'Asks the running infertune-exporter, or with '"'"'--attach'"'"' tries itself and detaches again. A probe is absent where this kernel does not have what it attaches to (no GPU scheduler without a GPU driver), not applicable where it cannot work, failed where it should.'
 complete -c infertune -n '_shtab_infertune_using probes' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using probes' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
@@ -322,3 +338,7 @@ complete -c infertune -n '_shtab_infertune_using setup' -l debug -d 'show a trac
 complete -c infertune -n '_shtab_infertune_using setup' -l remove -d 'remove what setup installs'
 complete -c infertune -n '_shtab_infertune_using setup' -l check -d 'change nothing; exit 1 if setup would'
 complete -c infertune -n '_shtab_infertune_using setup' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a mcp -d 'Serves infertune as tools of an agent, by the Model Context Protocol over standard input and output: read, plan, fit, doctor, bench, apply, confirm and revert. A tool may do what the user may do who runs this; polkit asks as always. '"'"'apply'"'"' always goes back by itself unless it is confirmed in time. Needs the extra '"'"'mcp'"'"'.'
+complete -c infertune -n '_shtab_infertune_using mcp' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using mcp' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using mcp' -l debug -d 'show a traceback when something fails'

@@ -50,6 +50,7 @@ from infertune.launch.binary import (
 from infertune.launch.client import COMPLETES_ONLY, Completion, chat, complete, how_to_talk
 from infertune.launch.embedded import default_model
 from infertune.launch.place import Group, Placed, place, why_no_group
+from infertune.launch.prewarm import LINE, for_server
 from infertune.launch.process import (
     GRACE_S,
     Child,
@@ -152,6 +153,8 @@ class Job:
     model: str | None = None
     """Model to be loaded; None for a command, which is only started."""
     url: str = ""
+    prewarm: Callable[[], None] | None = None
+    """Has the model read, beside the server; for the process that becomes it."""
 
 
 @dataclass(slots=True)
@@ -261,12 +264,12 @@ def _model(one: Run) -> str:
         path = default_model(os.path.join(cache, "infertune"))
         one.audience.say("no --model: Gemma 3 270M (extra 'embedded'), a base model")
     path = os.path.abspath(path)
-    _refuse_other_files("--model", path)
+    refuse_other_files("--model", path)
     one.result.model = path
     return path
 
 
-def _refuse_other_files(what: str, path: str) -> None:
+def refuse_other_files(what: str, path: str) -> None:
     """Raise UsageError for a file that llama-server could not load."""
     try:
         magic = read_plain_file(Path(path), 4, follow=True)[0]
@@ -307,7 +310,7 @@ def _serving(one: Run, server: Server, model: str | None, desired: Desired) -> J
     except ValueError as error:
         raise UsageError(str(error)) from None
     for name, path in files_of(settings).items():
-        _refuse_other_files(name, path)
+        refuse_other_files(name, path)
     cpus = desired.launch.get("cpus")
     if cpus and "threads" not in settings:
         # The server counts the machine's cores, not those it may use: more threads than CPUs
@@ -351,7 +354,9 @@ def _serving(one: Run, server: Server, model: str | None, desired: Desired) -> J
     one.result.url = url(one.request.host, port)
     arguments += [*_device_arguments(one.request, server, desired.backend), *one.request.flags]
     env = _environment(desired, one.request.caller, server.env)
-    return Job(server.program[0], (*server.program, *arguments), env, model, one.result.url)
+    argv = (*server.program, *arguments)
+    ahead = for_server(one.root, model, settings, desired.backend, one.audience.say)
+    return Job(server.program[0], argv, env, model, one.result.url, ahead)
 
 
 def _environment(
@@ -392,6 +397,8 @@ def _serve(one: Run, job: Job, desired: Desired, signals: Signals) -> int:
             capture=job.model is not None,
             program=job.program,
             stdout=one.request.stdout,
+            before=job.prewarm,
+            keep=LINE,
         )
         signals.child = child
         if late := signals.received():
@@ -449,6 +456,8 @@ def _attend(one: Run, job: Job, child: Child, signals: Signals) -> int:
         status = child.wait()
         return 128 + number if (number := signals.received()) else exit_code(status)
     one.audience.say(f"ready after {one.result.ready_s:.1f} s: {job.url}")
+    for line in tuple(child.tail.kept) if child.tail else ():
+        one.audience.say(line)
     chats = one.request.chats(job.model)
     try:
         if one.request.then is not None:

@@ -160,7 +160,7 @@ def test_a_server_that_fails_says_why(runner: Runner) -> None:
         (("--parallel", "0"), "'0' is not a number of slots"),
         (("--key-file", "/etc/hostname"), "--key-file is for --url"),
         (("--url", "ftp://x"), "not the address of a server"),
-        (("--url", "http://127.0.0.1:1", "--profile", "base"), "are for a server of ours"),
+        (("--url", "http://127.0.0.1:1", "--profile", "base"), "do not go with --url"),
         (("--depths", "0,1,2,3,4", "--parallel", "1,2,3,4"), "more than 16"),
         (("--url", "http://127.0.0.1:1", "--key-file", "/nowhere"), "--key-file /nowhere"),
     ],

@@ -15,7 +15,13 @@ import pytest
 import boot_trees
 import gguf_files
 import support
+from infertune.cli.gate import document
 from infertune.cli.main import main
+from infertune.launch.binary import Server
+from infertune.measure.answers import Answer, Reference, Step, Stretch
+from infertune.measure.arm import Arm
+from infertune.measure.compare import Ground, Outcome
+from infertune.measure.gate import Drift, identical
 from known_models import KNOWN
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -95,6 +101,8 @@ def problems(value: Any, node: Node, where: str = "") -> Iterator[str]:
 
 TABLES = tables()
 READING = [
+    [],
+    ["recommend"],
     ["machine"],
     ["knobs"],
     ["knobs", "vm.swappiness"],
@@ -139,6 +147,18 @@ def test_changing_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert [schema.partition(".")[2] for schema in seen] == [
         "apply/1", "status/1", "apply/1", "revert/1", "recover/1",
     ]  # fmt: skip
+
+
+def test_gate() -> None:
+    step = Step(2, "b", ((2, -0.1), (3, -2.5)))
+    reference = Reference((Answer((1,), "a", (step,)),), ())
+    said = ((Stretch(0, (Step(3, "c", ((3, -0.7), (2, -0.8))),)),),)
+    arm = Arm("m", {"parallel": "1"})
+    server = Server(("s",), {}, None, "", (), embedded=True)
+    ground = Ground(arm, reference, (said,), Drift(1, 0.7, 0.7, 0.0))
+    outcome = Outcome((identical(reference, [said]),), ground, (said,))
+    told = json.loads(json.dumps({"schema": "", **document(server, arm, arm, outcome)}))
+    assert not list(problems(told, TABLES["infertune.gate/1"]))
 
 
 @pytest.mark.parametrize("name", ["DeepSeek V3", "gpt-oss 120B", "Llama 3.1 8B"])

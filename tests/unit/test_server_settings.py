@@ -18,6 +18,7 @@ from infertune.catalogue.server_settings import (
     server_arguments,
     unknown_flag,
 )
+from infertune.cli.fit import parse_setting
 from infertune.launch.embedded import help_text
 
 FAKE = Path(__file__).parents[1] / "fake_llama_server"
@@ -133,13 +134,19 @@ def test_nothing_is_passed_to_a_program_that_says_nothing() -> None:
     settings = {name: setting_value(name) for name in SERVER_SETTINGS}
     arguments, refused = server_arguments(settings, "usage: true", model="/m", port=1)
     # What older builds do anyway needs no flag.
-    said_by_silence = {"load_mode", "spec_type"}
+    said_by_silence = {"load_mode", "spec_type", "prewarm"}
     assert len(arguments) == 6
     assert {one.setting for one in refused} == set(SERVER_SETTINGS) - said_by_silence
 
 
 def setting_value(name: str) -> str:
-    words = {"flash_attn": "on", "load_mode": "auto", "spec_type": "none", "fit": "on"}
+    words = {
+        "flash_attn": "on",
+        "prewarm": "on",
+        "load_mode": "auto",
+        "spec_type": "none",
+        "fit": "on",
+    }
     return words.get(name) or ("f16" if name.startswith("cache_type") else "1")
 
 
@@ -321,3 +328,19 @@ def test_flags_of_an_administrator(words: list[str], problem: str | None) -> Non
 def test_a_flag_that_the_build_lacks_is_named(new: str) -> None:
     assert unknown_flag(["--kv-unified", "--threads", "3"], new) is None
     assert unknown_flag(["--threads", "3", "--nonsense=1"], new) == "--nonsense"
+
+
+def test_a_factor_is_a_text_with_decimals_between_its_bounds() -> None:
+    assert parse_server_setting("rope_freq_scale", "0.90") == "0.9"
+    assert parse_setting("rope_freq_scale=0.9") == ("rope_freq_scale", "0.9")
+    for wrong in ("0", "9", "nan", "0.9x", "-1", True, None):
+        with pytest.raises(ValueError, match=r"rope_freq_scale: .*0\.01 to 4"):
+            parse_server_setting("rope_freq_scale", wrong)
+
+
+def test_what_has_decimals_is_given_to_a_flag_that_lists_no_values() -> None:
+    text = "--rope-freq-scale N    factor\n--repack, -nr, --no-repack    weights\n--port N  p\n"
+    settings = {"rope_freq_scale": "0.9", "repack": "0"}
+    words, refused = server_arguments(settings, text, model="/m", port=1)
+    assert not refused
+    assert words[-3:] == ["--rope-freq-scale", "0.9", "--no-repack"]

@@ -37,6 +37,29 @@ class IntegerOr(Integer):
 
 
 @dataclass(frozen=True)
+class Factor(Value):
+    """A positive number with decimals, as a text: settings are words, whole numbers or switches."""
+
+    low: float
+    high: float
+
+    def parse(self, configured: object, machine: Machine | None = None) -> str:
+        del machine
+        text = str(configured)
+        if isinstance(configured, bool) or not re.fullmatch(r"\d{1,6}(\.\d{1,6})?", text):
+            raise ValueError(f"{configured!r} is not a number such as '0.5'; {self.accepts()}")
+        if not self.low <= float(text) <= self.high:
+            raise ValueError(f"{configured} is out of range; {self.accepts()}")
+        return f"{float(text):g}"
+
+    def decode(self, raw: bytes) -> str:
+        return f"{float(raw):g}"
+
+    def accepts(self) -> str:
+        return f"{self.low:g} to {self.high:g}, such as '0.5'"
+
+
+@dataclass(frozen=True)
 class Choices(Choice):
     """Words of a list, separated by commas."""
 
@@ -123,7 +146,11 @@ class ServerSetting:
     value: Value
     summary: str
     ways: tuple[Way, ...]
-    """Ways to say it, newest first; the first one the binary knows is used."""
+    """Ways to say it, newest first; the first one the binary knows is used.  Empty where infertune
+    does it itself."""
+    numbers: bool = False
+    """Whether it changes on purpose what is computed, not only in which order or where: the answers
+    of such a server are judged harder (measure/gate.py)."""
 
 
 def _switch(flag: str, off: str | None = None) -> Mapping[str, tuple[str, ...]]:
@@ -137,6 +164,8 @@ _DRAFTS_BY_ITSELF = "draft-mtp"
 """Uses layers of the model itself (unless they come in a file of their own)."""
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+
+PREWARM = "prewarm"
 
 _SETTINGS = (
     ServerSetting(
@@ -192,12 +221,14 @@ _SETTINGS = (
         value=Choice(CACHE_TYPES),
         summary="type of the K cache; smaller ones change the output a little",
         ways=("--cache-type-k",),
+        numbers=True,
     ),
     ServerSetting(
         id="cache_type_v",
         value=Choice(CACHE_TYPES),
         summary="type of the V cache; smaller ones change the output a little",
         ways=("--cache-type-v",),
+        numbers=True,
     ),
     ServerSetting(
         id="load_mode",
@@ -216,6 +247,27 @@ _SETTINGS = (
         ),
     ),
     ServerSetting(
+        id=PREWARM,
+        value=Choice(("auto", "on", "off")),
+        summary="whether infertune has the model read into memory while the server sets itself up; "
+        "auto leaves it where that is of no use, on only where memory does not allow it",
+        ways=(),
+    ),
+    ServerSetting(
+        id="repack",
+        value=Switch(),
+        summary="repack weights for the CPU while loading: faster there, but they are not mapped",
+        ways=(_switch("--repack", "--no-repack"),),
+    ),
+    ServerSetting(
+        id="rope_freq_scale",
+        value=Factor(0.01, 4.0),
+        summary="factor on positions (0.5: twice the context the model was trained for); changes "
+        "every answer",
+        ways=("--rope-freq-scale",),
+        numbers=True,
+    ),
+    ServerSetting(
         id="cache_ram",
         value=Size(MIB, 0, 2**20 * MIB, "MiB"),
         summary="memory for prompts kept for reuse; the server's own default is 8 GiB",
@@ -226,6 +278,7 @@ _SETTINGS = (
         value=Integer(0, 2**20, "tokens"),
         summary="shortest piece of an earlier prompt that is shifted and used again",
         ways=("--cache-reuse",),
+        numbers=True,
     ),
     ServerSetting(
         id="kv_unified",
@@ -329,24 +382,28 @@ _SETTINGS = (
         value=Choices(("none", *DRAFTS, *NGRAMS)),
         summary="guess tokens ahead: from the text so far (ngram), or with a model that drafts",
         ways=("--spec-type", {"none": ()}),
+        numbers=True,
     ),
     ServerSetting(
         id="model_draft",
         value=FilePath(),
         summary="file of the model that drafts (spec_type)",
         ways=("--spec-draft-model", "--model-draft"),
+        numbers=True,
     ),
     ServerSetting(
         id="spec_draft_n_max",
         value=Integer(1, 1024, "tokens"),
         summary="most tokens that are drafted at once",
         ways=("--spec-draft-n-max", "--draft-max"),
+        numbers=True,
     ),
     ServerSetting(
         id="mmproj",
         value=FilePath(),
         summary="file of the projector that lets the model see images or hear sound",
         ways=("--mmproj",),
+        numbers=True,
     ),
     ServerSetting(
         id="mmproj_offload",
@@ -388,6 +445,11 @@ def parse_server_setting(name: str, configured: object, machine: Machine | None 
         return SERVER_SETTINGS[name].value.parse(configured, machine)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def change_numbers(settings: Iterable[str]) -> bool:
+    """Whether one of these settings changes on purpose what a server computes."""
+    return any(SERVER_SETTINGS[each].numbers for each in settings)
 
 
 def files_of(settings: Mapping[str, str | int | bool]) -> dict[str, str]:
@@ -510,6 +572,8 @@ def server_arguments(
     for name, value in settings.items():
         reasons: list[str] = []
         setting = SERVER_SETTINGS[name]
+        if not setting.ways:
+            continue
         for way in setting.ways:
             flags, reason = _say(way, value, _words(setting.value, value), options)
             if reason is None:
@@ -628,7 +692,7 @@ def _say(
 
 
 def _is_number(value: str) -> bool:
-    return value.lstrip("-").isdecimal()
+    return re.fullmatch(r"-?\d+(\.\d+)?", value) is not None
 
 
 def _mentions(text: str, word: str) -> bool:

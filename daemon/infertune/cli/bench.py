@@ -64,11 +64,11 @@ def _bench(ctx: Context) -> int:
     if len(args.depths) * len(args.parallel) > _MAX_ROWS:
         raise UsageError(f"more than {_MAX_ROWS} pairs of depth and slots")
     if args.url and any((args.profile, args.server, args.backend != "auto", ctx.command)):
-        raise UsageError("--profile, --server, --backend and settings are for a server of ours")
+        raise UsageError("--profile, --server, --backend and settings do not go with --url")
     if args.against:
         _refuse_what_is_not_one(args)
     if args.key_file and not args.url:
-        raise UsageError("--key-file is for --url", hint="a server of ours asks for no key")
+        raise UsageError("--key-file is for --url", hint="a server that it starts asks for none")
     seed = secrets.randbits(48) if args.seed is None else args.seed
     measured = Measured({"verb": "bench", "seed": seed, "busy": args.busy})
     failed = None

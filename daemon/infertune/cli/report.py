@@ -9,7 +9,6 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from types import SimpleNamespace
 from typing import Any
 
 from infertune import __version__
@@ -17,7 +16,8 @@ from infertune.base.errors import Exit, Failed, InfertuneError, UsageError, desc
 from infertune.base.root import write_user_file
 from infertune.base.units import format_size
 from infertune.cli.base import JSON, Command, Context, argument, verb
-from infertune.cli.main import build_parser, commands
+from infertune.cli.main import commands
+from infertune.cli.parser import parse
 from infertune.doctor.facts import read_facts
 from infertune.doctor.surroundings import LlamaServer, look_around, recorded
 from infertune.host.privacy import cleaned, cleaner
@@ -99,7 +99,7 @@ def _document(ctx: Context) -> dict[str, Any]:
 
 def _said(ctx: Context, *words: str) -> dict[str, Any]:
     """The document of another verb."""
-    args = build_parser(commands(words[0])).parse_args([*words, "--json"], SimpleNamespace())
+    args = parse(commands(words[0]), [*words, "--json"])
     args.root = ctx.args.root
     output = io.StringIO()
     args.command.run(Context(None if ctx.live else ctx.root, args, output))

@@ -26,6 +26,8 @@ COMPLETES_ONLY = "this model has no chat template: it completes text, it does no
 _ANSWER_S = 5.0
 _MAX_EVENT = MIB
 """Bytes of one event; an answer's are a few hundred."""
+_MAX_DOCUMENT = 16 * MIB
+"""Bytes of an answer that comes as one document."""
 _MAX_ANSWER = 512 * MIB
 """Bytes of all events: a million tokens, the most that are asked for, take some 300 MB."""
 
@@ -80,6 +82,25 @@ def chat(base_url: str, question: str, max_tokens: int, *, timeout_s: float = 30
         "stream_options": {"include_usage": True},
     }
     return _timed(f"{base_url}/v1/chat/completions", body, _piece_of_chat, timeout_s)
+
+
+def ask(
+    base_url: str, path: str, body: Mapping[str, Any], *, timeout_s: float = 300.0
+) -> dict[str, Any]:
+    """What a server answers to a document, as one JSON object.  Raises Failed."""
+    try:
+        with _post(f"{base_url}{path}", body, timeout_s) as reply:
+            found = json.loads(reply.read(_MAX_DOCUMENT))
+    except urllib.error.HTTPError as error:
+        detail = error.read(1000).decode("utf-8", "replace").strip()
+        raise Failed(f"the server answered {error.code}: {detail}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise Failed(f"the server broke off the answer: {error}") from error
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise Failed("the server's answer is not one of llama-server's")
+    return found
 
 
 def how_to_talk(base_url: str, *, chats: bool | None = None, keyed: bool = False) -> list[str]:
@@ -221,7 +242,7 @@ def _get_json(url: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _post(url: str, body: dict[str, Any], timeout_s: float) -> http.client.HTTPResponse:
+def _post(url: str, body: Mapping[str, Any], timeout_s: float) -> http.client.HTTPResponse:
     request = urllib.request.Request(  # noqa: S310 - always http to loopback
         url, json.dumps(body).encode(), {"Content-Type": "application/json"}
     )

@@ -84,6 +84,8 @@ ATTRIBUTES: Mapping[str, Attribute] = {
             },
         ),
     ),
+    "repack": Attribute("no_extra_bufts", lambda _, value: value == "0"),
+    "rope_freq_scale": Attribute("rope_freq_scale", lambda _, value: float(value)),
     "cache_ram": Attribute("cache_ram_mib"),
     "cache_reuse": Attribute("n_cache_reuse"),
     "kv_unified": Attribute("kv_unified", _switch),

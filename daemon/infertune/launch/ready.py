@@ -58,10 +58,14 @@ def choose_port(wanted: int | None, reserved: Collection[int] = (), address: str
 
 
 def any_port(address: str = LOOPBACK) -> int:
-    """A free port that no client knows (ip_local_port_range), for a server that is nobody's."""
+    """A free port out of the kernel's range for such, for a server that only we are to ask.
+
+    Two of us that begin together get different ones, which ``choose_port`` does not promise.
+    """
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         probe.bind((address, 0))
-        return int(probe.getsockname()[1])
+        port: int = probe.getsockname()[1]
+        return port
 
 
 class Progress:
