@@ -50,8 +50,8 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands machine snapshot doctor knobs models fit expect report profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench gate probes setup mcp
-set -g _shtab_infertune_opts_with_value --admission --api-key-file --ask --backend --both --confirm-within --ctx --depths --draft --engine --exporter --host --idle --key-file --max --memory --mmproj --model --name --other --output --parallel --port --profile --root --rule --samples --seed --server --smoke --tokens --url --user --without -o
+set -g _shtab_infertune_commands overview machine snapshot doctor knobs models fit expect report recommend profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench gate probes setup mcp
+set -g _shtab_infertune_opts_with_value --admission --against --api-key-file --ask --backend --both --confirm-within --ctx --depths --draft --engine --exporter --host --idle --key-file --max --memory --mmproj --model --name --other --output --parallel --port --profile --root --rule --samples --seed --server --smoke --tokens --url --user --without -o
 
 complete -c infertune -e
 complete -c infertune -f
@@ -60,6 +60,11 @@ complete -c infertune -n _shtab_infertune_using -s h -l help -d 'show this help 
 complete -c infertune -n _shtab_infertune_using -l version -d 'show program'"'"'s version number and exit'
 complete -c infertune -n _shtab_infertune_using -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n _shtab_infertune_using -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a overview -d 'Says on one small screen what this machine is, how much memory its GPU may use, which profile is applied, what is staged for the next boot, which model servers there are, what the doctor has found, and what to do next. '"'"'infertune'"'"' alone does the same.'
+complete -c infertune -n '_shtab_infertune_using overview' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using overview' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using overview' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using overview' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a machine -d 'Shows the facts profiles are resolved against: CPU, memory, GPU with carve-out and GTT limit, kernel, boot style, cgroups, and the other tuners that run. Needs no privileges. What cannot be read is said to be unknown.'
 complete -c infertune -n '_shtab_infertune_using machine' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using machine' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
@@ -117,6 +122,11 @@ complete -c infertune -n '_shtab_infertune_using report' -l force -d 'replace an
 complete -c infertune -n '_shtab_infertune_using report' -l markdown -d 'Markdown for an issue, printed unless -o says where to'
 complete -c infertune -n '_shtab_infertune_using report' -l host-name -d 'do not leave out this host'"'"'s name'
 complete -c infertune -n '_shtab_infertune_using report' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a recommend -d 'Says which profile suits this machine, by its GPU and by whether somebody works at it (a screen is connected, or it has a battery), and what that profile would change. Reads only. What the machine is used for it cannot know: the other profiles are listed with what they are for.'
+complete -c infertune -n '_shtab_infertune_using recommend' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using recommend' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using recommend' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using recommend' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a profiles -d 'Lists every profile of the search path: /etc/infertune/profiles, /run/infertune/profiles, /usr/local/lib/infertune/profiles, /usr/lib/infertune/profiles, and those that come with infertune. The first directory that has a profile wins; a profile may extend the one of its own name in a later directory.'
 complete -c infertune -n '_shtab_infertune_using profiles' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using profiles' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
@@ -298,13 +308,14 @@ complete -c infertune -n '_shtab_infertune_using boot undo' -l root -x -d 'work 
 complete -c infertune -n '_shtab_infertune_using boot undo' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using boot undo' -l force -d 'name what cannot be put back, and forget it'
 complete -c infertune -n '_shtab_infertune_using boot undo' -l json -d 'print one JSON document (docs/json.md)'
-complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a bench -d 'Starts a llama-server, or takes one that runs, and measures what a client sees: time to the first token (TTFT), time for each token after it (TPOT), and the speeds of prefill and decode. Every prompt is new to the server. The machine is looked at before and after each sample: one during which others took CPU time, a clock fell, or memory was short is thrown away, whatever its speed. Refuses to start while others take more than half a CPU. Every sample is kept on disk as soon as it is there, also of what is interrupted; '"'"'infertune expect'"'"' shows the last figures beside what memory allows. Server settings may follow after --, as SETTING=VALUE; without a profile they get the context and slots that are measured. With --url any engine with an OpenAI interface will do, in a container or a unit; its settings are left as they are. Exit code 3: too many samples had to be thrown away.'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a bench -d 'Starts a llama-server, or takes one that runs, and measures what a client sees: time to the first token (TTFT), time for each token after it (TPOT), and the speeds of prefill and decode. Every prompt is new to the server. The machine is looked at before and after each sample: one during which others took CPU time, a clock fell, or memory was short is thrown away, whatever its speed. Refuses to start while others take more than half a CPU. Every sample is kept on disk as soon as it is there, also of what is interrupted; '"'"'infertune expect'"'"' shows the last figures beside what memory allows. Server settings may follow after --, as SETTING=VALUE; without a profile they get the context and slots that are measured. With --url any engine with an OpenAI interface will do, in a container or a unit; its settings are left as they are. --against compares in pairs, in random order, each half with a start of its own: first the baseline (a profile, none, or what was asked for in an earlier run) with'
 complete -c infertune -n '_shtab_infertune_using bench' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using bench' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using bench' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using bench' -l url -x -d 'measure the server that runs there'
 complete -c infertune -n '_shtab_infertune_using bench' -l key-file -x -d 'file with the key for --url'
 complete -c infertune -n '_shtab_infertune_using bench' -l profile -x -d 'under this profile (default: as it is now)'
+complete -c infertune -n '_shtab_infertune_using bench' -l against -x -d 'compare with this profile, or with what was measured in a run, in pairs'
 complete -c infertune -n '_shtab_infertune_using bench' -l server -x -d 'llama-server to use (default: from PATH)'
 complete -c infertune -n '_shtab_infertune_using bench' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
 complete -c infertune -n '_shtab_infertune_using bench' -l depths -x -d 'tokens in the context before a prompt of 512, as 0,4k,16k (0,4k)'
