@@ -122,7 +122,7 @@ complete -c infertune -n '_shtab_infertune_using report' -l force -d 'replace an
 complete -c infertune -n '_shtab_infertune_using report' -l markdown -d 'Markdown for an issue, printed unless -o says where to'
 complete -c infertune -n '_shtab_infertune_using report' -l host-name -d 'do not leave out this host'"'"'s name'
 complete -c infertune -n '_shtab_infertune_using report' -l json -d 'print one JSON document (docs/json.md)'
-complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a recommend -d 'Says which profile suits this machine, by its GPU and by whether somebody works at it (a screen is connected, or it has a battery), and what that profile would change. Reads only. What the machine is used for it cannot know: the other profiles are listed with what they are for.'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a recommend -d 'Says which profile suits this machine, by its GPU and by whether it is a desktop, too (a screen is connected, or it has a battery), and what that profile would change. Reads only. What the machine is used for it cannot know: the other profiles are listed with what they are for.'
 complete -c infertune -n '_shtab_infertune_using recommend' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using recommend' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
 complete -c infertune -n '_shtab_infertune_using recommend' -l debug -d 'show a traceback when something fails'

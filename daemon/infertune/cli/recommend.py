@@ -37,13 +37,15 @@ def choose(machine: Machine, connected: tuple[str, ...] | Unknown, mains: bool |
     if machine.inference_gpu is None:
         return Choice("long-context", ("no AMD GPU: a model runs on the CPU, in huge pages",))
     if mains is not None:
-        return Choice("desktop-share", ("it has a battery: somebody works on it",))
+        return Choice("desktop-share", ("it has a battery: it is a laptop, and a desktop as well",))
     if isinstance(connected, Unknown):
-        why = f"not known whether somebody works at it: {connected.why}"
-        return Choice("long-context", (why, "with somebody's desktop on it: desktop-share"))
+        why = f"not known whether it is a desktop as well: {connected.why}"
+        return Choice("long-context", (why, "if it is one: desktop-share"))
     if connected:
         where = ", ".join(connected)
-        return Choice("desktop-share", (f"a screen is connected ({where}): somebody works at it",))
+        return Choice(
+            "desktop-share", (f"a screen is connected ({where}): it is a desktop as well",)
+        )
     return Choice("long-context", ("no screen is connected: all of it is for the model",))
 
 
@@ -107,7 +109,7 @@ COMMANDS: tuple[Command, ...] = (
         "recommend",
         _recommend,
         (JSON,),
-        "Says which profile suits this machine, by its GPU and by whether somebody works at it (a "
+        "Says which profile suits this machine, by its GPU and by whether it is a desktop, too (a "
         "screen is connected, or it has a battery), and what that profile would change. Reads "
         "only. What the machine is used for it cannot know: the other profiles are listed with "
         "what they are for.",
