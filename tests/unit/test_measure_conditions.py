@@ -65,6 +65,16 @@ def test_busy_forgives_cpu_alone() -> None:
     assert contamination(replace(loud, stalled={"memory": 0.9}), USUAL, busy=True)
 
 
+def test_what_is_made_scarce_on_purpose_is_no_reason() -> None:
+    waiting = replace(CALM, stalled={"cpu": 0.9})
+    assert contamination(waiting, USUAL, on_purpose={"cpu"}) == []
+    assert contamination(waiting, USUAL, on_purpose={"memory"})
+    assert contamination(replace(waiting, foreign_cpu=0.5), USUAL, on_purpose={"cpu"})
+    starved = replace(CALM, major_faults=4000, stalled={"memory": 0.9, "io": 0.9})
+    assert contamination(starved, USUAL, on_purpose={"memory"}) == []
+    assert contamination(starved, USUAL, on_purpose={"cpu"})
+
+
 def test_usual_is_the_median() -> None:
     odd = replace(CALM, stalled={"cpu": 0.9, "io": 0.9}, cpu_khz=1)
     assert usual([CALM, odd, CALM]) == USUAL
@@ -72,7 +82,8 @@ def test_usual_is_the_median() -> None:
 
 def test_it_is_blind_to_speed() -> None:
     """No speed or time of an answer comes in; that none can be imported is a contract."""
-    assert set(inspect.signature(contamination).parameters) == {"found", "baseline", "busy"}
+    told = {"found", "baseline", "busy", "on_purpose"}
+    assert set(inspect.signature(contamination).parameters) == told
     names = {each.name for record in (Between, Baseline, Conditions) for each in fields(record)}
     assert not [name for name in names if any(word in name for word in ("tok", "tft", "tpot"))]
     assert "seconds" not in {each.name for each in fields(Between)}
@@ -140,6 +151,18 @@ def test_a_process_of_the_same_number_is_another(tmp_path: Path) -> None:
     reborn = replace(after.processes[20], started=999)
     after = replace(after, processes={**after.processes, 20: reborn}, at=before.at + 1)
     assert between(root, before, after).busiest == ("cc1 0.20",)
+
+
+def test_what_we_started_is_ours(tmp_path: Path) -> None:
+    """The busy neighbours of a stress arm are children of this program."""
+    root = machine(tmp_path, busy=0, server=0, other=0)
+    task = tmp_path / "proc/1/task/1"
+    task.mkdir(parents=True)
+    (task / "children").write_text("20 ")
+    before = look_at(root, [10], 1)
+    machine(tmp_path, busy=60, server=10, other=50)
+    found = between(root, before, replace(look_at(root, [10], 1), total_ticks=2000))
+    assert found.foreign_cpu == 0
 
 
 def test_this_machine_tells(tmp_path: Path) -> None:

@@ -10,10 +10,14 @@ from infertune.base.errors import Exit, UsageError
 from infertune.catalogue.knobs import KNOBS, Knob, Reading, read_live, targets
 from infertune.catalogue.knobs.guards import GUARDS
 from infertune.cli.base import JSON, Command, Context, argument, verb
+from infertune.cli.measured import Told, lines, measured_here, told
 from infertune.host.machine import Machine, read_machine
+from infertune.measure.verdicts import QUIET, change
 
 
-def _document(knob: Knob, found: dict[str, Reading], note: str | None) -> dict[str, Any]:
+def _document(
+    knob: Knob, found: dict[str, Reading], note: str | None, measured: list[Told]
+) -> dict[str, Any]:
     return {
         "id": knob.id,
         "summary": knob.summary,
@@ -25,6 +29,7 @@ def _document(knob: Knob, found: dict[str, Reading], note: str | None) -> dict[s
             "text": knob.evidence.text,
             "source": knob.evidence.source,
         },
+        "measured_here": [each.document for each in measured],
         "doc": knob.doc,
         "absent": None if found else knob.absent,
         "note": note,
@@ -48,18 +53,35 @@ def _knobs(ctx: Context) -> int:
         hint = f"did you mean '{near[0]}'?" if near else "'infertune knobs' lists them all"
         raise UsageError(f"there is no knob '{wanted}'", hint=hint)
     shown = [KNOBS[wanted]] if wanted else list(KNOBS.values())
+    verdicts = measured_here(ctx, machine)
+    measured = {knob.id: told(ctx, machine, verdicts, knob.id) for knob in shown}
     if ctx.args.json:
-        documents = [_document(k, _readings(ctx, machine, k), k.note(machine)) for k in shown]
+        documents = [
+            _document(k, _readings(ctx, machine, k), k.note(machine), measured[k.id]) for k in shown
+        ]
         ctx.print_json("infertune.knobs/1", {"knobs": documents})
     elif wanted:
-        _describe(ctx, shown[0], _readings(ctx, machine, shown[0]), shown[0].note(machine))
+        one = shown[0]
+        found = _readings(ctx, machine, one)
+        _describe(ctx, one, found, one.note(machine), lines(measured[one.id]))
     else:
         rows = [
-            (knob.id, _now(_readings(ctx, machine, knob)), knob.risk, knob.evidence.label)
+            (
+                knob.id,
+                _now(_readings(ctx, machine, knob)),
+                knob.risk,
+                _briefly(measured[knob.id]) or knob.evidence.label,
+            )
             for knob in shown
         ]
         ctx.table(("KNOB", "NOW", "RISK", "EVIDENCE"), rows)
     return Exit.DONE
+
+
+def _briefly(measured: list[Told]) -> str | None:
+    """The newest verdict that still holds, of a machine where nobody else was made to work."""
+    fresh = (each.measured for each in measured if not each.stale and each.measured.arm == QUIET)
+    return next((f"measured here, {change(one)}" for one in fresh), None)
 
 
 def _readings(ctx: Context, machine: Machine, knob: Knob) -> dict[str, Reading]:
@@ -75,13 +97,20 @@ def _now(found: dict[str, Reading]) -> str:
     return ", ".join(values) + (f" (x{len(found)})" if len(found) > 1 else "")
 
 
-def _describe(ctx: Context, knob: Knob, found: dict[str, Reading], note: str | None) -> None:
+def _describe(
+    ctx: Context,
+    knob: Knob,
+    found: dict[str, Reading],
+    note: str | None,
+    measured: list[str],
+) -> None:
     rows = [
         ("accepts", knob.value.accepts()),
         ("takes effect", "at the next boot" if knob.time == "boot" else "at once"),
         ("risk", knob.risk),
         ("evidence", f"{knob.evidence.label}: {knob.evidence.text}"),
         ("source", knob.evidence.source),
+        *(("here", line) for line in measured),
         ("defined in", knob.doc),
         *(
             ("refused", f"{', '.join(g.values)}: {g.reason} ({g.source})")
@@ -105,6 +134,6 @@ COMMANDS: tuple[Command, ...] = (
         (argument("id", nargs="?", metavar="KNOB", help="show one knob in full"), JSON),
         "Prints each knob with its present value on this machine, its risk, and what is known "
         "about its effect on inference: measured, reported, protective but unmeasured, or no "
-        "effect found.",
+        "effect found. What 'infertune prove' found on this machine stands before all of these.",
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from infertune.base.errors import Exit, ProfileError
@@ -16,7 +16,9 @@ from infertune.catalogue.launch_settings import LAUNCH_SETTINGS, Limit
 from infertune.catalogue.values import Size
 from infertune.cli.base import JSON, Command, Context, argument, verb
 from infertune.cli.engine import BACKEND, PROFILE
+from infertune.cli.measured import Told, lines, measured_here, told
 from infertune.host.machine import Machine, read_machine
+from infertune.measure.verdicts import WHOLE
 from infertune.profiles.profile import (
     SEARCH_PATH,
     Given,
@@ -194,23 +196,39 @@ def _explain(ctx: Context) -> int:
     if backend == "auto":
         backend, why = assume_backend(machine)
     desired = resolve(profile, machine, backend)
+    measured = _measured(ctx, machine, desired)
     if ctx.args.json:
-        ctx.print_json("infertune.profile-explain/1", _explanation(desired, machine, why))
+        document = _explanation(desired, machine, why, measured)
+        ctx.print_json("infertune.profile-explain/1", document)
         return Exit.DONE
     ctx.print(f"{profile.name}: {profile.description}")
     ctx.print(f"backend {backend}: {why}")
+    for line in lines(measured[WHOLE]):
+        ctx.print(line)
     for section, settings in _sections(desired):
         if settings:
             ctx.print(f"\n[{_TABLES[section]}]")
         for setting in settings:
             for line in _reasons(section, setting, machine):
                 ctx.print(line)
+            for line in lines(measured[setting.id]):
+                ctx.print(f"    {line}")
     if desired.unresolved:
         ctx.print("\nleft out on this machine:")
         for left in desired.unresolved:
             ctx.print(f"{left.id} = {_literal(left.configured)}")
             ctx.print(f"    {left.reason} ({left.source})")
     return Exit.DONE
+
+
+def _measured(ctx: Context, machine: Machine, desired: Desired) -> dict[str, list[Told]]:
+    """What was found here of this profile, by setting."""
+    verdicts = measured_here(ctx, machine)
+    values = {setting.id: setting.canonical for _, group in _sections(desired) for setting in group}
+    return {
+        name: told(ctx, machine, verdicts, name, profile=desired.profile, value=value)
+        for name, value in [(WHOLE, None), *values.items()]
+    }
 
 
 def _sections(desired: Desired) -> list[tuple[Section, list[Setting]]]:
@@ -267,11 +285,14 @@ def _note(section: Section, name: str, machine: Machine) -> str | None:
     return KNOBS[name].note(machine) if section in ("now", "boot") else None
 
 
-def _explanation(desired: Desired, machine: Machine, why: str) -> dict[str, Any]:
+def _explanation(
+    desired: Desired, machine: Machine, why: str, measured: Mapping[str, list[Told]]
+) -> dict[str, Any]:
     return {
         "profile": desired.profile,
         "backend": desired.backend,
         "backend_why": why,
+        "measured_here": [each.document for each in measured[WHOLE]],
         "settings": [
             {
                 "table": _TABLES[section],
@@ -287,6 +308,7 @@ def _explanation(desired: Desired, machine: Machine, why: str) -> dict[str, Any]
                     for source, value in setting.overridden
                 ],
                 "evidence": _evidence(section, setting.id),
+                "measured_here": [each.document for each in measured[setting.id]],
                 "note": _note(section, setting.id, machine),
             }
             for section, settings in _sections(desired)
@@ -354,8 +376,8 @@ COMMANDS: tuple[Command, ...] = (
                 arguments=(PROFILE, BACKEND, JSON),
                 description=(
                     "Prints for each setting its value on this machine, the file and line that "
-                    "set it, the reason given there, what it overrides, and how well its effect "
-                    "is known."
+                    "set it, the reason given there, what it overrides, how well its effect is "
+                    "known, and what 'infertune prove' found on this machine."
                 ),
             ),
         ),

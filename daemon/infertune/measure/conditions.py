@@ -113,7 +113,7 @@ def look_at(root: Root, servers: Collection[int], own: int, slots: int | None = 
         stolen_ticks=time_used.stolen if time_used else None,
         total_ticks=time_used.total if time_used else None,
         processes=used,
-        ours=theirs | {own},
+        ours=theirs | _families(root, [own]),
         servers=theirs,
         stalled_s={
             resource: line.stalled_seconds
@@ -244,21 +244,28 @@ def usual(found: Sequence[Between]) -> Baseline:
 
 
 def contamination(
-    found: Between, baseline: Baseline | None = None, *, busy: bool = False
+    found: Between,
+    baseline: Baseline | None = None,
+    *,
+    busy: bool = False,
+    on_purpose: Collection[str] = (),
 ) -> list[str]:
     """Why a sample does not count; empty where it does.
 
     ``busy``: the user measures among others on purpose, and their CPU time and the waiting for it
-    are no reason.  What is not told is no reason either.  Without a ``baseline`` nothing is held
-    against what is usual.
+    are no reason.  ``on_purpose``: what the measurement itself makes scarce (``cpu``, ``memory``),
+    so that waiting for it, and pages read again, are what is measured.  What is not told is no
+    reason either.  Without a ``baseline`` nothing is held against what is usual.
     """
+    expected = {"memory", "io"} if "memory" in on_purpose else set()
+    expected |= {"cpu"} if busy or "cpu" in on_purpose else set()
     reasons = []
     if not busy and found.foreign_cpu is not None and found.foreign_cpu > FOREIGN_CPU:
         who = f" ({', '.join(found.busiest)})" if found.busiest else ""
         reasons.append(f"others took {found.foreign_cpu:.0%} of the CPUs{who}")
     if found.stolen is not None and found.stolen > STOLEN:
         reasons.append(f"{found.stolen:.0%} of the CPU time was stolen by the hypervisor")
-    if found.major_faults:
+    if found.major_faults and "memory" not in on_purpose:
         reasons.append(f"the server read {found.major_faults} pages from a disk")
     if found.throttled:
         reasons.append("the GPU was throttled by heat")
@@ -267,15 +274,15 @@ def contamination(
     if found.others_in_server:
         reasons.append(f"the server worked on {found.others_in_server} requests of others")
     if baseline is not None:
-        reasons += _unusual(found, baseline, busy=busy)
+        reasons += _unusual(found, baseline, expected)
     return reasons
 
 
-def _unusual(found: Between, baseline: Baseline, *, busy: bool) -> list[str]:
+def _unusual(found: Between, baseline: Baseline, expected: Collection[str]) -> list[str]:
     reasons = []
     for name, share in found.stalled.items():
         limit = max(PRESSURE_FACTOR * baseline.stalled.get(name, 0), PRESSURE_FLOOR)
-        if share > limit and not (busy and name == "cpu"):
+        if share > limit and name not in expected:
             reasons.append(f"{name} pressure {share:.0%} of the time, usual is less")
     for what, now, then in (
         ("CPU", found.cpu_khz, baseline.cpu_khz),
