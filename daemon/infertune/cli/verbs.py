@@ -65,6 +65,7 @@ VERBS: dict[str, Verb] = {
         Verb("boot", "boot", "boot", "settings that take effect at the next boot"),
         Verb("bench", "bench", "measure", "measure how fast a model is served here", True),
         Verb("gate", "gate", "measure", "say whether other server settings keep the answers"),
+        Verb("tune", "tune", "measure", "look for faster server settings, same answers", True),
         Verb("probes", "probes", "measure", "show which eBPF probes are attached"),
         Verb("setup", "setup", "service", "install the files of the service, or remove them", True),
     )

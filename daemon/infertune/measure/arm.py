@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from typing import Any
 
 from infertune.base.addresses import LOOPBACK
 from infertune.base.addresses import url as url_of
@@ -67,6 +69,23 @@ class Starter:
         """As ``start``, for who only asks."""
         with self.start(arm) as running:
             yield running.ask()
+
+    def within(self, seconds: float) -> Serve:
+        """As ``serve``, of servers that get so much time from when they are ready, and no more."""
+
+        @contextmanager
+        def serve(arm: Arm) -> Iterator[Ask]:
+            with self.start(arm) as running:
+                end = time.monotonic() + seconds
+
+                def asked(path: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
+                    if (left := end - time.monotonic()) <= 0:
+                        raise Failed(f"it was not done after {seconds:.0f} s")
+                    return ask(running.url, path, document, timeout_s=left)
+
+                yield asked
+
+        return serve
 
     @contextmanager
     def start(self, arm: Arm, ready_s: float = READY_S) -> Iterator[Running]:

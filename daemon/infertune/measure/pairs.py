@@ -16,11 +16,17 @@ from infertune.base.records import asdict, dataclass, replace
 from infertune.measure.conditions import Baseline, Between, contamination, usual
 from infertune.measure.statistics import LOOKS, UNDECIDED, Verdict, gain, judge, look
 
-FIGURES: Mapping[str, bool] = {"decode_tps": False, "ttft_s": True, "start_s": True}
-"""What a sample has: tokens per second after the first, seconds to the first token, and to a
-server that is ready; and whether less of it is better."""
+FIGURES: Mapping[str, bool] = {
+    "decode_tps": False,
+    "ttft_s": True,
+    "start_s": True,
+    "answer_s": True,
+}
+"""What a sample has: tokens per second after the first, seconds to the first token, to a server
+that is ready, and to the whole answer; and whether less of it is better."""
 PRIMARY = "decode_tps"
-"""The figure that gets the verdict.  A verdict on each would be wrong more often than is said."""
+"""The figure that gets the verdict, where nothing else is said.  A verdict on each would be wrong
+more often than is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,8 @@ class Comparison:
     """The first is what the last is held against; one between is measured beside them."""
     most: int = LOOKS[-1]
     """Blocks after which it ends; as many may be thrown away."""
+    figure: str = PRIMARY
+    """What gets the verdict."""
     on_purpose: frozenset[str] = frozenset()
     """What this program makes scarce itself, in some arm: ``cpu``, ``memory``."""
 
