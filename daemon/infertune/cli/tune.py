@@ -39,7 +39,7 @@ from infertune.measure.statistics import UNDECIDED
 from infertune.measure.store import directory_of, machine_key, model_key
 from infertune.measure.told import percent, profile, report
 from infertune.measure.trial import refuse_a_busy_machine
-from infertune.measure.tune import GOALS, Job, Log, Row, Tuning, read_document
+from infertune.measure.tune import GOALS, Job, Log, Row, Timer, Tuning, read_document
 
 DEFAULTS: Configured = {"ctx_size": 2048, "parallel": 1}
 """Of the baseline, where nothing else is said: room for what is asked, in each slot."""
@@ -61,9 +61,11 @@ def _tune(ctx: Context) -> int:
     say(f"kept in {log.store.path}")
     server = server_at_hand(args.server)
     with Signals() as signals:
+        starter = Starter(ctx.root, server, os.environ, signals)
         tuning = Tuning(
             root=ctx.root,
-            starter=Starter(ctx.root, server, os.environ, signals),
+            starter=starter,
+            timer=Timer(ctx.root, starter, job),
             job=job,
             log=log,
             say=say,
@@ -159,9 +161,10 @@ def _check(ctx: Context, directory: str) -> int:
     log = open_log(ctx.root, directory)
     server = server_at_hand(ctx.args.server)
     with Signals() as signals:
+        starter = Starter(ctx.root, server, os.environ, signals)
         checked = Checker(
-            root=ctx.root,
-            starter=Starter(ctx.root, server, os.environ, signals),
+            starter=starter,
+            timer=Timer(ctx.root, starter, proposal.job),
             proposal=proposal,
             log=log,
             say=_say(ctx),

@@ -70,17 +70,22 @@ class Starter:
         with self.start(arm) as running:
             yield running.ask()
 
-    def within(self, seconds: float) -> Serve:
-        """As ``serve``, of servers that get so much time from when they are ready, and no more."""
+    def paced(self, first_s: float, each_s: float) -> Serve:
+        """As ``serve``, of servers that get ``first_s`` and then so much time for each answer.
+
+        So one that is far too slow is given up after a few answers, not after all of them.
+        """
 
         @contextmanager
         def serve(arm: Arm) -> Iterator[Ask]:
             with self.start(arm) as running:
-                end = time.monotonic() + seconds
+                end = time.monotonic() + first_s
 
                 def asked(path: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
+                    nonlocal end
+                    end += each_s
                     if (left := end - time.monotonic()) <= 0:
-                        raise Failed(f"it was not done after {seconds:.0f} s")
+                        raise Failed("it takes too long to answer")
                     return ask(running.url, path, document, timeout_s=left)
 
                 yield asked

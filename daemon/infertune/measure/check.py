@@ -115,8 +115,8 @@ def read_profile(root: Root, directory: str) -> str:
 class Checker:
     """Checks one proposal."""
 
-    root: Root
     starter: Starter
+    timer: Timer
     proposal: Proposal
     log: Log
     say: Callable[[str], None]
@@ -171,9 +171,11 @@ class Checker:
         """Fresh pairs: none that the search has measured is among them."""
         job = self.proposal.job
         self.say("7 check: fresh pairs against the baseline")
-        arms = {"baseline": job.arm, "tuned": job.with_(self.proposal.candidate)}
-        timer = Timer(self.root, self.starter, job, arms)
-        runner = Runner(f"{job.seed}/check", timer.take, self.log.keep, self.log.samples, job.busy)
+        tuned = job.with_(self.proposal.candidate)
+        self.timer.arms |= {"baseline": job.arm, "tuned": tuned}
+        runner = Runner(
+            f"{job.seed}/check", self.timer.take, self.log.keep, self.log.samples, job.busy
+        )
         comparison = Comparison("check", ("baseline", "tuned"), most=LOOKS[-1], figure=FIGURE)
         return runner.run(comparison, self.time_left)
 

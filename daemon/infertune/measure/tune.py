@@ -66,9 +66,6 @@ SLOWER = 0.10
 DEADLINE = 3.0
 """A candidate may take so many times as long as the baseline."""
 _LEAST_DEADLINE_S = 20.0
-_ASKED = 4.0
-"""How much more a candidate is asked at most than the reference: from later places, cached prompts,
-closed items."""
 _GROUND = "reference.json"
 
 
@@ -118,7 +115,7 @@ class Timer:
     root: Root
     starter: Starter
     job: Job
-    arms: Mapping[str, Arm]
+    arms: dict[str, Arm] = field(default_factory=dict)
     """By their names in comparisons."""
     deadline_s: float | None = None
     """For a whole answer; None while that of the baseline is not known."""
@@ -188,6 +185,7 @@ class Tuning:
 
     root: Root
     starter: Starter
+    timer: Timer
     job: Job
     log: Log
     say: Callable[[str], None]
@@ -195,7 +193,6 @@ class Tuning:
     rows: list[Row] = field(default_factory=list)
     ground: Ground | None = None
     runner: Runner | None = None
-    timer: Timer | None = None
 
     def run(self) -> Candidate | None:
         """Phases 0 to 6: what is proposed, which is not believed yet.
@@ -267,7 +264,7 @@ class Tuning:
         assert self.ground is not None
         ground = self.ground
         took: float = self.log.steps["0 reference"]["took_s"]
-        patience = max(DEADLINE * _ASKED * took, _LEAST_DEADLINE_S)
+        patience = DEADLINE * took / len(ground.reference.answers)
 
         def work() -> Mapping[str, Any]:
             self.say(f"2 answers: {candidate.name}")
@@ -279,7 +276,7 @@ class Tuning:
                     self._keep(with_floor(self.starter.serve, ready, self._aside))
                 assert self.ground is not None
                 outcome = judge(
-                    self.starter.within(patience),
+                    self.starter.paced(_LEAST_DEADLINE_S, patience),
                     self.ground,
                     self.job.with_(candidate),
                     numbers=numbers,
@@ -304,9 +301,8 @@ class Tuning:
     def phase_3(self, tried: Sequence[Candidate]) -> None:
         """The baseline against itself."""
         self.say("3 noise: the baseline against itself")
-        arms = {"baseline": self.job.arm, "again": self.job.arm}
-        arms |= {each.name: self.job.with_(each) for each in tried}
-        self.timer = Timer(self.root, self.starter, self.job, arms)
+        self.timer.arms |= {"baseline": self.job.arm, "again": self.job.arm}
+        self.timer.arms |= {each.name: self.job.with_(each) for each in tried}
         self.runner = Runner(
             str(self.job.seed), self.timer.take, self.log.keep, self.log.samples, self.job.busy
         )
@@ -403,8 +399,7 @@ class Tuning:
     def _better_together(self, best: Candidate, joint: Candidate) -> bool:
         if not (self.phase_1(joint) and self.phase_2(joint)):
             return False
-        assert self.timer is not None
-        self.timer.arms = {**self.timer.arms, joint.name: self.job.with_(joint)}
+        self.timer.arms[joint.name] = self.job.with_(joint)
 
         def work() -> Mapping[str, Any]:
             found = self._pairs("finalists", (best.name, joint.name))
