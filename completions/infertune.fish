@@ -50,8 +50,8 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands machine snapshot doctor knobs models fit expect profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs adopt release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench gate probes setup
-set -g _shtab_infertune_opts_with_value --api-key-file --ask --backend --both --confirm-within --ctx --depths --draft --engine --exporter --host --idle --key-file --mmproj --model --name --other --parallel --port --profile --root --rule --samples --seed --server --smoke --tokens --url --user --without
+set -g _shtab_infertune_commands machine snapshot doctor knobs models fit expect profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs adopt release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench prove gate tune probes setup
+set -g _shtab_infertune_opts_with_value --api-key-file --ask --backend --both --budget --check --confirm-within --ctx --depths --draft --engine --exporter --goal --host --idle --key-file --mmproj --model --name --other --parallel --port --profile --resume --root --rule --samples --seed --server --smoke --stress --tokens --url --user --without
 
 complete -c infertune -e
 complete -c infertune -f
@@ -294,6 +294,24 @@ complete -c infertune -n '_shtab_infertune_using bench' -l busy -d 'measure amon
 complete -c infertune -n '_shtab_infertune_using bench' -l launch-only -d 'leave the kernel'"'"'s settings alone (needs no root)'
 complete -c infertune -n '_shtab_infertune_using bench' -l force -d 'start the server even if the model does not fit'
 complete -c infertune -n '_shtab_infertune_using bench' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a prove -d 'Measures whether a profile helps on this machine, and which of its settings do. First the bare machine is measured against itself: that says which change can be found, and whether anything can be said at all. Then pairs are measured, one of each arm in an order that a coin decides; a pair during which others used the machine is thrown away before anybody has looked at its speed. After 8, 12, 16 and 24 pairs a verdict on tokens per second is asked for: helps, harms, no effect shown, cannot decide. Settings that a server has from its start take a new start for each sample; the others are changed while it runs. --stress cpu starts as many busy loops as there are CPUs, and says how much of the quiet machine'"'"'s tokens per second is left with the profile and without it. Every value goes back at the end, after Ctrl-C, and after '"'"'kill -9'"'"' at the next call of infertune. Verdicts are kept, and shown by '"'"'knobs'"'"' and '"'"'profile explain'"'"' until kernel, model, server or value change. Exit code 1:'
+complete -c infertune -n '_shtab_infertune_using prove' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using prove' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using prove' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using prove' -l model -x -d 'GGUF file or name of a model ('"'"'infertune models'"'"'; default: a small one)'
+complete -c infertune -n '_shtab_infertune_using prove' -l url -x -d 'measure the server that runs there'
+complete -c infertune -n '_shtab_infertune_using prove' -l server -x -d 'llama-server to use (default: from PATH)'
+complete -c infertune -n '_shtab_infertune_using prove' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
+complete -c infertune -n '_shtab_infertune_using prove' -l stress -x -d 'also beside neighbours that take this: cpu'
+complete -c infertune -n '_shtab_infertune_using prove' -l budget -x -d 'time for all of it, as 90s, 20m or 2h (20m)'
+complete -c infertune -n '_shtab_infertune_using prove' -l seed -x -d 'have the same order and the same prompts again'
+complete -c infertune -n '_shtab_infertune_using prove' -l tokens -x -d 'tokens to generate (default: as many as take 2 s, 64 to 512)'
+complete -c infertune -n '_shtab_infertune_using prove' -l resume -x -d 'go on with a run that was cut off'
+complete -c infertune -n '_shtab_infertune_using prove' -l busy -d 'measure among programs that work'
+complete -c infertune -n '_shtab_infertune_using prove' -l allow-risk -d 'measure knobs that may change heat, noise or stability, too'
+complete -c infertune -n '_shtab_infertune_using prove' -l launch-only -d 'leave the kernel'"'"'s settings alone (needs no root)'
+complete -c infertune -n '_shtab_infertune_using prove' -l force -d 'start the server even if the model does not fit'
+complete -c infertune -n '_shtab_infertune_using prove' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a gate -d 'Starts a server as the reference and another one with the settings after '"'"'--'"'"' ('"'"'infertune gate MODEL -- cache_type_k=q8_0'"'"'), asks both the same 24 prompts without chance, and says whether the answers are still those of the reference: the same token by token, or different at near ties only. What changes numbers on purpose (another type of KV cache, a drafter, another file) must also move log-probabilities no more than twice what harmless changes move them here, and solve as many closed items. One server runs at a time; nothing else of the machine is changed. Exit code 1 where it is refused, 3 where it cannot be judged.'
 complete -c infertune -n '_shtab_infertune_using gate' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using gate' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
@@ -302,6 +320,19 @@ complete -c infertune -n '_shtab_infertune_using gate' -l other -x -d 'the other
 complete -c infertune -n '_shtab_infertune_using gate' -l both -x -d 'a server setting of both servers; may be given more than once'
 complete -c infertune -n '_shtab_infertune_using gate' -l server -x -d 'llama-server to use (default: from PATH, or the embedded one)'
 complete -c infertune -n '_shtab_infertune_using gate' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a tune -d 'Looks for server settings that answer faster than the baseline, which stands after '"'"'--'"'"' ('"'"'infertune tune MODEL -- threads=8'"'"'), and give the same answers. Up to 8 candidates go through phases: does the server start with it; are its answers still those of the baseline ('"'"'infertune gate'"'"'); is it faster, in pairs of fresh starts in random order. What is left is proposed, and another process checks the proposal: the gate must refuse a planted error, the proposal must pass it with prompts it has not seen, and be faster in fresh pairs. Only then a profile is written; a tie keeps the baseline. Nothing else of the machine is changed. A run that was killed goes on with --resume. Exit code 1: nothing is proposed; 3: it cannot be decided.'
+complete -c infertune -n '_shtab_infertune_using tune' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using tune' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using tune' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using tune' -l goal -xka "latency throughput" -d 'what is to be faster: one answer (latency), or as many at once as there are slots (throughput)'
+complete -c infertune -n '_shtab_infertune_using tune' -l server -x -d 'llama-server to use (default: from PATH, or the embedded one)'
+complete -c infertune -n '_shtab_infertune_using tune' -l budget -x -d 'minutes after which no further candidate or pair is begun (30)'
+complete -c infertune -n '_shtab_infertune_using tune' -l tokens -x -d 'tokens of each timed answer (64)'
+complete -c infertune -n '_shtab_infertune_using tune' -l seed -x -d 'take the samples in this order (default: another each time)'
+complete -c infertune -n '_shtab_infertune_using tune' -l busy -d 'measure among programs that work'
+complete -c infertune -n '_shtab_infertune_using tune' -l resume -x -d 'go on with a run that was cut short'
+complete -c infertune -n '_shtab_infertune_using tune' -l check -x -d 'only the last phase, of a run that proposes'
+complete -c infertune -n '_shtab_infertune_using tune' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a probes -d 'Asks the running infertune-exporter, or with '"'"'--attach'"'"' tries itself and detaches again. A probe is absent where this kernel does not have what it attaches to (no GPU scheduler without a GPU driver), not applicable where it cannot work, failed where it should.'
 complete -c infertune -n '_shtab_infertune_using probes' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using probes' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'

@@ -27,6 +27,7 @@ _shtab_infertune_commands() {
     probes:'Asks the running infertune-exporter, or with '"'"'--attach'"'"' tries itself and detaches again. A probe is absent where this kernel does not have what it attaches to (no GPU scheduler without a GPU driver), not applicable where it cannot work, failed where it should.'
     profile:'show, check or explain one profile'
     profiles:'Lists every profile of the search path: /etc/infertune/profiles, /run/infertune/profiles, /usr/local/lib/infertune/profiles, /usr/lib/infertune/profiles, and those that come with infertune. The first directory that has a profile wins; a profile may extend the one of its own name in a later directory.'
+    prove:'Measures whether a profile helps on this machine, and which of its settings do. First the bare machine is measured against itself: that says which change can be found, and whether anything can be said at all. Then pairs are measured, one of each arm in an order that a coin decides; a pair during which others used the machine is thrown away before anybody has looked at its speed. After 8, 12, 16 and 24 pairs a verdict on tokens per second is asked for: helps, harms, no effect shown, cannot decide. Settings that a server has from its start take a new start for each sample; the others are changed while it runs. --stress cpu starts as many busy loops as there are CPUs, and says how much of the quiet machine'"'"'s tokens per second is left with the profile and without it. Every value goes back at the end, after Ctrl-C, and after '"'"'kill -9'"'"' at the next call of infertune. Verdicts are kept, and shown by '"'"'knobs'"'"' and '"'"'profile explain'"'"' until kernel, model, server or value change. Exit code 1:'
     recover:'Like '"'"'revert'"'"', for a machine on which infertune was killed or whose journal is damaged: a damaged journal is kept for inspection, and only lines with a correct checksum are restored.'
     release:'Puts back every property of the unit and of its slices. One that another program has changed since is left and reported (exit code 1).'
     revert:'Restores the journal'"'"'s originals. A value that someone else has set since is left and reported (exit code 1).'
@@ -38,6 +39,7 @@ _shtab_infertune_commands() {
     start:'Starts a server of /etc/infertune/servers.d by hand; they start with the daemon.'
     status:'Prints the applied profile, the files it changed and whether they still hold it; a value that someone else has set since is externally owned and left alone. Exit code 1 when something was interrupted, damaged or changed by someone else.'
     stop:'Stops the unit and forgets it.'
+    tune:'Looks for server settings that answer faster than the baseline, which stands after '"'"'--'"'"' ('"'"'infertune tune MODEL -- threads=8'"'"'), and give the same answers. Up to 8 candidates go through phases: does the server start with it; are its answers still those of the baseline ('"'"'infertune gate'"'"'); is it faster, in pairs of fresh starts in random order. What is left is proposed, and another process checks the proposal: the gate must refuse a planted error, the proposal must pass it with prompts it has not seen, and be faster in fresh pairs. Only then a profile is written; a tie keeps the baseline. Nothing else of the machine is changed. A run that was killed goes on with --resume. Exit code 1: nothing is proposed; 3: it cannot be decided.'
     verify:'Plans again and expects nothing to do. Exit code 1 when something differs, is still waiting for a reboot or cannot be read.'
   )
   _describe 'infertune commands' _commands
@@ -385,6 +387,31 @@ _shtab_infertune_profiles_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_profiles_defaults_added=0
 
+_shtab_infertune_prove_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--model[GGUF file or name of a model (\'infertune models\'\; default\: a small one)]:MODEL:"
+  "--url[measure the server that runs there]:U:"
+  "--server[llama-server to use (default\: from PATH)]:PATH:"
+  "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
+  "--stress[also beside neighbours that take this\: cpu]:LIST:"
+  "--budget[time for all of it, as 90s, 20m or 2h (20m)]:TIME:"
+  "--seed[have the same order and the same prompts again]:N:"
+  "--tokens[tokens to generate (default\: as many as take 2 s, 64 to 512)]:N:"
+  "--resume[go on with a run that was cut off]:RUN:"
+  "--busy[measure among programs that work]"
+  "--allow-risk[measure knobs that may change heat, noise or stability, too]"
+  "--launch-only[leave the kernel\'s settings alone (needs no root)]"
+  "--force[start the server even if the model does not fit]"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":name of a profile (\'infertune profiles\'):"
+  "(*)::measure these settings of it, each against the profile without it (default\: all of it against none, then each):"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_prove_defaults_added=0
+
 _shtab_infertune_recover_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
@@ -522,6 +549,25 @@ _shtab_infertune_stop_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_stop_defaults_added=0
 
+_shtab_infertune_tune_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--goal[what is to be faster\: one answer (latency), or as many at once as there are slots (throughput)]:goal:(latency throughput)"
+  "--server[llama-server to use (default\: from PATH, or the embedded one)]:PATH:"
+  "--budget[minutes after which no further candidate or pair is begun (30)]:MIN:"
+  "--tokens[tokens of each timed answer (64)]:N:"
+  "--seed[take the samples in this order (default\: another each time)]:N:"
+  "--busy[measure among programs that work]"
+  "--resume[go on with a run that was cut short]:DIR:"
+  "--check[only the last phase, of a run that proposes]:DIR:"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":GGUF file or name of a model (\'infertune models\'\; default\: the embedded one):"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_tune_defaults_added=0
+
 _shtab_infertune_verify_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
@@ -571,6 +617,7 @@ _shtab_infertune() {
         probes) _arguments -C -s $_shtab_infertune_probes_options ;;
         profile) _shtab_infertune_profile ;;
         profiles) _arguments -C -s $_shtab_infertune_profiles_options ;;
+        prove) _arguments -C -s $_shtab_infertune_prove_options ;;
         recover) _arguments -C -s $_shtab_infertune_recover_options ;;
         release) _arguments -C -s $_shtab_infertune_release_options ;;
         revert) _arguments -C -s $_shtab_infertune_revert_options ;;
@@ -582,6 +629,7 @@ _shtab_infertune() {
         start) _arguments -C -s $_shtab_infertune_start_options ;;
         status) _arguments -C -s $_shtab_infertune_status_options ;;
         stop) _arguments -C -s $_shtab_infertune_stop_options ;;
+        tune) _arguments -C -s $_shtab_infertune_tune_options ;;
         verify) _arguments -C -s $_shtab_infertune_verify_options ;;
       esac
   esac

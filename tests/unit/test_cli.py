@@ -44,6 +44,7 @@ def test_every_verb_is_found_in_its_module() -> None:
         "here",
         "main",
         "measured",
+        "proving",
         "render",
         "verbs",
     }

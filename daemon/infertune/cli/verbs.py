@@ -64,6 +64,7 @@ VERBS: dict[str, Verb] = {
         Verb("release", "adopt", "serve", "give an adopted unit back as it was", True),
         Verb("boot", "boot", "boot", "settings that take effect at the next boot"),
         Verb("bench", "bench", "measure", "measure how fast a model is served here", True),
+        Verb("prove", "prove", "measure", "say whether a profile helps on this machine", True),
         Verb("gate", "gate", "measure", "say whether other server settings keep the answers"),
         Verb("tune", "tune", "measure", "look for faster server settings, same answers", True),
         Verb("probes", "probes", "measure", "show which eBPF probes are attached"),
