@@ -31,7 +31,7 @@ from infertune.base.records import asdict, dataclass, field
 from infertune.base.root import Root
 from infertune.catalogue.server_settings import change_numbers
 from infertune.measure import answers, gate
-from infertune.measure.arm import READY_S, Arm, Starter
+from infertune.measure.arm import Arm, Starter
 from infertune.measure.client import find_out
 from infertune.measure.compare import Ground, Outcome, judge, lay, with_floor, with_items
 from infertune.measure.gate import Drift
@@ -244,9 +244,8 @@ class Tuning:
         def work() -> Mapping[str, Any]:
             self.say(f"1 parts: {candidate.name}")
             try:
-                with self.starter.start(self.job.with_(candidate), READY_S) as running:
-                    document = {"prompt": "The", "n_predict": 1, "cache_prompt": False}
-                    running.ask()("/completion", document)
+                with self.starter.serve(self.job.with_(candidate)) as ask:
+                    answers.one_token(ask)
             except InfertuneError as error:
                 return {"why": error.message}
             return {"why": None}
@@ -254,6 +253,7 @@ class Tuning:
         why = self.log.step(f"1 parts {candidate.name}", work)["why"]
         if why is not None:
             self.rows.append(Row(candidate.name, "skipped", why))
+            self.say(f"  {why}")
         return why is None
 
     # -- 2: answers --------------------------------------------------------------------
@@ -337,19 +337,20 @@ class Tuning:
 
         def work() -> Mapping[str, Any]:
             self.say(f"5 speed: {name}")
-            first = self._pairs(f"speed {name}", ("baseline", name))
-            if isinstance(first, str):
-                return {"gains": [], "why": first}
+            found = self._pairs(f"speed {name}", ("baseline", name))
+            if isinstance(found, str):
+                return {"gains": [], "why": found}
+            first = gains(found.blocks, FIGURE)
             if len(first) == SCREEN and max(first) < math.log(1 - SLOWER):
                 return {"gains": first, "why": f"slower by more than {SLOWER:.0%} in each pair"}
-            second = self._pairs(f"speed again {name}", ("baseline", name))
-            if isinstance(second, str):
-                return {"gains": first, "why": second}
-            return {"gains": first + second, "why": None}
+            found = self._pairs(f"speed again {name}", ("baseline", name))
+            if isinstance(found, str):
+                return {"gains": first, "why": found}
+            return {"gains": first + gains(found.blocks, FIGURE), "why": None}
 
-        found = self.log.step(f"5 speed {name}", work)
-        change = change_of(found["gains"])
-        wrong = found["why"] or (None if change is not None else "the machine was too busy")
+        step = self.log.step(f"5 speed {name}", work)
+        change = change_of(step["gains"])
+        wrong = step["why"] or (None if change is not None else "the machine was too busy")
         if wrong is None and change is not None and change >= MINIMUM_EFFECT:
             self.say(f"  {change:+.0%}")
             return change
@@ -358,16 +359,14 @@ class Tuning:
         self.say(f"  {wrong}" if change is None else f"  {change:+.0%}: {wrong}")
         return None
 
-    def _pairs(self, name: str, arms: tuple[str, str]) -> list[float] | str:
-        """Gains of a few pairs, or why there are none."""
+    def _pairs(self, name: str, arms: tuple[str, str], most: int = SCREEN) -> Found | str:
+        """A few pairs, or why there are none."""
         assert self.runner is not None
+        comparison = Comparison(name, arms, most=most, figure=FIGURE)
         try:
-            found = self.runner.run(
-                Comparison(name, arms, most=SCREEN, figure=FIGURE), lambda: True
-            )
+            return self.runner.run(comparison, lambda: True)
         except Failed as error:
             return error.message
-        return gains(found.blocks, FIGURE)
 
     # -- 6: the proposal ---------------------------------------------------------------
 
@@ -401,11 +400,13 @@ class Tuning:
         self.timer.arms[joint.name] = self.job.with_(joint)
 
         def work() -> Mapping[str, Any]:
-            found = self._pairs("finalists", (best.name, joint.name))
-            return {"gains": [] if isinstance(found, str) else found}
+            # By the rule of the last phase, which is about both together: what is mere noise must
+            # not get in beside what helps.
+            found = self._pairs("finalists", (best.name, joint.name), LOOKS[0])
+            word = found if isinstance(found, str) else found.verdict.word
+            return {"word": word}
 
-        seen = self.log.step("6 finalists", work)["gains"]
-        return (change_of(seen) or 0.0) > 0
+        return bool(self.log.step("6 finalists", work)["word"] == HELPS)
 
     def _aside(self, text: str) -> None:
         self.say(f"  {text}")
