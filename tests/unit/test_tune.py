@@ -19,7 +19,7 @@ import pytest
 from infertune.base.errors import Failed, UsageError
 from infertune.base.records import dataclass, field, replace
 from infertune.base.root import Root
-from infertune.measure import answers
+from infertune.measure import answers, compare
 from infertune.measure.answers import Ask
 from infertune.measure.arm import Arm, Serve
 from infertune.measure.check import (
@@ -34,10 +34,11 @@ from infertune.measure.check import (
 )
 from infertune.measure.conditions import Between
 from infertune.measure.pairs import Comparison, Taken
+from infertune.measure.questions import PREFIXES, UNSEEN
 from infertune.measure.space import MOST, Candidate, candidates, canonical, together
 from infertune.measure.statistics import HARMS, HELPS, NO_EFFECT, UNDECIDED
 from infertune.measure.told import profile, report
-from infertune.measure.tune import Job, Row, Tuning, read_document
+from infertune.measure.tune import SPEED_SHARE, Job, Row, Tuning, read_document
 from infertune.profiles.profile import check_file
 from made_server import Made, noise
 
@@ -47,6 +48,13 @@ CALM = Between(
 )  # fmt: skip
 JOB = Job("/m.gguf", {"threads": 1, "parallel": 1}, "latency", 1, 4, 8, False)
 Settings = Mapping[str, str]
+
+
+@pytest.fixture(autouse=True)
+def few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many there are is for real models."""
+    monkeypatch.setattr(compare, "PREFIXES", PREFIXES[:3])
+    monkeypatch.setattr("infertune.measure.check._ASKED", UNSEEN[:4])
 
 
 @dataclass(slots=True)
@@ -97,7 +105,13 @@ def tuning(machine: Machine, path: Path, job: Job = JOB, left: bool = True) -> T
     root = Root("/")
     path.mkdir(exist_ok=True)
     return Tuning(
-        root, machine, Clock(machine), job, open_log(root, str(path)), lambda _: None, lambda: left
+        root,
+        machine,
+        Clock(machine),
+        job,
+        open_log(root, str(path)),
+        lambda _: None,
+        lambda _: left,
     )  # type: ignore[arg-type]
 
 
@@ -234,6 +248,14 @@ def test_no_candidate_is_begun_when_the_time_is_over(tmp_path: Path) -> None:
     machine = Machine(two_threads_are_better)
     one = tuning(machine, tmp_path, left=False)
     assert one.run() is None
+    assert {each.why for each in one.rows} == {"no time was left to judge it"}
+    assert not machine.timed
+
+
+def test_no_candidate_is_timed_when_the_time_for_that_is_over(tmp_path: Path) -> None:
+    one = tuning(Machine(two_threads_are_better), tmp_path)
+    one.time_left = lambda share: share != SPEED_SHARE
+    assert one.run() is None
     assert {each.why for each in one.rows} == {"no time was left to measure it"}
 
 
@@ -329,7 +351,7 @@ def write(path: Path, one: Tuning, candidate: Candidate) -> None:
 def check(path: Path, machine: Machine) -> Checked:
     root = Root("/")
     proposal, log = read_proposal(root, str(path)), open_log(root, str(path))
-    return Checker(machine, Clock(machine), proposal, log, lambda _: None, lambda: True).run()  # type: ignore[arg-type]
+    return Checker(machine, Clock(machine), proposal, log, lambda _: None, lambda _: True).run()  # type: ignore[arg-type]
 
 
 def test_a_sound_proposal_is_accepted(tmp_path: Path) -> None:

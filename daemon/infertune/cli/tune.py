@@ -44,8 +44,6 @@ from infertune.measure.tune import GOALS, Job, Log, Row, Timer, Tuning, read_doc
 DEFAULTS: Configured = {"ctx_size": 2048, "parallel": 1}
 """Of the baseline, where nothing else is said: room for what is asked, in each slot."""
 TUNED = "tuned.toml"
-_CHECK_SHARE = 1 / 3
-"""Of the time that is kept for the last phase."""
 
 
 def _tune(ctx: Context) -> int:
@@ -69,7 +67,7 @@ def _tune(ctx: Context) -> int:
             job=job,
             log=log,
             say=say,
-            time_left=_until(args.budget * 60 * (1 - _CHECK_SHARE)),
+            time_left=_clock(args.budget * 60),
         )
         candidate = tuning.run()
     log.step("rows", lambda: {"rows": [asdict(each) for each in tuning.rows]})
@@ -168,7 +166,7 @@ def _check(ctx: Context, directory: str) -> int:
             proposal=proposal,
             log=log,
             say=_say(ctx),
-            time_left=_until(ctx.args.budget * 60 * _CHECK_SHARE),
+            time_left=_clock(ctx.args.budget * 60),
         ).run()
     if checked.accepted:
         log.store.write(TUNED, read_profile(ctx.root, directory))
@@ -245,9 +243,10 @@ def _say(ctx: Context) -> Callable[[str], None]:
     return (lambda _: None) if ctx.args.json else ctx.sentence
 
 
-def _until(seconds: float) -> Callable[[], bool]:
-    end = time.monotonic() + seconds
-    return lambda: time.monotonic() < end
+def _clock(seconds: float) -> Callable[[float], bool]:
+    """Whether less than a share of so many seconds is over."""
+    began = time.monotonic()
+    return lambda share: time.monotonic() < began + share * seconds
 
 
 COMMANDS: tuple[Command, ...] = (

@@ -27,7 +27,16 @@ from infertune.measure.questions import PREFIXES, UNSEEN
 from infertune.measure.space import Candidate, Configured, canonical
 from infertune.measure.statistics import HELPS, LOOKS
 from infertune.measure.store import Store
-from infertune.measure.tune import FIGURE, Job, Log, Timer, read_document, read_ground, why
+from infertune.measure.tune import (
+    CHECK_SHARE,
+    FIGURE,
+    Job,
+    Log,
+    Timer,
+    read_document,
+    read_ground,
+    why,
+)
 
 PROFILE, EVIDENCE, REFERENCE = "proposed.toml", "evidence.json", "reference.json"
 SCHEMA = "infertune.evidence/1"
@@ -120,7 +129,7 @@ class Checker:
     proposal: Proposal
     log: Log
     say: Callable[[str], None]
-    time_left: Callable[[], bool]
+    time_left: Callable[[float], bool]
 
     def run(self) -> Checked:
         """The verdict.  Raises Failed where the gate cannot show that it works."""
@@ -177,7 +186,7 @@ class Checker:
             f"{job.seed}/check", self.timer.take, self.log.keep, self.log.samples, job.busy
         )
         comparison = Comparison("check", ("baseline", "tuned"), most=LOOKS[-1], figure=FIGURE)
-        return runner.run(comparison, self.time_left)
+        return runner.run(comparison, lambda: self.time_left(CHECK_SHARE))
 
     def _aside(self, text: str) -> None:
         self.say(f"  {text}")

@@ -37,6 +37,7 @@ from infertune.measure.compare import Ground, Outcome, judge, lay, with_floor, w
 from infertune.measure.gate import Drift
 from infertune.measure.pairs import (
     Comparison,
+    Found,
     Runner,
     Sample,
     Taken,
@@ -66,6 +67,8 @@ SLOWER = 0.10
 DEADLINE = 3.0
 """A candidate may take so many times as long as the baseline."""
 _LEAST_DEADLINE_S = 20.0
+GATE_SHARE, SPEED_SHARE, CHECK_SHARE = 0.35, 0.65, 0.35
+"""Of the time: after which no further candidate is judged, and timed, and what the check gets."""
 _GROUND = "reference.json"
 
 
@@ -188,7 +191,8 @@ class Tuning:
     job: Job
     log: Log
     say: Callable[[str], None]
-    time_left: Callable[[], bool]
+    time_left: Callable[[float], bool]
+    """Whether less than this share of the time is over."""
     rows: list[Row] = field(default_factory=list)
     ground: Ground | None = None
     runner: Runner | None = None
@@ -265,6 +269,10 @@ class Tuning:
         took: float = self.log.steps["0 reference"]["took_s"]
         patience = DEADLINE * took / len(ground.reference.answers)
 
+        if self._too_late(f"2 answers {candidate.name}", GATE_SHARE):
+            self.rows.append(Row(candidate.name, "skipped", "no time was left to judge it"))
+            return False
+
         def work() -> Mapping[str, Any]:
             self.say(f"2 answers: {candidate.name}")
             numbers = change_numbers(candidate.settings)
@@ -331,7 +339,7 @@ class Tuning:
     def _screen(self, candidate: Candidate) -> float | None:
         """How much faster a candidate looks; None where it does not."""
         name = candidate.name
-        if f"5 speed {name}" not in self.log.steps and not self.time_left():
+        if self._too_late(f"5 speed {name}", SPEED_SHARE):
             self.rows.append(Row(name, "skipped", "no time was left to measure it"))
             return None
 
@@ -407,6 +415,9 @@ class Tuning:
             return {"word": word}
 
         return bool(self.log.step("6 finalists", work)["word"] == HELPS)
+
+    def _too_late(self, step: str, share: float) -> bool:
+        return step not in self.log.steps and not self.time_left(share)
 
     def _aside(self, text: str) -> None:
         self.say(f"  {text}")
