@@ -45,7 +45,9 @@ def dashboards() -> dict[str, dict[str, Any]]:
 
 
 def panels(dashboard: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    return (panel for panel in dashboard["panels"] if panel["type"] != "row")
+    """All of them, those of closed rows too."""
+    for each in dashboard["panels"]:
+        yield from each["panels"] if each["type"] == "row" else [each]
 
 
 def queries() -> Iterator[Query]:

@@ -16,6 +16,11 @@ from pathlib import Path
 Scalar = int | float | bool | str
 Value = Scalar | Sequence[Scalar]
 
+
+class Signed(int):
+    """A whole number of 32 bits with a sign, where llama.cpp takes no other."""
+
+
 TYPES = {
     "f32": (0, 1, 4),
     "f16": (1, 1, 2),
@@ -57,6 +62,8 @@ def text(value: str) -> bytes:
 def _scalar(value: Scalar) -> tuple[int, bytes]:
     if isinstance(value, bool):
         return 7, struct.pack("<?", value)
+    if isinstance(value, Signed):
+        return 5, struct.pack("<i", value)
     if isinstance(value, int):
         return (4, struct.pack("<I", value)) if value >= 0 else (5, struct.pack("<i", value))
     if isinstance(value, float):

@@ -15,7 +15,7 @@ from typing import Any
 class Canned(ThreadingHTTPServer):
     """Pages and events are set by the test."""
 
-    daemon_threads = True
+    daemon_threads = False  # closed only when nobody is answered any more
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

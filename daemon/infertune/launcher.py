@@ -17,8 +17,10 @@ from infertune.base.root import Root
 from infertune.base.units import printable_line
 from infertune.budget.admission import Asked, admit
 from infertune.host.machine import Machine, read_machine
+from infertune.launch import heap
 from infertune.launch.apart import keep_apart
 from infertune.pools.promised import LOCK, OF_UNITS
+from infertune.profiles.resolve import canonical
 from infertune.run import Audience, Request, Result, Run, prepare
 from infertune.servers.api_key import credential
 from infertune.servers.declaration import Declaration, own_settings
@@ -111,7 +113,7 @@ def main() -> int:
             check=partial(_admit, root, declared),
         )
         result = Result(profile=declared.profile)
-        _, job = prepare(Run(root, machine, request, result, _Log()))
+        desired, job = prepare(Run(root, machine, request, result, _Log()))
     except InfertuneError as error:
         _tell(error)
         return error.exit_code
@@ -120,6 +122,9 @@ def main() -> int:
             "not checked whether it fits: infertune does not know how much memory it takes",
             flush=True,
         )
+    for each in heap.placed(root, canonical(desired.launch), job.env, job.program):
+        if each.outcome != "applied":
+            print(_line(f"{each.id} = {each.wanted} left out: {each.why}"), flush=True)
     _close_turn()
     # Not before it was admitted: that looks at what other servers hold.
     if why := keep_apart():
@@ -128,6 +133,8 @@ def main() -> int:
     words = job.argv[:1] if declared.command else job.argv
     print(_line(f"starting {' '.join(words)}"), flush=True)
     try:
+        if job.prewarm:
+            job.prewarm()
         return os.execve(job.program, list(job.argv), dict(job.env))  # noqa: S606
     except OSError as error:
         _tell(UsageError(f"{printable_line(job.program, 200)}: {error.strerror}"))

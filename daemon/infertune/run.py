@@ -20,6 +20,7 @@ from infertune.base.errors import Failed, InfertuneError, UsageError
 from infertune.base.records import dataclass, field
 from infertune.base.root import Root, read_plain_file
 from infertune.base.units import parse_cpulist
+from infertune.catalogue.launch_settings import with_tunables
 from infertune.catalogue.server_settings import (
     Refused,
     check_together,
@@ -35,6 +36,7 @@ from infertune.engine.session import ApplyFailed, Session, session
 from infertune.engine.state import Report
 from infertune.host.cgroup import group_of
 from infertune.host.machine import Machine, read_machine
+from infertune.launch import heap
 from infertune.launch.binary import (
     BACKENDS,
     INSTALL_HINT,
@@ -48,6 +50,7 @@ from infertune.launch.binary import (
 from infertune.launch.client import COMPLETES_ONLY, Completion, chat, complete, how_to_talk
 from infertune.launch.embedded import default_model
 from infertune.launch.place import Group, Placed, place, why_no_group
+from infertune.launch.prewarm import LINE, for_server
 from infertune.launch.process import (
     GRACE_S,
     Child,
@@ -61,7 +64,7 @@ from infertune.launch.process import (
 )
 from infertune.launch.ready import DEFAULT_PORT, choose_port, wait_ready
 from infertune.profiles.profile import NOTHING, load_profile
-from infertune.profiles.resolve import Desired, Setting, assume_backend, resolve
+from infertune.profiles.resolve import Desired, Setting, assume_backend, canonical, resolve
 from infertune.servers.foreground import Foreground, forget, note
 
 
@@ -152,6 +155,8 @@ class Job:
     model: str | None = None
     """Model to be loaded; None for a command, which is only started."""
     url: str = ""
+    prewarm: Callable[[], None] | None = None
+    """Has the model read, beside the server; for the process that becomes it."""
 
 
 @dataclass(slots=True)
@@ -248,7 +253,7 @@ def apply_again(one: Run, ours: Session, before: Journal) -> None:
 
 
 def _command(request: Request, desired: Desired) -> Job:
-    env = environment(_canonical(desired.env), request.caller)
+    env = _environment(desired, request.caller)
     program = find_program(request.command[0], env["PATH"])
     return Job(program, request.command, env)
 
@@ -261,12 +266,12 @@ def model_of(one: Run) -> str:
         path = default_model(os.path.join(cache, "infertune"))
         one.audience.say("no --model: Gemma 3 270M (extra 'embedded'), a base model")
     path = os.path.abspath(path)
-    _refuse_other_files("--model", path)
+    refuse_other_files("--model", path)
     one.result.model = path
     return path
 
 
-def _refuse_other_files(what: str, path: str) -> None:
+def refuse_other_files(what: str, path: str) -> None:
     """Raise UsageError for a file that llama-server could not load."""
     try:
         magic = read_plain_file(Path(path), 4, follow=True)[0]
@@ -296,7 +301,7 @@ def server_of(one: Run) -> Server:
 
 
 def job_of(one: Run, server: Server, model: str | None, desired: Desired) -> Job:
-    settings = {**_canonical(desired.server), **one.request.settings}
+    settings = {**canonical(desired.server), **one.request.settings}
     if model is not None and (router := models_of(settings)):
         raise UsageError(
             f"profile '{desired.profile}' has {', '.join(router)}, which is for a router",
@@ -307,7 +312,7 @@ def job_of(one: Run, server: Server, model: str | None, desired: Desired) -> Job
     except ValueError as error:
         raise UsageError(str(error)) from None
     for name, path in files_of(settings).items():
-        _refuse_other_files(name, path)
+        refuse_other_files(name, path)
     cpus = desired.launch.get("cpus")
     if cpus and "threads" not in settings:
         # The server counts the machine's cores, not those it may use: more threads than CPUs
@@ -350,8 +355,18 @@ def job_of(one: Run, server: Server, model: str | None, desired: Desired) -> Job
             one.audience.say(remark)
     one.result.url = url(one.request.host, port)
     arguments += [*_device_arguments(one.request, server, desired.backend), *one.request.flags]
-    env = environment({**_canonical(desired.env), **server.env}, one.request.caller)
-    return Job(server.program[0], (*server.program, *arguments), env, model, one.result.url)
+    env = _environment(desired, one.request.caller, server.env)
+    argv = (*server.program, *arguments)
+    ahead = for_server(one.root, model, settings, desired.backend, one.audience.say)
+    return Job(server.program[0], argv, env, model, one.result.url, ahead)
+
+
+def _environment(
+    desired: Desired, caller: Mapping[str, str], own: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """What a child of ours is started with; ``own``: what its program needs."""
+    env = environment({**canonical(desired.env), **(own or {})}, caller)
+    return with_tunables(env, canonical(desired.launch))
 
 
 def _device_arguments(request: Request, server: Server, backend: str) -> list[str]:
@@ -371,10 +386,6 @@ def _cores(machine: Machine, cpus: Setting) -> set[int]:
     return {lead.get(cpu, cpu) for cpu in allowed}
 
 
-def _canonical(settings: Mapping[str, Setting]) -> dict[str, str]:
-    return {name: setting.canonical for name, setting in settings.items()}
-
-
 def serve(one: Run, job: Job, desired: Desired, signals: Signals) -> int:
     """Start the job, stay with it, and give its exit code.  Nothing of it is left afterwards."""
     if early := signals.received():
@@ -384,10 +395,12 @@ def serve(one: Run, job: Job, desired: Desired, signals: Signals) -> int:
         child = start(
             job.argv,
             job.env,
-            lambda pid: _place(one, pid, desired, job.url),
+            lambda pid: _place(one, pid, desired, job),
             capture=job.model is not None,
             program=job.program,
             stdout=one.request.stdout,
+            before=job.prewarm,
+            keep=LINE,
         )
         signals.child = child
         if late := signals.received():
@@ -408,18 +421,19 @@ def _become_where_nothing_is_left_to_do(one: Run, job: Job, desired: Desired) ->
     then, and a process that sleeps until then takes memory for as long as the command serves,
     and stands between it and whoever started us: signals, the terminal.
     """
-    why = why_no_group(one.root, one.machine.cgroup, _canonical(desired.launch))
+    why = why_no_group(one.root, one.machine.cgroup, canonical(desired.launch))
     if why is None:
         return
     # What it leaves word of needs nobody to take it back: whether it lasts is looked at.
-    _place(one, os.getpid(), desired, job.url, no_group=why)
+    _place(one, os.getpid(), desired, job, no_group=why)
     become(job.program, job.argv, job.env)
 
 
-def _place(one: Run, pid: int, desired: Desired, where: str, *, no_group: str = "") -> None:
+def _place(one: Run, pid: int, desired: Desired, job: Job, *, no_group: str = "") -> None:
     outcomes, one.group = place(
-        one.root, one.machine.cgroup, pid, _canonical(desired.launch), no_group=no_group
+        one.root, one.machine.cgroup, pid, canonical(desired.launch), no_group=no_group
     )
+    outcomes += heap.placed(one.root, canonical(desired.launch), job.env, job.program)
     one.result.placed = outcomes
     one.audience.placed(outcomes)
     for each in outcomes:
@@ -428,7 +442,7 @@ def _place(one: Run, pid: int, desired: Desired, where: str, *, no_group: str = 
             raise Failed(f"{each.id}: {each.why}, but {setting.source} requires it")
     mount = one.machine.cgroup.mount
     if mount and (group := group_of(one.root, pid)):
-        there, path = urlsplit(where), mount + group.rstrip("/")
+        there, path = urlsplit(job.url), mount + group.rstrip("/")
         # Whoever reads it asks at loopback.
         port = there.port if there.hostname == LOOPBACK else None
         note(one.root, Foreground(desired.profile, pid, path, one.group is not None, port))
@@ -445,6 +459,8 @@ def _attend(one: Run, job: Job, child: Child, signals: Signals) -> int:
         status = child.wait()
         return 128 + number if (number := signals.received()) else exit_code(status)
     one.audience.say(f"ready after {one.result.ready_s:.1f} s: {job.url}")
+    for line in tuple(child.tail.kept) if child.tail else ():
+        one.audience.say(line)
     chats = one.request.chats(job.model)
     try:
         if one.request.then is not None:

@@ -48,12 +48,16 @@ class Panel:
     """What an empty answer means."""
     columns: dict[str, str] = field(default_factory=dict)
     """Of a table: label to heading, in order; all others are hidden."""
+    named: bool = False
+    """Of a stat: the legend is the answer, and its value says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     title: str
     panels: tuple[Panel, ...]
+    closed: bool = False
+    """Opened by whoever looks for a cause; until then Grafana asks none of its queries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,11 @@ SERVER = Variable(
 
 def per_second(selector: str) -> str:
     return f"rate({selector}[$__rate_interval])"
+
+
+def summary(**stat: Any) -> Panel:
+    """One of the figures at the top, which say whether all is well."""
+    return Panel(**{"unit": "none", **stat}, kind="stat", width=4, height=4)
 
 
 def quantile(q: float, metric: str, selector: str, by: str) -> str:
@@ -173,8 +182,8 @@ def _layout(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
     """Panels from left to right, rows from top to bottom."""
     number, top = 1, 0
     for row in rows:
-        yield {
-            "collapsed": False,
+        header = {
+            "collapsed": row.closed,
             "gridPos": {"h": 1, "w": COLUMNS, "x": 0, "y": top},
             "id": number,
             "panels": [],
@@ -182,6 +191,7 @@ def _layout(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
             "type": "row",
         }
         number, top = number + 1, top + 1
+        panels = []
         filled = [top] * COLUMNS
         for panel in row.panels:
             # The highest place where it fits, and there the leftmost.
@@ -189,9 +199,15 @@ def _layout(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
                 (max(filled[x : x + panel.width]), x) for x in range(COLUMNS - panel.width + 1)
             )
             filled[x : x + panel.width] = [y + panel.height] * panel.width
-            yield _panel(panel, number, {"h": panel.height, "w": panel.width, "x": x, "y": y})
+            panels.append(
+                _panel(panel, number, {"h": panel.height, "w": panel.width, "x": x, "y": y})
+            )
             number += 1
-        top = max(filled)
+        # What a closed row has is in it, and takes no room.
+        yield {**header, "panels": panels if row.closed else []}
+        if not row.closed:
+            yield from panels
+            top = max(filled)
 
 
 def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
@@ -260,7 +276,7 @@ def _options(panel: Panel) -> dict[str, Any]:
             "colorMode": "value",
             "graphMode": "none",
             "reduceOptions": {"calcs": ["lastNotNull"]},
-            "textMode": "value_and_name",
+            "textMode": "name" if panel.named else "value_and_name",
         }
     if panel.kind == "state-timeline":
         return {"mergeValues": True, "rowHeight": 0.8, "showValue": "auto"}

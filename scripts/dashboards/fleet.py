@@ -16,6 +16,17 @@ _I = 'instance=~"$instance"'
 _TOKENS = "instance_server_model:infertune_tokens_predicted:per_second"
 
 
+# A machine without a profile has its row as well.
+_MACHINES = (
+    f"(infertune_machine_info{{{_I}}} "
+    f"* on (instance) group_left (version) infertune_exporter_info{{{_I}}} "
+    f"* on (instance) group_left (profile, backend) infertune_profile_info{{{_I}}}) "
+    f"or (infertune_machine_info{{{_I}}} "
+    f"* on (instance) group_left (version) infertune_exporter_info{{{_I}}} "
+    f"unless on (instance) infertune_profile_info{{{_I}}})"
+)
+
+
 def _count(title: str, description: str, expr: str, *, bad: bool = True) -> Panel:
     return Panel(
         title=title,
@@ -36,7 +47,7 @@ FLEET = Dashboard(
     variables=(INSTANCE,),
     rows=(
         Row(
-            "How many",
+            "At a glance",
             (
                 _count(
                     "Machines",
@@ -56,12 +67,12 @@ FLEET = Dashboard(
                     f"count(sum by (instance) (infertune_knob_drifted{{{_I}}}) > 0)",
                 ),
                 _count(
-                    "Journals not well",
+                    "Unhealthy journals",
                     "degraded or interrupted: infertune status on the machine.",
                     f'count(infertune_journal_state{{{_I},state=~"degraded|interrupted"}} == 1)',
                 ),
                 _count(
-                    "Wait for a reboot",
+                    "Waiting for a reboot",
                     "Boot settings are staged there and not in force.",
                     f'count(infertune_boot_state{{{_I},state="pending-reboot"}} == 1)',
                 ),
@@ -73,50 +84,27 @@ FLEET = Dashboard(
             ),
         ),
         Row(
-            "Who has what",
+            "Machines",
             (
                 Panel(
-                    title="Profiles",
-                    description="Machines by applied profile. One that is missing among its like "
-                    "was not rolled out, or went back.",
+                    title="Machines",
+                    description="Each machine with its profile, kernel and product. One whose "
+                    "profile differs among its like was not rolled out, or went "
+                    "back.",
                     unit="none",
-                    width=6,
                     kind="table",
-                    nothing="no machine has a profile",
-                    columns={"profile": "Profile", "backend": "Backend", "Value": "Machines"},
-                    targets=(
-                        Target(f"count by (profile, backend) (infertune_profile_info{{{_I}}})"),
-                    ),
-                ),
-                Panel(
-                    title="Machine by profile",
-                    description="Which machine has which.",
-                    unit="none",
-                    width=6,
-                    kind="table",
-                    nothing="no machine has a profile",
-                    columns={"instance": "Machine", "profile": "Profile", "backend": "Backend"},
-                    targets=(Target(f"infertune_profile_info{{{_I}}}"),),
-                ),
-                Panel(
-                    title="Versions",
-                    description="Of infertune. Two for long: a roll-out stopped in the middle.",
-                    unit="none",
-                    width=6,
-                    kind="table",
-                    columns={"version": "Version", "Value": "Machines"},
-                    targets=(Target(f"count by (version) (infertune_exporter_info{{{_I}}})"),),
-                ),
-                Panel(
-                    title="Kernels",
-                    description="Which are known bad says infertune doctor.",
-                    unit="none",
-                    width=6,
-                    kind="table",
-                    columns={"product": "Product", "kernel": "Kernel", "Value": "Machines"},
-                    targets=(
-                        Target(f"count by (product, kernel) (infertune_machine_info{{{_I}}})"),
-                    ),
+                    width=24,
+                    height=6,
+                    nothing="no machine answers",
+                    columns={
+                        "instance": "Machine",
+                        "profile": "Profile",
+                        "backend": "Backend",
+                        "version": "infertune",
+                        "kernel": "Kernel",
+                        "product": "Product",
+                    },
+                    targets=(Target(_MACHINES),),
                 ),
             ),
         ),
@@ -148,6 +136,44 @@ FLEET = Dashboard(
                         ),
                     ),
                 ),
+            ),
+        ),
+        Row(
+            "Details",
+            (
+                Panel(
+                    title="Profiles",
+                    description="Machines by applied profile. One that is missing among its like "
+                    "was not rolled out, or went back.",
+                    unit="none",
+                    width=8,
+                    kind="table",
+                    nothing="no machine has a profile",
+                    columns={"profile": "Profile", "backend": "Backend", "Value": "Machines"},
+                    targets=(
+                        Target(f"count by (profile, backend) (infertune_profile_info{{{_I}}})"),
+                    ),
+                ),
+                Panel(
+                    title="Versions",
+                    description="Of infertune. Two for long: a roll-out stopped in the middle.",
+                    unit="none",
+                    width=8,
+                    kind="table",
+                    columns={"version": "Version", "Value": "Machines"},
+                    targets=(Target(f"count by (version) (infertune_exporter_info{{{_I}}})"),),
+                ),
+                Panel(
+                    title="Kernels",
+                    description="Which are known bad says infertune doctor.",
+                    unit="none",
+                    width=8,
+                    kind="table",
+                    columns={"product": "Product", "kernel": "Kernel", "Value": "Machines"},
+                    targets=(
+                        Target(f"count by (product, kernel) (infertune_machine_info{{{_I}}})"),
+                    ),
+                ),
                 Panel(
                     title="Major faults, the ten highest",
                     description="Per second and server.",
@@ -161,7 +187,7 @@ FLEET = Dashboard(
                     ),
                 ),
                 Panel(
-                    title="Hottest",
+                    title="Hottest GPUs",
                     description="Highest temperature of each machine's GPU.",
                     unit="celsius",
                     nothing="no amdgpu",
@@ -186,6 +212,7 @@ FLEET = Dashboard(
                     ),
                 ),
             ),
+            closed=True,
         ),
     ),
 )

@@ -11,10 +11,12 @@ from dashboards.base import (
     Row,
     Target,
     per_second,
+    summary,
 )
 
 _I = 'instance=~"$instance"'
 _NO_GPU = "no amdgpu"
+_NO_METRICS = "no server answers with --metrics"
 _NO_TABLE = "not applicable: this GPU has no table of its power firmware"
 
 
@@ -31,6 +33,8 @@ def _judged(what: str) -> str:
     return f"infertune_gpu_pool_{what}{{{_I}}}"
 
 
+_THROTTLED = per_second(f"infertune_gpu_metrics_throttle_cycles_total{{{_I}}}")
+_GENERATED = f"infertune_model_tokens_predicted_total{{{_I}}}"
 _TOTAL = f"sum by (instance) ({_memory('total')})"
 # Not held at 0: a value below it says that what is shown cannot all be so.
 _CPU_SIDE = (
@@ -53,17 +57,80 @@ MACHINE = Dashboard(
     variables=(ONE_INSTANCE,),
     rows=(
         Row(
+            "At a glance",
+            (
+                summary(
+                    title="Profile",
+                    description="The profile in force. None: everything is as the system has it.",
+                    targets=(Target(f"infertune_profile_info{{{_I}}}", "{{profile}}"),),
+                    named=True,
+                    nothing="none",
+                ),
+                summary(
+                    title="Tokens per second",
+                    description="Generated now by all servers of this machine.",
+                    targets=(
+                        Target(f"sum by (instance) ({per_second(_GENERATED)})", "all servers"),
+                    ),
+                    nothing=_NO_METRICS,
+                ),
+                summary(
+                    title="GPU memory in use",
+                    description="Share of the memory the GPU allocates from (GTT, or a larger "
+                    "carve-out) that is in use, whoever holds it. Above 95 % the next allocation "
+                    "fails or evicts: 'infertune machine' names who holds it and what limits it.",
+                    unit="percentunit",
+                    nothing=_NO_GPU,
+                    limits=((None, GREEN), (0.85, YELLOW), (0.95, RED)),
+                    targets=(Target(f"{_judged('held_bytes')} / {_judged('bytes')}", "{{pool}}"),),
+                ),
+                summary(
+                    title="GPU memory limit",
+                    description="How much the GPU may hold: the smallest of GTT, the TTM limit and "
+                    "RAM, or the carve-out. Less at the next boot: a size that was only written "
+                    "does not last; 'infertune boot stage' makes it.",
+                    unit="bytes",
+                    nothing=_NO_GPU,
+                    targets=(
+                        Target(_judged("bytes"), "now, {{pool}}"),
+                        Target(
+                            f"infertune_gpu_pool_next_boot_bytes{{{_I}}}", "next boot, {{pool}}"
+                        ),
+                    ),
+                ),
+                summary(
+                    title="Throttled",
+                    description="Whether any limiter was engaged just now: heat, a power limit, "
+                    "or the board. Details has which.",
+                    targets=(Target(f"max by (instance) ({_THROTTLED}) > bool 0", "now"),),
+                    words={"0": ("no", GREEN), "1": ("yes", YELLOW)},
+                    nothing=_NO_TABLE,
+                ),
+                summary(
+                    title="Power",
+                    description="Of the whole processor: CPU and GPU share it.",
+                    targets=(
+                        Target(
+                            f'infertune_gpu_metrics_power_watts{{{_I},domain="apu"}}', "package"
+                        ),
+                    ),
+                    unit="watt",
+                    nothing=_NO_TABLE,
+                ),
+            ),
+        ),
+        Row(
             "Memory",
             (
                 Panel(
-                    title="The one memory",
+                    title="Memory",
                     description="Carve-out, GTT in use, what the CPU side uses, and what is "
                     "available, stacked: MemTotal and the carve-out. If available nears zero, "
                     "choose a smaller context or stop a server (infertune fit). CPU side is the "
                     "rest; below zero, the kernel's figures contradict each other.",
                     unit="bytes",
-                    width=12,
-                    height=10,
+                    width=8,
+                    height=9,
                     stack=True,
                     targets=(
                         Target(_pool("bytes", "vram"), "carve-out"),
@@ -73,66 +140,10 @@ MACHINE = Dashboard(
                     ),
                 ),
                 Panel(
-                    title="GPU memory in use",
-                    description="Share of the memory the GPU allocates from (GTT, or a larger "
-                    "carve-out) that is in use, whoever holds it. Above 95 % the next allocation "
-                    "fails or evicts: 'infertune machine' names who holds it and what limits it.",
-                    unit="percentunit",
-                    width=6,
-                    height=5,
-                    kind="stat",
-                    nothing=_NO_GPU,
-                    limits=((None, GREEN), (0.85, YELLOW), (0.95, RED)),
-                    targets=(Target(f"{_judged('held_bytes')} / {_judged('bytes')}", "{{pool}}"),),
-                ),
-                Panel(
-                    title="GPU memory, now and at the next boot",
-                    description="How much the GPU may hold: the smallest of GTT, the TTM limit and "
-                    "RAM, or the carve-out. Less at the next boot: a size that was only written "
-                    "does not last; 'infertune boot stage' makes it.",
-                    unit="bytes",
-                    width=6,
-                    height=5,
-                    kind="stat",
-                    nothing=_NO_GPU,
-                    targets=(
-                        Target(_judged("bytes"), "now, {{pool}}"),
-                        Target(
-                            f"infertune_gpu_pool_next_boot_bytes{{{_I}}}", "next boot, {{pool}}"
-                        ),
-                    ),
-                ),
-                Panel(
-                    title="Contiguous memory area",
-                    description="CmaFree counts as available, but the GPU's pages cannot be in "
-                    "it. Much of it and little else available: an allocation fails though memory "
-                    "looks free.",
-                    unit="bytes",
-                    width=6,
-                    height=5,
-                    kind="stat",
-                    targets=(Target(_memory("cma_free"), "free"),),
-                ),
-                Panel(
-                    title="Swap in use",
-                    description="Anything here while a server answers is a model on disk: see the "
-                    "major faults of the server, and raise memory_min.",
-                    unit="bytes",
-                    width=6,
-                    height=5,
-                    kind="stat",
-                    limits=((None, GREEN), (1, YELLOW)),
-                    targets=(
-                        Target(
-                            f"{_memory('swap_total')} - on (instance) {_memory('swap_free')}",
-                            "{{instance}}",
-                        ),
-                    ),
-                ),
-                Panel(
-                    title="Servers: memory",
+                    title="Servers' memory",
                     description="Charged to each server's unit, and what of it is protected. GTT "
                     "is charged to no unit and is not in it.",
+                    height=9,
                     unit="bytes",
                     nothing="no server runs as a unit",
                     targets=(
@@ -147,10 +158,11 @@ MACHINE = Dashboard(
                     ),
                 ),
                 Panel(
-                    title="Waiting for memory, I/O, CPU",
+                    title="Pressure (PSI)",
                     description="Share of time in which some tasks, or all of them (full), stood "
-                    "still for want of it (PSI). Full memory pressure above a few per cent is "
+                    "still for lack of it (PSI). Full memory pressure above a few per cent is "
                     "felt in every token.",
+                    height=9,
                     unit="percentunit",
                     nothing="this kernel has no PSI (psi=1)",
                     targets=(
@@ -170,51 +182,11 @@ MACHINE = Dashboard(
                         ),
                     ),
                 ),
-                Panel(
-                    title="Memory in huge pages",
-                    description="Of the whole machine: anonymous, of files, shared.",
-                    unit="bytes",
-                    targets=(Target(f"infertune_thp_memory_bytes{{{_I}}}", "{{kind}}"),),
-                ),
-                Panel(
-                    title="Huge pages per second",
-                    description="fault_fallback and collapse_alloc_failed: there was none, and "
-                    "small ones were taken. split_page: one was taken apart.",
-                    unit="none",
-                    targets=(
-                        Target(per_second(f"infertune_thp_events_total{{{_I}}}"), "{{event}}"),
-                    ),
-                ),
-                Panel(
-                    title="Reclaim and compaction by the threads themselves",
-                    description="Seconds per second that threads spent freeing or moving memory "
-                    "before they got any. Long loads come with it: more free memory "
-                    "(vm.min_free_kbytes, watermark_scale_factor), fewer huge pages at once.",
-                    unit="percentunit",
-                    nothing="not attached: see Tuning, probes",
-                    targets=(
-                        Target(
-                            _stalls("infertune_direct_reclaim_seconds", "reclaim"),
-                            "reclaim",
-                        ),
-                        Target(
-                            _stalls("infertune_compaction_stall_seconds", "compaction"),
-                            "compaction",
-                        ),
-                    ),
-                ),
             ),
         ),
         Row(
             "GPU",
             (
-                Panel(
-                    title="Busy",
-                    description="As the power firmware counts it; sees ROCm and Vulkan alike.",
-                    unit="percentunit",
-                    nothing=_NO_GPU,
-                    targets=(Target(f"infertune_gpu_busy_ratio{{{_I}}}", "{{gpu}}"),),
-                ),
                 Panel(
                     title="Clocks",
                     description="Clock now, beside the highest power level. A sleeping GPU shows "
@@ -230,7 +202,7 @@ MACHINE = Dashboard(
                     ),
                 ),
                 Panel(
-                    title="Power",
+                    title="Power by domain",
                     description="Power by domain and the sustained limit. CPU and GPU share what "
                     "the socket has: busy CPU threads take it from the GPU.",
                     unit="watt",
@@ -243,6 +215,31 @@ MACHINE = Dashboard(
                             "limit {{limit}}",
                         ),
                     ),
+                ),
+                Panel(
+                    title="Memory traffic",
+                    description="By client and direction. Generating tokens is bound by it: near "
+                    "what infertune expect measured means nothing is left to tune.",
+                    unit="Bps",
+                    nothing=_NO_TABLE,
+                    targets=(
+                        Target(
+                            f"infertune_gpu_metrics_traffic_bytes_per_second{{{_I}}}",
+                            "{{client}} {{direction}}",
+                        ),
+                    ),
+                ),
+            ),
+        ),
+        Row(
+            "Details",
+            (
+                Panel(
+                    title="GPU busy",
+                    description="As the power firmware counts it; sees ROCm and Vulkan alike.",
+                    unit="percentunit",
+                    nothing=_NO_GPU,
+                    targets=(Target(f"infertune_gpu_busy_ratio{{{_I}}}", "{{gpu}}"),),
                 ),
                 Panel(
                     title="Temperature",
@@ -263,7 +260,7 @@ MACHINE = Dashboard(
                     ),
                 ),
                 Panel(
-                    title="Held back by",
+                    title="Throttle reasons",
                     description="Which limiter was engaged, in cycles of the firmware's timer: "
                     "compare them with each other. thm_*: heat. spl, fppt, sppt: power limits. "
                     "prochot: the board.",
@@ -277,28 +274,43 @@ MACHINE = Dashboard(
                     ),
                 ),
                 Panel(
-                    title="Memory traffic",
-                    description="By client and direction. Generating tokens is bound by it: near "
-                    "what infertune expect measured means nothing is left to tune.",
-                    unit="Bps",
-                    nothing=_NO_TABLE,
+                    title="Huge pages in use",
+                    description="Of the whole machine: anonymous, of files, shared.",
+                    unit="bytes",
+                    targets=(Target(f"infertune_thp_memory_bytes{{{_I}}}", "{{kind}}"),),
+                ),
+                Panel(
+                    title="Huge pages per second",
+                    description="fault_fallback and collapse_alloc_failed: there was none, and "
+                    "small ones were taken. split_page: one was taken apart.",
+                    unit="none",
+                    targets=(
+                        Target(per_second(f"infertune_thp_events_total{{{_I}}}"), "{{event}}"),
+                    ),
+                ),
+                Panel(
+                    title="Direct reclaim and compaction",
+                    description="Seconds per second that threads spent freeing or moving memory "
+                    "before they got any. Long loads come with it: more free memory "
+                    "(vm.min_free_kbytes, watermark_scale_factor), fewer huge pages at once.",
+                    unit="percentunit",
+                    nothing="not attached: see Tuning, probes",
                     targets=(
                         Target(
-                            f"infertune_gpu_metrics_traffic_bytes_per_second{{{_I}}}",
-                            "{{client}} {{direction}}",
+                            _stalls("infertune_direct_reclaim_seconds", "reclaim"),
+                            "reclaim",
+                        ),
+                        Target(
+                            _stalls("infertune_compaction_stall_seconds", "compaction"),
+                            "compaction",
                         ),
                     ),
                 ),
-            ),
-        ),
-        Row(
-            "CPU and NPU",
-            (
                 Panel(
                     title="CPU clocks",
                     description="Lowest, mean and highest clock over all policies.",
                     unit="hertz",
-                    width=12,
+                    width=8,
                     nothing="not applicable: no cpufreq driver (a virtual machine?)",
                     targets=tuple(
                         Target(
@@ -309,26 +321,56 @@ MACHINE = Dashboard(
                     ),
                 ),
                 Panel(
+                    title="Free CMA",
+                    description="CmaFree counts as available, but the GPU's pages cannot be in "
+                    "it. Much of it and little else available: an allocation fails though memory "
+                    "looks free.",
+                    unit="bytes",
+                    width=4,
+                    height=8,
+                    kind="stat",
+                    targets=(Target(_memory("cma_free"), "free"),),
+                ),
+                Panel(
+                    title="Swap in use",
+                    description="Anything here while a server answers is a model on disk: see the "
+                    "major faults of the server, and raise memory_min.",
+                    unit="bytes",
+                    width=4,
+                    height=8,
+                    kind="stat",
+                    limits=((None, GREEN), (1, YELLOW)),
+                    targets=(
+                        Target(
+                            f"{_memory('swap_total')} - on (instance) {_memory('swap_free')}",
+                            "{{instance}}",
+                        ),
+                    ),
+                ),
+                Panel(
                     title="NPU",
                     description="Whether it is awake. It shares the memory, and amd_iommu=off "
                     "takes it away.",
+                    height=8,
                     unit="none",
-                    width=6,
+                    width=4,
                     kind="stat",
                     nothing="no NPU driver",
                     words={"0": ("asleep", GREEN), "1": ("awake", YELLOW)},
                     targets=(Target(f"infertune_npu_active{{{_I}}}", "{{npu}}"),),
                 ),
                 Panel(
-                    title="What it is",
+                    title="Hardware",
                     description="Kernel and processor; infertune doctor knows which are bad.",
+                    height=8,
                     unit="none",
-                    width=6,
+                    width=4,
                     kind="table",
                     columns={"kernel": "Kernel", "processor": "Processor"},
                     targets=(Target(f"infertune_machine_info{{{_I}}}"),),
                 ),
             ),
+            closed=True,
         ),
     ),
 )

@@ -13,10 +13,11 @@ from dashboards.base import (
     Target,
     per_second,
     quantile,
+    summary,
 )
 
 _S = 'instance=~"$instance",server=~"$server",server!=""'
-_NO_METRICS = "no server of 'infertune serve' answers with --metrics; 'run' is not watched"
+_NO_METRICS = "no server that infertune knows answers with --metrics"
 _NO_PROBE = "not attached: see Tuning, probes"
 _ROCM = "not applicable (ROCm, or no DRM driver): its queues do not pass this scheduler"
 _NO_KFD = "not applicable (Vulkan, or no KFD): nothing opened the compute driver"
@@ -26,16 +27,87 @@ def _model(name: str) -> str:
     return f"infertune_model_{name}{{{_S}}}"
 
 
+_TOKENS = (
+    f"{per_second(_model('tokens_predicted_total'))} "
+    f"/ ({per_second(_model('tokens_predicted_seconds_total'))} > 0)"
+)
+
 MODEL = Dashboard(
     uid="infertune-model",
     title="infertune / Model",
     description="Tokens per second and latency beside faults, waiting for a CPU, and GPU queues; "
-    "a line marks each profile that was applied. Shows servers started with 'infertune serve' or "
-    "declared in servers.d, of any engine; a server of 'infertune run' is not watched.",
+    "a line marks each profile that was applied. Shows servers of any engine that infertune "
+    "knows: served, declared, adopted, or root's 'infertune run' (run:PROFILE).",
     variables=(ONE_INSTANCE, SERVER),
     rows=(
         Row(
-            "What it achieves (servers of 'infertune serve'; 'infertune run' is not watched)",
+            "At a glance",
+            (
+                summary(
+                    title="Server",
+                    description="How each server answers: no-metrics: start it with --metrics; "
+                    "unreachable: infertune logs NAME.",
+                    targets=(
+                        Target(f"infertune_server_state{{{_S}}} == 1", "{{server}}: {{state}}"),
+                    ),
+                    named=True,
+                    nothing="no server is known",
+                ),
+                summary(
+                    title="Model",
+                    description="What is loaded. Watching it loads nothing and wakes nothing.",
+                    targets=(
+                        Target(f'infertune_model_state{{{_S},state="loaded"}} == 1', "{{model}}"),
+                    ),
+                    named=True,
+                    nothing="none is loaded",
+                ),
+                summary(
+                    title="Tokens per second",
+                    description="While it generates, as the engine counts.",
+                    targets=(Target(_TOKENS, "{{server}} {{model}}"),),
+                    nothing="idle, or no --metrics",
+                ),
+                summary(
+                    title="Requests waiting",
+                    description="For a slot. Waiting ones all the time: more parallel slots, if "
+                    "the context fits.",
+                    targets=(
+                        Target(f"sum by (server) ({_model('requests_deferred')})", "{{server}}"),
+                    ),
+                    limits=((None, GREEN), (1, YELLOW)),
+                    nothing=_NO_METRICS,
+                ),
+                summary(
+                    title="GPU memory",
+                    description="Resident for the server, in every region the GPU reaches.",
+                    targets=(
+                        Target(
+                            f"sum by (server) (infertune_drm_memory_resident_bytes{{{_S}}})",
+                            "{{server}}",
+                        ),
+                    ),
+                    unit="bytes",
+                    nothing="no DRM client",
+                ),
+                summary(
+                    title="Major faults per second",
+                    description="Each waits for a disk or for swap. After loading it should be 0.",
+                    targets=(
+                        Target(
+                            "sum by (server) ("
+                            + per_second(f'infertune_page_faults_total{{{_S},kind="major"}}')
+                            + ")",
+                            "{{server}}",
+                        ),
+                    ),
+                    limits=((None, GREEN), (1, RED)),
+                    nothing=_NO_PROBE,
+                ),
+            ),
+        ),
+        Row(
+            "Speed",
             (
                 Panel(
                     title="Generated tokens per second",
@@ -65,6 +137,72 @@ MODEL = Dashboard(
                         ),
                     ),
                 ),
+                Panel(
+                    title="Requests",
+                    description="In work, and waiting for a slot. Waiting ones all the time: more "
+                    "parallel slots, if the context fits (infertune fit --parallel).",
+                    unit="none",
+                    nothing=_NO_METRICS,
+                    targets=(
+                        Target(_model("requests_processing"), "{{server}} {{model}} in work"),
+                        Target(_model("requests_deferred"), "{{server}} {{model}} waiting"),
+                    ),
+                ),
+            ),
+        ),
+        Row(
+            "Latency and memory",
+            (
+                Panel(
+                    title="Run-queue latency",
+                    description="How long a runnable thread waited before it ran. The 99th "
+                    "percentile above a millisecond: others share its CPUs; use cpus and "
+                    "cpus_partition.",
+                    unit="s",
+                    nothing=_NO_PROBE,
+                    targets=tuple(
+                        Target(
+                            quantile(
+                                q, "infertune_run_queue_latency_seconds", _S, "instance, server"
+                            ),
+                            f"{{{{server}}}} {name}",
+                        )
+                        for q, name in ((0.5, "median"), (0.99, "99 %"))
+                    ),
+                ),
+                Panel(
+                    title="Thread time",
+                    description="Running, waiting for a CPU, or blocked (a disk, a lock, the "
+                    "GPU). With a GPU blocked is good: it waits for results.",
+                    unit="percentunit",
+                    stack=True,
+                    nothing=_NO_PROBE,
+                    targets=(
+                        Target(
+                            f"{per_second(f'infertune_thread_seconds_total{{{_S}}}')} "
+                            "/ on (instance, server) group_left () sum by (instance, server) "
+                            f"({per_second(f'infertune_thread_seconds_total{{{_S}}}')})",
+                            "{{server}} {{state}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Memory of the unit",
+                    description="Parts of what is charged; GTT is not in it.",
+                    unit="bytes",
+                    nothing="no server runs as a unit",
+                    targets=(
+                        Target(
+                            f'infertune_unit_memory_part_bytes{{{_S},part=~"anon|file|shmem"}}',
+                            "{{server}} {{part}}",
+                        ),
+                    ),
+                ),
+            ),
+        ),
+        Row(
+            "Details: speed and state",
+            (
                 Panel(
                     title="Time per generated token",
                     description="The mean. One memory read of the active weights is its floor: "
@@ -99,18 +237,7 @@ MODEL = Dashboard(
                     ),
                 ),
                 Panel(
-                    title="Requests",
-                    description="In work, and waiting for a slot. Waiting ones all the time: more "
-                    "parallel slots, if the context fits (infertune fit --parallel).",
-                    unit="none",
-                    nothing=_NO_METRICS,
-                    targets=(
-                        Target(_model("requests_processing"), "{{server}} {{model}} in work"),
-                        Target(_model("requests_deferred"), "{{server}} {{model}} waiting"),
-                    ),
-                ),
-                Panel(
-                    title="Slots busy per call",
+                    title="Batch occupancy",
                     description="Slots that shared one pass over the weights: above 1, tokens of "
                     "several requests cost one read.",
                     unit="none",
@@ -118,13 +245,14 @@ MODEL = Dashboard(
                     targets=(Target(_model("busy_slots_per_decode"), "{{server}} {{model}}"),),
                 ),
                 Panel(
-                    title="State",
+                    title="Server state",
                     description="How each declared server answers. unreachable: infertune logs "
                     "NAME. no-metrics: start it with --metrics. unknown-engine: say engine = in "
                     "its declaration.",
+                    width=8,
                     unit="none",
                     kind="state-timeline",
-                    nothing="no server is declared; one of 'infertune run' is not watched",
+                    nothing="no server is known",
                     words={"0": (" ", GREEN), "1": ("yes", YELLOW)},
                     targets=(
                         Target(
@@ -134,9 +262,10 @@ MODEL = Dashboard(
                     ),
                 ),
                 Panel(
-                    title="Models",
+                    title="Model state",
                     description="What each model of a server is. Watching it loads none and wakes "
                     "none; one that sleeps or is not loaded has no other values.",
+                    width=8,
                     unit="none",
                     kind="state-timeline",
                     nothing="no server answers",
@@ -157,12 +286,13 @@ MODEL = Dashboard(
                     targets=(Target(_model("kv_cache_usage_ratio"), "{{server}} {{model}}"),),
                 ),
             ),
+            closed=True,
         ),
         Row(
-            "What the kernel did to it",
+            "Details: kernel and memory",
             (
                 Panel(
-                    title="Major faults per second",
+                    title="Major faults",
                     description="Each waited for a disk or for swap. After loading it should be "
                     "0: raise memory_min, use mlock, or a smaller model.",
                     unit="none",
@@ -175,7 +305,7 @@ MODEL = Dashboard(
                     ),
                 ),
                 Panel(
-                    title="Minor faults per second",
+                    title="Minor faults",
                     description="Pages that were in memory but not mapped yet. Many while it "
                     "answers: huge pages are not used (infertune doctor).",
                     unit="none",
@@ -184,39 +314,6 @@ MODEL = Dashboard(
                         Target(
                             per_second(f'infertune_page_faults_total{{{_S},kind="minor"}}'),
                             "{{server}}",
-                        ),
-                    ),
-                ),
-                Panel(
-                    title="Waiting for a CPU",
-                    description="How long a runnable thread waited before it ran. The 99th "
-                    "percentile above a millisecond: others share its CPUs; use cpus and "
-                    "cpus_partition.",
-                    unit="s",
-                    nothing=_NO_PROBE,
-                    targets=tuple(
-                        Target(
-                            quantile(
-                                q, "infertune_run_queue_latency_seconds", _S, "instance, server"
-                            ),
-                            f"{{{{server}}}} {name}",
-                        )
-                        for q, name in ((0.5, "median"), (0.99, "99 %"))
-                    ),
-                ),
-                Panel(
-                    title="Where its threads' time goes",
-                    description="Running, waiting for a CPU, or blocked (a disk, a lock, the "
-                    "GPU). With a GPU blocked is good: it waits for results.",
-                    unit="percentunit",
-                    stack=True,
-                    nothing=_NO_PROBE,
-                    targets=(
-                        Target(
-                            f"{per_second(f'infertune_thread_seconds_total{{{_S}}}')} "
-                            "/ on (instance, server) group_left () sum by (instance, server) "
-                            f"({per_second(f'infertune_thread_seconds_total{{{_S}}}')})",
-                            "{{server}} {{state}}",
                         ),
                     ),
                 ),
@@ -234,7 +331,7 @@ MODEL = Dashboard(
                     ),
                 ),
                 Panel(
-                    title="Moves to another CPU per second",
+                    title="CPU migrations per second",
                     description="Each leaves warm caches behind. Many: pin it with cpus.",
                     unit="none",
                     nothing=_NO_PROBE,
@@ -245,25 +342,8 @@ MODEL = Dashboard(
                         ),
                     ),
                 ),
-            ),
-        ),
-        Row(
-            "Its memory",
-            (
                 Panel(
-                    title="Memory of its unit",
-                    description="Parts of what is charged; GTT is not in it.",
-                    unit="bytes",
-                    nothing="no server runs as a unit",
-                    targets=(
-                        Target(
-                            f'infertune_unit_memory_part_bytes{{{_S},part=~"anon|file|shmem"}}',
-                            "{{server}} {{part}}",
-                        ),
-                    ),
-                ),
-                Panel(
-                    title="Its limits and protection",
+                    title="Memory limits reached",
                     description="How often a second reclaim took protected memory (low), or a "
                     "limit was reached (high, max), and OOM kills.",
                     unit="none",
@@ -276,7 +356,7 @@ MODEL = Dashboard(
                     ),
                 ),
                 Panel(
-                    title="Huge and locked",
+                    title="Huge and locked memory",
                     description="Mapped memory by kind; parts overlap. Locked should cover the "
                     "model where mlock is asked for.",
                     unit="bytes",
@@ -290,7 +370,7 @@ MODEL = Dashboard(
                 ),
                 Panel(
                     title="Waiting for memory",
-                    description="Share of time in which all its tasks stood still for want of "
+                    description="Share of time in which all its tasks stood still for lack of "
                     "memory or of a disk (PSI of its unit).",
                     unit="percentunit",
                     nothing="no server runs as a unit, or no PSI",
@@ -305,9 +385,10 @@ MODEL = Dashboard(
                     ),
                 ),
             ),
+            closed=True,
         ),
         Row(
-            "What the GPU did for it",
+            "Details: GPU",
             (
                 Panel(
                     title="Vulkan: jobs per second",
@@ -325,7 +406,7 @@ MODEL = Dashboard(
                     ),
                 ),
                 Panel(
-                    title="Vulkan: a job's way",
+                    title="Vulkan: job latency (p99)",
                     description="99th percentile of the wait in the queue, and of the time on the "
                     "ring (with the jobs before it).",
                     unit="s",
@@ -359,7 +440,7 @@ MODEL = Dashboard(
                 ),
                 Panel(
                     title="ROCm: time its queues were evicted",
-                    description="The model stood still for it, mostly for want of memory. "
+                    description="The model stood still for it, mostly for lack of memory. "
                     "Anything but 0: less context, or fewer servers.",
                     unit="percentunit",
                     nothing=_NO_KFD,
@@ -378,7 +459,7 @@ MODEL = Dashboard(
                     targets=(Target(f"infertune_kfd_memory_bytes{{{_S}}}", "{{server}}"),),
                 ),
                 Panel(
-                    title="GPU memory that is resident",
+                    title="Resident GPU memory",
                     description="By region, of Vulkan and ROCm alike; evicted is what was pushed "
                     "out of the carve-out.",
                     unit="bytes",
@@ -395,7 +476,7 @@ MODEL = Dashboard(
                     ),
                 ),
                 Panel(
-                    title="How the GPU is driven",
+                    title="Compute path",
                     description="Whether the scheduler's probe is attached, and how many queues "
                     "of the compute driver (ROCm) the server has. Without either it computes on "
                     "the CPU.",
@@ -404,7 +485,6 @@ MODEL = Dashboard(
                     width=24,
                     height=4,
                     nothing="neither",
-                    limits=((None, GREEN), (10_000, RED)),
                     targets=(
                         Target(
                             f"infertune_kfd_queues{{{_S}}}",
@@ -418,6 +498,7 @@ MODEL = Dashboard(
                     ),
                 ),
             ),
+            closed=True,
         ),
     ),
 )

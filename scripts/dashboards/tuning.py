@@ -13,9 +13,20 @@ from dashboards.base import (
     Row,
     Target,
     per_second,
+    summary,
 )
 
 _I = 'instance=~"$instance"'
+
+# One row for each value that a wanted knob holds; a knob of many files can have several owners, and
+# the one of most files is shown.
+_KNOBS = (
+    f'(label_replace(infertune_knob_files{{{_I}}}, "now", "$1", "value", "(.*)") '
+    "* on (instance, knob) group_left (wanted) "
+    f'label_replace(infertune_knob_wanted_info{{{_I}}}, "wanted", "$1", "value", "(.*)")) '
+    "* on (instance, knob) group_left (owner) "
+    f"(topk by (instance, knob) (1, infertune_knob_owner{{{_I}}}) > bool 0)"
+)
 
 TUNING = Dashboard(
     uid="infertune-tuning",
@@ -25,27 +36,25 @@ TUNING = Dashboard(
     variables=(INSTANCE,),
     rows=(
         Row(
-            "Profile",
+            "At a glance",
             (
-                Panel(
-                    title="Applied profile",
-                    description="And the backend it was resolved for. None: everything is as the "
-                    "system has it.",
-                    unit="none",
-                    width=6,
-                    height=6,
-                    kind="table",
-                    nothing="no profile is applied",
-                    columns={"instance": "Machine", "profile": "Profile", "backend": "Backend"},
-                    targets=(Target(f"infertune_profile_info{{{_I}}}"),),
+                summary(
+                    title="Profile",
+                    description="The profile in force, and the backend it was resolved for. "
+                    "None: everything is as the system has it.",
+                    targets=(
+                        Target(
+                            f"infertune_profile_info{{{_I}}}",
+                            "{{instance}}: {{profile}}, {{backend}}",
+                        ),
+                    ),
+                    named=True,
+                    nothing="none",
                 ),
-                Panel(
+                summary(
                     title="Applied since",
                     description="Age of the applied profile.",
                     unit="s",
-                    width=6,
-                    height=6,
-                    kind="stat",
                     nothing="no profile is applied",
                     targets=(
                         Target(
@@ -54,26 +63,18 @@ TUNING = Dashboard(
                         ),
                     ),
                 ),
-                Panel(
-                    title="Waits for a confirmation",
-                    description="It goes back by itself unless somebody runs infertune confirm.",
-                    unit="none",
-                    width=6,
-                    height=6,
-                    kind="stat",
+                summary(
+                    title="Unconfirmed",
+                    description="1: it goes back by itself unless confirmed (infertune confirm).",
                     nothing="no profile is applied",
                     words={"0": ("no", GREEN), "1": ("waits", YELLOW)},
                     targets=(Target(f"infertune_profile_unconfirmed{{{_I}}}", "{{instance}}"),),
                 ),
-                Panel(
+                summary(
                     title="Files that drifted",
                     description="Changed by another program since infertune set them; infertune "
                     "status names it. infertune apply takes them back, infertune revert leaves "
                     "them.",
-                    unit="none",
-                    width=6,
-                    height=6,
-                    kind="stat",
                     nothing="no profile is applied",
                     limits=((None, GREEN), (1, RED)),
                     targets=(
@@ -82,41 +83,119 @@ TUNING = Dashboard(
                         ),
                     ),
                 ),
+                summary(
+                    title="Journal",
+                    description="As infertune status has it. degraded: a journal was damaged, "
+                    "look before anything else. interrupted: infertune recover.",
+                    targets=(
+                        Target(f"infertune_journal_state{{{_I}}} == 1", "{{instance}}: {{state}}"),
+                    ),
+                    named=True,
+                ),
+                summary(
+                    title="Boot settings",
+                    description="pending-reboot: they are tried at the next boot. failed: no "
+                    "boot was confirmed, they were put back.",
+                    targets=(
+                        Target(f"infertune_boot_state{{{_I}}} == 1", "{{instance}}: {{state}}"),
+                    ),
+                    named=True,
+                ),
             ),
         ),
         Row(
             "Knobs",
             (
                 Panel(
-                    title="Desired",
-                    description="What the applied profile asks for.",
+                    title="Knobs of the profile",
+                    description="What the applied profile asks for, what each knob holds now, in"
+                    " how many files, and who set it last. All others: infertune "
+                    "knobs.",
                     unit="none",
                     kind="table",
-                    height=12,
+                    width=24,
+                    height=8,
                     nothing="no profile is applied",
-                    columns={"instance": "Machine", "knob": "Knob", "value": "Desired"},
-                    targets=(Target(f"infertune_knob_wanted_info{{{_I}}}"),),
-                ),
-                Panel(
-                    title="Live",
-                    description="What each knob holds now, and in how many files.",
-                    unit="none",
-                    kind="table",
-                    height=12,
                     columns={
                         "instance": "Machine",
                         "knob": "Knob",
-                        "value": "Holds",
+                        "wanted": "Wanted",
+                        "now": "Now",
                         "Value": "Files",
+                        "owner": "Owner",
                     },
-                    targets=(Target(f"infertune_knob_files{{{_I}}}"),),
+                    targets=(Target(_KNOBS),),
                 ),
+            ),
+        ),
+        Row(
+            "infertune itself",
+            (
                 Panel(
-                    title="Owner",
-                    description="Who set it: the system, infertune, or another program after it.",
+                    title="Probes",
+                    description="Which are attached, which are not and why: infertune probes.",
                     unit="none",
                     kind="table",
-                    height=12,
+                    width=8,
+                    columns={"instance": "Machine", "probe": "Probe", "state": "State"},
+                    targets=(Target(f"infertune_probe_state{{{_I}}} == 1"),),
+                ),
+                Panel(
+                    title="Collectors",
+                    description="absent: the machine has none of it. timeout, failed: the page / "
+                    "of the exporter has the reason.",
+                    unit="none",
+                    kind="table",
+                    width=8,
+                    columns={"instance": "Machine", "collector": "Collector", "state": "State"},
+                    targets=(Target(f"infertune_collector_state{{{_I}}} == 1"),),
+                ),
+                Panel(
+                    title="CPU of the exporter",
+                    description="CPU of the exporter, without its BPF programs. Above 10 %: scrape "
+                    "less often, or collect[] less.",
+                    unit="percentunit",
+                    width=8,
+                    targets=(
+                        Target(
+                            per_second(f'process_cpu_seconds_total{{{_I},job="infertune"}}'),
+                            "{{instance}}",
+                        ),
+                    ),
+                ),
+            ),
+        ),
+        Row(
+            "Details",
+            (
+                Panel(
+                    title="Drift",
+                    description="Files that are not as infertune set them, by knob. Again and "
+                    "again: two tuners pull at one knob (infertune doctor).",
+                    unit="none",
+                    width=8,
+                    nothing="no profile is applied",
+                    targets=(Target(f"infertune_knob_drifted{{{_I}}}", "{{instance}} {{knob}}"),),
+                ),
+                Panel(
+                    title="Knobs that are numbers",
+                    description="Their values over time.",
+                    unit="none",
+                    width=8,
+                    targets=(
+                        Target(
+                            f'infertune_knob_value{{{_I},knob=~"vm[.].*"}}',
+                            "{{instance}} {{knob}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Files by owner",
+                    description="Who set it: the system, infertune, or another program after it.",
+                    width=8,
+                    unit="none",
+                    kind="table",
+                    height=8,
                     columns={
                         "instance": "Machine",
                         "knob": "Knob",
@@ -126,33 +205,7 @@ TUNING = Dashboard(
                     targets=(Target(f"infertune_knob_owner{{{_I}}} > 0"),),
                 ),
                 Panel(
-                    title="Drift",
-                    description="Files that are not as infertune set them, by knob. Again and "
-                    "again: two tuners pull at one knob (infertune doctor).",
-                    unit="none",
-                    width=12,
-                    nothing="no profile is applied",
-                    targets=(Target(f"infertune_knob_drifted{{{_I}}}", "{{instance}} {{knob}}"),),
-                ),
-                Panel(
-                    title="Knobs that are numbers",
-                    description="Their values over time.",
-                    unit="none",
-                    width=12,
-                    targets=(
-                        Target(
-                            f'infertune_knob_value{{{_I},knob=~"vm[.].*"}}',
-                            "{{instance}} {{knob}}",
-                        ),
-                    ),
-                ),
-            ),
-        ),
-        Row(
-            "Journals and boot settings",
-            (
-                Panel(
-                    title="State",
+                    title="Journal state",
                     description="As infertune status has it. degraded: a journal was damaged, look "
                     "before anything else. interrupted: infertune recover.",
                     unit="none",
@@ -163,7 +216,7 @@ TUNING = Dashboard(
                     ),
                 ),
                 Panel(
-                    title="Original values kept",
+                    title="Originals kept",
                     description="Files whose original is in the journal; revert puts them back.",
                     unit="none",
                     width=4,
@@ -180,16 +233,6 @@ TUNING = Dashboard(
                     targets=(Target(f"infertune_journal_damaged_files{{{_I}}}", "{{instance}}"),),
                 ),
                 Panel(
-                    title="Boot settings",
-                    description="How far staged boot settings are. pending-reboot: they are tried "
-                    "at the next start. failed: no start was confirmed, they were put back.",
-                    unit="none",
-                    width=4,
-                    kind="table",
-                    columns={"instance": "Machine", "state": "State"},
-                    targets=(Target(f"infertune_boot_state{{{_I}}} == 1"),),
-                ),
-                Panel(
                     title="Staged since",
                     description="Age of staged boot settings. A reboot that is put off for days "
                     "is a machine that is not what its profile says.",
@@ -204,48 +247,11 @@ TUNING = Dashboard(
                         ),
                     ),
                 ),
-            ),
-        ),
-        Row(
-            "Probes and exporter",
-            (
                 Panel(
-                    title="Probes",
-                    description="Which are attached, which are not and why: infertune probes.",
-                    unit="none",
-                    kind="table",
-                    width=6,
-                    columns={"instance": "Machine", "probe": "Probe", "state": "State"},
-                    targets=(Target(f"infertune_probe_state{{{_I}}} == 1"),),
-                ),
-                Panel(
-                    title="Collectors",
-                    description="absent: the machine has none of it. timeout, failed: the page / "
-                    "of the exporter has the reason.",
-                    unit="none",
-                    kind="table",
-                    width=6,
-                    columns={"instance": "Machine", "collector": "Collector", "state": "State"},
-                    targets=(Target(f"infertune_collector_state{{{_I}}} == 1"),),
-                ),
-                Panel(
-                    title="What the exporter costs",
-                    description="CPU of the exporter, without its BPF programs. Above 10 %: scrape "
-                    "less often, or collect[] less.",
-                    unit="percentunit",
-                    width=6,
-                    targets=(
-                        Target(
-                            per_second(f'process_cpu_seconds_total{{{_I},job="infertune"}}'),
-                            "{{instance}}",
-                        ),
-                    ),
-                ),
-                Panel(
-                    title="Time of a collection",
+                    title="Duration of a collection",
                     description="How long the last collection took.",
                     unit="s",
-                    width=6,
+                    width=4,
                     targets=(
                         Target(
                             f"infertune_exporter_collection_duration_seconds{{{_I}}}",
@@ -254,6 +260,7 @@ TUNING = Dashboard(
                     ),
                 ),
             ),
+            closed=True,
         ),
     ),
 )

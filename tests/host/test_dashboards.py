@@ -250,7 +250,14 @@ def here(
     port, own = free_port(), free_port()
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     program, env = embedded_program()
-    words = ["--model", default_model(os.path.join(cache, "infertune")), "--port", str(port)]
+    words = [
+        "--model",
+        default_model(os.path.join(cache, "infertune")),
+        "--alias",
+        "gemma-3-270m",
+        "--port",
+        str(port),
+    ]
     log = (tmp_path_factory.mktemp("here") / "log").open("wb")
     done, errors = threading.Event(), list[BaseException]()
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import io
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,8 @@ class Manager:
                 if not file.exists():
                     file.write_text(text)
         self.now = {unit: self._from_files(unit) for unit in units}
+        self.environment: dict[str, str] = {}
+        """What a unit itself sets; one variable is enough."""
         self.reloads = 0
         self.ran: list[str] = []
 
@@ -114,10 +117,18 @@ class Manager:
         if unit not in self.now:
             return None
         about = {"Id": unit, "ActiveState": "active", "Slice": self.units[unit][0]}
+        about["Environment"] = self._environment(unit)
         about |= {"Transient": unit.endswith(".scope"), "ControlGroup": f"/x/{unit}"}
         # A mask has as many bytes as systemd likes.
         mask = self.now[unit]["AllowedCPUs"]
         return {**about, **self.now[unit], "AllowedCPUs": mask and [*mask, 0, 0]}
+
+    def _environment(self, unit: str) -> list[str]:
+        """As systemd has it: of several lines for one variable the last."""
+        found = [self.environment.get(unit, "")]
+        for each in (each for place in self._drop_ins for each in place.glob(f"{unit}.d/*.conf")):
+            found += re.findall(r'^Environment="(GLIBC_TUNABLES=.*)"$', each.read_text(), re.M)
+        return ["LANG=C", found[-1]]
 
     async def set_properties(self, unit: str, values: Mapping[str, Any]) -> None:
         self.before(f"set {unit}")
@@ -243,6 +254,31 @@ def test_a_slice_has_the_sum_and_its_own(tmp_path: Path) -> None:
         assert manager.now["system.slice"]["MemoryMin"] == 80 * MIB
         for name in ("b", "a", "c"):
             await adopting.give_back(name)
+
+    asyncio.run(scene())
+    assert state(manager) == before
+
+
+def test_tunables_of_the_unit_itself_stay(tmp_path: Path) -> None:
+    """Its drop-in comes last, and a variable has one value: it has to hold both."""
+    manager, adopting = world(tmp_path)
+    manager.environment["ollama.service"] = "GLIBC_TUNABLES=glibc.rtld.nns=4"
+    before = state(manager)
+    drop_in = "run/systemd/system/ollama.service.d/zz-infertune.conf"
+
+    async def scene() -> None:
+        for value in ("1", "0"):
+            huge = wanted(malloc_hugetlb=value)
+            planned = await adopting.plan("ollama", "ollama.service", huge)
+            await adopting.adopt("ollama", "ollama.service", huge)
+            both = f"glibc.rtld.nns=4:glibc.malloc.hugetlb={value}"
+            rows = {each["property"]: each for each in planned["items"]}
+            assert rows["Environment GLIBC_TUNABLES"]["wanted"] == both
+            assert rows["Environment GLIBC_TUNABLES"]["when"] == "next start"
+            assert f'Environment="GLIBC_TUNABLES={both}"\n' in tree(tmp_path)[drop_in]
+        await adopting.adopt("ollama", "ollama.service", wanted())
+        assert "GLIBC_TUNABLES" not in tree(tmp_path)[drop_in]
+        await adopting.give_back("ollama")
 
     asyncio.run(scene())
     assert state(manager) == before

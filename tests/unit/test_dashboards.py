@@ -46,8 +46,9 @@ def test_identities_are_fixed() -> None:
         name: f"infertune-{name}" for name in ("machine", "model", "tuning", "fleet")
     }
     for each in dashboards().values():
-        numbers = [panel["id"] for panel in each["panels"]]
-        assert numbers == sorted(set(numbers))
+        rows = [panel for panel in each["panels"] if panel["type"] == "row"]
+        numbers = sorted(panel["id"] for panel in (*rows, *panels(each)))
+        assert numbers == list(range(1, len(numbers) + 1))
 
 
 @pytest.mark.parametrize("query", EXPRESSIONS, ids=lambda query: query.where)
@@ -59,6 +60,7 @@ def test_only_what_exporters_have_is_asked_for(query: Query) -> None:
     for name, labels in selectors(query.expr):
         assert labels <= known[name], name
     reachable = set().union(*(known[name] for name in asked))
+    reachable |= set(re.findall(r'label_replace\([^,]*(?:{[^}]*})?, "(\w+)"', query.expr))
     for group in re.findall(r"(?:by|on|group_left) \(([^)]*)\)", query.expr):
         assert set(filter(None, re.split(r",\s*", group))) <= reachable
     assert query.labels <= reachable
@@ -77,12 +79,15 @@ def test_a_panel_says_what_it_shows(panel: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("name", dashboards())
 def test_panels_do_not_overlap(name: str) -> None:
-    places = [panel["gridPos"] for panel in dashboards()[name]["panels"]]
-    for one, other in itertools.combinations(places, 2):
-        beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
-        below = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
-        assert beside or below, (one, other)
-    assert all(place["x"] + place["w"] <= 24 for place in places)
+    everything = dashboards()[name]["panels"]
+    closed = [row["panels"] for row in everything if row["type"] == "row" and row["collapsed"]]
+    for together in (everything, *closed):
+        places = [panel["gridPos"] for panel in together]
+        for one, other in itertools.combinations(places, 2):
+            beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+            below = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+            assert beside or below, (one, other)
+        assert all(place["x"] + place["w"] <= 24 for place in places)
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
@@ -152,7 +157,7 @@ RULE_FILES = sorted((REPOSITORY / "prometheus" / "rules").glob("*.yml"))
 
 def test_the_stacked_memory_is_no_more_than_is_built_in() -> None:
     """On the machine of the picture; its parts, not one of them held at 0."""
-    [panel] = [each for _, each in PANELS if each["title"] == "The one memory"]
+    [panel] = [each for _, each in PANELS if each["title"] == "Memory"]
     assert not [target for target in panel["targets"] if "clamp" in target["expr"]]
     page = (REPOSITORY / "tests/golden/strix-halo-128-serving.metrics").read_text()
 
@@ -169,8 +174,13 @@ def test_the_stacked_memory_is_no_more_than_is_built_in() -> None:
     assert 0 < value(f"unit_memory_part_bytes{{{unit}}}") <= cpu_side
 
 
-def test_the_model_dashboard_says_which_servers_it_shows() -> None:
-    model = dashboards()["model"]
-    assert "'infertune run' is not watched" in model["description"]
-    row = next(each for each in model["panels"] if each["type"] == "row")
-    assert "'infertune run' is not watched" in row["title"]
+def test_what_is_seen_first_fits_two_screens() -> None:
+    """The rest is a click away, and asks nothing until then."""
+    for name, each in dashboards().items():
+        seen = [panel for panel in each["panels"] if panel["type"] != "row"]
+        assert len(seen) <= 12, name
+        first, *others = (panel for panel in each["panels"] if panel["type"] == "row")
+        assert first["title"] == "At a glance"
+        assert [row["collapsed"] for row in others] == sorted(row["collapsed"] for row in others)
+        summaries = [panel for panel in seen if panel["gridPos"]["y"] == 1]
+        assert [panel["type"] for panel in summaries] == ["stat"] * 6

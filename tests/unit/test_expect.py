@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import gguf_files
 from infertune.base.records import replace
+from infertune.base.root import Root
 from infertune.budget.expect import chip_of, expect
 from infertune.budget.gguf_file import read_model
 from infertune.budget.measured import CHIPS, SPEEDS, speeds_of
@@ -16,6 +19,10 @@ from infertune.budget.shape import Shape, read_shape
 from infertune.cli.main import main
 from infertune.host.machine import Machine, read_machine
 from infertune.host.snapshot import open_root
+from infertune.measure.client import Timed
+from infertune.measure.conditions import Between
+from infertune.measure.store import Store, machine_key, model_key
+from infertune.measure.trial import Load, Sample
 from known_models import KNOWN
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -156,5 +163,76 @@ def test_verb_on_a_recorded_machine(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["--root", STRIX_HALO, "expect", str(path), "--ctx", "8192"]) == 0
     out = capsys.readouterr().out
     assert "measured by others: gpt-oss 120B MXFP4: 51 to 56 tokens/s" in out
-    assert "last bench: no measurement yet" in out
+    assert "measured here: not yet ('infertune bench')" in out
     assert "not measured on this machine" in out
+
+
+# -- what was measured here --------------------------------------------------------------
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Store]:
+    """A model of this machine, and a run to put samples into."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("infertune.budget.bandwidth.read_bandwidth", lambda _: 50e9)
+    model = BY_NAME["Llama 3.1 8B"]
+    path = str(gguf_files.write(tmp_path / "m.gguf", model.metadata(), model.tensors()))
+    root = Root("/")
+    places = (machine_key(read_machine(root)), model_key(root, [path]))
+    here = f"{tmp_path}/infertune/measurements/{'/'.join(places)}"
+    return path, Store(root, f"{here}/20261129T090000Z-bench")
+
+
+def sample(depth: int, tpot_s: float, *reasons: str) -> dict[str, Any]:
+    times = tuple(1 + number * tpot_s for number in range(3))
+    calm = Between(0.0, 0.0, {}, 0, None, None, None, 0, None, ())
+    answer = Timed(times, 3, depth + 512, 0)
+    return Sample(Load(depth, 1, 3), (0,), (answer,), times[-1], calm, reasons).document()
+
+
+def test_measured_stands_beside_the_roofline(
+    measured: tuple[str, Store], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, store = measured
+    assert main(["expect", path]) == 0
+    assert "measured here: not yet" in capsys.readouterr().out
+    about = {"verb": "bench", "began": "2026-11-29T09:00:00Z", "backend": "cpu", "busy": False}
+    store.begin({**about, "profile": "quiet", "build": "11669", "kernel": "1.2.3"})
+    for each in (sample(0, 0.2), sample(0, 0.4, "cc"), sample(4096, 0.5)):
+        store.add(each)
+    later = Store(Root("/"), store.path.replace("T09", "T10"))
+    later.begin({**about, "verb": "prove"})
+    later.add(sample(0, 0.1))
+    assert main(["expect", path]) == 0
+    out = capsys.readouterr().out
+    assert "measured here: 2026-11-29: profile quiet, cpu, 11669\n" in out
+    shape, here = read_shape(read_model(path)), read_machine(Root("/"))
+    [line] = [e for e in expect(shape, here, 50e9, 512).rooflines if e.reader == "CPU"]
+    assert line.tokens_per_second_deep is not None
+    share = 5 / line.tokens_per_second_deep[1]
+    assert re.search(rf"^0 +1 +5\.0 +{share:.0%} of ", out, re.MULTILINE)
+    assert re.search(r"^4096 +1 +2\.0 +", out, re.MULTILINE)
+    assert "measured under kernel 1.2.3" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_what_is_no_measurement_is_passed_over(
+    measured: tuple[str, Store], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, store = measured
+    store.begin({"verb": "bench", "profile": None, "build": None, "backend": None, "busy": True})
+    good = sample(0, 0.2)
+    answer = good["answers"][0]
+    for bad in (
+        {}, {**good, "load": {}}, {**good, "load": 5},
+        {**good, "load": {**good["load"], "depth": "x"}},
+        {**good, "answers": 5}, {**good, "answers": [{**answer, "times_s": []}]},
+        {**good, "answers": [{**answer, "times_s": ["x"]}]}, {**good, "conditions": None},
+        {**good, "load": {**good["load"], "depth": 7}, "answers": [{**answer, "tokens": "x"}]},
+    ):  # fmt: skip
+        store.add(bad)
+    main(["expect", path])
+    assert "measured here: not yet" in capsys.readouterr().out
+    store.add(good)
+    main(["expect", path])
+    assert re.search(r"^0 +1 +5\.0 ", capsys.readouterr().out, re.MULTILINE)

@@ -41,12 +41,13 @@ class Node:
     types: set[str] = field(default_factory=set)
     below: dict[str, Node] = field(default_factory=dict)
 
-    def add(self, name: str, types: set[str]) -> None:
+    def add(self, name: str, types: set[str]) -> Node:
         node = self
         for key in re.findall(r"\[\]|[^.\[\]]+", name):
             node.types.add("list" if key == "[]" else "object")
             node = node.below.setdefault(key, Node())
         node.types |= types
+        return node
 
 
 def tables() -> dict[str, Node]:
@@ -54,7 +55,7 @@ def tables() -> dict[str, Node]:
     text = (REPOSITORY / "docs" / "json.md").read_text()
     rows = {
         title: [
-            (name, set(re.findall(r"\w+", types)) - {"or"})
+            (name, set(re.findall(r"[\w./-]+", types)) - {"or"})
             for name, types in re.findall(r"^\| (?:`(\S+)` )?\| (\w[^|]*) \|", body, re.MULTILINE)
             if types != "type"
         ]
@@ -63,17 +64,22 @@ def tables() -> dict[str, Node]:
         )
     }
     report = rows.pop("report")
-    trees = {}
+    trees, inside = {}, []
     for title, fields in rows.items():
         tree = trees[title] = Node()
         tree.add("schema", {"string"})
         for name, types in fields:
-            tree.add(name, types - {"report"})
+            others = {each for each in types if "/" in each}
+            node = tree.add(name, types - {"report"} - others)
+            inside += [(node, each) for each in others]
             for below, kinds in report if "report" in types else ():
                 tree.add(f"{name}.{below}", kinds)
     for name, types in report:
         if name.startswith("items[]"):
             trees["infertune.status/1"].add(name, types)
+    for node, title in inside:  # a document within another, without its schema
+        node.types.add("object")
+        node.below |= {key: each for key, each in trees[title].below.items() if key != "schema"}
     return trees
 
 
@@ -95,6 +101,8 @@ def problems(value: Any, node: Node, where: str = "") -> Iterator[str]:
 
 TABLES = tables()
 READING = [
+    [],
+    ["recommend"],
     ["machine"],
     ["knobs"],
     ["knobs", "vm.swappiness"],
@@ -109,6 +117,7 @@ READING = [
     ["status"],
     ["doctor"],
     ["doctor", "--list"],
+    ["report"],
     ["boot", "plan", "long-context"],
     ["boot", "status"],
 ]

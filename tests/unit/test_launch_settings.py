@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import pytest
 
-from infertune.catalogue.launch_settings import LAUNCH_SETTINGS, check_environment
+from infertune.catalogue.launch_settings import (
+    LAUNCH_SETTINGS,
+    check_environment,
+    with_tunables,
+)
 
 
 @pytest.mark.parametrize(
@@ -20,6 +24,8 @@ from infertune.catalogue.launch_settings import LAUNCH_SETTINGS, check_environme
         ("oom_score_adj", -1000, "-1000"),
         ("nice", -20, "-20"),
         ("cpu_weight", 10000, "10000"),
+        ("malloc_hugetlb", True, "1"),
+        ("malloc_hugetlb", False, "0"),
     ],
 )
 def test_accepted(name: str, configured: object, canonical: str) -> None:
@@ -39,6 +45,7 @@ def test_accepted(name: str, configured: object, canonical: str) -> None:
         ("cpu_weight", 0),
         ("cpus", ""),
         ("cpus", 3),
+        ("malloc_hugetlb", 2),
     ],
 )
 def test_refused(name: str, configured: object) -> None:
@@ -101,3 +108,20 @@ def test_variables_that_load_code_or_mean_nothing(name: str) -> None:
 def test_values_with_control_characters(value: str) -> None:
     with pytest.raises(ValueError, match="control character"):
         check_environment("GGML_X", value)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "comes_to"),
+    [
+        ("", "1", "glibc.malloc.hugetlb=1"),
+        ("", "0", "glibc.malloc.hugetlb=0"),
+        ("glibc.rtld.nns=4", "1", "glibc.rtld.nns=4:glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.hugetlb=2", "1", "glibc.malloc.hugetlb=2"),
+        ("glibc.malloc.hugetlb=2:a=b", "1", "glibc.malloc.hugetlb=2:a=b"),
+    ],
+)
+def test_tunables_of_the_owner_stay(given: str, wanted: str, comes_to: str) -> None:
+    env = {"GGML_TEST": "1", **({"GLIBC_TUNABLES": given} if given else {})}
+    launch = {"nice": "-5", "malloc_hugetlb": wanted}
+    assert with_tunables(env, launch) == {"GGML_TEST": "1", "GLIBC_TUNABLES": comes_to}
+    assert with_tunables(env, {"nice": "-5"}) == env

@@ -94,7 +94,8 @@ def test_one_token_has_no_time_per_token() -> None:
 @pytest.mark.parametrize(
     ("events", "why"),
     [
-        ((), "no token"),
+        ((), "broke off"),
+        (ANSWER[:2], "broke off"),
         ((ANSWER[-1],), "no token"),
         (({"error": {"message": "too long"}},), "too long"),
         (({"choices": 5},), "not one of"),

@@ -9,7 +9,7 @@ import pytest
 
 from infertune.base.errors import Failed
 from infertune.base.root import Root, Step
-from infertune.measure.store import OF_ROOT, Store, directory_of, runs
+from infertune.measure.store import OF_ROOT, Store, directory_of, model_key, runs
 from support import Counter
 
 HERE = f"{OF_ROOT}/m/abc/20261129T050000Z-bench"
@@ -56,6 +56,20 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
         store.add({"n": 1})
     assert other.read_text() == "mine\n"
     assert store.samples() == []
+
+
+def test_a_model_is_known_by_what_is_in_its_files(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    one, other = tmp_path / "one.gguf", tmp_path / "other.gguf"
+    one.write_bytes(b"GGUF" + bytes(100_000))
+    other.write_bytes(b"GGUF" + bytes(99_999) + b"1")
+    (tmp_path / "link.gguf").symlink_to("one.gguf")  # as the cache of Hugging Face has them
+    key = model_key(root, ["/one.gguf"])
+    assert model_key(root, ["/link.gguf"]) == key
+    assert model_key(root, ["/other.gguf"]) != key
+    assert model_key(root, ["/one.gguf", "/one.gguf"]) != key
+    with pytest.raises(FileNotFoundError):
+        model_key(root, ["/none.gguf"])
 
 
 def test_what_is_no_run_is_said_to_be_none(tmp_path: Path) -> None:

@@ -47,8 +47,7 @@ def canonical(desired: Desired) -> dict[str, str]:
 
 # What an owner of a 128 GB Strix Halo would check by hand.
 LONG_CONTEXT = {
-    "transparent_hugepage.enabled": "always",
-    "transparent_hugepage.defrag": "defer+madvise",
+    "transparent_hugepage.defrag": "defer",
     "vm.swappiness": "10",
     "kernel.numa_balancing": "0",
     "ksm.run": "0",
@@ -56,7 +55,9 @@ LONG_CONTEXT = {
     "memory_min": str(4 * GIB),
     "memory_swap_max": "0",
     "oom_score_adj": "-500",
+    "malloc_hugetlb": "1",
     "load_mode": "auto",
+    "prewarm": "auto",
     "parallel": "1",
     "ctx_size": "131072",
     "cache_ram": "8192",

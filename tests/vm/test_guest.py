@@ -294,6 +294,7 @@ def test_a_real_server_answers(guest: Guest, unchanged: dict[str, str | None]) -
         "memory_min": "clamped",  # the scope itself is promised nothing
         "memory_swap_max": "applied",
         "oom_score_adj": "applied",
+        "malloc_hugetlb": "applied",
     }
 
 

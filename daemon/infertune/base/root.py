@@ -797,13 +797,17 @@ def read_user_file(path: str, limit: int) -> bytes:
         return file.read(limit)
 
 
-def write_user_file(path: str, data: bytes, *, force: bool = False) -> None:
+def write_user_file(path: str, data: bytes, *, force: bool = False, mode: int = 0o644) -> None:
     """Write a file the user named, on this system and not on a recorded one.
 
-    An existing file is an error (FileExistsError) unless ``force``.  Raises OSError.
+    An existing file is an error (FileExistsError) unless ``force``; one that others may read is
+    closed to them where ``mode`` says so.  Raises OSError.
     """
     flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if force else os.O_EXCL)
-    with os.fdopen(_open(Path(path), flags), "wb") as file:
+    with os.fdopen(_open(Path(path), flags, mode), "wb") as file:
+        was = os.fstat(file.fileno()).st_mode
+        if stat.S_ISREG(was) and was & 0o077 & ~mode:
+            os.fchmod(file.fileno(), stat.S_IMODE(was) & mode)
         file.write(data)
 
 

@@ -41,8 +41,6 @@ class Expectation:
     """Read for each token beside the weights, at this depth."""
     rooflines: tuple[Roofline, ...]
     measured_by_others: tuple[Speed, ...]
-    last_bench: None
-    """No measurement is kept yet (a bench is planned)."""
     notes: tuple[str, ...]
 
 
@@ -70,7 +68,6 @@ def expect(shape: Shape, machine: Machine, cpu_read: float | None, depth: int) -
         depth_bytes=read,
         rooflines=tuple(_rooflines(shape, chip, cpu_read, read)),
         measured_by_others=speeds_of(shape, chip.gfx_target if chip else None),
-        last_bench=None,
         notes=tuple(notes),
     )
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from infertune.base.errors import Exit, UsageError
@@ -29,13 +28,11 @@ from infertune.catalogue.server_settings import (
     parse_server_setting,
 )
 from infertune.cli.base import (
-    COLUMNS,
     JSON,
     Argument,
     Command,
     Context,
     argument,
-    printable,
     verb,
     whole,
 )
@@ -151,7 +148,7 @@ def _print_fit(ctx: Context, model: ModelFile, shape: Shape, backend: str, found
         (part.what, format_size(part.bytes), part.where, part.when, part.source)
         for part in found.parts
     ]
-    _narrow_table(ctx, ("WHAT", "SIZE", "WHERE", "WHEN", "FROM"), rows)
+    ctx.table(("WHAT", "SIZE", "WHERE", "WHEN", "FROM"), rows)
     pools = [
         (
             pool.name,
@@ -163,36 +160,16 @@ def _print_fit(ctx: Context, model: ModelFile, shape: Shape, backend: str, found
         )
         for pool in found.pools
     ]
-    _narrow_table(ctx, ("POOL", "SIZE", "IN USE", "AT START", "LATER", "LIMITED BY"), pools)
+    ctx.table(("POOL", "SIZE", "IN USE", "AT START", "LATER", "LIMITED BY"), pools)
     for note in found.notes:
-        _print_wrapped(ctx, f"note: {note}")
+        ctx.print(f"note: {note}", 2)
     verdict = "unknown whether it fits" if found.verdict == "unknown" else found.verdict
     first, *more = found.reasons or ("",)
-    # Not wrapped: each is one line to search for.
     ctx.print(f"{verdict}: {first}" if first else verdict)
     for text in (*more, *(f"{each.verdict} with {each.text}" for each in found.remedies)):
         ctx.print(f"  {text}")
     if found.verdict == "does not fit" and not found.remedies:
         ctx.print("  no single change makes it fit here: take a smaller quant, or another model")
-
-
-def _narrow_table(ctx: Context, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table whose last column goes under its row where the line has no room for it."""
-    cells = [[printable(cell, lines=False) for cell in row] for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)][:-1]
-    for *row, remark in cells:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        if len(line) + 2 + len(remark) <= COLUMNS:
-            ctx.print(f"{line}  {remark}")
-        else:
-            ctx.print(line.rstrip())
-            _print_wrapped(ctx, remark, "    ")
-
-
-def _print_wrapped(ctx: Context, text: str, indent: str = "") -> None:
-    wrapper = textwrap.TextWrapper(COLUMNS, break_long_words=False, break_on_hyphens=False)
-    wrapper.initial_indent, wrapper.subsequent_indent = indent, indent or "  "
-    ctx.print(wrapper.fill(text))
 
 
 def _describe(model: ModelFile, shape: Shape) -> str:
@@ -258,12 +235,55 @@ def _expect(ctx: Context) -> int:
     depth = ctx.args.ctx or min(32768, shape.context or 32768)
     found = expect(shape, machine, read, depth)
     found = replace(found, notes=(*found.notes, *notes))
+    bench = _last_bench(ctx, model, shape, machine, read) if ctx.root.live else None
     if ctx.args.json:
-        document = {"files": list(model.files), "model": _model_document(shape), **asdict(found)}
+        document = {
+            "files": list(model.files),
+            "model": _model_document(shape),
+            **asdict(found),
+            "last_bench": bench,
+        }
         ctx.print_json("infertune.expect/1", document)
     else:
-        _print_expect(ctx, model, shape, found)
+        _print_expect(ctx, model, shape, found, bench)
     return Exit.DONE
+
+
+def _last_bench(
+    ctx: Context, model: ModelFile, shape: Shape, machine: Machine, read: float | None
+) -> dict[str, Any] | None:
+    """What 'infertune bench' measured of this model here, beside what memory allows."""
+    # Imported here: no other verb of this module measures.
+    from infertune.measure.figures import last_bench
+    from infertune.measure.store import OF_ROOT, directory_of, machine_key, model_key
+    from infertune.measure.trial import PROMPT
+
+    home = os.path.expanduser("~")
+    own = (directory_of(os.environ, home, root=root) for root in (False, True))
+    key = model_key(ctx.root, model.files)
+    last = last_bench(ctx.root, dict.fromkeys((*own, OF_ROOT)), machine_key(machine), key)
+    if last is None:
+        return None
+    reader = "GPU" if last.about.get("backend") in ("rocm", "vulkan") else "CPU"
+    rows = []
+    for each in last.rows:
+        # Weights are read once for all slots, so that the roofline is about one.
+        lines = (
+            expect(shape, machine, read, each.depth + PROMPT).rooflines if each.slots == 1 else ()
+        )
+        most = next((one for one in lines if one.reader == reader), None)
+        fields = ("depth", "slots", "kept", "ttft_p50_s", "prefill_per_s", "decode_per_s")
+        rows.append({name: getattr(each, name) for name in (*fields, "decode_low", "decode_high")})
+        deep = most.tokens_per_second_deep or most.tokens_per_second if most else None
+        rows[-1]["roofline_per_s"] = deep[1] if deep else None
+    names = ("began", "profile", "backend", "build", "kernel", "busy")
+    return {
+        **{name: last.about.get(name) for name in names},
+        "path": last.path,
+        "reader": reader,
+        "kernel_now": machine.kernel,
+        "rows": rows,
+    }
 
 
 def _busy(root: Root, machine: Machine) -> tuple[str, ...]:
@@ -274,7 +294,13 @@ def _busy(root: Root, machine: Machine) -> tuple[str, ...]:
     return (f"load {load}: other programs run, and the bandwidth measured is what they leave",)
 
 
-def _print_expect(ctx: Context, model: ModelFile, shape: Shape, found: Expectation) -> None:
+def _print_expect(
+    ctx: Context,
+    model: ModelFile,
+    shape: Shape,
+    found: Expectation,
+    bench: Mapping[str, Any] | None,
+) -> None:
     ctx.print(f"{shape.name or os.path.basename(model.files[0])}: {_describe(model, shape)}")
     deep = "unknown" if found.depth_bytes is None else format_size(found.depth_bytes)
     weights = format_size(found.active_bytes)
@@ -304,9 +330,36 @@ def _print_expect(ctx: Context, model: ModelFile, shape: Shape, found: Expectati
         )
     if not found.measured_by_others:
         ctx.print("measured by others: nothing is known here of this model on this hardware")
-    ctx.print("last bench: no measurement yet")
+    if bench:
+        _print_bench(ctx, bench)
+    else:
+        ctx.print("measured here: not yet ('infertune bench')")
     for note in found.notes:
-        ctx.print(f"note: {note}")
+        ctx.print(f"note: {note}", 2)
+
+
+def _print_bench(ctx: Context, bench: Mapping[str, Any]) -> None:
+    under = f"profile {bench['profile']}" if bench["profile"] else "no profile"
+    how = ", ".join(
+        str(each)
+        for each in (under, bench["backend"], bench["build"], "busy" if bench["busy"] else None)
+        if each
+    )
+    ctx.print(f"measured here: {str(bench['began'])[:10]}: {how}", 2)
+    rows = []
+    for each in bench["rows"]:
+        speed, most = each["decode_per_s"], each["roofline_per_s"]
+        low, high = each["decode_low"], each["decode_high"]
+        told = "-" if speed is None else _range((speed, speed))
+        between = "" if low is None else f" ({_range((low, high)).replace(' to ', '-')})"
+        share = (
+            "-" if speed is None or not most else f"{speed / most:.0%} of {_range((most, most))}"
+        )
+        rows.append((str(each["depth"]), str(each["slots"]), f"{told}{between}", share))
+    header = ("DEPTH", "SLOTS", "TOKENS/S", f"OF AT MOST ({bench['reader']})")
+    ctx.table(header, rows)
+    if bench["kernel"] != bench["kernel_now"]:
+        ctx.print(f"note: measured under kernel {bench['kernel']}: may be out of date", 2)
 
 
 def _range(pair: tuple[float, ...] | None) -> str:
@@ -349,6 +402,6 @@ COMMANDS: tuple[Command, ...] = (
         (MODEL, CTX, JSON),
         "Bytes that are read for each token, the memory bandwidth of this machine (measured for a "
         "second, on the CPU), and so the most tokens per second that memory allows; beside it "
-        "what others measured on this hardware.",
+        "what 'infertune bench' measured here last, and what others measured on this hardware.",
     ),
 )

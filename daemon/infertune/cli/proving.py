@@ -8,6 +8,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from infertune.base.errors import Failed
 from infertune.base.records import dataclass, replace
@@ -17,11 +18,21 @@ from infertune.engine.session import Session
 from infertune.host.machine import Machine
 from infertune.launch.binary import Server
 from infertune.launch.process import Child, Signals
+from infertune.launch.ready import any_port
 from infertune.measure.client import find_out
+from infertune.measure.conditions import family
 from infertune.measure.pairs import PRIMARY, Comparison, Found, Take, Taken
 from infertune.measure.prompts import Prompts
 from infertune.measure.stress import busy_neighbours
-from infertune.measure.trial import MOST_TOKENS, WARMUP_S, Bench, Load, enough_tokens, faults
+from infertune.measure.trial import (
+    MOST_TOKENS,
+    WARMUP_S,
+    Bench,
+    Load,
+    enough_tokens,
+    faults,
+    servers_at,
+)
 from infertune.profiles.resolve import Desired
 from infertune.run import Audience, Job, Request, Result, Run, job_of, serve
 
@@ -137,6 +148,7 @@ class Stand:
 
         def then(job: Job, child: Child) -> int:
             _refuse_what_is_not_given(arm, result)
+            _refuse_another_server(self.root, job.url, child.pid)
             bench = Bench(
                 self.root, find_out(job.url), (child.pid,), Prompts(self.seed), busy=self.busy
             )
@@ -145,7 +157,7 @@ class Stand:
 
         promised: list[Admission] = []
         try:
-            request = replace(self.ours.admit(promised), then=then)
+            request = replace(self.ours.admit(promised), then=then, port=any_port())
             one = Run(self.root, self.machine, request, result, Audience())
             job = job_of(one, self.ours.server, self.ours.model, arm.desired)
             _refuse_what_is_not_given(arm, result)
@@ -213,6 +225,14 @@ def _refuse_what_is_not_given(arm: Arm, result: Result) -> None:
     for placed in result.placed:
         if placed.id == arm.needs and placed.outcome in ("absent", "rejected"):
             raise NotHere(f"{placed.outcome}: {placed.why}")
+
+
+def _refuse_another_server(root: Root, url: str, pid: int) -> None:
+    """Raise Failed where somebody else answers: a port proves nothing."""
+    there = urlsplit(url)
+    listening = servers_at(root, there.hostname or "", there.port or 0)
+    if listening and not listening & family(root, [pid]):
+        raise Failed(f"another server has taken port {there.port}")
 
 
 def request_of(

@@ -22,6 +22,7 @@ from infertune.base.names import DECLARED, NAME, server_unit
 from infertune.base.records import dataclass, replace
 from infertune.base.root import Root, full_path, read_plain_file
 from infertune.budget.admission import Asked, check
+from infertune.catalogue.launch_settings import with_tunables
 from infertune.cli.base import JSON, Command, Context, argument, printable, verb, whole
 from infertune.cli.engine import BACKEND, PROFILE, daemon_runs, no_daemon
 from infertune.cli.fit import FORCE, parse_setting
@@ -34,7 +35,7 @@ from infertune.launch.client import healthy, how_to_talk
 from infertune.launch.ready import Progress, choose_port
 from infertune.launch.system import show_log
 from infertune.profiles.profile import load_profile
-from infertune.profiles.resolve import Desired, resolve
+from infertune.profiles.resolve import Desired, canonical, resolve
 from infertune.run import Audience, Request, Result, Run, prepare
 from infertune.servers.api_key import credential_of, refuse_open_file
 from infertune.servers.declaration import (
@@ -93,7 +94,7 @@ def _serve(ctx: Context) -> int:
     desired = resolve(load_profile(ctx.root, declaration.profile), machine, declaration.backend)
     declaration = _with_files_checked(declaration, desired)
     if args.print:
-        ctx.print(_as_systemd_run(ctx, machine, declaration))
+        ctx.verbatim(_as_systemd_run(ctx, machine, declaration))
         return Exit.DONE
     if declaration.model:
         _refuse_misfit(ctx, machine, declaration, declaration.model, desired)
@@ -342,7 +343,7 @@ def _as_systemd_run(ctx: Context, machine: Machine, declaration: Declaration) ->
     result = Result(profile=declaration.profile)
     one = Run(ctx.root, machine, request, result, Audience())
     desired, job = prepare(one)
-    env = {name: setting.canonical for name, setting in desired.env.items()}
+    env = with_tunables(canonical(desired.env), canonical(desired.launch))
     groups = gpu_groups(ctx.root)
     return systemd_run_line(declaration, desired, job.argv, env, template(), groups)
 

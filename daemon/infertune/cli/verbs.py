@@ -38,6 +38,7 @@ class Verb:
 VERBS: dict[str, Verb] = {
     each.name: each
     for each in (
+        Verb("overview", "overview", "look", "say how this machine stands, and what to do next"),
         Verb("machine", "machine", "look", "show what this machine is"),
         Verb("doctor", "doctor", "look", "look for what is known to be bad on this machine"),
         Verb("knobs", "knobs", "look", "list the settings a profile can use"),
@@ -45,6 +46,8 @@ VERBS: dict[str, Verb] = {
         Verb("fit", "fit", "look", "say whether a model fits, and what would make it fit"),
         Verb("expect", "fit", "look", "say how fast a model can be on this machine"),
         Verb("snapshot", "machine", "look", "record this machine as a text file for --root", True),
+        Verb("report", "report", "look", "write all of it to one file, for a bug report", True),
+        Verb("recommend", "recommend", "tune", "say which profile suits this machine, and why"),
         Verb("profiles", "profile", "tune", "list the profiles"),
         Verb("profile", "profile", "tune", "show, check or explain one profile"),
         Verb("plan", "engine", "tune", "show what a profile would change; change nothing"),
@@ -60,7 +63,17 @@ VERBS: dict[str, Verb] = {
         Verb("start", "serve", "serve", "start a declared server that was stopped", True),
         Verb("stop", "serve", "serve", "stop a model server", True),
         Verb("logs", "serve", "serve", "show what a model server printed"),
+        Verb(
+            "prewarm",
+            "prewarm",
+            "serve",
+            "read models into memory before a server needs them",
+            True,
+        ),
         Verb("adopt", "adopt", "serve", "put a server that you already run under a profile", True),
+        Verb(
+            "admit", "adopt", "serve", "say whether an adopted server would fit if it started now"
+        ),
         Verb("release", "adopt", "serve", "give an adopted unit back as it was", True),
         Verb("boot", "boot", "boot", "settings that take effect at the next boot"),
         Verb("bench", "bench", "measure", "measure how fast a model is served here", True),
@@ -69,6 +82,7 @@ VERBS: dict[str, Verb] = {
         Verb("tune", "tune", "measure", "look for faster server settings, same answers", True),
         Verb("probes", "probes", "measure", "show which eBPF probes are attached"),
         Verb("setup", "setup", "service", "install the files of the service, or remove them", True),
+        Verb("mcp", "mcp", "service", "serve infertune as tools of an agent (MCP)", True),
     )
 }
 """In the order in which the help has them."""

@@ -34,7 +34,7 @@ from infertune.host.gpu import (
     shows_parameters,
 )
 from infertune.host.machine import Gpu, Machine, read_machine
-from infertune.host.memory import chosen, free_huge_blocks, meminfo, overcommit, pressure, vmstat
+from infertune.host.memory import free_huge_blocks, meminfo, overcommit, pressure, vmstat
 from infertune.host.modprobe import Assignment, Sources, read_sources
 from infertune.host.nodes import Node
 from infertune.host.packages import packages, python_programs, rocm_version, vulkan_drivers
@@ -43,6 +43,7 @@ from infertune.host.redaction import GPU_MODULES
 from infertune.host.servers import Declared, read_servers
 from infertune.host.swap import swappiness
 from infertune.host.system import COMMAND_LINE, booted, locked_limit, parameters
+from infertune.host.thp import huge_pages
 from infertune.host.tuners import Tuned, tuned
 from infertune.host.unknown import Unknown, need
 from infertune.host.version import Version
@@ -488,7 +489,7 @@ def _paging(root: Root) -> Paging:
     full = [each for each in pressure(root)["memory"] if each.share == "full"]
     events = vmstat(root)
     return Paging(
-        thp=chosen(root, "/sys/kernel/mm/transparent_hugepage/enabled"),
+        thp=huge_pages(root),
         meminfo=meminfo(root),
         overcommit=overcommit(root),
         stalled_percent=full[0].average_300s_percent if full else None,

@@ -47,6 +47,7 @@ from typing import NoReturn
 from infertune.base.errors import NotPermitted, SnapshotError, UsageError
 from infertune.base.records import dataclass, field
 from infertune.base.root import MAX_READ, Root, lay_out, read_user_file
+from infertune.host.privacy import MAC, UUID, names_of
 from infertune.host.system import hostname
 from infertune.host.tuners import TUNERS
 
@@ -478,8 +479,8 @@ PRIVACY = (
 )
 
 _NO_UUID = b"00000000-0000-0000-0000-000000000000"
-_UUID = re.compile(rb"\b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b", re.IGNORECASE)
-_MAC = re.compile(rb"\b[0-9a-f]{2}(?:[:-][0-9a-f]{2}){5}\b", re.IGNORECASE)
+_UUID = re.compile(UUID.encode(), re.IGNORECASE)
+_MAC = re.compile(MAC.encode(), re.IGNORECASE)
 _UNIQUE = re.compile(rb"^(unique_id|hive_id) +\d+$", re.MULTILINE)
 """KFD properties that number this one GPU."""
 
@@ -495,11 +496,7 @@ class _Redaction:
     """Decides what of a file goes into the archive, and under which name."""
 
     def __init__(self, root: Root) -> None:
-        host = hostname(root)
-        short = host.partition(".")[0]
-        names = "|".join(re.escape(name) for name in (host, short) if len(name) > 1)
-        pattern = rf"(?<![A-Za-z0-9])(?:{names})(?![A-Za-z0-9])" if names else r"(?!)"
-        self._host = re.compile(pattern.encode(), re.IGNORECASE)
+        self._host = re.compile(names_of(hostname(root)).encode(), re.IGNORECASE)
         self._processes: dict[str, str] = {}
 
     def __call__(self, path: str, data: bytes) -> tuple[str, bytes] | None:

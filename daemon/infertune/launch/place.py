@@ -191,9 +191,10 @@ def place(
 
     Meant for a process that has not reached its exec: memory is charged where it
     is first touched.  The group, where there is one, is the caller's to remove;
-    ``no_group`` is why none is to be made.
+    ``no_group`` is why none is to be made.  Tunables are the environment's (heap.py).
     """
-    entries = [(LAUNCH_SETTINGS[name], wanted) for name, wanted in settings.items()]
+    known = ((LAUNCH_SETTINGS[name], wanted) for name, wanted in settings.items())
+    entries = [(entry, wanted) for entry, wanted in known if not entry.tunable]
     # A partition is made of CPUs that the group has been given before.
     entries.sort(key=lambda pair: pair[0].id == "cpus_partition")
     controllers = _controllers(settings)

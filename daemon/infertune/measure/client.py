@@ -207,6 +207,7 @@ class _Collected:
     def __init__(self) -> None:
         self.times: list[float] = []
         self.counted = 0
+        self.ended = False
         self.usage: Mapping[str, Any] = {}
         self.timings: Mapping[str, Any] = {}
 
@@ -218,11 +219,14 @@ class _Collected:
         if count and not event.get("stop"):
             self.times.append(at)
             self.counted += count
+        self.ended = self.ended or bool(event.get("stop") or choice.get("finish_reason"))
         self.usage = event.get("usage") or self.usage
         self.timings = event.get("timings") or self.timings
 
     def timed(self) -> Timed:
-        """Raises Failed for an answer without a token."""
+        """Raises Failed for an answer without a token, or without its end."""
+        if not self.ended:
+            raise Failed("the server broke off the answer")
         if not self.times:
             raise Failed("the server generated no token")
         details = self.usage.get("prompt_tokens_details") or {}

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
+from typing import Any
 
+from infertune.base.errors import Failed
 from infertune.base.records import dataclass
+from infertune.base.root import Root
 from infertune.measure.statistics import judge, smallest_effect
-from infertune.measure.trial import Load, Sample
+from infertune.measure.store import runs
+from infertune.measure.trial import Load, Sample, sample_of
 
 LEVEL = 0.05
 """Of the interval: it has what it is about in 95 of 100 cases."""
@@ -70,6 +74,48 @@ def row(load: Load, samples: Sequence[Sample]) -> Row:
         finds=finds(speeds),
         pair_s=2 * median([each.took_s for each in kept]) if kept else None,
     )
+
+
+def rows_of(documents: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """The rows of a stored run; what is no sample of ours is passed over."""
+    found: dict[Load, list[Sample]] = {}
+    for each in documents:
+        try:
+            sample = sample_of(each)
+            found.setdefault(sample.load, []).append(sample)
+        except (AttributeError, LookupError, TypeError, ValueError):
+            continue
+    rows = []
+    for load, samples in found.items():
+        try:
+            rows.append(row(load, samples))
+        except (AttributeError, TypeError, ValueError, ArithmeticError):
+            continue
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Last:
+    """The newest bench of a model."""
+
+    path: str
+    about: Mapping[str, Any]
+    """run.json."""
+    rows: tuple[Row, ...]
+
+
+def last_bench(root: Root, directories: Iterable[str], machine: str, model: str) -> Last | None:
+    """The newest bench with a sample that counts, of all ``directories``; None without one."""
+    found = [store for each in directories for store in runs(root, each, machine, model)]
+    for store in sorted(found, key=lambda one: one.path.rpartition("/")[2], reverse=True):
+        try:
+            about = store.run()
+        except Failed:
+            continue
+        rows = tuple(each for each in rows_of(store.samples()) if each.kept)
+        if about.get("verb") == "bench" and rows:
+            return Last(store.path, about, rows)
+    return None
 
 
 def percentile(values: Sequence[float], share: int) -> float | None:

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from infertune.base.errors import Failed
@@ -26,6 +26,7 @@ from infertune.measure.conditions import (
     between,
     clocks,
     contamination,
+    family,
     look_at,
     usual,
 )
@@ -95,6 +96,28 @@ class Sample:
             "kept": self.kept,
             "reasons": list(self.reasons),
         }
+
+
+def sample_of(document: Mapping[str, Any]) -> Sample:
+    """What ``document`` was made of.  Raises AttributeError, LookupError, TypeError or ValueError
+    for what it was not."""
+    if not all(type(each) is int and each >= 0 for each in document["load"].values()):
+        raise ValueError("no load")
+    times = [(each, _times(each["times_s"])) for each in document["answers"]]
+    return Sample(
+        load=Load(**document["load"]),
+        prompts=tuple(document["prompts"]),
+        answers=tuple(Timed(**{**each, "times_s": found}) for each, found in times),
+        took_s=float(document["took_s"]),
+        between=Between(**document["conditions"]),
+        reasons=tuple(document["reasons"]),
+    )
+
+
+def _times(found: Sequence[Any]) -> tuple[float, ...]:
+    if not found:
+        raise ValueError("no time")
+    return tuple(map(float, found))
 
 
 def _answer(timed: Timed) -> dict[str, Any]:
@@ -238,6 +261,12 @@ def servers_at(root: Root, address: str, port: int) -> frozenset[int]:
         for pid in (pids(root) if sockets else ())
         if comm(root, pid) not in _FORWARDERS and _has(root, pid, sockets)
     )
+
+
+def somebody_else_answers(root: Root, address: str, port: int, pid: int) -> bool:
+    """Whether who listens there is seen, and is neither ``pid`` nor started by it."""
+    found = servers_at(root, address, port)
+    return bool(found) and not found & family(root, {pid})
 
 
 def _has(root: Root, pid: int, sockets: set[str]) -> bool:

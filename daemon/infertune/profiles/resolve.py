@@ -52,6 +52,11 @@ class Desired:
     unresolved: tuple[Unresolved, ...]
 
 
+def canonical(settings: Mapping[str, Setting]) -> dict[str, str]:
+    """Settings as they are compared and written here, by id."""
+    return {name: setting.canonical for name, setting in settings.items()}
+
+
 def assume_backend(machine: Machine) -> tuple[str, str]:
     """The backend to expect before a server binary is known, and why.
 

@@ -17,10 +17,15 @@ from infertune.base.addresses import PRIVATE, is_every, is_loopback
 from infertune.base.errors import UsageError
 from infertune.base.records import dataclass, replace
 from infertune.base.units import format_cpulist, parse_cpulist
-from infertune.catalogue.launch_settings import LAUNCH_SETTINGS
+from infertune.catalogue.launch_settings import (
+    LAUNCH_SETTINGS,
+    TUNABLES,
+    join_tunables,
+    with_tunables,
+)
 from infertune.host.models import shown_directory
 from infertune.pools.promised import LOCK
-from infertune.profiles.resolve import Desired
+from infertune.profiles.resolve import Desired, canonical
 from infertune.servers.adopted import NO_LIMIT, Wanted
 from infertune.servers.api_key import CREDENTIAL
 from infertune.servers.declaration import Declaration, files
@@ -82,8 +87,15 @@ def wanted(desired: Desired) -> Wanted:
         memory_min(desired),
         process_values(desired),
         directives(desired),
-        {name: setting.canonical for name, setting in sorted(desired.env.items())},
+        with_tunables(canonical(desired.env), canonical(desired.launch)),
     )
+
+
+def beside(wanted: Wanted, own: str) -> Wanted:
+    """The same for a unit that has a GLIBC_TUNABLES of its own: nothing of that is lost."""
+    if TUNABLES not in wanted.env:
+        return wanted
+    return replace(wanted, env={**wanted.env, TUNABLES: join_tunables(own, wanted.env[TUNABLES])})
 
 
 _CONTROLLERS = {each.directive: each.controller for each in LAUNCH_SETTINGS.values()}
@@ -128,11 +140,28 @@ def of_a_user(
     ), why
 
 
+GATE = "ExecStartPre"
+"""The directive of it; it comes after the unit's own steps, which may make room."""
+
+
+def gate(name: str, admission: str, python: str) -> str:
+    """The step before a start of an adopted unit: its user asks whether it fits (admit.py).
+
+    Only ``refuse`` lets it fail.  Raises UsageError where the step could not run.
+    """
+    if in_a_home(python):
+        raise UsageError(
+            f"no unit can ask for admission: {python} lies in a home", hint="install it in /opt"
+        )
+    may_fail = "" if admission == "refuse" else "-"
+    return f"{may_fail}{program(python)} -I -m infertune.admit {name}"
+
+
 def foreign_drop_in(wanted: Wanted) -> str:
     """The drop-in of a unit that infertune did not make: how it runs, never what it runs."""
     lines = [f"# Written by infertuned: profile {wanted.profile}, backend {wanted.backend}."]
     lines += ["[Service]", *(f"{name}={value}" for name, value in wanted.directives.items())]
-    for name, value in wanted.env.items():
+    for name, value in sorted(wanted.env.items()):
         lines.append(f"Environment={_quoted(f'{name}={value}')}")
     return "\n".join(lines) + "\n"
 

@@ -17,6 +17,7 @@ from infertune.base.names import is_foreign_unit, manager_unit, placing_unit, us
 from infertune.base.records import replace
 from infertune.base.root import Root
 from infertune.base.units import format_cpulist
+from infertune.catalogue.launch_settings import TUNABLES
 from infertune.host.cgroup import cgroup, controllers
 from infertune.host.containers import elsewhere
 from infertune.servers.adopted import (
@@ -41,7 +42,9 @@ from infertune.servers.dropins import (
 )
 from infertune.servers.of_users import Answer, One
 from infertune.servers.unit import (
+    GATE,
     PLACED,
+    beside,
     foreign_drop_in,
     of_a_user,
 )
@@ -95,7 +98,7 @@ class Adopting:
         Raises UsageError for a unit that cannot be adopted.
         """
         async with self._one:
-            new, document = await self._planned(name, unit, wanted, self._book(), user)
+            new, _, document = await self._planned(name, unit, wanted, self._book(), user)
             if user is not None:
                 asked = _asked(self._book()).get(user, {})
                 plan = One(unit, new.units[name].wanted)
@@ -117,9 +120,9 @@ class Adopting:
         """
         async with self._one:
             old = self._book()
-            new, document = await self._planned(name, unit, wanted, old, user, waits=waits)
+            new, shown, document = await self._planned(name, unit, wanted, old, user, waits=waits)
             adopted = new.units[name]
-            text = {adopted.unit.unit: foreign_drop_in(wanted)} if adopted.unit.lasts else {}
+            text = {adopted.unit.unit: foreign_drop_in(shown)} if adopted.unit.lasts else {}
             done = await self._become(old, new, text, name)
             _tell(document, done.answer)
             if adopted.wanted.processes or (name in old.units and old.units[name].wanted.processes):
@@ -135,28 +138,35 @@ class Adopting:
         user: int | None,
         *,
         waits: bool = False,
-    ) -> tuple[Book, dict[str, Any]]:
+    ) -> tuple[Book, Wanted, dict[str, Any]]:
+        """The book as it is to be, what the unit's drop-in is to give it, and what changes."""
         _refuse(unit)
         why: dict[str, str] = {}
         if user is None:
             about = await self._loaded(unit)
+            _refuse_a_root_without_us(about, wanted)
             adopted = self._as_adopted(name, about, wanted, old)
+            wanted = beside(wanted, _own_tunables(about, old.units.get(name)))
         else:
             about = await self._manager(user, waits)
             wanted, why = of_a_user(wanted, user, self._delegated(about))
             adopted = _of_user(name, unit, wanted, user)
         self._refuse_another(adopted, old)
         new = await self._with_slices({**old.units, name: adopted}, old)
-        return new, {
-            "name": name,
-            "unit": adopted.unit.unit,
-            "user": user,
-            "profile": wanted.profile,
-            "backend": wanted.backend,
-            "active": about["ActiveState"] == "active",
-            "items": _items(new, adopted),
-            "notes": [f"{each}: {reason}" for each, reason in why.items()],
-        }
+        return (
+            new,
+            wanted,
+            {
+                "name": name,
+                "unit": adopted.unit.unit,
+                "user": user,
+                "profile": wanted.profile,
+                "backend": wanted.backend,
+                "active": about["ActiveState"] == "active",
+                "items": _items(new, adopted, wanted),
+                "notes": [f"{each}: {reason}" for each, reason in why.items()],
+            },
+        )
 
     async def give_back(self, name: str) -> list[str]:
         """Make a unit what it was; returns what was left because another program changed it.
@@ -507,6 +517,16 @@ def _refuse_an_empty_shell(about: Mapping[str, Any]) -> None:
             )
 
 
+def _refuse_a_root_without_us(about: Mapping[str, Any], wanted: Wanted) -> None:
+    """Raises UsageError where a step before the start is wanted, and could not run."""
+    for name in ("RootDirectory", "RootImage"):
+        if GATE in wanted.directives and about.get(name):
+            raise UsageError(
+                f"{about['Id']} has {name}={about[name]}, in which infertune is not: nobody can "
+                "judge its starts there"
+            )
+
+
 class _Done:
     """What became of a change."""
 
@@ -561,7 +581,17 @@ def _tell(document: dict[str, Any], answer: Answer | None) -> None:
     document["items"] = [*above, *own, *document["items"][len(above) :]]
 
 
-def _items(new: Book, adopted: Adopted) -> list[dict[str, Any]]:
+def _own_tunables(about: Mapping[str, Any], before: Adopted | None) -> str:
+    """GLIBC_TUNABLES as a unit itself has it, without what it was given when it was adopted."""
+    own = ""
+    for each in about.get("Environment", ()):
+        name, _, value = str(each).partition("=")
+        own = value if name == TUNABLES else own
+    added = before.wanted.env.get(TUNABLES, "") if before else ""
+    return own.removesuffix(added).removesuffix(":")
+
+
+def _items(new: Book, adopted: Adopted, wanted: Wanted) -> list[dict[str, Any]]:
     """What changes, slices first, then the unit now, then at its next start."""
     rows = [
         _row(unit, *row, "now")
@@ -569,7 +599,7 @@ def _items(new: Book, adopted: Adopted) -> list[dict[str, Any]]:
         if unit in adopted.slices or (adopted.user is None and unit == adopted.unit.unit)
         for row in changes_shown(each)
     ]
-    own, wanted = adopted.unit.unit, adopted.wanted
+    own = adopted.unit.unit
     for name, value in wanted.processes.items():
         before = adopted.unit_values.get(name)
         now = None if before is None else str(before)

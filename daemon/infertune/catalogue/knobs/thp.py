@@ -23,7 +23,8 @@ _UNMEASURED = Evidence(
 _ALWAYS = Evidence(
     "measured",
     "With load_mode none, madvise gave llama-server (build 11669) no huge pages at all of "
-    "1129 MB, always gave 1100 MB: llama.cpp does not call MADV_HUGEPAGE. Speed was not measured.",
+    "1129 MB, always gave 1100 MB: llama.cpp does not call MADV_HUGEPAGE. Launch setting "
+    "malloc_hugetlb has malloc call it, for one server. Speed was not measured.",
     "measured on a 2-core VM, 2026-11; llama.cpp PR #22022",
 )
 _KHUGEPAGED = Evidence(

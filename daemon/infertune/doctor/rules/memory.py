@@ -263,7 +263,8 @@ def _thp(facts: Facts) -> Answer:
     if mode != "madvise":
         return None
     return Finding(
-        "transparent huge pages are set to madvise: llama.cpp requests none, so it gets none"
+        "transparent huge pages are set to madvise: llama.cpp requests none, so it gets none "
+        "unless malloc does it"
     )
 
 
@@ -472,7 +473,8 @@ RULES: tuple[Rule, ...] = (
         check=_thp,
         severity="info",
         confidence="sure",
-        fix="for models on the CPU try 'always' (load_mode none); weights in GTT are not affected",
+        fix="for a model on the CPU have malloc request them: malloc_hugetlb = true in [launch], "
+        "or GLIBC_TUNABLES=glibc.malloc.hugetlb=1 for a server; weights in GTT are not affected",
         sources=(llama(22022), kernel_doc("admin-guide/mm/transhuge")),
     ),
     Rule(
