@@ -7,7 +7,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
@@ -17,7 +17,7 @@ from infertune.base.records import asdict
 from infertune.base.root import full_path
 from infertune.base.units import printable_line
 from infertune.cli.base import JSON, Command, Context, argument, verb, whole
-from infertune.cli.bench import FOREIGN_CORES
+from infertune.cli.benching import FOREIGN_CORES
 from infertune.cli.fit import MODEL, parse_setting
 from infertune.cli.gate import SERVER, model_at_hand, server_at_hand
 from infertune.host.machine import read_machine
@@ -34,7 +34,7 @@ from infertune.measure.check import (
     read_profile,
     read_proposal,
 )
-from infertune.measure.space import Candidate, Configured, canonical
+from infertune.measure.space import Candidate, Configured, canonical, said
 from infertune.measure.statistics import UNDECIDED
 from infertune.measure.store import directory_of, machine_key, model_key
 from infertune.measure.told import percent, profile, report
@@ -185,26 +185,8 @@ def _end(
     rows = [Row(**each) for each in log.steps.get("rows", {}).get("rows", ())]
     end = _sentence(candidate, checked)
     log.store.write("report.md", report(job, rows, end, server))
-    verdict = checked.found.verdict if checked and checked.found else None
     if ctx.args.json:
-        ctx.print_json(
-            "infertune.tune/1",
-            {
-                "path": log.store.path,
-                "model": job.model,
-                "goal": job.goal,
-                "baseline": {name: str(value) for name, value in job.baseline.items()},
-                "candidates": [asdict(each) for each in rows],
-                "proposed": _texts(candidate.settings) if candidate else None,
-                "accepted": bool(checked and checked.accepted),
-                "word": checked.word if checked else None,
-                "why": checked.why if checked else None,
-                "estimate": verdict.estimate if verdict else None,
-                "low": verdict.low if verdict else None,
-                "high": verdict.high if verdict else None,
-                "pairs": verdict.pairs if verdict else None,
-            },
-        )
+        ctx.print_json("infertune.tune/1", document(log.store.path, job, rows, candidate, checked))
     else:
         ctx.print()
         ctx.table(
@@ -218,6 +200,28 @@ def _end(
     if checked and checked.word == UNDECIDED:
         return Exit.FAILED
     return Exit.DONE if checked and checked.accepted else Exit.DIFFERS
+
+
+def document(
+    path: str, job: Job, rows: Sequence[Row], candidate: Candidate | None, checked: Checked | None
+) -> dict[str, Any]:
+    """What came of a run (docs/json.md)."""
+    verdict = checked.found.verdict if checked and checked.found else None
+    return {
+        "path": path,
+        "model": job.model,
+        "goal": job.goal,
+        "baseline": _texts(job.baseline),
+        "candidates": [asdict(each) for each in rows],
+        "proposed": _texts(candidate.settings) if candidate else None,
+        "accepted": bool(checked and checked.accepted),
+        "word": checked.word if checked else None,
+        "why": checked.why if checked else None,
+        "estimate": verdict.estimate if verdict else None,
+        "low": verdict.low if verdict else None,
+        "high": verdict.high if verdict else None,
+        "pairs": verdict.pairs if verdict else None,
+    }
 
 
 def _sentence(candidate: Candidate | None, checked: Checked | None) -> str:
@@ -235,8 +239,8 @@ def _sentence(candidate: Candidate | None, checked: Checked | None) -> str:
     return f"Nothing is proposed, the baseline is kept: {name}: {found.word}, {told}{more}"
 
 
-def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(value) for name, value in settings.items()}
+def _texts(settings: Configured) -> dict[str, str]:
+    return {name: said(value) for name, value in settings.items()}
 
 
 def _say(ctx: Context) -> Callable[[str], None]:
