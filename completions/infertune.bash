@@ -7,7 +7,7 @@
 
 _shtab_infertune_profile_subparsers=(show check explain)
 _shtab_infertune_boot_subparsers=(plan stage status confirm undo)
-_shtab_infertune_subparsers=(overview machine snapshot doctor knobs models fit expect report recommend profiles profile plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot bench prove gate tune probes setup mcp)
+_shtab_infertune_subparsers=(overview machine snapshot doctor knobs models fit expect top report recommend profiles profile plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot bench prove gate tune probes setup mcp)
 
 _shtab_infertune_overview_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_machine_option_strings=(-h --help --root --debug --json)
@@ -17,6 +17,7 @@ _shtab_infertune_knobs_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_models_option_strings=(-h --help --root --debug --backend --json)
 _shtab_infertune_fit_option_strings=(-h --help --root --debug --profile --ctx --parallel --mmproj --draft --backend --json)
 _shtab_infertune_expect_option_strings=(-h --help --root --debug --ctx --json)
+_shtab_infertune_top_option_strings=(-h --help --root --debug --every --once --columns --exporter --json)
 _shtab_infertune_report_option_strings=(-h --help --root --debug -o --output --force --markdown --host-name --json)
 _shtab_infertune_recommend_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_profiles_option_strings=(-h --help --root --debug --json)
@@ -75,7 +76,7 @@ _shtab_infertune_boot_pos_0_choices=(plan stage status confirm undo)
 _shtab_infertune_bench___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_prove___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_tune___goal_choices=(latency throughput)
-_shtab_infertune_pos_0_choices=(overview machine snapshot doctor knobs models fit expect report recommend profiles profile plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot bench prove gate tune probes setup mcp)
+_shtab_infertune_pos_0_choices=(overview machine snapshot doctor knobs models fit expect top report recommend profiles profile plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot bench prove gate tune probes setup mcp)
 
 _shtab_infertune_overview__h_nargs=0
 _shtab_infertune_overview___help_nargs=0
@@ -113,6 +114,11 @@ _shtab_infertune_expect__h_nargs=0
 _shtab_infertune_expect___help_nargs=0
 _shtab_infertune_expect___debug_nargs=0
 _shtab_infertune_expect___json_nargs=0
+_shtab_infertune_top__h_nargs=0
+_shtab_infertune_top___help_nargs=0
+_shtab_infertune_top___debug_nargs=0
+_shtab_infertune_top___once_nargs=0
+_shtab_infertune_top___json_nargs=0
 _shtab_infertune_report__h_nargs=0
 _shtab_infertune_report___help_nargs=0
 _shtab_infertune_report___debug_nargs=0

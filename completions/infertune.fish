@@ -50,8 +50,8 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands overview machine snapshot doctor knobs models fit expect report recommend profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench prove gate tune probes setup mcp
-set -g _shtab_infertune_opts_with_value --admission --against --api-key-file --ask --backend --both --budget --check --confirm-within --ctx --depths --draft --engine --exporter --goal --host --idle --key-file --max --memory --mmproj --model --name --other --output --parallel --port --profile --resume --root --rule --samples --seed --server --smoke --stress --tokens --url --user --without -o
+set -g _shtab_infertune_commands overview machine snapshot doctor knobs models fit expect top report recommend profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench prove gate tune probes setup mcp
+set -g _shtab_infertune_opts_with_value --admission --against --api-key-file --ask --backend --both --budget --check --columns --confirm-within --ctx --depths --draft --engine --every --exporter --goal --host --idle --key-file --max --memory --mmproj --model --name --other --output --parallel --port --profile --resume --root --rule --samples --seed --server --smoke --stress --tokens --url --user --without -o
 
 complete -c infertune -e
 complete -c infertune -f
@@ -113,6 +113,15 @@ complete -c infertune -n '_shtab_infertune_using expect' -l root -x -d 'work on 
 complete -c infertune -n '_shtab_infertune_using expect' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using expect' -l ctx -x -d 'tokens of context, of all slots together'
 complete -c infertune -n '_shtab_infertune_using expect' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a top -d 'Shows the applied profile, drift, what the GPU does, who stalls, the memory models can have, and each server with its tokens a second and time to the first token; keys apply, confirm and revert, and ask first. Servers are asked what loads, wakes and keeps no model; run queue and page faults come from the probes of a running infertune-exporter. The screen needs the library textual (extra '"'"'tui'"'"'), --once and --json do not.'
+complete -c infertune -n '_shtab_infertune_using top' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using top' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using top' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using top' -l every -x -d 'time between two looks, 2 to 3600 (default: 2)'
+complete -c infertune -n '_shtab_infertune_using top' -l once -d 'print it once, without a screen'
+complete -c infertune -n '_shtab_infertune_using top' -l columns -x -d 'with --once: how wide (default: 80)'
+complete -c infertune -n '_shtab_infertune_using top' -l exporter -x -d 'where infertune-exporter listens (default 127.0.0.1:9877)'
+complete -c infertune -n '_shtab_infertune_using top' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a report -d 'Writes what '"'"'machine'"'"', '"'"'status'"'"', '"'"'servers'"'"', '"'"'doctor'"'"', '"'"'boot status'"'"' and '"'"'probes'"'"' say, and versions, to one HTML file that loads nothing and runs nothing. Left out: API keys and what looks like one, MAC addresses, UUIDs, serial numbers, users and their homes, addresses of servers, and values of kernel parameters and variables that are not about hardware or tuning, and the host'"'"'s name. The names of servers, models, units and of programs that hold GPU memory are in it. Only its owner can read the file; needs no privileges, and as root it may hold more. With --root it is about a recorded machine.'
 complete -c infertune -n '_shtab_infertune_using report' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using report' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'

@@ -45,6 +45,7 @@ _shtab_infertune_commands() {
     start:'Starts a server of /etc/infertune/servers.d by hand; they start with the daemon.'
     status:'Prints the applied profile, the files it changed and whether they still hold it; a value that someone else has set since is externally owned and left alone. Exit code 1 when something was interrupted, damaged or changed by someone else.'
     stop:'Stops the unit and forgets it.'
+    top:'Shows the applied profile, drift, what the GPU does, who stalls, the memory models can have, and each server with its tokens a second and time to the first token; keys apply, confirm and revert, and ask first. Servers are asked what loads, wakes and keeps no model; run queue and page faults come from the probes of a running infertune-exporter. The screen needs the library textual (extra '"'"'tui'"'"'), --once and --json do not.'
     tune:'Looks for server settings that answer faster than the baseline, which stands after '"'"'--'"'"' ('"'"'infertune tune MODEL -- threads=8'"'"'), and give the same answers. Up to 8 candidates go through phases: does the server start with it; are its answers still those of the baseline ('"'"'infertune gate'"'"'); is it faster, in pairs of fresh starts in random order. What is left is proposed, and another process checks the proposal: the gate must refuse a planted error, the proposal must pass it with prompts it has not seen, and be faster in fresh pairs. Only then a profile is written; a tie keeps the baseline. Nothing else of the machine is changed. A run that was killed goes on with --resume. Exit code 1: nothing is proposed; 3: it cannot be decided.'
     verify:'Plans again and expects nothing to do. Exit code 1 when something differs, is still waiting for a reboot or cannot be read.'
   )
@@ -624,6 +625,20 @@ _shtab_infertune_stop_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_stop_defaults_added=0
 
+_shtab_infertune_top_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--every[time between two looks, 2 to 3600 (default\: 2)]:SECONDS:"
+  "--once[print it once, without a screen]"
+  "--columns[with --once\: how wide (default\: 80)]:N:"
+  "--exporter[where infertune-exporter listens (default 127.0.0.1\:9877)]:ADDRESS:"
+  "--json[print one JSON document (docs\/json.md)]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_top_defaults_added=0
+
 _shtab_infertune_tune_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
@@ -710,6 +725,7 @@ _shtab_infertune() {
         start) _arguments -C -s $_shtab_infertune_start_options ;;
         status) _arguments -C -s $_shtab_infertune_status_options ;;
         stop) _arguments -C -s $_shtab_infertune_stop_options ;;
+        top) _arguments -C -s $_shtab_infertune_top_options ;;
         tune) _arguments -C -s $_shtab_infertune_tune_options ;;
         verify) _arguments -C -s $_shtab_infertune_verify_options ;;
       esac

@@ -46,6 +46,7 @@ VERBS: dict[str, Verb] = {
         Verb("fit", "fit", "look", "say whether a model fits, and what would make it fit"),
         Verb("expect", "fit", "look", "say how fast a model can be on this machine"),
         Verb("snapshot", "machine", "look", "record this machine as a text file for --root", True),
+        Verb("top", "top", "look", "watch profile, servers, memory and GPU; keys to act"),
         Verb("report", "report", "look", "write all of it to one file, for a bug report", True),
         Verb("recommend", "recommend", "tune", "say which profile suits this machine, and why"),
         Verb("profiles", "profile", "tune", "list the profiles"),
