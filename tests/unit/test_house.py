@@ -168,6 +168,7 @@ SEES_ENVIRONMENT = {
     "service/daemon.py",
     "service/of_user.py",
     "launcher.py",
+    "admit.py",
     "exporter/main.py",
 }
 MODULES_THAT_START = {"subprocess", "multiprocessing", "pty", "ctypes", "mmap"}

@@ -291,8 +291,9 @@ def test_a_partition_that_the_kernel_refuses_is_taken_back(tmp_path: Path) -> No
 
 def test_every_launch_setting_reaches_a_unit() -> None:
     reached = {setting.id for setting in LAUNCH_SETTINGS.values() if setting.directive}
-    # systemd has no directive for it: ExecStartPre of its own (servers/unit.py).
-    assert reached | {"cpus_partition"} == set(LAUNCH_SETTINGS)
+    # Without a directive of systemd: ExecStartPre of its own (servers/unit.py), and a variable of
+    # the environment (launch/heap.py).
+    assert reached | {"cpus_partition", "malloc_hugetlb"} == set(LAUNCH_SETTINGS)
 
 
 @pytest.mark.parametrize("unit", ["infertune-server@.service", "infertune-exporter.service"])

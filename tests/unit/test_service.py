@@ -529,7 +529,7 @@ BEFORE = {
     "Stop": "s",
     "Verify": "ssas",
 }
-"""What a client of 0.1.0 calls; a method that takes more than it did is another method."""
+"""What a client of the version before calls; a method that takes more is another method."""
 
 
 def test_a_client_of_the_version_before_is_understood(tmp_path: Path, bus_address: str) -> None:
@@ -567,6 +567,8 @@ WHO_MAY = {
     "PlanAdoption of a user": ACTION_SERVE,
     "Adopt": ACTION_SERVE,
     "AdoptWith": ACTION_SERVE,
+    "PlanAdoptionWith": ACTION_READ,
+    "PlanAdoptionWith of a user": ACTION_SERVE,
     "GiveBack": ACTION_SERVE,
 }
 """What polkit must be asked, by method."""
@@ -584,6 +586,8 @@ ARGUMENTS = {
     "user": "",
     "port": 11434,
     "engine": "ollama",
+    "admission": "",
+    "memory": 0,
 }
 """What a method is called with, by the argument's name in the introspection."""
 
@@ -603,9 +607,12 @@ def _calls() -> list[tuple[str, str, list[Any]]]:
                 [ARGUMENTS.get(each.attrib["name"]) for each in given],
             )
         )
-    [plan] = [arguments for member, _, arguments in found if member == "PlanAdoption"]
-    of_a_user = [value or "1000" for value in plan]
-    return [*found, ("PlanAdoption of a user", "s" * len(plan), of_a_user)]
+    of_a_user = [
+        (f"{member} of a user", signature, [values[0], "1000", *values[2:]])
+        for member, signature, values in found
+        if member.startswith("PlanAdoption")
+    ]
+    return [*found, *of_a_user]
 
 
 CALLS = _calls()
@@ -631,6 +638,8 @@ def test_no_argument_is_a_path_a_command_or_options() -> None:
         ("user", "s"),
         ("port", "u"),
         ("engine", "s"),
+        ("admission", "s"),
+        ("memory", "t"),
     }
 
 
@@ -732,7 +741,7 @@ def test_who_may(polkit: str, tmp_path: Path, bus_address: str) -> None:
                 assert answer != denied, member
             elif polkit == "read only" and WHO_MAY[member] == ACTION_READ:
                 # There is no systemd on this bus that could be asked for servers.
-                asks_systemd = member in ("Servers", "PlanAdoption")
+                asks_systemd = member in ("Servers", "PlanAdoption", "PlanAdoptionWith")
                 assert answer == (f"{ERROR}.Failed" if asks_systemd else "ok"), member
             else:
                 assert answer == denied, member

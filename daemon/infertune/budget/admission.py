@@ -10,12 +10,12 @@ from infertune.base.errors import UsageError
 from infertune.base.records import dataclass
 from infertune.base.root import Root
 from infertune.boot.sizes import outlooks
-from infertune.budget.budget import REFUSED, Budget, budget
+from infertune.budget.budget import REFUSED, Budget, budget, budget_of, without
 from infertune.budget.gguf_file import ModelError, read_model
 from infertune.budget.settings import ServerMemory, read_memory
 from infertune.budget.shape import Shape, read_shape
 from infertune.host.machine import Machine
-from infertune.pools.facts import read_facts
+from infertune.pools.facts import PoolFacts, read_facts
 from infertune.pools.promised import LOCK, OF_ROOT, reserve, with_reservations
 
 _PATIENCE_S = 30.0
@@ -39,6 +39,10 @@ def turn(root: Root, *, descriptor: int | None = None) -> Iterator[bool]:
         yield alone
 
 
+class DoesNotFit(UsageError):
+    """A start was judged, and there is no room for it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Admission:
     """What came of asking."""
@@ -47,6 +51,8 @@ class Admission:
     """To be said beside the start: tight, unknown, or what is overridden by force."""
     reserved: str | None = None
     """The file of the reservation, to be removed once the server has answered or ended."""
+    known: bool = True
+    """Whether it could be judged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +66,10 @@ class Asked:
     """Canonical server settings."""
     pid: int
     """The process that will be the engine, or its parent."""
+    need: int | None = None
+    """Bytes, where somebody says how much it takes; its model is not looked at then."""
+    unit: str | None = None
+    """What this unit holds now will have been given back by then."""
     force: bool = False
     forced_by: str = "--force"
     """How the user says so."""
@@ -68,11 +78,15 @@ class Asked:
 
 
 def check(root: Root, machine: Machine, asked: Asked) -> Admission:
-    """Refuse what does not fit now, without a promise.  Raises UsageError."""
+    """Refuse what does not fit now, without a promise.  Raises DoesNotFit."""
+    if asked.need is not None:
+        found = budget_of(asked.need, _facts(root, machine, asked), asked.backend)
+        return Admission(_verdict(found, asked), known=found.verdict != "unknown")
     files = _files(asked)
     if isinstance(files, Admission):
         return files
-    return Admission(_verdict(_judge(root, machine, *files, asked), asked))
+    found = _judge(root, machine, *files, asked)
+    return Admission(_verdict(found, asked), known=found.verdict != "unknown")
 
 
 def admit(
@@ -82,7 +96,7 @@ def admit(
     directory: str = OF_ROOT,
     descriptor: int | None = None,
 ) -> Admission:
-    """Refuse what does not fit now, and promise the rest what it needs.  Raises UsageError."""
+    """Refuse what does not fit now, and promise the rest what it needs.  Raises DoesNotFit."""
     files = _files(asked)
     if isinstance(files, Admission):
         return files
@@ -107,17 +121,23 @@ def _files(asked: Asked) -> tuple[Shape, ServerMemory] | Admission:
     try:
         return read_shape(read_model(asked.model)), read_memory(asked.settings)
     except ModelError as error:
-        return Admission(f"whether the model fits is unknown: {error.message}")
+        return Admission(f"whether the model fits is unknown: {error.message}", known=False)
 
 
 def _judge(
     root: Root, machine: Machine, shape: Shape, memory: ServerMemory, asked: Asked
 ) -> Budget:
     """The budget with everything that is held and promised now."""
-    facts = read_facts(root, machine)
-    facts = with_reservations(root, facts, asked.backend, without=asked.pid)
+    facts = _facts(root, machine, asked)
     ways = outlooks(root, machine, facts, asked.profile)
     return budget(shape, memory, facts, asked.backend, ways)
+
+
+def _facts(root: Root, machine: Machine, asked: Asked) -> PoolFacts:
+    facts = read_facts(root, machine)
+    facts = with_reservations(root, facts, asked.backend, without=asked.pid)
+    own = [each for each in facts.holders if asked.unit and each.owner == asked.unit]
+    return without(facts, own) if own else facts
 
 
 def _verdict(found: Budget, asked: Asked) -> str | None:
@@ -128,7 +148,7 @@ def _verdict(found: Budget, asked: Asked) -> str | None:
         if not asked.force:
             helps = "".join(f"\n  {each.verdict} with {each.text}" for each in found.remedies)
             way = f"'infertune fit' shows the sums; {asked.forced_by} starts it all the same"
-            raise UsageError(f"{found.verdict}: {why}; nothing was started", hint=f"{way}{helps}")
+            raise DoesNotFit(f"{found.verdict}: {why}; nothing was started", hint=f"{way}{helps}")
         return f"{asked.forced_by} overrides: {found.verdict}: {why}"
     word = "whether the model fits is unknown" if found.verdict == "unknown" else found.verdict
     return f"{word}: {why}"

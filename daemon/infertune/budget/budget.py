@@ -6,7 +6,7 @@ How much there is, and who holds it, is :mod:`infertune.pools`' to say; here it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 from infertune.base.records import dataclass, replace
@@ -119,12 +119,35 @@ def budget(
     return replace(found, remedies=tuple(ways))
 
 
+def budget_of(need: int, facts: PoolFacts, backend: str) -> Budget:
+    """The same of a server of which only is said how much it takes."""
+    where: Where = "host" if backend == "cpu" else "GPU"
+    found = _weigh((Part("declared", need, where, "start", "memory"),), facts, backend)
+    if found.verdict != "does not fit now":
+        return found
+    for text, then in _without_holders(facts):
+        if (verdict := _weigh(found.parts, then, backend).verdict) not in REFUSED:
+            return replace(found, remedies=(Remedy(text, verdict),))
+    return found
+
+
 def _need(found: Sequence[Part], where: Where, *whens: When) -> int:
     return sum(part.bytes for part in found if part.where == where and part.when in whens)
 
 
 def _judge(shape: Shape, memory: ServerMemory, facts: PoolFacts, backend: str) -> Budget:
-    found = parts(shape, memory, backend)
+    found = _weigh(parts(shape, memory, backend), facts, backend, _of_shape(shape, memory))
+    notes = [*_notes(shape, memory, facts), *_beside_carveout(facts, backend, found.on_gpu())]
+    return replace(found, notes=tuple(notes))
+
+
+def _weigh(
+    found: tuple[Part, ...],
+    facts: PoolFacts,
+    backend: str,
+    beside: Iterable[tuple[Verdict, str]] = (),
+) -> Budget:
+    """Parts against the pools; ``beside``: what else is said of it."""
     on_gpu, in_ram = _need(found, "GPU", "start"), _need(found, "host", "start")
     later = _need(found, "host", "later")
     said: list[tuple[Verdict, str]] = []
@@ -144,12 +167,11 @@ def _judge(shape: Shape, memory: ServerMemory, facts: PoolFacts, backend: str) -
     else:
         demands.append(_ram_demand(room, in_ram, later))
         said += _of_ram(room, in_ram, later, facts)
-    said += _of_shape(shape, memory)
+    said += beside
     verdicts: list[Verdict] = ["fits", *(each for each, _ in said)]
     verdict = max(verdicts, key=_ORDER.index)
     reasons = tuple(text for _, text in said)
-    notes = [*_notes(shape, memory, facts), *_beside_carveout(facts, backend, on_gpu)]
-    return Budget(verdict, reasons, tuple(notes), found, tuple(demands), ())
+    return Budget(verdict, reasons, (), found, tuple(demands), ())
 
 
 def _of_shape(shape: Shape, memory: ServerMemory) -> Iterator[tuple[Verdict, str]]:
@@ -364,12 +386,12 @@ def _checkpoints(
 def _without_holders(facts: PoolFacts) -> Iterator[tuple[str, PoolFacts]]:
     """The machine with one holder stopped, largest first, then with several, then with all."""
     for holder in facts.holders:
-        yield f"{holder} stopped (it holds {format_size(holder.bytes)})", _without(facts, [holder])
+        yield f"{holder} stopped (it holds {format_size(holder.bytes)})", without(facts, [holder])
     for count in range(2, min(len(facts.holders), _NAMED) + 1):
         gone = facts.holders[:count]
         size = format_size(sum(each.bytes for each in gone))
         named = f"{', '.join(map(str, gone[:-1]))} and {gone[-1]}"
-        yield f"{named} stopped (they hold {size})", _without(facts, gone)
+        yield f"{named} stopped (they hold {size})", without(facts, gone)
     used = max(facts.memory.gtt_used_bytes or 0, facts.memory.vram_used_bytes or 0)
     held = max(used, sum(each.bytes for each in facts.holders))
     if held:
@@ -377,10 +399,11 @@ def _without_holders(facts: PoolFacts) -> Iterator[tuple[str, PoolFacts]]:
             f"the {format_size(held)} of the GPU's memory freed: stop what holds them, or reboot "
             "where no program does"
         )
-        yield text, _without(facts, facts.holders, everything=True)
+        yield text, without(facts, facts.holders, everything=True)
 
 
-def _without(facts: PoolFacts, gone: Sequence[Holder], *, everything: bool = False) -> PoolFacts:
+def without(facts: PoolFacts, gone: Sequence[Holder], *, everything: bool = False) -> PoolFacts:
+    """The machine without some holders, or, with ``everything``, with none known or unknown."""
     gtt, vram = sum(each.gtt_bytes for each in gone), sum(each.vram_bytes for each in gone)
     now = facts.memory
     used = (now.gtt_used_bytes or 0, now.vram_used_bytes or 0)

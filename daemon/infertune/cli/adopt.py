@@ -10,9 +10,10 @@ from typing import Any
 from infertune.base.errors import Exit, UsageError
 from infertune.base.names import NAME, NAME_RULE, OF_CONTAINER, USER, is_foreign_unit
 from infertune.base.tables import shown
-from infertune.cli.base import JSON, Command, Context, argument, verb, whole
+from infertune.cli.base import JSON, Command, Context, argument, size, verb, whole
 from infertune.cli.engine import BACKEND, daemon_runs, no_daemon
 from infertune.cli.render import counted
+from infertune.servers.declaration import ADMISSIONS
 from infertune.servers.engines import ENGINES
 
 
@@ -54,12 +55,12 @@ def _adopt(ctx: Context) -> int:
     user = "" if args.user is None else _number(args.user)
     _need_daemon(ctx)
     asked = (unit, user, name, args.profile or "", args.backend)
-    if args.plan:
-        done = _call("PlanAdoption", "sssss", *asked)
-    elif args.port or args.engine:
-        done = _call("AdoptWith", "sssssus", *asked, args.port or 0, args.engine or "")
+    more = (args.port or 0, args.engine or "", args.admission or "", args.memory or 0)
+    member = "PlanAdoption" if args.plan else "Adopt"
+    if any(more):
+        done = _call(f"{member}With", "sssssusst", *asked, *more)
     else:  # as a daemon of the version before has it, too
-        done = _call("Adopt", "sssss", *asked)
+        done = _call(member, "sssss", *asked)
     if args.json:
         ctx.print_json("infertune.adopt/1", {**done, "planned": args.plan})
     else:
@@ -100,14 +101,14 @@ def _say(ctx: Context, done: dict[str, Any]) -> None:
     ctx.print(f"{counted(len(changed), 'property', 'properties')} changed")
     if later and done["active"]:
         whose = "systemctl" if done["user"] is None else "systemctl --user"
-        ctx.sentence(f"the rest takes effect at its next start: {whose} restart {done['unit']}")
+        ctx.print(f"the rest takes effect at its next start: {whose} restart {done['unit']}")
     _notes(ctx, done)
     ctx.print(f"infertune release {done['name']} puts everything back")
 
 
 def _notes(ctx: Context, done: dict[str, Any]) -> None:
     for note in done["notes"]:
-        ctx.sentence(f"note: {note}")
+        ctx.print(f"note: {note}")
 
 
 def _adopted_name(given: str) -> str:
@@ -128,6 +129,27 @@ def _release(ctx: Context) -> int:
         ctx.print(f"{done['unit']}: given back")
         _notes(ctx, done)
     return Exit.DIFFERS if done["notes"] else Exit.DONE
+
+
+def _admit(ctx: Context) -> int:
+    from infertune.admit import foreign, judge
+    from infertune.budget.admission import DoesNotFit
+
+    adopted = foreign(ctx.root, ctx.args.name)
+    about = {"name": adopted.name, "unit": adopted.unit, "admission": adopted.admission}
+    try:
+        found = judge(ctx.root, adopted, {})
+    except DoesNotFit as no:
+        if not ctx.args.json:
+            raise
+        ctx.print_json("infertune.admit/1", {**about, "fits": False, "remark": no.message})
+        return no.exit_code
+    if ctx.args.json:
+        fits = True if found.known else None
+        ctx.print_json("infertune.admit/1", {**about, "fits": fits, "remark": found.remark})
+    else:
+        ctx.sentence(f"{adopted.unit}: {found.remark or 'fits'}")
+    return Exit.DONE
 
 
 COMMANDS: tuple[Command, ...] = (
@@ -162,6 +184,20 @@ COMMANDS: tuple[Command, ...] = (
                 metavar="ENGINE",
                 help=f"what answers there (default: as ExecStart= shows): {', '.join(ENGINES)}",
             ),
+            argument(
+                "--admission",
+                choices=("off", *ADMISSIONS),
+                metavar="WORD",
+                help="what becomes of a start that does not fit: warn (its log says so), refuse, "
+                "off (nobody looks: the default)",
+            ),
+            argument(
+                "--memory",
+                type=size("a size"),
+                metavar="SIZE",
+                help="what it takes, for --admission: 64GiB (default: as its llama-server's flags "
+                "show)",
+            ),
             BACKEND,
             argument("--plan", action="store_true", help="show what would change; change nothing"),
             JSON,
@@ -171,6 +207,15 @@ COMMANDS: tuple[Command, ...] = (
         "priority, environment) from its next start on. What it runs is not touched. Lasts until "
         "'release' or the next boot; for good, declare it in /etc/infertune/servers.d: "
         'unit = "ollama.service".',
+    ),
+    verb(
+        "admit",
+        _admit,
+        (argument("name", metavar="NAME", help="name of the adopted server"), JSON),
+        "Judges what 'adopt --admission' and the key 'admission' have judged before each start: "
+        "what its llama-server would allocate, or the 'memory' that is declared, against what the "
+        "machine has, less what others hold and are promised. Exit code 2 if it does not fit, 0 "
+        "if it does or if that cannot be known. What the unit itself holds now does not count.",
     ),
     verb(
         "release",

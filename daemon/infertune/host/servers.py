@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -133,6 +133,19 @@ OPTIONS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "load_mode": (("--load-mode", "-lm"), "LLAMA_ARG_LOAD_MODE"),
     "gpu_layers": (("--n-gpu-layers", "--gpu-layers", "-ngl"), "LLAMA_ARG_N_GPU_LAYERS"),
     "device": (("--device", "-dev"), "LLAMA_ARG_DEVICE"),
+    "cache_type_k": (("--cache-type-k", "-ctk"), "LLAMA_ARG_CACHE_TYPE_K"),
+    "ctx_checkpoints": (
+        ("--ctx-checkpoints", "-ctxcp", "--swa-checkpoints"),
+        "LLAMA_ARG_CTX_CHECKPOINTS",
+    ),
+    "fit": (("--fit", "-fit"), "LLAMA_ARG_FIT"),
+    "n_cpu_moe": (("--n-cpu-moe", "-ncmoe"), "LLAMA_ARG_N_CPU_MOE"),
+    "mmproj": (("--mmproj", "-mm"), "LLAMA_ARG_MMPROJ"),
+    "model_draft": (
+        ("--spec-draft-model", "--model-draft", "-md"),
+        "LLAMA_ARG_SPEC_DRAFT_MODEL",
+    ),
+    "spec_type": (("--spec-type",), "LLAMA_ARG_SPEC_TYPE"),
 }
 """Flags and variable of a setting (llama.cpp: common/arg.cpp), by the names of a profile."""
 
@@ -176,9 +189,20 @@ def _listed(root: Root, directory: str) -> list[str]:
     return [name for name in names if name.isprintable() and len(name) <= 200]
 
 
-def _reduced(root: Root, path: str, limit: int = _UNIT_SIZE) -> str | None:
+_Part = Callable[[str, bytes], bytes | None]
+"""Which part of a file is looked at, by its path."""
+
+
+def _all_of_it(_: str, data: bytes) -> bytes:
+    """Nothing is left out: for who judges a start and keeps nothing of what is read."""
+    return data
+
+
+def _reduced(
+    root: Root, path: str, limit: int = _UNIT_SIZE, part_of: _Part = reduce_file
+) -> str | None:
     """What a snapshot would have of a file; None for nothing.  Raises OSError."""
-    part = reduce_file(path, root.read_small(path, limit).encode())
+    part = part_of(path, root.read_small(path, limit).encode())
     return None if part is None else part.decode()
 
 
@@ -208,11 +232,52 @@ def _units(root: Root, places: tuple[str, ...], kind: Kind, *, user: bool) -> It
 
 def unit_engine(root: Root, name: str) -> str | None:
     """Engine of one of the system's units, as command_line.py names it; None: not known."""
+    whole = _system_unit(root, name)
+    return whole.entry.command.engine if whole and whole.entry.command else None
+
+
+def unit_server(root: Root, name: str, environment: Mapping[str, str] = {}) -> Declared | None:
+    """The server that one of the system's units starts itself, with all of its flags.
+
+    ``environment``: what is known to be set beside what the files say.  None where no server is
+    known that it starts.
+    """
+    whole = _system_unit(root, name, _all_of_it)
+    command = whole.entry.command if whole else None
+    if whole is None or command is None or command.image == INHERITED:
+        return None
+    entry = whole.entry
+    variables = {key: _filled(each, name) for key, each in entry.environment.items()}
+    server = _server(
+        replace(whole, entry=replace(entry, environment={**variables, **environment})), command
+    )
+    flags = {key: _filled(each, name, server.environment) for key, each in server.flags.items()}
+    return replace(server, flags=flags, model=_model(flags, server.environment))
+
+
+def _filled(text: str, unit: str, variables: Mapping[str, str] | None = None) -> str:
+    """A word with what systemd puts in: specifiers (systemd.unit(5)), then variables
+    (systemd.service(5))."""
+    stem = unit.rpartition(".")[0]
+    prefix, _, instance = stem.partition("@")
+    given = {"%": "%", "n": unit, "N": stem, "p": prefix, "i": instance, "h": "/root"}
+    given |= {"S": "/var/lib", "C": "/var/cache", "E": "/etc", "t": "/run"}
+    text = re.sub(r"%(.)", lambda found: given.get(found[1], found[0]), text)
+    if variables is None:
+        return text
+    found = re.fullmatch(r"\$(\w+)", text)
+    if found:
+        return variables.get(found[1], "")
+    return re.sub(r"\$\{(\w+)\}", lambda found: variables.get(found[1], ""), text)
+
+
+def _system_unit(root: Root, name: str, part_of: _Part = reduce_file) -> _Whole | None:
+    """One of the system's units with its drop-ins; None where nothing starts a server there."""
     template = f"{name.partition('@')[0]}@.{name.rpartition('.')[2]}" if "@" in name else name
     places = _distinct(root, _SYSTEM_UNITS)
     paths = [f"{place}/{each}" for each in (name, template) for place in places]
     path = next((each for each in paths if root.exists(each)), None)
-    base = _unit_entry(root, path) if path else None
+    base = _unit_entry(root, path, part_of) if path else None
     if path is None or base is None:
         return None
     directories = [f"{place}/{each}.d" for each in (name, template) for place in places]
@@ -221,8 +286,7 @@ def unit_engine(root: Root, name: str) -> str | None:
         for each in _listed(root, directory)[:_DROP_INS_LIMIT]:
             if each.endswith(".conf"):
                 drop_ins.setdefault(each, f"{directory}/{each}")
-    command = _merged(root, path, base, drop_ins).entry.command
-    return command.engine if command else None
+    return _merged(root, path, base, drop_ins, part_of)
 
 
 def _unit_files(
@@ -262,14 +326,14 @@ def _tree(root: Root, place: str, *, deep: bool) -> Iterator[str]:
             yield from (f"{path}/{each}" for each in _listed(root, path)[:_UNITS_LIMIT])
 
 
-def _unit_entry(root: Root, path: str) -> Entry | None:
+def _unit_entry(root: Root, path: str, part_of: _Part = reduce_file) -> Entry | None:
     try:
         text = root.read_small(path, _UNIT_SIZE)
     except OSError:
         return None
     if not may_start_a_server(text):
         return None
-    part = reduce_file(path, text.encode())
+    part = part_of(path, text.encode())
     return formats.unit(part.decode())[0] if part else None
 
 
@@ -283,12 +347,14 @@ class _Whole:
     origins: Mapping[str, str]
 
 
-def _merged(root: Root, path: str, base: Entry, drop_ins: Mapping[str, str]) -> _Whole:
+def _merged(
+    root: Root, path: str, base: Entry, drop_ins: Mapping[str, str], part_of: _Part = reduce_file
+) -> _Whole:
     """A unit with its drop-ins, in the order of their names, and its files of variables."""
     whole, origins = base, dict.fromkeys(base.environment, path)
     for name in sorted(drop_ins):
         try:
-            text = _reduced(root, drop_ins[name])
+            text = _reduced(root, drop_ins[name], part_of=part_of)
         except OSError:
             continue
         if text:
@@ -299,7 +365,7 @@ def _merged(root: Root, path: str, base: Entry, drop_ins: Mapping[str, str]) -> 
     environment = dict(whole.environment)
     for pattern in whole.files:
         # EnvironmentFile= wins over Environment= (systemd.exec(5)).
-        for file, found in _variables(root, pattern):
+        for file, found in _variables(root, pattern, part_of):
             environment |= found
             origins |= dict.fromkeys(found, file)
     return _Whole(path, replace(whole, environment=environment), origins)
@@ -329,15 +395,16 @@ def _over_command(lower: Command | None, upper: Command | None) -> Command | Non
     return upper
 
 
-def _variables(root: Root, pattern: str) -> Iterator[tuple[str, dict[str, str]]]:
+def _variables(root: Root, pattern: str, part_of: _Part) -> Iterator[tuple[str, dict[str, str]]]:
     """Files that an EnvironmentFile= names, and their variables."""
     if not pattern.startswith("/") or ".." in pattern.split("/") or "%" in pattern:
         return
     for path in _matching(root, pattern)[:_ENVIRONMENT_FILES_LIMIT]:
-        if not is_reduced(path):
+        if part_of is reduce_file and not is_reduced(path):
             continue  # a snapshot would take all of it along
         try:
-            found = formats.entries(_reduced(root, path) or "", formats.variables)
+            text = _reduced(root, path, part_of=part_of)
+            found = formats.entries(text or "", formats.variables)
         except (OSError, NotUnderstood):
             continue
         for entry in found:
@@ -365,13 +432,27 @@ def _started(root: Root, whole: _Whole, kind: Kind, user: bool) -> Iterator[Decl
     if entry.command.engine == SCRIPT:
         yield from _scripted(root, whole, entry.command.program, user)
         return
-    command = entry.command
+    server = _server(whole, entry.command, kind, user)
+    flags = server.flags
+    if server.engine == "llama-swap":
+        file = flags.get("--config") or flags.get("-config") or _SWAP_DEFAULT
+        yield from _named(root, replace(server, flags={}), file, "llama-swap")
+    elif server.preset is not None:
+        yield server
+        yield from _named(root, server, server.preset, "preset")
+    else:
+        yield server
+
+
+def _server(whole: _Whole, command: Command, kind: Kind = "unit", user: bool = False) -> Declared:
+    """The server of a unit's own command."""
+    entry = whole.entry
     flags = {**command.flags, **_referenced(command, entry.environment)}
     if command.engine == "Lemonade" and "LEMONADE_LLAMACPP_ARGS" in entry.environment:
         flags = parse_flags(entry.environment["LEMONADE_LLAMACPP_ARGS"])
         # It starts a llama-server of its own, of a build it chose itself.
         command = Command(LLAMA, "/elsewhere/llama-server", command.image)
-    server = Declared(
+    return Declared(
         whole.path,
         _model(flags, entry.environment),
         flags,
@@ -385,14 +466,6 @@ def _started(root: Root, whole: _Whole, kind: Kind, user: bool) -> Iterator[Decl
         unread=_missing_flags(whole.path, command, entry.environment),
         origins=whole.origins,
     )
-    if command.engine == "llama-swap":
-        file = flags.get("--config") or flags.get("-config") or _SWAP_DEFAULT
-        yield from _named(root, replace(server, flags={}), file, "llama-swap")
-    elif server.preset is not None:
-        yield server
-        yield from _named(root, server, server.preset, "preset")
-    else:
-        yield server
 
 
 def _scripted(root: Root, whole: _Whole, program: str, user: bool) -> Iterator[Declared]:

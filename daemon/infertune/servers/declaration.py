@@ -17,6 +17,7 @@ from infertune.base.errors import DeclarationError, UsageError
 from infertune.base.names import NAME, NAME_RULE, USER, is_foreign_unit, server_unit
 from infertune.base.records import dataclass
 from infertune.base.tables import Key, Table, read_table, shown
+from infertune.base.units import parse_size
 from infertune.catalogue.backends import BACKENDS
 from infertune.catalogue.server_settings import (
     FilePath,
@@ -89,6 +90,14 @@ class Foreign:
     """What answers there, by its name in engines/; None: as its unit's ExecStart= shows."""
     user: str | None = None
     """Name or number of whose manager has the unit; None for the system's."""
+    admission: str | None = None
+    """What becomes of a start that does not fit: one of ADMISSIONS; None: nobody looks."""
+    memory: int | None = None
+    """Bytes that it will take, where its command does not show it."""
+
+
+ADMISSIONS = ("warn", "refuse")
+"""Its log says so, or it is not started."""
 
 
 KEYS = (
@@ -182,6 +191,20 @@ KEYS = (
         "a user's name or number",
         "whose systemd manager has the unit",
         "the system's manager",
+        ("unit",),
+    ),
+    Key(
+        "admission",
+        ", ".join(ADMISSIONS),
+        "what becomes of a start of the unit that does not fit: its log says so, or it fails",
+        "nobody looks",
+        ("unit",),
+    ),
+    Key(
+        "memory",
+        "a size, such as `64GiB`",
+        "what the unit's server takes of the memory, for `admission`",
+        "as its `ExecStart=` shows, for a llama-server",
         ("unit",),
     ),
     Key(
@@ -289,7 +312,35 @@ def _foreign(name: str, table: Table, default_profile: Callable[[], str | None])
         table.whole("port", 1, 65535) if "port" in table else None,
         table.one_of("engine", tuple(ENGINES)) if "engine" in table else None,
         user,
+        *_gate(table, unit, user),
     )
+
+
+def _gate(table: Table, unit: str, user: str | None) -> tuple[str | None, int | None]:
+    """Whether starts are judged, and what is said of the server's memory."""
+    admission = table.one_of("admission", ADMISSIONS) if "admission" in table else None
+    if admission and (why := why_no_gate(unit, user)):
+        raise table.wrong("admission", f"'admission': {why}")
+    if "memory" not in table:
+        return admission, None
+    if admission is None:
+        raise table.wrong("memory", "'memory' goes with 'admission'")
+    try:
+        size = parse_size(table.text("memory"))
+    except ValueError as error:
+        raise table.wrong("memory", f"'memory': {error}") from None
+    if not size:
+        raise table.wrong("memory", "'memory' is what the server takes, such as '64GiB'")
+    return admission, size
+
+
+def why_no_gate(unit: str, user: str | None) -> str | None:
+    """Why starts of a unit cannot be judged; None where they can."""
+    if user is not None:
+        return "only starts of the system's units are judged"
+    if unit.endswith(".scope"):
+        return f"{unit} is not started by systemd"
+    return None
 
 
 def _of_a_command(
@@ -432,6 +483,10 @@ def declaration_text(declaration: Declaration | Foreign) -> str:
             lines.append(f"user = {json.dumps(declaration.user)}")
         if declaration.engine is not None:
             lines.append(f"engine = {json.dumps(declaration.engine)}")
+        if declaration.admission is not None:
+            lines.append(f"admission = {json.dumps(declaration.admission)}")
+        if declaration.memory is not None:
+            lines.append(f'memory = "{declaration.memory}B"')
         return "\n".join([*lines, f"backend = {json.dumps(declaration.backend)}"]) + "\n"
     if declaration.model is not None:
         lines.append(f"model = {json.dumps(declaration.model, ensure_ascii=False)}")

@@ -140,6 +140,23 @@ def of_a_user(
     ), why
 
 
+GATE = "ExecStartPre"
+"""The directive of it; it comes after the unit's own steps, which may make room."""
+
+
+def gate(name: str, admission: str, python: str) -> str:
+    """The step before a start of an adopted unit: its user asks whether it fits (admit.py).
+
+    Only ``refuse`` lets it fail.  Raises UsageError where the step could not run.
+    """
+    if in_a_home(python):
+        raise UsageError(
+            f"no unit can ask for admission: {python} lies in a home", hint="install it in /opt"
+        )
+    may_fail = "" if admission == "refuse" else "-"
+    return f"{may_fail}{program(python)} -I -m infertune.admit {name}"
+
+
 def foreign_drop_in(wanted: Wanted) -> str:
     """The drop-in of a unit that infertune did not make: how it runs, never what it runs."""
     lines = [f"# Written by infertuned: profile {wanted.profile}, backend {wanted.backend}."]

@@ -42,6 +42,7 @@ from infertune.servers.dropins import (
 )
 from infertune.servers.of_users import Answer, One
 from infertune.servers.unit import (
+    GATE,
     PLACED,
     beside,
     foreign_drop_in,
@@ -143,6 +144,7 @@ class Adopting:
         why: dict[str, str] = {}
         if user is None:
             about = await self._loaded(unit)
+            _refuse_a_root_without_us(about, wanted)
             adopted = self._as_adopted(name, about, wanted, old)
             wanted = beside(wanted, _own_tunables(about, old.units.get(name)))
         else:
@@ -512,6 +514,16 @@ def _refuse_an_empty_shell(about: Mapping[str, Any]) -> None:
                 f"{about['Id']} starts a container with {engine}, which runs in a unit of its own",
                 hint="adopt that one: --container NAME, or its unit, which 'systemctl list-units "
                 "libpod-* docker-*' shows; podman's --cgroups=split keeps it inside",
+            )
+
+
+def _refuse_a_root_without_us(about: Mapping[str, Any], wanted: Wanted) -> None:
+    """Raises UsageError where a step before the start is wanted, and could not run."""
+    for name in ("RootDirectory", "RootImage"):
+        if GATE in wanted.directives and about.get(name):
+            raise UsageError(
+                f"{about['Id']} has {name}={about[name]}, in which infertune is not: nobody can "
+                "judge its starts there"
             )
 
 

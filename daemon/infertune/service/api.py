@@ -27,6 +27,7 @@ from infertune.engine.documents import report_document
 from infertune.engine.session import ApplyFailed
 from infertune.profiles.config import LONGEST_IDLE_S, SHORTEST_IDLE_S, read_config
 from infertune.profiles.profile import check_name
+from infertune.servers.declaration import ADMISSIONS
 from infertune.servers.engines import ENGINES
 from infertune.service.authority import Authority
 from infertune.service.callers import Callers
@@ -43,17 +44,19 @@ from infertune.service.names import (
 )
 from infertune.service.peers import Peers
 from infertune.service.power import Power
-from infertune.service.serving import UNSAID, Asked, Serving
+from infertune.service.serving import OFF, UNSAID, Asked, Serving
 from infertune.service.wire import to_bus
 
 MAX_CONFIRM_S = 24 * 3600
 MAX_REASON = 200
+MAX_MEMORY = 1 << 50
 
 _caller: ContextVar[Message] = ContextVar("caller")
 
 S = Annotated[str, DBusSignature("s")]
 AS = Annotated[list[str], DBusSignature("as")]
 U = Annotated[int, DBusSignature("u")]
+T = Annotated[int, DBusSignature("t")]
 B = Annotated[bool, DBusSignature("b")]
 Document = Annotated[dict[str, Any], DBusSignature("a{sv}")]
 Documents = Annotated[list[dict[str, Any]], DBusSignature("aa{sv}")]
@@ -247,16 +250,49 @@ class Manager(ServiceInterface):
 
     @dbus_method()
     async def AdoptWith(
-        self, unit: S, user: S, name: S, profile: S, backend: S, port: U, engine: S
+        self,
+        unit: S,
+        user: S,
+        name: S,
+        profile: S,
+        backend: S,
+        port: U,
+        engine: S,
+        admission: S,
+        memory: T,
     ) -> Document:
-        """Adopt, and say what answers where; 0 and empty: as the unit shows, or a declaration.
+        """Adopt, and say more of it; 0 and empty are not said.
 
-        A method of its own: clients of the version before call Adopt as it was.
+        ``port`` and ``engine``: what answers where.  ``admission``: what becomes of a start that
+        does not fit, which takes ``memory`` bytes if the unit does not show it.  A method of its
+        own: clients of the version before call Adopt as it was.
         """
         with _errors():
             await self._may(ACTION_SERVE)
             choice = self._adoption(name, profile, backend)
-            return await self._adopt(unit, user, name, choice, _asked(port, engine))
+            asked = _asked(port, engine, admission, memory)
+            return await self._adopt(unit, user, name, choice, asked)
+
+    @dbus_method()
+    async def PlanAdoptionWith(
+        self,
+        unit: S,
+        user: S,
+        name: S,
+        profile: S,
+        backend: S,
+        port: U,
+        engine: S,
+        admission: S,
+        memory: T,
+    ) -> Document:
+        """What adopting a unit so would change."""
+        with _errors():
+            await self._may(ACTION_SERVE if user else ACTION_READ)
+            choice = self._adoption(name, profile, backend)
+            asked = _asked(port, engine, admission, memory)
+            found = self._serving.plan_adoption(name, unit, choice, user or None, asked=asked)
+            return to_bus(await found)
 
     @dbus_method()
     async def GiveBack(self, name: S) -> Document:
@@ -386,13 +422,17 @@ def _server_name(name: str) -> None:
         raise UsageError("not a server name", hint=f"a name matches {NAME.pattern}")
 
 
-def _asked(port: int, engine: str) -> Asked:
+def _asked(port: int, engine: str, admission: str = "", memory: int = 0) -> Asked:
     """What the caller says of an adopted server.  Raises UsageError for what cannot be."""
     if port > 65535:
         raise UsageError("not a port: 1 to 65535")
     if engine and engine not in ENGINES:
         raise UsageError("not an engine", hint=f"one of {', '.join(ENGINES)}")
-    return Asked(port or None, engine or None)
+    if admission and admission not in (OFF, *ADMISSIONS):
+        raise UsageError("not an admission", hint=f"one of {OFF}, {', '.join(ADMISSIONS)}")
+    if memory > MAX_MEMORY:
+        raise UsageError("no machine has so much memory")
+    return Asked(port or None, engine or None, admission or None, memory or None)
 
 
 def _choice(profile: str, backend: str, without: list[str]) -> Choice:

@@ -32,7 +32,7 @@ MAX_REPLY = 1024 * 1024
 
 MAX_OTHER = 512
 """Bytes in the body of a call or a signal of types that nobody here takes; it gets its error."""
-SIGNATURES = (b"s", b"ss", b"sss", b"ssas", b"ssasu", b"sssss", b"sssssus", b"sbs")
+SIGNATURES = (b"s", b"ss", b"sss", b"ssas", b"ssasu", b"sssss", b"sssssusst", b"sbs")
 """Types of our methods, of Properties, and of the signals that are heard.  A variant, of which four
 bytes make an object, is not among them: small messages without an end would do as a long one."""
 

@@ -21,7 +21,7 @@ from infertune.profiles.profile import load_profile
 from infertune.profiles.resolve import Desired, resolve
 from infertune.servers.adopted import ADOPTED, Adopted, Wanted
 from infertune.servers.api_key import refuse_open_file
-from infertune.servers.declaration import TRANSIENT, Declaration, Foreign
+from infertune.servers.declaration import TRANSIENT, Declaration, Foreign, why_no_gate
 from infertune.servers.dropins import (
     drop_in_path,
     remove_drop_in,
@@ -42,9 +42,11 @@ from infertune.servers.store import (
     write_declaration,
 )
 from infertune.servers.unit import (
+    GATE,
     Needs,
     cpu_mask,
     drop_in,
+    gate,
     needs,
     promised,
     slice_drop_in,
@@ -61,11 +63,20 @@ _RUNNING = ("active", "activating", "reloading", "deactivating", "restarting")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Where an adopted server is asked for its metrics; None is not said."""
+    """What whoever adopts a server says of it; None is not said."""
 
     port: int | None = None
+    """Where the exporter asks it."""
     engine: str | None = None
     """By its name in engines/."""
+    admission: str | None = None
+    """One of ADMISSIONS, or OFF."""
+    memory: int | None = None
+    """Bytes that it takes."""
+
+
+OFF = "off"
+"""Its starts are not judged any more."""
 
 
 UNSAID = Asked()
@@ -153,10 +164,16 @@ class Serving:
             remove_notes(self._root, SLICE)
 
     async def plan_adoption(
-        self, name: str, unit: str, choice: Choice, user: str | None = None
+        self,
+        name: str,
+        unit: str,
+        choice: Choice,
+        user: str | None = None,
+        *,
+        asked: Asked = UNSAID,
     ) -> dict[str, Any]:
         """What putting a unit of others under a profile would change.  Raises UsageError."""
-        foreign = self._foreign(name, self._unit(unit, user), choice, user)
+        foreign = self._foreign(name, self._unit(unit, user), choice, user, asked)
         return await self._adopting.plan(name, unit, self._wanted(foreign), self._uid(foreign))
 
     async def adopt(
@@ -171,17 +188,10 @@ class Serving:
     ) -> dict[str, Any]:
         """Put a unit of others under a profile until the next boot.
 
-        ``user`` is whose manager has it; ``asked``: where its metrics are; ``waits``: it may start
-        later.  Raises UsageError or Failed with everything as it was.
+        ``user`` is whose manager has it; ``waits``: it may start later.  Raises UsageError or
+        Failed with everything as it was.
         """
-        foreign = self._foreign(name, self._unit(unit, user), choice, user)
-        if asked != UNSAID and self._lasting(name):
-            raise UsageError(
-                f"'{name}' is declared in {DECLARED}/{name}.toml: its port and engine stand there"
-            )
-        foreign = replace(
-            foreign, port=asked.port or foreign.port, engine=asked.engine or foreign.engine
-        )
+        foreign = self._foreign(name, self._unit(unit, user), choice, user, asked)
         wanted, uid = self._wanted(foreign), self._uid(foreign)
         done = await self._adopting.adopt(name, unit, wanted, uid, waits=waits)
         if not self._lasting(name):
@@ -208,12 +218,35 @@ class Serving:
         return found[0].scope
 
     def _wanted(self, foreign: Foreign) -> Wanted:
-        return wanted(self._desired(foreign))
+        found = wanted(self._desired(foreign))
+        if foreign.admission is None:
+            return found
+        step = gate(foreign.name, foreign.admission, sys.executable)
+        return replace(found, directives={**found.directives, GATE: step})
 
     def _uid(self, foreign: Foreign) -> int | None:
         return None if foreign.user is None else user_id(self._root, foreign.user)
 
-    def _foreign(self, name: str, unit: str, choice: Choice, user: str | None) -> Foreign:
+    def _foreign(
+        self, name: str, unit: str, choice: Choice, user: str | None, asked: Asked
+    ) -> Foreign:
+        known = self._known(name, unit, choice, user)
+        if asked == UNSAID:
+            return known
+        if self._lasting(name):
+            raise UsageError(
+                f"'{name}' is declared in {DECLARED}/{name}.toml: what is said of it stands there"
+            )
+        admission = None if asked.admission == OFF else asked.admission or known.admission
+        memory = (asked.memory or known.memory) if admission else None
+        if asked.memory and not admission:
+            raise UsageError("how much it takes is of use only with an admission")
+        if admission and (why := why_no_gate(unit, user)):
+            raise UsageError(why)
+        port, engine = asked.port or known.port, asked.engine or known.engine
+        return replace(known, port=port, engine=engine, admission=admission, memory=memory)
+
+    def _known(self, name: str, unit: str, choice: Choice, user: str | None) -> Foreign:
         found = self._found(name)
         if isinstance(found, Declaration) or (found and found.unit != unit and self._lasting(name)):
             raise UsageError(f"'{name}' is another server, {found.unit}", hint="another --name")
