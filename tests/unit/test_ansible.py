@@ -261,10 +261,10 @@ def test_a_server_may_say_what_its_file_may() -> None:
 @pytest.mark.parametrize(
     ("variable", "given", "said"),
     [
-        ("servers", {"modell": "/m.gguf", "port": 1}, "modell. Supported parameters include"),
+        ("servers", {"modelfile": "/m.gguf", "port": 1}, "modelfile. Supported parameters include"),
         ("servers", {"port": "eighty"}, "'port' is of type"),
         ("servers", "port = 8101\n", "dict"),
-        ("profiles", {"description": "x", "nwo": {}}, "nwo. Supported parameters include"),
+        ("profiles", {"description": "x", "live": {}}, "live. Supported parameters include"),
         ("profiles", {"now": {}}, "missing required arguments: description"),
     ],
 )

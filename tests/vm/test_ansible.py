@@ -294,7 +294,7 @@ def test_a_profile_that_is_none_does_not_get_there(
     new = fleet.guests["new"]
     settings = new.settings()
     fleet.inventory(
-        **{**changed, "infertune_profiles": {"better": {**BETTER, "now": {"vm.swapiness": 5}}}}
+        **{**changed, "infertune_profiles": {"better": {**BETTER, "now": {"vm.swapp": 5}}}}
     )
     failed = fleet.play("rollout", "--limit", "new", codes=(2,))
     assert "vm.swappiness" in failed, failed  # did you mean
