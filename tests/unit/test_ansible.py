@@ -193,6 +193,18 @@ def test_syntax(playbook: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(("playbook", "role"), [("site", "infertune"), ("monitoring",) * 2])
+def test_tags_are_those_of_the_page(playbook: str, role: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "ANSIBLE_HOME": str(tmp_path), "ANSIBLE_NOCOLOR": "1"}
+    words = [ansible("ansible-playbook"), "--list-tags", f"playbooks/{playbook}.yml"]
+    done = subprocess.run(words, cwd=ANSIBLE, env=environment, capture_output=True, text=True)
+    listed = re.search(r"TASK TAGS: \[(.*)\]", done.stdout)
+    assert listed, done.stdout + done.stderr
+    page = (ANSIBLE / "roles" / role / "README.md").read_text()
+    [told] = re.findall(r"^Tags.*?: ((?:.|\n)*?)\.\s", page, re.MULTILINE)
+    assert set(listed[1].split(", ")) - {"always"} == set(re.findall(r"`(\w+)`", told))
+
+
 NO_ADDRESS = ("--skip-list", "galaxy[no-repository]")
 """The repository has no address that could be named yet."""
 
