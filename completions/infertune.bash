@@ -7,7 +7,7 @@
 
 _shtab_infertune_profile_subparsers=(show check explain)
 _shtab_infertune_boot_subparsers=(plan stage status confirm undo)
-_shtab_infertune_subparsers=(overview machine snapshot doctor knobs models fit expect top report recommend profiles profile plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot bench gate probes setup mcp)
+_shtab_infertune_subparsers=(overview machine snapshot doctor knobs models fit expect top report recommend profiles profile plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot bench prove gate probes setup mcp)
 
 _shtab_infertune_overview_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_machine_option_strings=(-h --help --root --debug --json)
@@ -48,7 +48,8 @@ _shtab_infertune_boot_status_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_boot_confirm_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_boot_undo_option_strings=(-h --help --root --debug --force --json)
 _shtab_infertune_boot_option_strings=(-h --help --root --debug)
-_shtab_infertune_bench_option_strings=(-h --help --root --debug --url --key-file --profile --server --backend --depths --parallel --samples --tokens --seed --busy --launch-only --force --json)
+_shtab_infertune_bench_option_strings=(-h --help --root --debug --url --key-file --profile --against --server --backend --depths --parallel --samples --tokens --seed --busy --launch-only --force --json)
+_shtab_infertune_prove_option_strings=(-h --help --root --debug --model --url --server --backend --stress --budget --seed --tokens --resume --busy --allow-risk --launch-only --force --json)
 _shtab_infertune_gate_option_strings=(-h --help --root --debug --other --both --server --json)
 _shtab_infertune_probes_option_strings=(-h --help --root --debug --attach --exporter --json)
 _shtab_infertune_setup_option_strings=(-h --help --root --debug --remove --check --json)
@@ -72,7 +73,8 @@ _shtab_infertune_adopt___admission_choices=(off warn refuse)
 _shtab_infertune_adopt___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_boot_pos_0_choices=(plan stage status confirm undo)
 _shtab_infertune_bench___backend_choices=(auto rocm vulkan cpu)
-_shtab_infertune_pos_0_choices=(overview machine snapshot doctor knobs models fit expect top report recommend profiles profile plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot bench gate probes setup mcp)
+_shtab_infertune_prove___backend_choices=(auto rocm vulkan cpu)
+_shtab_infertune_pos_0_choices=(overview machine snapshot doctor knobs models fit expect top report recommend profiles profile plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot bench prove gate probes setup mcp)
 
 _shtab_infertune_overview__h_nargs=0
 _shtab_infertune_overview___help_nargs=0
@@ -257,6 +259,15 @@ _shtab_infertune_bench___busy_nargs=0
 _shtab_infertune_bench___launch_only_nargs=0
 _shtab_infertune_bench___force_nargs=0
 _shtab_infertune_bench___json_nargs=0
+_shtab_infertune_prove_pos_1_nargs='*'
+_shtab_infertune_prove__h_nargs=0
+_shtab_infertune_prove___help_nargs=0
+_shtab_infertune_prove___debug_nargs=0
+_shtab_infertune_prove___busy_nargs=0
+_shtab_infertune_prove___allow_risk_nargs=0
+_shtab_infertune_prove___launch_only_nargs=0
+_shtab_infertune_prove___force_nargs=0
+_shtab_infertune_prove___json_nargs=0
 _shtab_infertune_gate__h_nargs=0
 _shtab_infertune_gate___help_nargs=0
 _shtab_infertune_gate___debug_nargs=0

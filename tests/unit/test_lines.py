@@ -85,6 +85,8 @@ def readers(all_of: Sequence[Command], before: tuple[str, ...] = ()) -> Iterator
 
 
 LIVE = {
+    "admit": "judges a unit of this machine: tests/unit/test_admit.py",
+    "gate": "starts servers: tests/host/test_gate_command.py",
     "logs": "journalctl prints",
     "fit": "needs a model: see below",
     "expect": "needs a model: see below",

@@ -224,7 +224,7 @@ def drive(
 
 async def until(pilot: Any, condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(GENEROUS_S):
-        while not condition():  # noqa: ASYNC110: the screen tells nobody
+        while not condition():
             await pilot.pause(0.01)
 
 

@@ -64,12 +64,21 @@ VERBS: dict[str, Verb] = {
         Verb("start", "serve", "serve", "start a declared server that was stopped", True),
         Verb("stop", "serve", "serve", "stop a model server", True),
         Verb("logs", "serve", "serve", "show what a model server printed"),
-        Verb("prewarm", "prewarm", "serve", "read models into memory before a server needs them"),
+        Verb(
+            "prewarm",
+            "prewarm",
+            "serve",
+            "read models into memory before a server needs them",
+            True,
+        ),
         Verb("adopt", "adopt", "serve", "put a server that you already run under a profile", True),
-        Verb("admit", "adopt", "serve", "whether an adopted server would fit if it started now"),
+        Verb(
+            "admit", "adopt", "serve", "say whether an adopted server would fit if it started now"
+        ),
         Verb("release", "adopt", "serve", "give an adopted unit back as it was", True),
         Verb("boot", "boot", "boot", "settings that take effect at the next boot"),
         Verb("bench", "bench", "measure", "measure how fast a model is served here", True),
+        Verb("prove", "prove", "measure", "say whether a profile helps on this machine", True),
         Verb("gate", "gate", "measure", "say whether other server settings keep the answers"),
         Verb("probes", "probes", "measure", "show which eBPF probes are attached"),
         Verb("setup", "setup", "service", "install the files of the service, or remove them", True),
