@@ -152,8 +152,17 @@ def test_declared_it_is_judged_at_every_start(owners: Guest) -> None:
     guest.write("/etc/infertune/servers.d/engine.toml",
                 declared + 'admission = "refuse"\nmemory = "64GiB"\n')  # fmt: skip
     guest.sh("systemctl restart infertune")
-    wait_until(lambda: "infertune.admit" in guest.sh("systemctl cat engine"))
+    assert "infertune.admit" in guest.sh("systemctl cat engine"), "before it says READY"
     assert not start(guest, "engine")
+    # Also at boot, of a unit that waits for it.
+    guest.write("/etc/systemd/system/engine.service",
+                "[Unit]\nAfter=infertune.service\n" + UNITS["engine.service"]
+                + "[Install]\nWantedBy=multi-user.target\n")  # fmt: skip
+    guest.sh("systemctl enable engine")
+    guest.reboot()
+    wait_until(lambda: guest.run("systemctl is-failed engine").code == 0)
+    assert "infertune: does not fit: RAM: 64 GiB of " in status(guest, "engine")
+    guest.sh("systemctl disable engine")
     # A daemon that is killed takes nothing back, and is not needed for it.
     guest.sh("systemctl kill --signal KILL infertune")
     assert not start(guest, "engine")

@@ -154,6 +154,9 @@ class Daemon:
         await self._look()
         loop.add_reader(self._deadline.fd, self._expired)
         watchdog = loop.create_task(self._feed_watchdog()) if self._notify.watchdog_s else None
+        if self._serving.has_work():
+            for problem in await self._serving.adopt_judged():
+                log(3, problem)
         self._notify.send(READY=1)
         self._say_state()
         self._follow_demand()

@@ -293,8 +293,27 @@ class Serving:
             for each in foreground(self._root)
         ]
 
+    async def adopt_judged(self) -> list[str]:
+        """Adopt what is declared to have its starts judged; returns what went wrong.
+
+        Before READY, so that a unit that comes after infertune.service is judged at boot, too.
+        """
+        problems = []
+        for name in sorted(self._declared()):
+            try:
+                found = find_declaration(self._root, name)
+                if isinstance(found, Foreign) and found.admission:
+                    await self._adopt_declared(found)
+            except InfertuneError as error:
+                problems.append(f"server {name}: {error.message}")
+        return problems
+
+    async def _adopt_declared(self, found: Foreign) -> None:
+        choice = Choice(found.profile, found.backend)
+        await self.adopt(found.name, found.unit, choice, found.user, waits=True)
+
     async def start_declared(self) -> list[str]:
-        """Start what /etc declares and does not run, and adopt what is declared so.
+        """Start what /etc declares and does not run, and adopt what is declared so and is not yet.
 
         Returns what went wrong, in sentences.
         """
@@ -304,9 +323,10 @@ class Serving:
         for name in sorted({*lasting, *declared_names(self._root, TRANSIENT)}):
             try:
                 found = find_declaration(self._root, name)
+                if isinstance(found, Foreign) and found.admission:
+                    continue  # adopt_judged
                 if isinstance(found, Foreign):
-                    choice = Choice(found.profile, found.backend)
-                    await self.adopt(name, found.unit, choice, found.user, waits=True)
+                    await self._adopt_declared(found)
                 elif states.get(server_unit(name)) in _RUNNING:
                     # systemd may start it again by itself; without this file it could not.
                     self._make_lock()
