@@ -272,13 +272,13 @@ def test_a_disk_that_hangs_keeps_it_for_so_long_only(
     monkeypatch.setattr(admit.signal, "signal", lambda _, handler: handlers.append(handler))
     monkeypatch.setattr(admit.sys, "argv", ["admit", "nothing-by-this-name"])
     assert admit.main() == 0
-    assert bounds == [10]
+    assert bounds == [20]
     [given_up] = handlers
     assert callable(given_up)
     capfd.readouterr()
     given_up(14, None)
     assert ended == [0]
-    assert capfd.readouterr().err == "<4>infertune: not judged: it was not known after 10 s\n"
+    assert capfd.readouterr().err == "<4>infertune: not judged: it was not known after 20 s\n"
 
 
 # -- declared, and asked for ----------------------------------------------------------------
