@@ -129,6 +129,8 @@ def test_no_device_is_the_cpu(tmp_path: Path) -> None:
         ("llama-server -c 1", "names no model"),
         ("llama-server -m a.gguf", "a.gguf is not the whole path of a file"),
         ("llama-server -m %d/a.gguf", "%d/a.gguf is not the whole path"),
+        ("llama-server -m /m/${SECRET}.gguf", "${SECRET}.gguf is not the whole path"),
+        ("llama-server -m /m/a.gguf -c $CTX", "ctx_size: "),
         ("llama-server -m /m/a.gguf -c many", "ctx_size: "),
         ("llama-server -m /m/a.gguf -cram -1", "cache_ram: "),
         ("podman run ghcr.io/llama-server -m /m/a.gguf", "a container has files of its own"),

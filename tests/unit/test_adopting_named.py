@@ -78,7 +78,7 @@ def test_starts_are_judged_until_nobody_wants_it(
     assert adopt(Asked(admission="refuse")).memory == 1 << 30
     found = adopt(Asked(admission="off"))
     assert (found.admission, found.memory) == (None, None)
-    with pytest.raises(UsageError, match="only with an admission"):
+    with pytest.raises(UsageError, match="only where its starts are judged"):
         adopt(Asked(memory=1))
     with pytest.raises(UsageError, match=r"box\.scope is not started by systemd"):
         adopt(Asked(admission="warn"), "box.scope")

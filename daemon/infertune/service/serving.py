@@ -240,7 +240,10 @@ class Serving:
         admission = None if asked.admission == OFF else asked.admission or known.admission
         memory = (asked.memory or known.memory) if admission else None
         if asked.memory and not admission:
-            raise UsageError("how much it takes is of use only with an admission")
+            raise UsageError(
+                "how much it takes is of use only where its starts are judged",
+                hint="--admission warn or --admission refuse",
+            )
         if admission and (why := why_no_gate(unit, user)):
             raise UsageError(why)
         port, engine = asked.port or known.port, asked.engine or known.engine
