@@ -13,7 +13,7 @@ _shtab_infertune_commands() {
     admit:'Judges what '"'"'adopt --admission'"'"' and the key '"'"'admission'"'"' have judged before each start: what its llama-server would allocate, or the '"'"'memory'"'"' that is declared, against what the machine has, less what others hold and are promised. Exit code 2 if it does not fit, 0 if it does or if that cannot be known. What the unit itself holds now does not count.'
     adopt:'Gives a unit that infertune did not make the memory protection (through every slice it is in), CPUs, weight and swap limit of the profile at once, and the rest (locked memory, priority, environment) from its next start on. What it runs is not touched. Lasts until '"'"'release'"'"' or the next boot; for good, declare it in /etc/infertune/servers.d: unit = "ollama.service".'
     apply:'Writes the original values to a journal, then changes what differs. If any write fails, everything goes back and the exit code is 3. Another profile may be applied over it: only what differs is touched, and the originals stay those of the untuned machine. With --while-serving nothing is changed now: infertuned applies the profile when a server that it started or adopted begins to use CPU time, and puts the originals back when all have been idle. '"'"'apply'"'"' and '"'"'revert'"'"' end that.'
-    bench:'Starts a llama-server, or takes one that runs, and measures what a client sees: time to the first token (TTFT), time for each token after it (TPOT), and the speeds of prefill and decode. Every prompt is new to the server. The machine is looked at before and after each sample: one during which others took CPU time, a clock fell, or memory was short is thrown away, whatever its speed. Refuses to start while others take more than half a CPU. Every sample is kept on disk as soon as it is there, also of what is interrupted; '"'"'infertune expect'"'"' shows the last figures beside what memory allows. Server settings may follow after --, as SETTING=VALUE; without a profile they get the context and slots that are measured. With --url any engine with an OpenAI interface will do, in a container or a unit; its settings are left as they are. Exit code 3: too many samples had to be thrown away.'
+    bench:'Starts a llama-server, or takes one that runs, and measures what a client sees: time to the first token (TTFT), time for each token after it (TPOT), and the speeds of prefill and decode. Every prompt is new to the server. The machine is looked at before and after each sample: one during which others took CPU time, a clock fell, or memory was short is thrown away, whatever its speed. Refuses to start while others take more than half a CPU. Every sample is kept on disk as soon as it is there, also of what is interrupted; '"'"'infertune expect'"'"' shows the last figures beside what memory allows. Server settings may follow after --, as SETTING=VALUE; without a profile they get the context and slots that are measured. With --url any engine with an OpenAI interface will do, in a container or a unit; its settings are left as they are. --against compares in pairs, in random order, each half with a start of its own: first the baseline (a profile, none, or what was asked for in an earlier run) with'
     boot:'settings that take effect at the next boot'
     confirm:'Ends the time limit of '"'"'apply --confirm-within'"'"'. Exit code 1 when nothing waits for it.'
     doctor:'Compares this machine with what is known: kernels, firmware, ROCm and llama.cpp builds with bugs, GPU memory set in the wrong place or not in force, limits, power caps, other tuners, what the kernel has logged, and the recommendations of a survey. Each finding says how sure it is, where it can be read, and what would put it right; what cannot be read is said to be not known, and why. Findings with one cause are reported as one. Writes nothing and needs no privileges, but as root it may read more (the kernel'"'"'s log). With --root it works on a snapshot, so a report can be diagnosed elsewhere. With --smoke it starts the server, asks for one token, and stops it. The exit code is 1 where a finding is an error.'
@@ -25,10 +25,14 @@ _shtab_infertune_commands() {
     machine:'Shows the facts profiles are resolved against: CPU, memory, GPU with carve-out and GTT limit, kernel, boot style, cgroups, and the other tuners that run. Needs no privileges. What cannot be read is said to be unknown.'
     mcp:'Serves infertune as tools of an agent, by the Model Context Protocol over standard input and output: read, plan, fit, doctor, bench, apply, confirm and revert. A tool may do what the user may do who runs this; polkit asks as always. '"'"'apply'"'"' always goes back by itself unless it is confirmed in time. Needs the extra '"'"'mcp'"'"'.'
     models:'Models in the caches of Hugging Face and llama.cpp, of LM Studio, in ~/models and in /srv/models, with the type most of their weights have and whether they fit with the server'"'"'s own settings ('"'"'infertune fit'"'"' says why). '"'"'serve'"'"', '"'"'run'"'"' and '"'"'fit'"'"' take such a name, a repository (OWNER/NAME), or OWNER/NAME:QUANTISATION. Links that lead out of these places, and directories into which everybody may write, are passed over.'
+    overview:'Says on one small screen what this machine is, how much memory its GPU may use, which profile is applied, what is staged for the next boot, which model servers there are, what the doctor has found, and what to do next. '"'"'infertune'"'"' alone does the same.'
     plan:'Compares every knob of the profile with the machine and prints what '"'"'apply'"'"' would do. Needs no privilege.'
+    prewarm:'Has the kernel read the files of models into memory (all parts, in their order), as the user who calls: the next start of a server finds them there. Reads nothing of a model that is there already, or that does not fit into free memory beside a reserve for the system, and nothing from a disk that turns while others read from it; stops when memory gets short. What was read stays until something else needs the memory. Exit code 1: some of it was left out. A server does it beside its own start with '"'"'prewarm = "auto"'"'"' in [server].'
     probes:'Asks the running infertune-exporter, or with '"'"'--attach'"'"' tries itself and detaches again. A probe is absent where this kernel does not have what it attaches to (no GPU scheduler without a GPU driver), not applicable where it cannot work, failed where it should.'
     profile:'show, check or explain one profile'
     profiles:'Lists every profile of the search path: /etc/infertune/profiles, /run/infertune/profiles, /usr/local/lib/infertune/profiles, /usr/lib/infertune/profiles, and those that come with infertune. The first directory that has a profile wins; a profile may extend the one of its own name in a later directory.'
+    prove:'Measures whether a profile helps on this machine, and which of its settings do. First the bare machine is measured against itself: that says which change can be found, and whether anything can be said at all. Then pairs are measured, one of each arm in an order that a coin decides; a pair during which others used the machine is thrown away before anybody has looked at its speed. After 8, 12, 16 and 24 pairs a verdict on tokens per second is asked for: helps, harms, no effect shown, cannot decide. Settings that a server has from its start take a new start for each sample; the others are changed while it runs. --stress cpu starts as many busy loops as there are CPUs, and says how much of the quiet machine'"'"'s tokens per second is left with the profile and without it. Every value goes back at the end, after Ctrl-C, and after '"'"'kill -9'"'"' at the next call of infertune. Verdicts are kept, and shown by '"'"'knobs'"'"' and '"'"'profile explain'"'"' until kernel, model, server or value change. Exit code 1:'
+    recommend:'Says which profile suits this machine, by its GPU and by whether it is a desktop, too (a screen is connected, or it has a battery), and what that profile would change. Reads only. What the machine is used for it cannot know: the other profiles are listed with what they are for.'
     recover:'Like '"'"'revert'"'"', for a machine on which infertune was killed or whose journal is damaged: a damaged journal is kept for inspection, and only lines with a correct checksum are restored.'
     release:'Puts back every property of the unit and of its slices. One that another program has changed since is left and reported (exit code 1).'
     report:'Writes what '"'"'machine'"'"', '"'"'status'"'"', '"'"'servers'"'"', '"'"'doctor'"'"', '"'"'boot status'"'"' and '"'"'probes'"'"' say, and versions, to one HTML file that loads nothing and runs nothing. Left out: API keys and what looks like one, MAC addresses, UUIDs, serial numbers, users and their homes, addresses of servers, and values of kernel parameters and variables that are not about hardware or tuning, and the host'"'"'s name. The names of servers, models, units and of programs that hold GPU memory are in it. Only its owner can read the file; needs no privileges, and as root it may hold more. With --root it is about a recorded machine.'
@@ -41,6 +45,7 @@ _shtab_infertune_commands() {
     start:'Starts a server of /etc/infertune/servers.d by hand; they start with the daemon.'
     status:'Prints the applied profile, the files it changed and whether they still hold it; a value that someone else has set since is externally owned and left alone. Exit code 1 when something was interrupted, damaged or changed by someone else.'
     stop:'Stops the unit and forgets it.'
+    top:'Shows the applied profile, drift, what the GPU does, who stalls, the memory models can have, and each server with its tokens a second and time to the first token; keys apply, confirm and revert, and ask first. Servers are asked what loads, wakes and keeps no model; run queue and page faults come from the probes of a running infertune-exporter. The screen needs the library textual (extra '"'"'tui'"'"'), --once and --json do not.'
     verify:'Plans again and expects nothing to do. Exit code 1 when something differs, is still waiting for a reboot or cannot be read.'
   )
   _describe 'infertune commands' _commands
@@ -131,6 +136,7 @@ _shtab_infertune_bench_options=(
   "--url[measure the server that runs there]:U:"
   "--key-file[file with the key for --url]:FILE:"
   "--profile[under this profile (default\: as it is now)]:P:"
+  "--against[compare with this profile, or with what was measured in a run, in pairs]:P|RUN:"
   "--server[llama-server to use (default\: from PATH)]:PATH:"
   "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
   "--depths[tokens in the context before a prompt of 512, as 0,4k,16k (0,4k)]:LIST:"
@@ -332,6 +338,16 @@ _shtab_infertune_models_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_models_defaults_added=0
 
+_shtab_infertune_overview_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--json[print one JSON document (docs\/json.md)]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_overview_defaults_added=0
+
 _shtab_infertune_plan_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
@@ -344,6 +360,18 @@ _shtab_infertune_plan_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_plan_defaults_added=0
+
+_shtab_infertune_prewarm_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--max[read no more than this\: \'8GiB\']:BYTES:"
+  "--json[print one JSON document (docs\/json.md)]"
+  "(*):a GGUF file, or a model\'s name:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_prewarm_defaults_added=0
 
 _shtab_infertune_probes_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -409,6 +437,41 @@ _shtab_infertune_profiles_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_profiles_defaults_added=0
+
+_shtab_infertune_prove_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--model[GGUF file or name of a model (\'infertune models\'\; default\: a small one)]:MODEL:"
+  "--url[measure the server that runs there]:U:"
+  "--server[llama-server to use (default\: from PATH)]:PATH:"
+  "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
+  "--stress[also beside neighbours that take this\: cpu]:LIST:"
+  "--budget[time for all of it, as 90s, 20m or 2h (20m)]:TIME:"
+  "--seed[have the same order and the same prompts again]:N:"
+  "--tokens[tokens to generate (default\: as many as take 2 s, 64 to 512)]:N:"
+  "--resume[go on with a run that was cut off]:RUN:"
+  "--busy[measure among programs that work]"
+  "--allow-risk[measure knobs that may change heat, noise or stability, too]"
+  "--launch-only[leave the kernel\'s settings alone (needs no root)]"
+  "--force[start the server even if the model does not fit]"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":name of a profile (\'infertune profiles\'):"
+  "(*)::measure these settings of it, each against the profile without it (default\: all of it against none, then each):"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_prove_defaults_added=0
+
+_shtab_infertune_recommend_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--json[print one JSON document (docs\/json.md)]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_recommend_defaults_added=0
 
 _shtab_infertune_recover_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -561,6 +624,20 @@ _shtab_infertune_stop_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_stop_defaults_added=0
 
+_shtab_infertune_top_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--every[time between two looks, 2 to 3600 (default\: 2)]:SECONDS:"
+  "--once[print it once, without a screen]"
+  "--columns[with --once\: how wide (default\: 80)]:N:"
+  "--exporter[where infertune-exporter listens (default 127.0.0.1\:9877)]:ADDRESS:"
+  "--json[print one JSON document (docs\/json.md)]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_top_defaults_added=0
+
 _shtab_infertune_verify_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
@@ -608,10 +685,14 @@ _shtab_infertune() {
         machine) _arguments -C -s $_shtab_infertune_machine_options ;;
         mcp) _arguments -C -s $_shtab_infertune_mcp_options ;;
         models) _arguments -C -s $_shtab_infertune_models_options ;;
+        overview) _arguments -C -s $_shtab_infertune_overview_options ;;
         plan) _arguments -C -s $_shtab_infertune_plan_options ;;
+        prewarm) _arguments -C -s $_shtab_infertune_prewarm_options ;;
         probes) _arguments -C -s $_shtab_infertune_probes_options ;;
         profile) _shtab_infertune_profile ;;
         profiles) _arguments -C -s $_shtab_infertune_profiles_options ;;
+        prove) _arguments -C -s $_shtab_infertune_prove_options ;;
+        recommend) _arguments -C -s $_shtab_infertune_recommend_options ;;
         recover) _arguments -C -s $_shtab_infertune_recover_options ;;
         release) _arguments -C -s $_shtab_infertune_release_options ;;
         report) _arguments -C -s $_shtab_infertune_report_options ;;
@@ -624,6 +705,7 @@ _shtab_infertune() {
         start) _arguments -C -s $_shtab_infertune_start_options ;;
         status) _arguments -C -s $_shtab_infertune_status_options ;;
         stop) _arguments -C -s $_shtab_infertune_stop_options ;;
+        top) _arguments -C -s $_shtab_infertune_top_options ;;
         verify) _arguments -C -s $_shtab_infertune_verify_options ;;
       esac
   esac

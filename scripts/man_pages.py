@@ -16,7 +16,8 @@ from infertune.catalogue.knobs import KNOBS
 from infertune.catalogue.launch_settings import ENVIRONMENT_ALLOWED, LAUNCH_SETTINGS
 from infertune.catalogue.server_settings import SERVER_SETTINGS
 from infertune.cli.base import Argument, Command
-from infertune.cli.main import build_parser, commands
+from infertune.cli.main import commands
+from infertune.cli.parser import build_parser
 from infertune.exporter.main import parser as exporter_parser
 from infertune.exporter.web import DEFAULT
 from infertune.profiles.config import CONFIG, CONFIG_KEYS

@@ -18,7 +18,9 @@ from hypothesis import HealthCheck, settings
 
 
 def pytest_configure() -> None:
-    """A shell has its background jobs ignore these two, and every process of a test with them."""
+    """What the shell of whoever starts the tests has no say in."""
+    os.environ.pop("COLUMNS", None)  # output is as wide as it says
+    # A shell has its background jobs ignore these two, and every process of a test with them.
     for number, handler in (
         (signal.SIGINT, signal.default_int_handler),
         (signal.SIGQUIT, signal.SIG_DFL),

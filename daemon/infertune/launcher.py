@@ -133,6 +133,8 @@ def main() -> int:
     words = job.argv[:1] if declared.command else job.argv
     print(_line(f"starting {' '.join(words)}"), flush=True)
     try:
+        if job.prewarm:
+            job.prewarm()
         return os.execve(job.program, list(job.argv), dict(job.env))  # noqa: S606
     except OSError as error:
         _tell(UsageError(f"{printable_line(job.program, 200)}: {error.strerror}"))

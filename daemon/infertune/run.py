@@ -50,6 +50,7 @@ from infertune.launch.binary import (
 from infertune.launch.client import COMPLETES_ONLY, Completion, chat, complete, how_to_talk
 from infertune.launch.embedded import default_model
 from infertune.launch.place import Group, Placed, place, why_no_group
+from infertune.launch.prewarm import LINE, for_server
 from infertune.launch.process import (
     GRACE_S,
     Child,
@@ -96,6 +97,8 @@ class Request:
     """Where a command's standard output goes."""
     reported: bool = False
     """Whether somebody waits for what came of it."""
+    shown: bool = True
+    """Whether the start is shown while it lasts."""
     chats: Callable[[str], bool | None] = lambda _: None
     """Whether the file of a model has a chat template; None where that is not known."""
     then: Callable[[Job, Child], int] | None = None
@@ -152,6 +155,8 @@ class Job:
     model: str | None = None
     """Model to be loaded; None for a command, which is only started."""
     url: str = ""
+    prewarm: Callable[[], None] | None = None
+    """Has the model read, beside the server; for the process that becomes it."""
 
 
 @dataclass(slots=True)
@@ -183,7 +188,7 @@ def run(root: Root, request: Request, result: Result, audience: Audience) -> int
             _become_where_nothing_is_left_to_do(one, job, desired)
     with Signals() as signals:
         if bare:
-            result.status = _serve(one, job, desired, signals)
+            result.status = serve(one, job, desired, signals)
         else:
             _under_profile(one, job, desired, signals)
     return result.status or 0
@@ -198,14 +203,14 @@ def prepare(one: Run) -> tuple[Desired, Job]:
         desired = resolve(profile, machine, backend)
         job = _command(request, desired)
     else:
-        model = None if models_of(request.settings) else _model(one)
-        server = _server(one)
+        model = None if models_of(request.settings) else model_of(one)
+        server = server_of(one)
         backend = request.backend if request.backend != "auto" else server.backends[0]
         desired = resolve(profile, machine, backend)
         chosen = [name for name in BACKENDS if name == desired.backend]
         for text in warnings(one.root, server.version, chosen):
             one.audience.say(text)
-        job = _serving(one, server, model, desired)
+        job = job_of(one, server, model, desired)
     one.result.backend = desired.backend
     one.result.argv = job.argv
     for setting in desired.unresolved:
@@ -228,15 +233,15 @@ def _under_profile(one: Run, job: Job, desired: Desired, signals: Signals) -> No
         try:
             one.result.applied = report
             one.audience.applied(report)
-            one.result.status = _serve(one, job, desired, signals)
+            one.result.status = serve(one, job, desired, signals)
         finally:
             one.result.restored = ours.revert()
             one.audience.restored(one.result.restored)
             if before:
-                _apply_again(one, ours, before)
+                apply_again(one, ours, before)
 
 
-def _apply_again(one: Run, ours: Session, before: Journal) -> None:
+def apply_again(one: Run, ours: Session, before: Journal) -> None:
     """What was applied before the run is applied after it."""
     try:
         profile = load_profile(one.root, before.profile)
@@ -253,7 +258,7 @@ def _command(request: Request, desired: Desired) -> Job:
     return Job(program, request.command, env)
 
 
-def _model(one: Run) -> str:
+def model_of(one: Run) -> str:
     """The model to serve, checked to be one."""
     path = one.request.model
     if path is None:
@@ -261,12 +266,12 @@ def _model(one: Run) -> str:
         path = default_model(os.path.join(cache, "infertune"))
         one.audience.say("no --model: Gemma 3 270M (extra 'embedded'), a base model")
     path = os.path.abspath(path)
-    _refuse_other_files("--model", path)
+    refuse_other_files("--model", path)
     one.result.model = path
     return path
 
 
-def _refuse_other_files(what: str, path: str) -> None:
+def refuse_other_files(what: str, path: str) -> None:
     """Raise UsageError for a file that llama-server could not load."""
     try:
         magic = read_plain_file(Path(path), 4, follow=True)[0]
@@ -276,7 +281,7 @@ def _refuse_other_files(what: str, path: str) -> None:
         raise UsageError(f"{what} {path}: not a GGUF file", hint="llama-server loads GGUF models")
 
 
-def _server(one: Run) -> Server:
+def server_of(one: Run) -> Server:
     """The server program: --server, llama-server on PATH, or the embedded one."""
     caller = one.request.caller
     path = find_server(one.request.server, caller.get("PATH"))
@@ -295,7 +300,7 @@ def _server(one: Run) -> Server:
     return server
 
 
-def _serving(one: Run, server: Server, model: str | None, desired: Desired) -> Job:
+def job_of(one: Run, server: Server, model: str | None, desired: Desired) -> Job:
     settings = {**canonical(desired.server), **one.request.settings}
     if model is not None and (router := models_of(settings)):
         raise UsageError(
@@ -307,7 +312,7 @@ def _serving(one: Run, server: Server, model: str | None, desired: Desired) -> J
     except ValueError as error:
         raise UsageError(str(error)) from None
     for name, path in files_of(settings).items():
-        _refuse_other_files(name, path)
+        refuse_other_files(name, path)
     cpus = desired.launch.get("cpus")
     if cpus and "threads" not in settings:
         # The server counts the machine's cores, not those it may use: more threads than CPUs
@@ -351,7 +356,9 @@ def _serving(one: Run, server: Server, model: str | None, desired: Desired) -> J
     one.result.url = url(one.request.host, port)
     arguments += [*_device_arguments(one.request, server, desired.backend), *one.request.flags]
     env = _environment(desired, one.request.caller, server.env)
-    return Job(server.program[0], (*server.program, *arguments), env, model, one.result.url)
+    argv = (*server.program, *arguments)
+    ahead = for_server(one.root, model, settings, desired.backend, one.audience.say)
+    return Job(server.program[0], argv, env, model, one.result.url, ahead)
 
 
 def _environment(
@@ -379,7 +386,7 @@ def _cores(machine: Machine, cpus: Setting) -> set[int]:
     return {lead.get(cpu, cpu) for cpu in allowed}
 
 
-def _serve(one: Run, job: Job, desired: Desired, signals: Signals) -> int:
+def serve(one: Run, job: Job, desired: Desired, signals: Signals) -> int:
     """Start the job, stay with it, and give its exit code.  Nothing of it is left afterwards."""
     if early := signals.received():
         return 128 + early
@@ -392,6 +399,8 @@ def _serve(one: Run, job: Job, desired: Desired, signals: Signals) -> int:
             capture=job.model is not None,
             program=job.program,
             stdout=one.request.stdout,
+            before=job.prewarm,
+            keep=LINE,
         )
         signals.child = child
         if late := signals.received():
@@ -442,13 +451,16 @@ def _place(one: Run, pid: int, desired: Desired, job: Job, *, no_group: str = ""
 def _attend(one: Run, job: Job, child: Child, signals: Signals) -> int:
     if job.model is None:
         return exit_code(child.wait())
+    out = sys.stderr if one.request.shown else None
     one.result.ready_s = wait_ready(
-        one.root, signals, child, job.url, job.model, sys.stderr, one.request.patience_s
+        one.root, signals, child, job.url, job.model, out, one.request.patience_s
     )
     if one.result.ready_s is None:
         status = child.wait()
         return 128 + number if (number := signals.received()) else exit_code(status)
     one.audience.say(f"ready after {one.result.ready_s:.1f} s: {job.url}")
+    for line in tuple(child.tail.kept) if child.tail else ():
+        one.audience.say(line)
     chats = one.request.chats(job.model)
     try:
         if one.request.then is not None:

@@ -67,7 +67,7 @@ FLEET = Dashboard(
                     f"count(sum by (instance) (infertune_knob_drifted{{{_I}}}) > 0)",
                 ),
                 _count(
-                    "Journals not well",
+                    "Unhealthy journals",
                     "degraded or interrupted: infertune status on the machine.",
                     f'count(infertune_journal_state{{{_I},state=~"degraded|interrupted"}} == 1)',
                 ),

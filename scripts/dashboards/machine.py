@@ -158,9 +158,9 @@ MACHINE = Dashboard(
                     ),
                 ),
                 Panel(
-                    title="Waiting for memory, I/O, CPU",
+                    title="Pressure (PSI)",
                     description="Share of time in which some tasks, or all of them (full), stood "
-                    "still for want of it (PSI). Full memory pressure above a few per cent is "
+                    "still for lack of it (PSI). Full memory pressure above a few per cent is "
                     "felt in every token.",
                     height=9,
                     unit="percentunit",
@@ -235,7 +235,7 @@ MACHINE = Dashboard(
             "Details",
             (
                 Panel(
-                    title="Busy",
+                    title="GPU busy",
                     description="As the power firmware counts it; sees ROCm and Vulkan alike.",
                     unit="percentunit",
                     nothing=_NO_GPU,
@@ -274,7 +274,7 @@ MACHINE = Dashboard(
                     ),
                 ),
                 Panel(
-                    title="Memory in huge pages",
+                    title="Huge pages in use",
                     description="Of the whole machine: anonymous, of files, shared.",
                     unit="bytes",
                     targets=(Target(f"infertune_thp_memory_bytes{{{_I}}}", "{{kind}}"),),
@@ -289,7 +289,7 @@ MACHINE = Dashboard(
                     ),
                 ),
                 Panel(
-                    title="Stalls for reclaim and compaction",
+                    title="Direct reclaim and compaction",
                     description="Seconds per second that threads spent freeing or moving memory "
                     "before they got any. Long loads come with it: more free memory "
                     "(vm.min_free_kbytes, watermark_scale_factor), fewer huge pages at once.",
@@ -360,7 +360,7 @@ MACHINE = Dashboard(
                     targets=(Target(f"infertune_npu_active{{{_I}}}", "{{npu}}"),),
                 ),
                 Panel(
-                    title="Kernel and processor",
+                    title="Hardware",
                     description="Kernel and processor; infertune doctor knows which are bad.",
                     height=8,
                     unit="none",

@@ -151,10 +151,10 @@ MODEL = Dashboard(
             ),
         ),
         Row(
-            "Why it waits",
+            "Latency and memory",
             (
                 Panel(
-                    title="Waiting for a CPU",
+                    title="Run-queue latency",
                     description="How long a runnable thread waited before it ran. The 99th "
                     "percentile above a millisecond: others share its CPUs; use cpus and "
                     "cpus_partition.",
@@ -171,7 +171,7 @@ MODEL = Dashboard(
                     ),
                 ),
                 Panel(
-                    title="Where its threads' time goes",
+                    title="Thread time",
                     description="Running, waiting for a CPU, or blocked (a disk, a lock, the "
                     "GPU). With a GPU blocked is good: it waits for results.",
                     unit="percentunit",
@@ -187,7 +187,7 @@ MODEL = Dashboard(
                     ),
                 ),
                 Panel(
-                    title="Memory of its unit",
+                    title="Memory of the unit",
                     description="Parts of what is charged; GTT is not in it.",
                     unit="bytes",
                     nothing="no server runs as a unit",
@@ -237,7 +237,7 @@ MODEL = Dashboard(
                     ),
                 ),
                 Panel(
-                    title="Slots busy per decode",
+                    title="Batch occupancy",
                     description="Slots that shared one pass over the weights: above 1, tokens of "
                     "several requests cost one read.",
                     unit="none",
@@ -331,7 +331,7 @@ MODEL = Dashboard(
                     ),
                 ),
                 Panel(
-                    title="Migrations per second",
+                    title="CPU migrations per second",
                     description="Each leaves warm caches behind. Many: pin it with cpus.",
                     unit="none",
                     nothing=_NO_PROBE,
@@ -370,7 +370,7 @@ MODEL = Dashboard(
                 ),
                 Panel(
                     title="Waiting for memory",
-                    description="Share of time in which all its tasks stood still for want of "
+                    description="Share of time in which all its tasks stood still for lack of "
                     "memory or of a disk (PSI of its unit).",
                     unit="percentunit",
                     nothing="no server runs as a unit, or no PSI",
@@ -406,7 +406,7 @@ MODEL = Dashboard(
                     ),
                 ),
                 Panel(
-                    title="Vulkan: wait and run time of jobs",
+                    title="Vulkan: job latency (p99)",
                     description="99th percentile of the wait in the queue, and of the time on the "
                     "ring (with the jobs before it).",
                     unit="s",
@@ -440,7 +440,7 @@ MODEL = Dashboard(
                 ),
                 Panel(
                     title="ROCm: time its queues were evicted",
-                    description="The model stood still for it, mostly for want of memory. "
+                    description="The model stood still for it, mostly for lack of memory. "
                     "Anything but 0: less context, or fewer servers.",
                     unit="percentunit",
                     nothing=_NO_KFD,

@@ -64,8 +64,8 @@ TUNING = Dashboard(
                     ),
                 ),
                 summary(
-                    title="Waits for confirm",
-                    description="It goes back by itself unless somebody runs infertune confirm.",
+                    title="Unconfirmed",
+                    description="1: it goes back by itself unless confirmed (infertune confirm).",
                     nothing="no profile is applied",
                     words={"0": ("no", GREEN), "1": ("waits", YELLOW)},
                     targets=(Target(f"infertune_profile_unconfirmed{{{_I}}}", "{{instance}}"),),
@@ -216,7 +216,7 @@ TUNING = Dashboard(
                     ),
                 ),
                 Panel(
-                    title="Original values kept",
+                    title="Originals kept",
                     description="Files whose original is in the journal; revert puts them back.",
                     unit="none",
                     width=4,

@@ -20,7 +20,9 @@ from typing import Any
 
 import pytest
 
+from infertune.cli.main import main
 from infertune.launch.client import healthy
+from infertune.measure.conditions import Between
 from infertune.measure.trial import MOST_TOKENS
 from run_support import FAKE, Runner, alive, wait_until
 
@@ -158,7 +160,7 @@ def test_a_server_that_fails_says_why(runner: Runner) -> None:
         (("--parallel", "0"), "'0' is not a number of slots"),
         (("--key-file", "/etc/hostname"), "--key-file is for --url"),
         (("--url", "ftp://x"), "not the address of a server"),
-        (("--url", "http://127.0.0.1:1", "--profile", "base"), "are for a server of ours"),
+        (("--url", "http://127.0.0.1:1", "--profile", "base"), "do not go with --url"),
         (("--depths", "0,1,2,3,4", "--parallel", "1,2,3,4"), "more than 16"),
         (("--url", "http://127.0.0.1:1", "--key-file", "/nowhere"), "--key-file /nowhere"),
     ],
@@ -187,3 +189,90 @@ def test_a_profile_is_in_force_meanwhile(runner: Runner) -> None:
     assert found["profile"] == "base"
     assert Path("/proc/sys/vm/swappiness").read_text() == before
     assert os.path.exists(found["path"])
+
+
+# -- against another ---------------------------------------------------------------------
+
+CALM = Between(
+    foreign_cpu=0.0, stolen=0.0, stalled={}, major_faults=0, cpu_khz=None, gpu_hz=None,
+    throttled=None, others_on_gpu=0, others_in_server=None, busiest=(),
+)  # fmt: skip
+
+
+@pytest.fixture
+def calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this machine does meanwhile is no reason to throw a pair away."""
+    monkeypatch.setattr("infertune.measure.trial.between", lambda *_: CALM)
+
+
+def compared(
+    runner: Runner, capsys: pytest.CaptureFixture[str], *words: str
+) -> tuple[int, dict[str, Any]]:
+    server = runner.server(*ENDLESS, "--slow-flag=--poll")
+    asked = ("bench", "--json", str(runner.model), "--busy", "--force", "--server", server)
+    code = main([*asked, "--tokens", "8", *words])
+    out, err = capsys.readouterr()
+    assert out, err
+    return code, json.loads(out)
+
+
+def test_a_server_that_is_slower_harms(
+    runner: Runner, calm: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = compared(runner, capsys, "--depths", "0", "--samples", "1")
+    assert code == 0, found["failed"]
+    [run] = runner.directory.glob("state/infertune/measurements/*/*/*-bench")
+    for _ in range(2):  # one in eighty differs from itself, by the level of a look
+        code, found = compared(runner, capsys, "--against", run.name, "--", "poll=50")
+        if found["comparison"]["other"]:
+            break
+    assert code == 1, (found["failed"], found["comparison"])
+    assert found["comparison"]["itself"]["pairs"] == 8
+    assert found["comparison"]["itself"]["word"] in ("no effect shown", "cannot decide")
+    other = found["comparison"]["other"]
+    assert (other["word"], other["pairs"]) == ("harms", 8)
+    assert other["estimate"] < -0.5
+    lines = (Path(found["path"]) / "samples.jsonl").read_text().splitlines()
+    halves = [json.loads(line) for line in lines]
+    assert len(halves) == 32
+    order = [each["arm"] for each in halves if each["comparison"] == "other"]
+    assert {tuple(order[at : at + 2]) for at in range(0, 16, 2)} == {(0, 1), (1, 0)}
+
+
+def test_interrupted_in_a_pair_it_keeps_the_halves(runner: Runner) -> None:
+    server = runner.server(*ENDLESS)
+    words = ("--server", server, "--busy", "--force", "--tokens", "8", "--against", "base")
+    process = runner.infertune_process("bench", str(runner.model), "--launch-only", *words)
+    wait_until(lambda: len(samples(runner)) >= 2 or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert process.returncode == 130, err
+    assert len(samples(runner)) >= 2
+    assert "kept in " in out
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--against", "no-such"), "no-such"),
+        (("--against", "none"), "both are the same"),
+        (("--against", "20200101T000000Z-bench"), "there is no such run"),
+        (("--against", "/nowhere"), "not a run"),
+        (("--against", "base", "--depths", "0,1k"), "at one depth"),
+        (("--against", "base", "--parallel", "1,2"), "at one depth"),
+        (("--against", "base", "--url", "http://127.0.0.1:1"), "the unit is a start"),
+    ],
+)
+def test_what_cannot_be_compared(words: tuple[str, ...], why: str, runner: Runner) -> None:
+    code, _, err = runner.infertune("bench", "--busy", *words)
+    assert code == 2, err
+    assert why in err
+
+
+def test_a_run_of_somebody_elses_server_is_not_repeated(runner: Runner) -> None:
+    with running(*ENDLESS) as (url, _):
+        _, found, err = bench(runner, "--url", url, *QUICK)
+    assert found["path"], err
+    code, _, err = runner.infertune("bench", "--busy", "--against", found["path"])
+    assert code == 2
+    assert "cannot be measured again" in err

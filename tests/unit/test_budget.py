@@ -465,9 +465,7 @@ def test_exit_codes(llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (code, document["verdict"]) == (1, "does not fit")
     arabic = ["--ctx", "\u0664\u0660\u0669\u0666"]
     for wrong in (["--ctx", "0"], ["--ctx", "x"], arabic, ["--parallel", "0"]):
-        with pytest.raises(SystemExit) as ended:
-            main(["fit", llama, *wrong])
-        assert ended.value.code == 2
+        assert main(["fit", llama, *wrong]) == 2
     assert main(["fit", llama, "--profile", "none-such"]) == 2
     assert main(["fit", llama, "--", "ctx=1"]) == 2
     assert main(["fit", llama, "--", "cache_ram=many"]) == 2

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from infertune.cli.main import build_parser, commands, main
+from infertune.base.errors import UsageError
+from infertune.cli.main import commands, main
+from infertune.cli.parser import build_parser
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -98,9 +100,11 @@ def parse(page: str, words: list[str]) -> None:
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
         try:
             build_parser(commands()).parse_args(ours)
+        except UsageError as wrong:
+            pytest.fail(f"{page}: infertune {shlex.join(words)}: {wrong.message}")
         except SystemExit as end:
-            if end.code:
-                pytest.fail(f"{page}: infertune {shlex.join(words)}: {said.getvalue()}")
+            if end.code:  # of --help it is 0
+                raise
 
 
 HARMLESS = sorted(

@@ -14,7 +14,8 @@ import pytest
 
 from infertune.base.errors import Exit
 from infertune.cli.base import Command
-from infertune.cli.main import build_parser, commands
+from infertune.cli.main import commands
+from infertune.cli.parser import build_parser
 from infertune.profiles.config import CONFIG_KEYS
 from infertune.servers.declaration import KEYS
 

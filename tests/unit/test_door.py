@@ -237,8 +237,7 @@ def test_ports_of_another_address() -> None:
 def test_serve_wants_a_key_for_another_address(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "quiet", "--model", "/m.gguf", "--host", "0.0.0.0"]) == 2
     assert "--host 0.0.0.0 is reached by other machines" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="2"):
-        main(["serve", "quiet", "--host", "example.org"])
+    assert main(["serve", "quiet", "--host", "example.org"]) == 2
     assert "'example.org' is not an address, such as" in capsys.readouterr().err
 
 

@@ -17,7 +17,10 @@ from infertune import launcher
 from infertune.base.errors import UsageError
 from infertune.launch import apart
 from infertune.launch.apart import available, keep_apart
+from infertune.profiles.resolve import Desired
+from infertune.run import Job
 from infertune.servers.declaration import Declaration
+from support import desired
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _NOBODY = 65534
@@ -126,12 +129,11 @@ def test_the_server_is_apart_before_it_is_one(
     """After it was admitted, which takes a look at the others; and a start goes on without."""
     done: list[str] = []
 
-    class Job:
-        program, argv, env = "/bin/server", ("/bin/server",), {}
+    job = Job("/bin/server", ("/bin/server",), {}, prewarm=lambda: done.append("prewarm"))
 
-    def prepare(*_: object) -> tuple[None, type[Job]]:
+    def prepare(*_: object) -> tuple[Desired, Job]:
         done.append("admitted")
-        return None, Job
+        return desired("p", {}), job
 
     def apart() -> str | None:
         done.append("apart")
@@ -146,7 +148,7 @@ def test_the_server_is_apart_before_it_is_one(
     monkeypatch.setattr(launcher, "keep_apart", apart)
     monkeypatch.setattr(os, "execve", lambda *_: done.append("server"))
     launcher.main()
-    assert done == ["admitted", "turn", "apart", "server"]
+    assert done == ["admitted", "turn", "apart", "prewarm", "server"]
     told = "not kept apart from other servers: the kernel has none" in capsys.readouterr().out
     assert told == (why is not None)
 

@@ -66,6 +66,26 @@ def test_what_a_child_is_started_with() -> None:
     assert seen["nice"] == 7  # placed before its first instruction
 
 
+def test_what_is_done_in_the_child_before_its_exec() -> None:
+    """By the process that becomes the server, where it was placed; its word is not lost."""
+    child = start(
+        ("/bin/sh", "-c", "echo $$; seq 100"),
+        {"PATH": os.environ["PATH"]},
+        lambda pid: os.setpriority(os.PRIO_PROCESS, pid, 7),
+        capture=True,
+        before=lambda: say(f"note: {os.getpid()}, nice {os.nice(0)}\n"),
+        keep="note: ",
+    )
+    assert child.wait() == 0
+    assert child.last_lines()[-1] == "100"
+    assert child.tail
+    assert [*child.tail.kept] == [f"note: {child.pid}, nice 7"]
+
+
+def say(text: str) -> None:
+    os.write(1, text.encode())
+
+
 def test_a_server_inherits_no_file_of_our_caller() -> None:
     reading, writing = os.pipe()
     os.set_inheritable(reading, True)

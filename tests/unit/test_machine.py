@@ -296,17 +296,17 @@ def test_each_tuner_installed_and_running(tree: Tree, known: object) -> None:
 def test_every_fixture_prints(snapshot: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--root", str(snapshot), "machine"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("kernel         6.") or "7." in line for line in lines)
+    assert any(line.startswith("kernel        6.") or "7." in line for line in lines)
     # Labels in one column, text in the next.
-    assert {line[13:15] for line in lines} == {"  "}
-    assert all(line[15] != " " for line in lines)
+    assert {line[12:14] for line in lines} == {"  "}
+    assert all(line[14] != " " for line in lines)
 
 
 def test_unknown_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--root", str(tmp_path), "machine"]) == 0
     out = capsys.readouterr().out
-    assert "machine        unknown" in out
-    assert "memory         unknown, unknown available" in out
+    assert "machine       unknown" in out
+    assert "memory        unknown, unknown available" in out
     assert "None" not in out
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from infertune.base.errors import UsageError
-from infertune.cli.main import build_parser, commands
+from infertune.cli.main import commands
+from infertune.cli.parser import build_parser
 from infertune.cli.tools import MAX_WORD, TOOLS, schema, words
 from support import GENEROUS_S, values
 
@@ -26,6 +27,9 @@ GIVEN: dict[str, Any] = {
     "confirm_within": "90s",
     "url": "http://127.0.0.1:8080",
     "samples": 8,
+    "against": "base",
+    "budget": "5m",
+    "launch_only": True,
     "busy": True,
 }
 

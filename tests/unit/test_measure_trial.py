@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from infertune.measure.trial import (
     foreign_cores,
     refuse_a_busy_machine,
     servers_at,
+    somebody_else_answers,
 )
 from talking_server import Canned, talking
 
@@ -246,6 +248,16 @@ def test_who_listens_is_found() -> None:
         assert servers_at(Root("/"), "127.0.0.1", port) == {os.getpid()}
         assert servers_at(Root("/"), "box.lan", port) == frozenset()
     assert servers_at(Root("/"), "127.0.0.1", port) == frozenset()
+
+
+def test_a_server_in_whose_place_somebody_else_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        assert not somebody_else_answers(Root("/"), "127.0.0.1", port, os.getpid())
+        assert not somebody_else_answers(Root("/"), "127.0.0.1", port, os.getppid())
+        with subprocess.Popen(["sleep", "600"]) as other:
+            assert somebody_else_answers(Root("/"), "127.0.0.1", port, other.pid)
+            other.kill()
 
 
 def test_a_busy_machine_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

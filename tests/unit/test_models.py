@@ -268,8 +268,8 @@ def test_the_list_says_what_fits(
     (tmp_path / "models/bad.gguf").write_bytes(b"no model")
     assert main(["--root", STRIX_HALO, "models"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["SIZE", "TYPE", "FITS", "MODEL"]
-    assert [line.split()[-1] for line in lines[1:]] == ["bad", "good"]
+    assert lines[0].split() == ["MODEL", "SIZE", "TYPE", "FITS", "FROM"]
+    assert [line.split()[0] for line in lines[1:]] == ["bad", "good"]
     assert "unreadable" in lines[1]
     assert main(["--root", STRIX_HALO, "models", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -283,7 +283,8 @@ def test_the_list_says_what_fits(
     hub = f".cache/huggingface/hub/models--{owner.replace('/', '--')}/snapshots/1"
     (tmp_path / hub).mkdir(parents=True)
     (tmp_path / "models/good.gguf").rename(tmp_path / hub / f"{name}.gguf")
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["--root", STRIX_HALO, "models"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-1] for line in lines[1:]] == ["bad", name, owner]
+    assert [line.split()[0] for line in lines[1:]] == ["bad", name, owner]
     assert max(map(len, lines)) <= 80

@@ -187,9 +187,8 @@ def test_serve_takes_a_program(
     words = ["--port", "18999", "--host", "192.0.2.7", "--", "vllm", "serve", "m"]
     assert "--host is for llama-server" in refused(capsys, *words)
     assert "--engine is for a program after --" in refused(capsys, "--engine", "vllm")
-    with pytest.raises(SystemExit, match="2"):
-        refused(capsys, "--port", "\u0661\u0668\u0669\u0669\u0669")
-    assert "is not a port; write 1024 to 65535" in capsys.readouterr().err
+    line = refused(capsys, "--port", "\u0661\u0668\u0669\u0669\u0669")
+    assert "is not a port; write 1024 to 65535" in line
     assert "no program and no server setting 'nonsense'" in refused(capsys, "--", "nonsense")
     line = refused(capsys, "--port", "18999", "--", "own", "x")
     assert line.endswith(f"infertune does not know which engine '{tmp_path}/own' is")
@@ -213,8 +212,7 @@ def test_an_empty_option_is_not_one_that_is_missing(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A key file whose name a script did not find would leave the server without a key."""
-    with pytest.raises(SystemExit, match="2"):
-        main(words)
+    assert main(words) == 2
     assert "it is empty" in capsys.readouterr().err
 
 

@@ -134,13 +134,19 @@ def test_nothing_is_passed_to_a_program_that_says_nothing() -> None:
     settings = {name: setting_value(name) for name in SERVER_SETTINGS}
     arguments, refused = server_arguments(settings, "usage: true", model="/m", port=1)
     # What older builds do anyway needs no flag.
-    said_by_silence = {"load_mode", "spec_type"}
+    said_by_silence = {"load_mode", "spec_type", "prewarm"}
     assert len(arguments) == 6
     assert {one.setting for one in refused} == set(SERVER_SETTINGS) - said_by_silence
 
 
 def setting_value(name: str) -> str:
-    words = {"flash_attn": "on", "load_mode": "auto", "spec_type": "none", "fit": "on"}
+    words = {
+        "flash_attn": "on",
+        "prewarm": "on",
+        "load_mode": "auto",
+        "spec_type": "none",
+        "fit": "on",
+    }
     return words.get(name) or ("f16" if name.startswith("cache_type") else "1")
 
 

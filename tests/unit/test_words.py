@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,41 @@ def test_the_verbs_that_act() -> None:
     found = acting(commands())
     assert {"apply", "revert", "run", "serve", "stop", "stage", "undo", "snapshot"} <= found
     assert not {"plan", "verify", "status", "doctor", "machine", "fit", "servers"} & found
+
+
+REPOSITORY = Path(__file__).parents[2]
+STIFF = re.compile(
+    r"\b(somebody|anew|for want of|of ours)\b"
+    r"|(?<!there )\bis no (valid )?(name|number|file|size|list)\b"
+)
+"""What a native reader stumbled over, and what stands there now: CONTRIBUTING.md, Words."""
+
+
+def texts_of_the_program() -> Iterator[tuple[str, str]]:
+    """Each text in the code that may be printed: with a blank, and no docstring."""
+    for path in sorted((REPOSITORY / "daemon/infertune").rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        silent = {
+            id(each.value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            for each in node.body
+            if isinstance(each, ast.Expr)
+        }
+        for node in ast.walk(tree):
+            said = isinstance(node, ast.Constant) and id(node) not in silent and node.value
+            if isinstance(said, str) and " " in said:
+                yield f"{path.name}:{node.lineno}", said
+
+
+def test_stiff_words_stay_out_of_what_a_user_reads() -> None:
+    found = [where for where, text in texts_of_the_program() if STIFF.search(text)]
+    internal = {"architecture.md", "CONTRIBUTING.md"}
+    for page in (*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")):
+        if page.name not in internal:
+            found += [
+                f"{page.name}:{number}"
+                for number, line in enumerate(page.read_text().splitlines(), 1)
+                if STIFF.search(re.sub(r"`[^`]*`", "", line))
+            ]
+    assert not found

@@ -77,8 +77,7 @@ def format_size(size: int) -> str:
     for name in ("TiB", "GiB", "MiB", "KiB"):
         unit = _UNITS[name]
         if size >= unit:
-            value = size / unit
-            return f"{value:.0f} {name}" if value == int(value) else f"{value:.1f} {name}"
+            return f"{size / unit:.1f}".removesuffix(".0") + f" {name}"
     return f"{size} B"
 
 

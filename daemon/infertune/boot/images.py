@@ -109,8 +109,8 @@ def ask_room_for_tool(root: Root, command: Command) -> None:
             if space.read_only or space.free < needed:
                 state = "read-only" if space.read_only else f"{space.free // MIB} MiB free"
                 raise Failed(
-                    f"{os.path.dirname(path)} has {state}, and {command.argv[0]} builds {path} "
-                    f"anew, which takes {-(-needed // MIB)} MiB; nothing was touched",
+                    f"{os.path.dirname(path)} has {state}, and {command.argv[0]} rebuilds {path}, "
+                    f"which takes {-(-needed // MIB)} MiB; nothing was touched",
                     hint="make room there (remove kernels or snapshots that are not used)",
                 )
 

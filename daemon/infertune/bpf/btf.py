@@ -128,7 +128,7 @@ class Types:
             element, _, count = _ARRAY.unpack_from(self._data, found.tail)
             item = self._resolved(element)
             if item.kind != _INT:
-                raise ValueError(f"'{name}' is an array of something that is no number")
+                raise ValueError(f"'{name}' is an array of something that is not a number")
             fields[name] = Field(offset, item.size_or_type, count, self._signed(item))
             return int(item.size_or_type * count)
         if found.kind == _STRUCT:

@@ -23,6 +23,7 @@ from infertune.host.machine import Machine
 class Limit(Value):
     """Bytes, written as a size or a share of memory, or one ``word`` that means no limit."""
 
+    unit_bytes = 1
     word: str | None
     low_bytes: int = 0
     high_bytes: int = 16 * 1024 * GIB

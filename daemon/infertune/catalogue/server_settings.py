@@ -146,7 +146,8 @@ class ServerSetting:
     value: Value
     summary: str
     ways: tuple[Way, ...]
-    """Ways to say it, newest first; the first one the binary knows is used."""
+    """Ways to say it, newest first; the first one the binary knows is used.  Empty where infertune
+    does it itself."""
     numbers: bool = False
     """Whether it changes on purpose what is computed, not only in which order or where: the answers
     of such a server are judged harder (measure/gate.py)."""
@@ -163,6 +164,8 @@ _DRAFTS_BY_ITSELF = "draft-mtp"
 """Uses layers of the model itself (unless they come in a file of their own)."""
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+
+PREWARM = "prewarm"
 
 _SETTINGS = (
     ServerSetting(
@@ -244,9 +247,16 @@ _SETTINGS = (
         ),
     ),
     ServerSetting(
+        id=PREWARM,
+        value=Choice(("auto", "on", "off")),
+        summary="whether infertune has the model read into memory while the server sets itself up; "
+        "auto leaves it where that is of no use, on only where memory does not allow it",
+        ways=(),
+    ),
+    ServerSetting(
         id="repack",
         value=Switch(),
-        summary="lay weights out anew for the CPU while loading: more speed there, no mmap of them",
+        summary="repack weights for the CPU while loading: faster there, but they are not mapped",
         ways=(_switch("--repack", "--no-repack"),),
     ),
     ServerSetting(
@@ -562,6 +572,8 @@ def server_arguments(
     for name, value in settings.items():
         reasons: list[str] = []
         setting = SERVER_SETTINGS[name]
+        if not setting.ways:
+            continue
         for way in setting.ways:
             flags, reason = _say(way, value, _words(setting.value, value), options)
             if reason is None:

@@ -20,6 +20,9 @@ from infertune.host.machine import Machine
 class Value(ABC):
     """How one kind of kernel value is configured, read and written."""
 
+    unit_bytes: int | None = None
+    """Of an amount of memory: the bytes of what its canonical form counts."""
+
     @abstractmethod
     def parse(self, configured: object, machine: Machine | None = None) -> str:
         """Canonical form of what a profile says.

@@ -101,14 +101,14 @@ def _say(ctx: Context, done: dict[str, Any]) -> None:
     ctx.print(f"{counted(len(changed), 'property', 'properties')} changed")
     if later and done["active"]:
         whose = "systemctl" if done["user"] is None else "systemctl --user"
-        ctx.sentence(f"the rest takes effect at its next start: {whose} restart {done['unit']}")
+        ctx.print(f"the rest takes effect at its next start: {whose} restart {done['unit']}")
     _notes(ctx, done)
     ctx.print(f"infertune release {done['name']} puts everything back")
 
 
 def _notes(ctx: Context, done: dict[str, Any]) -> None:
     for note in done["notes"]:
-        ctx.sentence(f"note: {note}")
+        ctx.print(f"note: {note}")
 
 
 def _adopted_name(given: str) -> str:

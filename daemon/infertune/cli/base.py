@@ -6,9 +6,11 @@ Every verb has this module, so it imports next to nothing.
 
 from __future__ import annotations
 
+import os
 import sys
 
 from infertune.base.records import dataclass
+from infertune.cli import lines
 from infertune.cli.verbs import VERBS
 
 TYPE_CHECKING = False
@@ -78,22 +80,6 @@ def printable(text: str, *, lines: bool = True) -> str:
     )
 
 
-COLUMNS = 80
-
-
-def wrapped(text: str, indent: int) -> list[str]:
-    """Lines of at most 80 columns; a word (an id, an address) is never cut."""
-    import textwrap
-
-    return textwrap.wrap(
-        text,
-        COLUMNS,
-        subsequent_indent=" " * indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
 JSON = argument("--json", action="store_true", help="print one JSON document (docs/json.md)")
 
 
@@ -113,6 +99,9 @@ class Context:
         self.stdout = stdout or sys.stdout
         self.command = command
         """What stood after ``--``."""
+        self.width = lines.width_of(self.stdout, os.environ)
+        """Columns there are; None for a pipe, which has room for everything."""
+        self._paint = lines.paint_for(self.stdout, os.environ)
         self.unheard: OSError | None = None
         """Why output could not be written.  What a verb does to the machine does not depend on
         it."""
@@ -134,14 +123,35 @@ class Context:
         """Whether this is about the machine it runs on, not a recorded one."""
         return self._root is None or self._root.live
 
-    def print(self, text: str = "") -> None:
-        self._write(printable(text))
+    def print(self, text: str = "", hang: int | None = None) -> None:
+        """Lines of text.  On a terminal a longer one goes on under itself, at column ``hang``."""
+        self._say(
+            [
+                line
+                for each in printable(text).split("\n")
+                for line in lines.sentence(each, self.width, hang, self._paint)
+            ]
+        )
 
     def sentence(self, text: str, indent: int = 4) -> None:
-        """Wrapped at words on a terminal; a pipe gets one line, which a search finds whole."""
-        if self.stdout is not None and self.stdout.isatty():
-            text = "\n".join(wrapped(text, indent))
-        self.print(text)
+        self.print(text, indent)
+
+    def verbatim(self, text: str) -> None:
+        """What is to be copied, or read by a program: its lines are left as they are."""
+        self._write(printable(text))
+
+    def labelled(self, pairs: Sequence[tuple[str, str]], indent: int = 0, column: int = 0) -> None:
+        """Labels in a column of so many at least, and what belongs to each beside it."""
+        cells = [(label, printable(text, lines=False)) for label, text in pairs]
+        self._say(lines.labelled(cells, self.width, indent, column))
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Left-aligned columns; what of the last one has no room goes under its row."""
+        cells = [[printable(cell, lines=False) for cell in row] for row in rows]
+        self._say(lines.table(header, cells, self.width, self._paint))
+
+    def _say(self, laid_out: list[str]) -> None:
+        self._write("\n".join(laid_out))
 
     def print_json(self, schema: str, document: dict[str, Any]) -> None:
         """Print one document; ``schema`` is its versioned name, e.g. ``infertune.plan/1``."""
@@ -157,14 +167,6 @@ class Context:
             print(text, file=self.stdout, flush=True)
         except OSError as error:
             self.unheard = error
-
-    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Left-aligned columns; the last one runs free."""
-        rows = [[printable(cell, lines=False) for cell in row] for row in (header, *rows)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-            self.print("  ".join(cells).rstrip())
 
 
 @dataclass(frozen=True)

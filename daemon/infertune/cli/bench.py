@@ -8,32 +8,33 @@ import os
 import secrets
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
-from infertune import __version__
 from infertune.base.errors import Exit, InfertuneError, UsageError
-from infertune.base.records import asdict, dataclass, field
+from infertune.base.records import asdict
 from infertune.base.root import read_user_file
-from infertune.budget.admission import Admission, release
-from infertune.catalogue.server_settings import check_together
+from infertune.cli.against import compare
 from infertune.cli.base import JSON, Command, Context, argument, verb, whole
+from infertune.cli.benching import (
+    FOREIGN_CORES,
+    Arm,
+    Measured,
+    Remarks,
+    about_ours,
+    begin,
+    minutes,
+    say,
+    start,
+)
 from infertune.cli.engine import BACKEND
 from infertune.cli.fit import FORCE, canonical, parse_setting
-from infertune.cli.render import summary
-from infertune.cli.run import Printer, ask_admission
-from infertune.engine.documents import report_document
-from infertune.engine.state import Report
 from infertune.host.machine import Machine, read_machine
-from infertune.launch.place import Placed
 from infertune.launch.process import Child
 from infertune.launch.ready import Progress
-from infertune.launch.residency import model_files
 from infertune.measure.client import Target, base_of, find_out
 from infertune.measure.figures import Row, row
 from infertune.measure.prompts import Prompts
-from infertune.measure.store import Store, directory_of, machine_key, model_key, named_key
+from infertune.measure.store import named_key
 from infertune.measure.trial import (
     FEWEST_TOKENS,
     MOST_TOKENS,
@@ -46,57 +47,28 @@ from infertune.measure.trial import (
     refuse_a_busy_machine,
     servers_at,
 )
-from infertune.profiles.profile import load_profile
-from infertune.profiles.resolve import assume_backend, resolve
-from infertune.run import Audience, Job, Request, Result, run
+from infertune.run import Audience, Job, Result
 from infertune.servers.models import model_path
 
-FOREIGN_CORES = 0.5
-"""CPUs that others may take before a measurement starts."""
-START_S = 900.0
-"""Patience with a server's start: 100 GB from a slow disk."""
-GRACE_S = 2.0
 _MAX_KEY = 64 * 1024
 _MAX_ROWS = 16
 _WIDTHS = (5, 5, 11, 9, 7, 16, 5, 5)
 _HEADER = ("DEPTH", "SLOTS", "TTFT ms", "TPOT ms", "PREFILL", "DECODE", "KEPT", "FINDS")
 
 
-@dataclass(slots=True)
-class Measured:
-    """What has been measured, filled in on the way: what is cut off keeps what it has."""
-
-    about: dict[str, Any]
-    """As run.json has it."""
-    store: Store | None = None
-    rows: list[Row] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
-    """What was not measured, or not to its end, and why."""
-    undecided: bool = False
-
-
-class _Remarks(Printer):
-    """Tells what is not as asked, and is brief about the rest."""
-
-    def applied(self, report: Report) -> None:
-        self.say(summary(report_document(report), "changed", "applied"))
-
-    def placed(self, outcomes: Sequence[Placed]) -> None:
-        for each in outcomes:
-            if each.outcome != "applied":
-                self.say(f"{each.id} = {each.wanted}: {each.outcome}: {each.why}")
-
-
 def _bench(ctx: Context) -> int:
     args = ctx.args
     if not ctx.live:
         raise UsageError("bench measures this machine only", hint="leave --root out")
+    args.depths = args.depths or ([0] if args.against else [0, 4096])
     if len(args.depths) * len(args.parallel) > _MAX_ROWS:
         raise UsageError(f"more than {_MAX_ROWS} pairs of depth and slots")
     if args.url and any((args.profile, args.server, args.backend != "auto", ctx.command)):
-        raise UsageError("--profile, --server, --backend and settings are for a server of ours")
+        raise UsageError("--profile, --server, --backend and settings do not go with --url")
+    if args.against:
+        _refuse_what_is_not_one(args)
     if args.key_file and not args.url:
-        raise UsageError("--key-file is for --url", hint="a server of ours asks for no key")
+        raise UsageError("--key-file is for --url", hint="a server that it starts asks for none")
     seed = secrets.randbits(48) if args.seed is None else args.seed
     measured = Measured({"verb": "bench", "seed": seed, "busy": args.busy})
     failed = None
@@ -112,7 +84,20 @@ def _bench(ctx: Context) -> int:
             ctx.print_json("infertune.bench/1", _document(measured, failed))
         elif measured.store:
             _print_end(ctx, measured)
-    return code or (Exit.FAILED if measured.undecided else Exit.DONE)
+    if code or not measured.undecided:
+        return code
+    return Exit.FAILED
+
+
+def _refuse_what_is_not_one(args: Any) -> None:
+    """A comparison is of one load, and of servers that are started for it."""
+    if args.url:
+        raise UsageError(
+            "--against needs servers that are started for it: the unit is a start",
+            hint="leave --url out",
+        )
+    if len(args.depths) + len(args.parallel) > 2:
+        raise UsageError("--against compares at one depth and one number of slots")
 
 
 # -- which server -------------------------------------------------------------------------
@@ -125,7 +110,7 @@ def _of_others(ctx: Context, measured: Measured) -> int:
     host, port = target.address
     servers = servers_at(ctx.root, "127.0.0.1" if host == "localhost" else host, port)
     if not servers:
-        _say(ctx, measured, "the server's processes are not seen: nobody can say what others took")
+        say(ctx, measured, "the server's processes are not seen: nobody can say what others took")
     elif not ctx.args.busy:
         refuse_a_busy_machine(ctx.root, servers, FOREIGN_CORES)
     name = target.model or "model"
@@ -148,75 +133,35 @@ def _key(path: str | None) -> str | None:
     return words[0]
 
 
+def _arm(ctx: Context, machine: Machine) -> Arm:
+    args = ctx.args
+    return Arm(
+        profile=args.profile,
+        model=model_path(args.model, os.environ) if args.model else None,
+        server=args.server,
+        backend=args.backend,
+        settings=canonical(dict(map(parse_setting, ctx.command)), machine),
+        launch_only=args.launch_only,
+    )
+
+
 def _of_ours(ctx: Context, measured: Measured) -> int:
     """A server that is started for this, and ended."""
     args = ctx.args
     machine = read_machine(ctx.root)
-    settings = _settings(ctx, machine)
+    asked = _arm(ctx, machine)
+    if args.against:
+        return compare(ctx, measured, machine, asked)
+    arm = asked.with_room(ctx, machine, max(args.depths), max(args.parallel), args.tokens)
     if not args.busy:
         refuse_a_busy_machine(ctx.root, (), FOREIGN_CORES)
-    promised: list[Admission] = []
     result = Result(args.profile or "none")
-    request = Request(
-        profile=args.profile,
-        caller=os.environ,
-        backend=args.backend,
-        model=model_path(args.model, os.environ) if args.model else None,
-        server=args.server,
-        launch_only=args.launch_only,
-        settings=settings,
-        reported=args.json,
-        then=lambda job, child: _measure_ours(ctx, measured, machine, result, job, child),
-        patience_s=START_S,
-        grace_s=GRACE_S,
-        check=partial(ask_admission, ctx, promised),
-    )
-    try:
-        code = run(ctx.root, request, result, Audience() if args.json else _Remarks(ctx))
-    finally:
-        for each in promised:
-            release(ctx.root, each)
-    return code
 
+    def then(job: Job, child: Child) -> None:
+        measured.about |= about_ours(ctx, asked, result, job)
+        _measure(ctx, measured, machine, find_out(job.url), (child.pid,), result.version)
 
-def _settings(ctx: Context, machine: Machine) -> dict[str, str]:
-    """Canonical settings over the profile's: what was asked for, and room for what is measured."""
-    args = ctx.args
-    found = canonical(dict(map(parse_setting, ctx.command)), machine)
-    given = set(found)
-    if args.profile:
-        backend = args.backend if args.backend != "auto" else assume_backend(machine)[0]
-        given |= set(resolve(load_profile(ctx.root, args.profile), machine, backend).server)
-    slots = max(args.parallel)
-    if "parallel" not in given:
-        found["parallel"] = str(slots)
-    if "ctx_size" not in given:
-        one = max(args.depths) + PROMPT + (args.tokens or MOST_TOKENS) + 64
-        found["ctx_size"] = str(-(-one // 256) * 256 * slots)
-    try:
-        check_together(found)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    return found
-
-
-def _measure_ours(
-    ctx: Context, measured: Measured, machine: Machine, result: Result, job: Job, child: Child
-) -> int:
-    assert job.model is not None
-    files = model_files(job.model)
-    name = os.path.basename(job.model)
-    model = {"name": name, "key": model_key(ctx.root, files), "files": files}
-    measured.about |= {
-        "url": None,
-        "model": model,
-        "profile": ctx.args.profile,
-        "backend": result.backend,
-        "argv": list(job.argv),
-    }
-    target = find_out(job.url)
-    _measure(ctx, measured, machine, target, (child.pid,), result.version)
-    return Exit.DONE
+    return start(ctx, arm, result, Audience() if args.json else Remarks(ctx), then)
 
 
 # -- measuring -----------------------------------------------------------------------------
@@ -231,21 +176,8 @@ def _measure(
     build: str | None = None,
 ) -> None:
     """All rows.  Raises Failed."""
-    args, now = ctx.args, datetime.now(UTC)
-    measured.about |= {
-        "began": f"{now:%Y-%m-%dT%H:%M:%SZ}",
-        "api": target.api,
-        "build": build or target.build,
-        "kernel": machine.kernel,
-        "infertune": __version__,
-        "machine": machine_key(machine),
-        "samples": args.samples,
-    }
-    root = os.geteuid() == 0
-    home = directory_of(os.environ, os.path.expanduser("~"), root=root)
-    where = f"{home}/{measured.about['machine']}/{measured.about['model']['key']}"
-    measured.store = Store(ctx.root, f"{where}/{now:%Y%m%dT%H%M%SZ}-bench")
-    measured.store.begin(measured.about)
+    args = ctx.args
+    begin(ctx, measured, machine, target, build)
     bench = Bench(ctx.root, target, servers, Prompts(measured.about["seed"]), args.busy)
     loads = [
         Load(depth, slots, args.tokens or MOST_TOKENS)
@@ -256,7 +188,7 @@ def _measure(
     clock = _Clock(ctx, loads)
     for at, asked in enumerate(loads):
         if why := _impossible(asked, target, tokens):
-            _say(ctx, measured, f"depth {asked.depth}, {_slots(asked)}: left out: {why}")
+            say(ctx, measured, f"depth {asked.depth}, {_slots(asked)}: left out: {why}")
             continue
         clock.starts(at)
         first = bench.warm_up(asked)
@@ -288,7 +220,7 @@ def _measure_row(ctx: Context, measured: Measured, bench: Bench, load: Load, clo
                 _print_cells(ctx, _cells(found))
     if stopped:
         measured.undecided = True
-        _say(ctx, measured, f"depth {load.depth}, {_slots(load)}: {stopped}")
+        say(ctx, measured, f"depth {load.depth}, {_slots(load)}: {stopped}")
 
 
 def _impossible(load: Load, target: Target, tokens: int | None) -> str | None:
@@ -319,8 +251,7 @@ class _Clock:
         left = self.left_s(samples, good)
         thrown = f", {len(samples) - good} thrown away" if len(samples) > good else ""
         self._progress.show(
-            f"{self._where()}: {good} of {self._wanted} samples{thrown}, "
-            f"about {_minutes(left)} left"
+            f"{self._where()}: {good} of {self._wanted} samples{thrown}, about {minutes(left)} left"
         )
 
     def left_s(self, samples: Sequence[Sample], good: int) -> float:
@@ -343,12 +274,6 @@ def _size(load: Load) -> int:
 
 
 # -- output ---------------------------------------------------------------------------------
-
-
-def _say(ctx: Context, measured: Measured, text: str) -> None:
-    measured.remarks.append(text)
-    if not ctx.args.json:
-        ctx.sentence(text)
 
 
 def _slots(load: Load) -> str:
@@ -392,10 +317,6 @@ def _times(middle: float | None, slow: float | None) -> str:
     )
 
 
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-
-
 def _print_end(ctx: Context, measured: Measured) -> None:
     assert measured.store is not None
     if measured.rows:
@@ -405,7 +326,7 @@ def _print_end(ctx: Context, measured: Measured) -> None:
         )
     pairs = [each.pair_s for each in measured.rows if each.pair_s and each.finds is not None]
     if pairs:
-        took = _minutes(8 * max(pairs))
+        took = minutes(8 * max(pairs))
         ctx.sentence(f"FINDS: the change of DECODE that 8 pairs of such samples find, in {took}.")
     ctx.print(f"kept in {measured.store.path}")
 
@@ -419,6 +340,7 @@ def _document(measured: Measured, failed: str | None) -> dict[str, Any]:
     return {
         **{name: about.get(name) for name in names},
         "rows": [asdict(each) for each in measured.rows],
+        "comparison": measured.comparison,
         "remarks": measured.remarks,
         "path": measured.store.path if measured.store else None,
         "failed": failed,
@@ -464,12 +386,17 @@ COMMANDS: tuple[Command, ...] = (
             argument("--url", metavar="U", help="measure the server that runs there"),
             argument("--key-file", metavar="FILE", help="file with the key for --url"),
             argument("--profile", metavar="P", help="under this profile (default: as it is now)"),
+            argument(
+                "--against",
+                metavar="P|RUN",
+                help="compare with this profile, or with what was measured in a run, in pairs",
+            ),
             argument("--server", metavar="PATH", help="llama-server to use (default: from PATH)"),
             BACKEND,
             argument(
                 "--depths",
                 type=_depths,
-                default=[0, 4096],
+                default=None,
                 metavar="LIST",
                 help="tokens in the context before a prompt of 512, as 0,4k,16k (0,4k)",
             ),
@@ -517,8 +444,11 @@ COMMANDS: tuple[Command, ...] = (
         "'infertune expect' shows the last figures beside what memory allows. Server settings may "
         "follow after --, as SETTING=VALUE; without a profile they get the context and slots that "
         "are measured. With --url any engine with an OpenAI interface will do, in a container or "
-        "a unit; its settings are left as they are. Exit code 3: too many samples had to be "
-        "thrown away.",
+        "a unit; its settings are left as they are. --against compares in pairs, in random order, "
+        "each half with a start of its own: first the baseline (a profile, none, or what was "
+        "asked for in an earlier run) with itself, then with what is asked for now. Says helps, "
+        "harms (exit code 1), no effect shown or cannot decide. Exit code 3: too many samples had "
+        "to be thrown away, or it cannot decide.",
         takes_command=True,
     ),
 )

@@ -24,6 +24,7 @@ from infertune.boot.sources import Finding, findings
 from infertune.boot.state import OptionStatus, is_ready, overruled, read_status, sorts_after
 from infertune.cli.base import JSON, Command, Context, argument, printable, verb
 from infertune.cli.engine import PROFILE
+from infertune.cli.render import amount
 from infertune.engine.documents import picture_document
 from infertune.host.machine import read_machine
 from infertune.host.measured_boot import measured
@@ -173,15 +174,15 @@ def _status(ctx: Context) -> int:
             ]
             ctx.table(("SETTING", "NOW", "WANTED", "STATE", ""), rows)
         if stage and stage.phase in ("staged", "trying"):
-            ctx.sentence(f"tried once: enforced by {ONE_TRY[stage.one_try]}")
+            ctx.print(f"tried once: enforced by {ONE_TRY[stage.one_try]}")
             if stage.rescue:
-                ctx.sentence(f"if the kernel does not boot: {stage.rescue}")
+                ctx.print(f"if the kernel does not boot: {stage.rescue}")
         for each in found.originals:
-            ctx.sentence(_shown_original(each))
+            ctx.print(_shown_original(each))
         for finding in found.findings:
-            ctx.sentence(f"finding: {finding}")
+            ctx.print(f"finding: {finding}")
         for note in found.notes:
-            ctx.sentence(f"note: {note}")
+            ctx.print(f"note: {note}")
     return Exit.DONE if found.fine else Exit.DIFFERS
 
 
@@ -226,11 +227,7 @@ def _runner(ctx: Context) -> Runner:
 
 
 def _shown(option: Option, value: str | None) -> str:
-    if value is None:
-        return "-"
-    if option.id in SIZES and value.isdecimal():
-        return f"{value} ({format_size(int(value) * PAGE)})"
-    return value
+    return amount(value, PAGE if option.id in SIZES else None)
 
 
 def _option_state(each: OptionStatus) -> dict[str, Any]:
@@ -320,12 +317,12 @@ def _print_plan(ctx: Context, prepared: _Prepared) -> None:
     wanted, change = prepared.wanted, prepared.change
     ctx.print(f"profile {wanted.profile}, boot loader {change.stack or 'unknown'}")
     for each in change.evidence:
-        ctx.sentence(f"    {each}")
+        ctx.print(f"    {each}")
     for option in change.options:
         places = option.file or ", ".join(p.word for p in option.parameters)
         ctx.print(f"set {option.id} = {_shown(option, option.value)}  ({places}; {option.source})")
         if option.note:
-            ctx.sentence(f"    {option.note}")
+            ctx.print(f"    {option.note}")
         if option.file:
             ctx.print(f"    written to {option.file}: the firmware takes it at the next boot")
     if change.trial:
@@ -334,28 +331,28 @@ def _print_plan(ctx: Context, prepared: _Prepared) -> None:
         ctx.print("when that boot is confirmed:")
     _print_part(ctx, change.lasting)
     if change.now:
-        ctx.sentence(f"tried once: enforced by {ONE_TRY[change.one_try]}")
+        ctx.print(f"tried once: enforced by {ONE_TRY[change.one_try]}")
     if change.rescue:
-        ctx.sentence(f"if the kernel does not boot: {change.rescue}")
+        ctx.print(f"if the kernel does not boot: {change.rescue}")
     for instruction in change.manual:
-        ctx.sentence(f"by hand: {instruction}")
+        ctx.print(f"by hand: {instruction}")
     if memory := _memory(prepared.memory):
         ctx.print(memory)
     for finding in prepared.wrong:
-        ctx.sentence(f"finding: {finding}")
+        ctx.print(f"finding: {finding}")
     if prepared.measured:
-        ctx.sentence(f"measured boot: {MEASURED}; 'infertune boot stage' needs --force")
+        ctx.print(f"measured boot: {MEASURED}; 'infertune boot stage' needs --force")
         for each in prepared.measured:
-            ctx.sentence(f"    {each}")
+            ctx.print(f"    {each}")
     for note in prepared.notes:
-        ctx.sentence(f"note: {note}")
+        ctx.print(f"note: {note}")
     if not change.options and not change.manual:
         ctx.print("nothing to stage")
 
 
 def _print_part(ctx: Context, part: Part) -> None:
     for file in part.texts:
-        ctx.print(_diff(ctx, file).rstrip("\n"))
+        ctx.verbatim(_diff(ctx, file).rstrip("\n"))
         if file.briefly:
             ctx.print("    there only while the image is built")
     for image in part.images:
@@ -364,7 +361,7 @@ def _print_part(ctx: Context, part: Part) -> None:
         ctx.print(f"    then in {STORE} until undo")
     for command in part.commands:
         ctx.print(f"run {shlex.join(command.argv)}")
-        ctx.sentence(f"    {command.why}")
+        ctx.print(f"    {command.why}")
         for pattern in command.touches:
             ctx.print(f"    edits {pattern}; what is there is kept")
 
@@ -389,7 +386,7 @@ def _diff(ctx: Context, file: NewFile | Edit) -> str:
         text = file.data.decode("utf-8", "replace")
     origin = "/dev/null" if before is None else file.path
     new = text.splitlines(keepends=True)
-    return printable("".join(difflib.unified_diff(old, new, origin, file.path)))
+    return "".join(difflib.unified_diff(old, new, origin, file.path))
 
 
 COMMANDS: tuple[Command, ...] = (

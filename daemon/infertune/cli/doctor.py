@@ -10,7 +10,9 @@ from typing import Any
 
 from infertune.base.errors import Exit, UsageError
 from infertune.base.records import asdict
-from infertune.cli.base import JSON, Command, Context, argument, verb, wrapped
+from infertune.cli.base import JSON, Command, Context, argument, verb
+from infertune.cli.lines import fold
+from infertune.cli.render import counted
 from infertune.doctor.base import SEVERITIES, Advice, Finding, Rule, Unknown
 from infertune.doctor.diagnose import Outcome, Result, diagnose
 from infertune.doctor.facts import Smoke, read_facts
@@ -24,9 +26,7 @@ def _doctor(ctx: Context) -> int:
     if ctx.args.list:
         return _list(ctx, rules)
     smoke = _smoke(ctx)
-    machine = read_machine(ctx.root)
-    around = look_around(ctx.root, os.environ, machine) if ctx.root.live else recorded(ctx.root)
-    results = diagnose(read_facts(ctx.root, around, smoke, machine), rules)
+    results = ask(ctx, rules, smoke)
     if ctx.args.json:
         ctx.print_json("infertune.doctor/1", _document(results, smoke))
     else:
@@ -58,8 +58,6 @@ def _smoke(ctx: Context) -> Smoke | None:
 
 # -- as text -----------------------------------------------------------------------
 
-_TITLES_AT = 45
-"""Column of the titles in the list of rules."""
 _REASON_LINES = 3
 """Lines that what is not known may take; --all shows the rest."""
 
@@ -76,10 +74,10 @@ def _print(ctx: Context, results: Sequence[Result], smoke: Smoke | None) -> None
         for outcome in ("fine", "not applicable"):
             _print_quiet(ctx, outcome, [each for each in results if each.outcome == outcome])
     elif unknown:
-        ctx.print("\n".join(_reasons(unknown)))
+        ctx.print(_reasons(unknown, ctx.width or 80), 2)
     if smoke:
-        ctx.sentence(f"smoke run: {smoke.detail}", 2)
-    ctx.sentence(_counts(results), 2)
+        ctx.print(f"smoke run: {smoke.detail}", 2)
+    ctx.print(_counts(results), 2)
 
 
 def _print_finding(ctx: Context, result: Result) -> None:
@@ -90,10 +88,10 @@ def _print_finding(ctx: Context, result: Result) -> None:
     doubt = "" if confidence == "sure" else " (likely)"
     source = result.rule.sources[0]
     also = f" (covers {', '.join(result.covers)})" if result.covers else ""
-    ctx.sentence(f"{result.severity}: {finding.text}{doubt}", 2)
-    ctx.sentence(f"  fix:  {finding.fix or result.rule.fix}", 8)
-    ctx.sentence(f"  see:  {source.text}, {source.url}", 8)
-    ctx.sentence(f"  rule: {result.rule.id}{also}", 8)
+    ctx.print(f"{result.severity}: {finding.text}{doubt}", 2)
+    ctx.print(f"  fix:  {finding.fix or result.rule.fix}", 8)
+    ctx.print(f"  see:  {source.text}, {source.url}", 8)
+    ctx.print(f"  rule: {result.rule.id}{also}", 8)
 
 
 def _print_advice(ctx: Context, results: Sequence[Result]) -> None:
@@ -103,7 +101,7 @@ def _print_advice(ctx: Context, results: Sequence[Result]) -> None:
     for result in results:
         advice = result.answer
         if isinstance(advice, Advice):
-            ctx.sentence(f"  {advice.status:<8}  {result.rule.title}: {advice.why}", 12)
+            ctx.print(f"  {advice.status:<8}  {result.rule.title}: {advice.why}", 12)
 
 
 def _by_reason(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
@@ -115,25 +113,24 @@ def _by_reason(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
     return sorted(found.items(), key=lambda entry: -len(entry[1]))
 
 
-def _reasons(unknown: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+def _reasons(unknown: Sequence[tuple[str, Sequence[str]]], width: int) -> str:
     """``not known (7 rules): the kernel log is for root (5); ...`` in at most three lines."""
-    total = sum(len(ids) for _, ids in unknown)
-    head = f"not known ({total} {'rule' if total == 1 else 'rules'}): "
+    head = f"not known ({counted(sum(len(ids) for _, ids in unknown), 'rule')}): "
     told = [f"{why} ({len(ids)})" for why, ids in unknown]
     for shown in range(len(told), 0, -1):
         left = sum(len(ids) for _, ids in unknown[shown:])
         more = [f"other reasons ({left}), see --all"] if left else []
-        lines = wrapped(head + "; ".join((*told[:shown], *more)), 2)
-        if len(lines) <= _REASON_LINES:
-            return lines
-    return wrapped(f"{head}see --all", 2)
+        text = head + "; ".join((*told[:shown], *more))
+        if len(fold(text, width, 2)) <= _REASON_LINES:
+            return text
+    return f"{head}see --all"
 
 
 def _print_unknown(ctx: Context, unknown: Sequence[tuple[str, Sequence[str]]]) -> None:
     if unknown:
         ctx.print("not known:")
     for why, ids in unknown:
-        ctx.print("\n".join(wrapped(f"  {why}: {', '.join(ids)}", 4)))
+        ctx.print(f"  {why}: {', '.join(ids)}")
 
 
 def _print_quiet(ctx: Context, label: str, results: Sequence[Result]) -> None:
@@ -141,29 +138,35 @@ def _print_quiet(ctx: Context, label: str, results: Sequence[Result]) -> None:
         ctx.print(f"{label}:")
         for result in results:
             where = f" ({result.rule.when.words})" if label != "fine" else ""
-            ctx.sentence(f"  {result.rule.id}: {result.rule.title}{where}", 4)
+            ctx.print(f"  {result.rule.id}: {result.rule.title}{where}", 4)
 
 
 def _count(results: Sequence[Result], outcome: Outcome) -> int:
     return sum(result.outcome == outcome for result in results)
 
 
+def found(results: Sequence[Result]) -> str:
+    """How much was found: ``no errors, 1 warning, 2 notes``."""
+    nouns = zip(SEVERITIES, ("error", "warning", "note"), strict=True)
+    return ", ".join(
+        counted(sum(each.severity == severity for each in results), noun)
+        for severity, noun in nouns
+    )
+
+
 def _counts(results: Sequence[Result]) -> str:
-    found = [
-        _counted(sum(each.severity == severity for each in results), noun)
-        for severity, noun in zip(SEVERITIES, ("error", "warning", "note"), strict=True)
-    ]
     rest = (
         f"{_count(results, 'fine')} fine, {_count(results, 'unknown')} not known, "
         f"{_count(results, 'not applicable')} not for this machine"
     )
-    rules = "1 rule" if len(results) == 1 else f"{len(results)} rules"
-    return f"{', '.join(found)}; of {rules} {rest}"
+    return f"{found(results)}; of {counted(len(results), 'rule')} {rest}"
 
 
-def _counted(number: int, noun: str) -> str:
-    """``no errors``, ``1 error``, ``2 errors``."""
-    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
+def ask(ctx: Context, rules: Sequence[Rule], smoke: Smoke | None = None) -> tuple[Result, ...]:
+    """What these rules find on the machine at hand."""
+    machine = read_machine(ctx.root)
+    around = look_around(ctx.root, os.environ, machine) if ctx.root.live else recorded(ctx.root)
+    return diagnose(read_facts(ctx.root, around, smoke, machine), rules)
 
 
 def _list(ctx: Context, rules: Sequence[Rule]) -> int:
@@ -186,8 +189,7 @@ def _list(ctx: Context, rules: Sequence[Rule]) -> int:
         ctx.print_json("infertune.rules/1", {"rules": documents})
     else:
         rows = [(rule.id, rule.severity, rule.confidence, rule.title) for rule in rules]
-        for row in (("RULE", "SEVERITY", "", "LOOKS FOR"), *rows):
-            ctx.sentence("{:<25}  {:<8}  {:<6}  {}".format(*row), _TITLES_AT)
+        ctx.table(("RULE", "SEVERITY", "", "LOOKS FOR"), rows)
     return Exit.DONE
 
 

@@ -180,13 +180,18 @@ def _confirm(ctx: Context) -> int:
     return Exit.DONE if confirmed else Exit.DIFFERS
 
 
-def _status(ctx: Context) -> int:
+def applied_now(ctx: Context) -> dict[str, Any]:
+    """What is applied, as ``infertune status --json`` has it."""
     if daemon_runs(ctx):
-        document = _call("Status")
-    else:
-        from infertune.cli import here
+        document: dict[str, Any] = _call("Status")
+        return document
+    from infertune.cli import here
 
-        document = here.status(ctx)
+    return here.status(ctx)
+
+
+def _status(ctx: Context) -> int:
+    document = applied_now(ctx)
     state, about, items = document["state"], document.get("applied"), document["items"]
     if ctx.args.json:
         ctx.print_json("infertune.status/1", document)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from infertune.base.errors import Exit, UsageError
@@ -29,13 +28,11 @@ from infertune.catalogue.server_settings import (
     parse_server_setting,
 )
 from infertune.cli.base import (
-    COLUMNS,
     JSON,
     Argument,
     Command,
     Context,
     argument,
-    printable,
     verb,
     whole,
 )
@@ -151,7 +148,7 @@ def _print_fit(ctx: Context, model: ModelFile, shape: Shape, backend: str, found
         (part.what, format_size(part.bytes), part.where, part.when, part.source)
         for part in found.parts
     ]
-    _narrow_table(ctx, ("WHAT", "SIZE", "WHERE", "WHEN", "FROM"), rows)
+    ctx.table(("WHAT", "SIZE", "WHERE", "WHEN", "FROM"), rows)
     pools = [
         (
             pool.name,
@@ -163,36 +160,16 @@ def _print_fit(ctx: Context, model: ModelFile, shape: Shape, backend: str, found
         )
         for pool in found.pools
     ]
-    _narrow_table(ctx, ("POOL", "SIZE", "IN USE", "AT START", "LATER", "LIMITED BY"), pools)
+    ctx.table(("POOL", "SIZE", "IN USE", "AT START", "LATER", "LIMITED BY"), pools)
     for note in found.notes:
-        _print_wrapped(ctx, f"note: {note}")
+        ctx.print(f"note: {note}", 2)
     verdict = "unknown whether it fits" if found.verdict == "unknown" else found.verdict
     first, *more = found.reasons or ("",)
-    # Not wrapped: each is one line to search for.
     ctx.print(f"{verdict}: {first}" if first else verdict)
     for text in (*more, *(f"{each.verdict} with {each.text}" for each in found.remedies)):
         ctx.print(f"  {text}")
     if found.verdict == "does not fit" and not found.remedies:
         ctx.print("  no single change makes it fit here: take a smaller quant, or another model")
-
-
-def _narrow_table(ctx: Context, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table whose last column goes under its row where the line has no room for it."""
-    cells = [[printable(cell, lines=False) for cell in row] for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)][:-1]
-    for *row, remark in cells:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        if len(line) + 2 + len(remark) <= COLUMNS:
-            ctx.print(f"{line}  {remark}")
-        else:
-            ctx.print(line.rstrip())
-            _print_wrapped(ctx, remark, "    ")
-
-
-def _print_wrapped(ctx: Context, text: str, indent: str = "") -> None:
-    wrapper = textwrap.TextWrapper(COLUMNS, break_long_words=False, break_on_hyphens=False)
-    wrapper.initial_indent, wrapper.subsequent_indent = indent, indent or "  "
-    ctx.print(wrapper.fill(text))
 
 
 def _describe(model: ModelFile, shape: Shape) -> str:
@@ -358,7 +335,7 @@ def _print_expect(
     else:
         ctx.print("measured here: not yet ('infertune bench')")
     for note in found.notes:
-        _print_wrapped(ctx, f"note: {note}")
+        ctx.print(f"note: {note}", 2)
 
 
 def _print_bench(ctx: Context, bench: Mapping[str, Any]) -> None:
@@ -368,7 +345,7 @@ def _print_bench(ctx: Context, bench: Mapping[str, Any]) -> None:
         for each in (under, bench["backend"], bench["build"], "busy" if bench["busy"] else None)
         if each
     )
-    _print_wrapped(ctx, f"measured here: {str(bench['began'])[:10]}: {how}")
+    ctx.print(f"measured here: {str(bench['began'])[:10]}: {how}", 2)
     rows = []
     for each in bench["rows"]:
         speed, most = each["decode_per_s"], each["roofline_per_s"]
@@ -382,7 +359,7 @@ def _print_bench(ctx: Context, bench: Mapping[str, Any]) -> None:
     header = ("DEPTH", "SLOTS", "TOKENS/S", f"OF AT MOST ({bench['reader']})")
     ctx.table(header, rows)
     if bench["kernel"] != bench["kernel_now"]:
-        _print_wrapped(ctx, f"note: measured under kernel {bench['kernel']}: may be out of date")
+        ctx.print(f"note: measured under kernel {bench['kernel']}: may be out of date", 2)
 
 
 def _range(pair: tuple[float, ...] | None) -> str:

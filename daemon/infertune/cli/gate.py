@@ -11,7 +11,7 @@ from typing import Any
 from infertune.base.errors import Exit, UsageError
 from infertune.base.records import asdict
 from infertune.catalogue.server_settings import change_numbers
-from infertune.cli.base import COLUMNS, JSON, Command, Context, argument, printable, verb, wrapped
+from infertune.cli.base import JSON, Command, Context, argument, printable, verb
 from infertune.cli.fit import MODEL, canonical, parse_setting
 from infertune.host.machine import Machine, read_machine
 from infertune.launch.binary import (
@@ -107,12 +107,11 @@ def _silent(_: str) -> None:
 
 
 def _print(ctx: Context, changed: dict[str, str], outcome: Outcome) -> None:
-    for each in outcome.verdicts:
-        for line in wrapped(printable(f"{each.gate:<13} {each.word:<13} {each.why}"), 28):
-            ctx.print(line)
+    rows = [(each.gate, each.word, each.why) for each in outcome.verdicts]
+    ctx.table(("GATE", "VERDICT", "WHY"), rows)
     what = " ".join(f"{name}={value}" for name, value in changed.items()) or "the other model"
     words = "accepted" if outcome.accepted else "refused" if outcome.decided else "not judged"
-    ctx.print(f"{words}: {what}"[:COLUMNS])
+    ctx.sentence(f"{words}: {what}")
 
 
 def document(server: Server, before: Arm, after: Arm, outcome: Outcome) -> dict[str, Any]:

@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from infertune.base.errors import Exit, UsageError
 from infertune.catalogue.knobs import KNOBS
 from infertune.cli.base import Context
-from infertune.cli.render import counted, emit, print_report, say_restored, summary
+from infertune.cli.render import amount, counted, emit, print_report, say_restored, summary
 from infertune.engine.documents import report_document, status_document
 from infertune.engine.session import ApplyFailed, Session, session
 from infertune.engine.state import Report, make_plan
 from infertune.engine.state import status as applied_now
 from infertune.host.machine import Machine, read_machine
-from infertune.profiles.profile import load_profile
-from infertune.profiles.resolve import Desired, resolve
+from infertune.profiles.profile import Section, load_profile, value_type
+from infertune.profiles.resolve import Desired, Setting, resolve
 
 
 def without(ctx: Context) -> list[str]:
@@ -40,23 +41,34 @@ def _planned(ctx: Context, may_keep: bool) -> tuple[Desired, Report]:
     return wanted, make_plan(ctx.root, machine, wanted, without=without(ctx), may_keep=may_keep)
 
 
+_AT_LAUNCH: Mapping[Section, str] = {
+    "launch": "process",
+    "env": "environment",
+    "server": "server",
+}
+
+
 def plan(ctx: Context, may_keep: bool) -> int:
     """What ``apply`` would do."""
     wanted, report = _planned(ctx, may_keep)
     document = report_document(report)
+    sections: dict[Section, Mapping[str, Setting]] = {
+        "launch": wanted.launch,
+        "env": wanted.env,
+        "server": wanted.server,
+    }
     launch = {
         section: {setting.id: setting.canonical for setting in settings.values()}
-        for section, settings in (
-            ("launch", wanted.launch),
-            ("env", wanted.env),
-            ("server", wanted.server),
-        )
+        for section, settings in sections.items()
     }
     emit(ctx, "plan", document, **launch)
     if not ctx.args.json:
-        for section, title in (("launch", "process"), ("env", "environment"), ("server", "server")):
-            pairs = "  ".join(f"{name}={value}" for name, value in launch[section].items())
-            ctx.print(f"at launch, {title}: {pairs or '-'}")
+        for section, settings in sections.items():
+            pairs = (
+                f"{name}={amount(each.canonical, value_type(section, name).unit_bytes)}"
+                for name, each in settings.items()
+            )
+            ctx.print(f"at launch, {_AT_LAUNCH[section]}: {'  '.join(pairs) or '-'}")
         ctx.print(f"{summary(document, 'to change', 'set', 'restore')}; nothing was written")
         for item in report.items:
             if item.blocks:

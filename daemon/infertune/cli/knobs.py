@@ -11,6 +11,7 @@ from infertune.catalogue.knobs import KNOBS, Knob, Reading, read_live, targets
 from infertune.catalogue.knobs.guards import GUARDS
 from infertune.cli.base import JSON, Command, Context, argument, verb
 from infertune.cli.measured import Told, lines, measured_here, told
+from infertune.cli.render import amount
 from infertune.host.machine import Machine, read_machine
 from infertune.measure.verdicts import QUIET, change
 
@@ -68,7 +69,7 @@ def _knobs(ctx: Context) -> int:
         rows = [
             (
                 knob.id,
-                _now(_readings(ctx, machine, knob)),
+                _now(knob, _readings(ctx, machine, knob)),
                 knob.risk,
                 _briefly(measured[knob.id]) or knob.evidence.label,
             )
@@ -88,13 +89,24 @@ def _readings(ctx: Context, machine: Machine, knob: Knob) -> dict[str, Reading]:
     return read_live(ctx.root, targets(ctx.root, machine, knob))
 
 
-def _now(found: dict[str, Reading]) -> str:
+def _now(knob: Knob, found: dict[str, Reading]) -> str:
+    """What a knob holds, as ``plan`` has it."""
     if not found:
         return "absent"
-    values = sorted(
-        {reading.value or f"unreadable ({reading.error})" for reading in found.values()}
-    )
+    values = sorted({_value(each, knob.value.unit_bytes) for each in found.values()})
     return ", ".join(values) + (f" (x{len(found)})" if len(found) > 1 else "")
+
+
+def _value(reading: Reading, unit_bytes: int | None = None) -> str:
+    if reading.value is None:
+        return f"unreadable ({reading.error})"
+    return amount(reading.value, unit_bytes)
+
+
+def _in_full(knob: Knob, reading: Reading) -> str:
+    """The kernel's own number, and what that is as a size."""
+    size = _value(reading, knob.value.unit_bytes)
+    return size if size == _value(reading) else f"{reading.value} ({size})"
 
 
 def _describe(
@@ -118,13 +130,11 @@ def _describe(
             if g.knob == knob.id
         ),
         *((("note", note),) if note else ()),
-        *((path, _now({path: reading})) for path, reading in found.items()),
+        *((path, _in_full(knob, reading)) for path, reading in found.items()),
         *((("here", f"absent: {knob.absent}"),) if not found else ()),
     ]
     ctx.print(f"{knob.id}: {knob.summary}")
-    width = max(len(label) for label, _ in rows if not label.startswith("/"))
-    for label, text in rows:
-        ctx.print(f"  {label.ljust(width)}  {text}")
+    ctx.labelled(rows, 2)
 
 
 COMMANDS: tuple[Command, ...] = (

@@ -12,6 +12,7 @@ from infertune.base.units import GIB, MIB, PAGES_PER_GIB, format_cpulist, format
 from infertune.boot.sizes import look
 from infertune.catalogue.knobs import KNOBS, read_live, targets
 from infertune.cli.base import JSON, Context, argument, verb
+from infertune.cli.render import counted
 from infertune.doctor.facts import read_facts
 from infertune.doctor.surroundings import FILE as SURROUNDINGS
 from infertune.doctor.surroundings import Surroundings, look_around, recorded
@@ -20,7 +21,7 @@ from infertune.host import kernel_log
 from infertune.host.boot_loader import STACKS
 from infertune.host.cgroup import Cgroup
 from infertune.host.cpu import Cpu
-from infertune.host.gpu import Ttm
+from infertune.host.gpu import Ttm, screens
 from infertune.host.machine import Gpu, Machine, read_machine
 from infertune.host.memory import Memory
 from infertune.host.snapshot import record, redact_cmdline
@@ -45,8 +46,7 @@ def show_machine(context: Context) -> int:
         }
         context.print_json("infertune.machine/1", document)
         return Exit.DONE
-    for label, text in _summary(machine, found):
-        context.print(f"{label:<13}  {text}".rstrip())
+    context.labelled(_summary(machine, found))
     return Exit.DONE
 
 
@@ -87,15 +87,11 @@ def _size(size: int | None) -> str:
     return UNKNOWN if size is None else format_size(size)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def _cpu(cpu: Cpu) -> list[tuple[str, str]]:
     if not cpu.cores:
         return [("CPU", _known(cpu.model))]
     groups = {core.l3 for core in cpu.cores if core.l3 is not None}
-    shape = [_count(len(cpu.cores), "core"), _count(len(cpu.online), "thread")]
+    shape = [counted(len(cpu.cores), "core"), counted(len(cpu.online), "thread")]
     kinds = [core.kind for core in cpu.cores if core.kind]
     if kinds:
         shape.append(" + ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)))
@@ -109,7 +105,7 @@ def _cpu(cpu: Cpu) -> list[tuple[str, str]]:
 
 
 def _memory(memory: Memory) -> list[tuple[str, str]]:
-    nodes = UNKNOWN if memory.numa_nodes is None else _count(memory.numa_nodes, "NUMA node")
+    nodes = UNKNOWN if memory.numa_nodes is None else counted(memory.numa_nodes, "NUMA node")
     lines = [
         ("memory", f"{_size(memory.total_bytes)}, {_size(memory.available_bytes)} available"),
         ("", f"swap {_size(memory.swap_bytes)}, {nodes}"),
@@ -166,11 +162,7 @@ def _ttm(ttm: Ttm | None) -> str:
     if ttm is None:
         return "none that amdgpu could hold"
     pages = ttm.pages_limit
-    limit = (
-        UNKNOWN
-        if pages is None
-        else f"{pages} pages ({format_size(pages * (GIB // PAGES_PER_GIB))})"
-    )
+    limit = UNKNOWN if pages is None else format_size(pages * (GIB // PAGES_PER_GIB))
     doubt = "" if ttm.sure else " (a guess: several are loaded)"
     return f"{ttm.module}{doubt}, pages_limit {limit}"
 
@@ -205,7 +197,8 @@ def save_snapshot(context: Context) -> int:
         document = {"file": file, "entries": entries, "bytes": len(data)}
         context.print_json("infertune.snapshot/1", document)
     else:
-        context.print(f"{file}: {entries} files and directories, {format_size(len(data))}")
+        held = counted(entries, "file and directory", "files and directories")
+        context.print(f"{file}: {held}, {format_size(len(data))}")
         context.print("Plain text: review it before you send it to anyone.")
     return Exit.DONE
 
@@ -231,6 +224,7 @@ def _read_everything(root: Root, around: Surroundings) -> None:
     for knob in KNOBS.values():
         read_live(root, targets(root, machine, knob))
     boot_id(root)
+    screens(root)
 
 
 COMMANDS = (

@@ -9,16 +9,15 @@ import sys
 from types import SimpleNamespace
 
 from infertune import __version__
-from infertune.base.errors import Exit, InfertuneError, describe
+from infertune.base.errors import Exit, InfertuneError, UsageError, describe, did_you_mean
+from infertune.cli import lines
 from infertune.cli.base import Command, Context, printable
-from infertune.cli.verbs import MODULES, VERBS
+from infertune.cli.verbs import GROUPS, MODULES, VERBS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Sequence
-
-_VERSION = f"infertune {__version__}"
+    from typing import Any
 
 
 def commands(verb: str | None = None) -> tuple[Command, ...]:
@@ -34,89 +33,38 @@ def _commands_of(module: str) -> tuple[Command, ...]:
     return found
 
 
-def build_parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
-    """The command line of these; completion and the man page are made from it too."""
-    import argparse
-
-    parser = argparse.ArgumentParser(
-        prog="infertune",
-        description="Tune this machine for local LLM inference, and put everything back.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=_VERSION)
-    _add_common(parser, suppress=False)
-    _add_commands(parser, commands)
-    return parser
-
-
-def _add_common(parser: argparse.ArgumentParser, *, suppress: bool) -> None:
-    """Options that may stand before or after the verb."""
-    from argparse import SUPPRESS
-
-    parser.add_argument(
-        "--root",
-        metavar="PATH",
-        default=SUPPRESS if suppress else "/",
-        help="work on a recorded machine: a directory tree or a snapshot file",
-    )
-    parser.add_argument(
-        "--debug",
-        action="store_true",
-        default=SUPPRESS if suppress else False,
-        help="show a traceback when something fails",
-    )
-
-
-def _add_commands(parser: argparse.ArgumentParser, commands: Sequence[Command]) -> None:
-    group = parser.add_subparsers(metavar="VERB", required=True)
-    for command in commands:
-        sub = group.add_parser(
-            command.name,
-            help=command.help,
-            description=command.description or command.help,
-            allow_abbrev=False,
-        )
-        _add_common(sub, suppress=True)
-        for item in command.arguments:
-            sub.add_argument(*item.names, **item.options)
-        if command.subcommands:
-            _add_commands(sub, command.subcommands)
-        else:
-            sub.set_defaults(command=command)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words == ["--version"]:
-        print(_VERSION)
+        print(f"infertune {__version__}")
         return Exit.DONE
     if not sys.stderr:
         # Closed (2>&-): print() would say on standard output what is meant for it.
         sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
-    args, command = _parsed(words)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # "µ" on an ASCII terminal
-    context = Context(None, args, command=command)
+    context = Context(None, SimpleNamespace(debug=False))
     try:
+        context.args, context.command = _parsed(words)
         code = _run(context)
-        return Exit.FAILED if _failed_to_say(args.command, context) else code
+        return Exit.FAILED if _failed_to_say(context.args.command, context) else code
     except InfertuneError as error:
-        if args.debug:
+        if context.args.debug:
             raise
         _complain(error.message, error.hint)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
     except OSError as error:
-        if args.debug:
+        if context.args.debug:
             raise
         _complain(describe(error))
         refused = isinstance(error, PermissionError)
         return Exit.NOT_PERMITTED if refused else Exit.FAILED
     except Exception as error:
-        if args.debug:
+        if context.args.debug:
             raise
         _complain(f"a bug: {type(error).__name__}: {error}", "'--debug' shows where; please report")
         return Exit.FAILED
@@ -128,6 +76,21 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stderr.flush()
         except (OSError, ValueError):
             _let_go_of(2)
+
+
+def said(context: Context, *words: str) -> dict[str, Any]:
+    """The document that another verb prints of the same machine.  Raises what that verb does."""
+    import json
+
+    from infertune.cli.parser import parse
+
+    args = parse(commands(words[0]), [*words, "--json"])
+    args.root = context.args.root
+    output = io.StringIO()
+    args.command.run(Context(None if context.live else context.root, args, output))
+    document: dict[str, Any] = json.loads(output.getvalue())
+    del document["schema"]
+    return document
 
 
 def _run(context: Context) -> int:
@@ -142,22 +105,51 @@ def _run(context: Context) -> int:
 
 
 def _parsed(words: Sequence[str]) -> tuple[SimpleNamespace, tuple[str, ...]]:
-    """The arguments of a command line, and what stands after ``--``.  Exits with what is wrong."""
+    """The arguments of a command line, and what stands after ``--``.  Raises UsageError."""
     # argparse cannot tell options after "--" from ours when there are options before it.
     cut = words.index("--") if "--" in words else len(words)
     ours, command = words[:cut], tuple(words[cut + 1 :])
     verb = _verb(ours)
-    known = commands(verb) if verb in VERBS else ()
-    if known and words[0] == verb and (plain := _plain(known, words)):
+    if verb is None:
+        if {"-h", "--help"} & set(ours):
+            return SimpleNamespace(root="/", debug=False, command=Command("", "", _help)), ()
+        return _parsed(["overview", *words])
+    if verb not in VERBS:
+        near = did_you_mean(verb, VERBS) or "; 'infertune --help' lists them"
+        raise UsageError(f"there is no verb '{verb}'{near}")
+    known = commands(verb)
+    if words[0] == verb and (plain := _plain(known, words)):
         return plain, ()
-    # Help, and the answer to a verb that there is not, are had without any verb's module.
-    parser = build_parser(known or _named())
-    args = parser.parse_args(ours, SimpleNamespace())
+    from infertune.cli.parser import parse
+
+    args = parse(known, ours)
     if cut < len(words) and not (args.command.takes_command and command):
-        parser.error("this verb takes no '--', or nothing follows it")
+        raise UsageError(f"{verb}: this verb takes no '--', or nothing follows it")
     for option in _empty(args):
-        parser.error(f"argument {option}: it is empty")
+        raise UsageError(f"{verb}: {option}: it is empty")
     return args, command
+
+
+def _help(ctx: Context) -> int:
+    """Every verb, in the order in which a person works; no verb's module is needed for it."""
+    ctx.print("Tune this machine for local LLM inference, and put everything back.")
+    ctx.print("usage: infertune [--root PATH] [--debug] VERB ...")
+    for group, title in GROUPS.items():
+        ctx.print(f"\n{title}")
+        told = [(each.name, each.help) for each in VERBS.values() if each.group == group]
+        ctx.labelled(told, 2, _NAMES)
+    ctx.print("\nOptions")
+    ctx.labelled(_OPTIONS, 2, _NAMES)
+    ctx.print("\n'infertune' alone says how this machine stands, 'infertune VERB --help' more.")
+    return Exit.DONE
+
+
+_OPTIONS = (
+    ("--root PATH", "rehearse on a recorded machine: a directory tree or a snapshot file"),
+    ("--debug", "show a traceback when something fails"),
+    ("--version", "show the version"),
+)
+_NAMES = max(map(len, (*VERBS, *dict(_OPTIONS))))
 
 
 def _empty(args: SimpleNamespace) -> list[str]:
@@ -167,11 +159,6 @@ def _empty(args: SimpleNamespace) -> list[str]:
     """
     names = [each.names[-1] for each in args.command.arguments if each.names[0].startswith("-")]
     return [each for each in names if getattr(args, each.lstrip("-").replace("-", "_")) == ""]
-
-
-def _named() -> tuple[Command, ...]:
-    """Every verb, by name and help alone."""
-    return tuple(Command(each.name, each.help) for each in VERBS.values())
 
 
 def _plain(known: Sequence[Command], words: Sequence[str]) -> SimpleNamespace | None:
@@ -212,9 +199,10 @@ def _verb(words: Sequence[str]) -> str | None:
 def _complain(message: str, hint: str | None = None) -> None:
     """One line, and a second that says what would be right."""
     try:
-        print(f"infertune: {printable(message, lines=False)}", file=sys.stderr)
-        if hint:
-            print(f"  {printable(hint)}", file=sys.stderr)
+        width = lines.width_of(sys.stderr, os.environ)
+        told = lines.fold(f"infertune: {printable(message, lines=False)}", width, 2)
+        told += lines.fold(f"  {printable(hint)}", width, 2) if hint else []
+        print("\n".join(told), file=sys.stderr)
     except (OSError, AttributeError):
         pass  # standard error may be full or closed
 

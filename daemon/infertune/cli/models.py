@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 from infertune.base.errors import Exit, InfertuneError
@@ -25,8 +24,6 @@ from infertune.servers.models import of_caller
 
 _MOST = 100
 """Heads that are read; one takes up to a second."""
-_MODEL_COLUMNS = 41
-"""What a size, a type and a verdict leave of 80 columns."""
 
 
 def _models(ctx: Context) -> int:
@@ -60,25 +57,17 @@ def _models(ctx: Context) -> int:
     if not found:
         ctx.print("no models where they are usually kept")
         return Exit.DONE
-    ctx.table(("SIZE", "TYPE", "FITS", "MODEL"), list(_rows(documents)))
+    ctx.table(("MODEL", "SIZE", "TYPE", "FITS", "FROM"), list(map(_row, documents)))
     if left_out:
         ctx.print(f"{left_out} more were left out")
     return Exit.DONE
 
 
-def _rows(documents: Iterable[dict[str, Any]]) -> Iterator[tuple[str, str, str, str]]:
-    """Lines of the list.  A name is never cut, as it is typed again: what of a repository has no
-    room beside it stands below."""
-    for each in documents:
-        size, kind = format_size(each["bytes"]), each["type"] or "-"
-        verdict, name = each["verdict"] or "unreadable", each["name"]
-        repository = each["repository"]
-        beside = f"{name}  {repository or ''}".rstrip()
-        if repository and len(beside) > _MODEL_COLUMNS:
-            yield size, kind, verdict, name
-            yield "", "", "", f"  {repository}"
-        else:
-            yield size, kind, verdict, beside
+def _row(model: dict[str, Any]) -> tuple[str, ...]:
+    """One line of the list.  What is typed again comes first, and is not cut."""
+    size, kind = format_size(model["bytes"]), model["type"] or "-"
+    verdict = model["verdict"] or "unreadable"
+    return model["name"], size, kind, verdict, model["repository"] or ""
 
 
 def _main_type(model: ModelFile) -> str | None:

@@ -9,14 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from infertune.base.errors import Exit, ProfileError
-from infertune.base.units import format_size
 from infertune.catalogue.backends import BACKENDS
 from infertune.catalogue.knobs import KNOBS
-from infertune.catalogue.launch_settings import LAUNCH_SETTINGS, Limit
-from infertune.catalogue.values import Size
+from infertune.catalogue.launch_settings import LAUNCH_SETTINGS
 from infertune.cli.base import JSON, Command, Context, argument, verb
 from infertune.cli.engine import BACKEND, PROFILE
 from infertune.cli.measured import Told, lines, measured_here, told
+from infertune.cli.render import amount, counted
 from infertune.host.machine import Machine, read_machine
 from infertune.measure.verdicts import WHOLE
 from infertune.profiles.profile import (
@@ -87,7 +86,7 @@ def _show(ctx: Context) -> int:
     if ctx.args.json:
         ctx.print_json("infertune.profile/1", _document(profile))
     else:
-        ctx.print("\n".join(as_toml(profile)))
+        ctx.verbatim("\n".join(as_toml(profile)))
     return Exit.DONE
 
 
@@ -176,14 +175,10 @@ def _check(ctx: Context) -> int:
             if problem.hint:
                 ctx.print(f"  {problem.hint}")
         if profile:
-            ctx.print(f"{profile.file}: valid, {_count(len(profile.general), 'setting')}")
+            ctx.print(f"{profile.file}: valid, {counted(len(profile.general), 'setting')}")
         else:
-            ctx.print(_count(len(problems), "problem"))
+            ctx.print(counted(len(problems), "problem"))
     return ProfileError.exit_code if problems else Exit.DONE
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 # -- profile explain -----------------------------------------------------------
@@ -263,12 +258,8 @@ def _says_more(setting: Setting) -> bool:
 
 
 def _amount(section: Section, setting: Setting) -> str:
-    """The value on this machine; of an amount of memory also in units people read."""
-    value = value_type(section, setting.id)
-    if not isinstance(value, Size | Limit) or not setting.canonical.isdecimal():
-        return setting.canonical
-    unit, unit_bytes = (value.unit, value.unit_bytes) if isinstance(value, Size) else ("bytes", 1)
-    return f"{setting.canonical} {unit} ({format_size(int(setting.canonical) * unit_bytes)})"
+    """The value on this machine."""
+    return amount(setting.canonical, value_type(section, setting.id).unit_bytes)
 
 
 def _by(source: Source) -> str:

@@ -100,8 +100,7 @@ def print_items(ctx: Context, items: Sequence[Document], tense: Tense) -> None:
         first = group[0]
         name = f"{first['knob']} (x{len(group)})" if len(group) > 1 else first["knob"]
         remark = "; ".join(filter(None, (first.get("reason"), notes[first["knob"]])))
-        before, want = (_show(first, first.get(each)) for each in ("before", "want"))
-        rows.append((name, before, want, outcome_word(first, tense), remark))
+        rows.append((name, *_values(first), outcome_word(first, tense), remark))
     ctx.table(("KNOB", "NOW", "WANTED", "OUTCOME", ""), rows)
 
 
@@ -109,13 +108,21 @@ def _alike(item: Document) -> tuple[Any, ...]:
     return tuple(item.get(each) for each in ("knob", "before", "want", "outcome", "reason"))
 
 
-def _show(item: Document, value: str | None) -> str:
-    """A value for people: sizes in GiB beside the kernel's own number."""
+def _values(item: Document) -> tuple[str, str]:
+    """What an item holds and what it should, for people."""
+    raw = item.get("before"), item.get("want")
+    before, want = (amount(each, item.get("unit_bytes")) for each in raw)
+    if before == want and raw[0] != raw[1]:
+        return amount(raw[0]), amount(raw[1])  # rounded, they would look the same
+    return before, want
+
+
+def amount(value: str | None, unit_bytes: int | None = None) -> str:
+    """A value for people; what counts memory in units of ``unit_bytes``, as a size."""
     if value is None:
         return "-"
-    unit = item.get("unit_bytes")
-    if unit and value.isdigit():
+    if unit_bytes and value.isdecimal():
         from infertune.base.units import format_size
 
-        return f"{value} ({format_size(int(value) * unit)})"
+        return format_size(int(value) * unit_bytes)
     return value

@@ -11,15 +11,14 @@ from typing import Any
 
 from infertune.base.errors import InfertuneError, UsageError
 from infertune.base.records import asdict
-from infertune.base.units import format_size
 from infertune.budget.admission import Admission, Asked, admit, release
 from infertune.budget.gguf_file import ModelError, read_model
-from infertune.catalogue.launch_settings import LAUNCH_SETTINGS, Limit
+from infertune.catalogue.launch_settings import LAUNCH_SETTINGS
 from infertune.cli.base import JSON, Command, Context, argument, verb, whole
 from infertune.cli.engine import BACKEND, PROFILE, WITHOUT
 from infertune.cli.fit import FORCE
 from infertune.cli.here import without
-from infertune.cli.render import print_report
+from infertune.cli.render import amount, print_report
 from infertune.engine.documents import report_document
 from infertune.engine.state import Report
 from infertune.host.machine import Machine
@@ -73,11 +72,7 @@ def _row(each: Placed) -> tuple[str, ...]:
 
 
 def _show(each: Placed, value: str | None) -> str:
-    if value is None:
-        return "-"
-    if isinstance(LAUNCH_SETTINGS[each.id].value, Limit) and value.isdecimal():
-        return format_size(int(value))
-    return value
+    return amount(value, LAUNCH_SETTINGS[each.id].value.unit_bytes)
 
 
 def _ms(seconds: float | None) -> str:

@@ -94,7 +94,7 @@ def _serve(ctx: Context) -> int:
     desired = resolve(load_profile(ctx.root, declaration.profile), machine, declaration.backend)
     declaration = _with_files_checked(declaration, desired)
     if args.print:
-        ctx.print(_as_systemd_run(ctx, machine, declaration))
+        ctx.verbatim(_as_systemd_run(ctx, machine, declaration))
         return Exit.DONE
     if declaration.model:
         _refuse_misfit(ctx, machine, declaration, declaration.model, desired)

@@ -38,6 +38,7 @@ class Verb:
 VERBS: dict[str, Verb] = {
     each.name: each
     for each in (
+        Verb("overview", "overview", "look", "say how this machine stands, and what to do next"),
         Verb("machine", "machine", "look", "show what this machine is"),
         Verb("doctor", "doctor", "look", "look for what is known to be bad on this machine"),
         Verb("knobs", "knobs", "look", "list the settings a profile can use"),
@@ -45,7 +46,9 @@ VERBS: dict[str, Verb] = {
         Verb("fit", "fit", "look", "say whether a model fits, and what would make it fit"),
         Verb("expect", "fit", "look", "say how fast a model can be on this machine"),
         Verb("snapshot", "machine", "look", "record this machine as a text file for --root", True),
+        Verb("top", "top", "look", "watch profile, servers, memory and GPU; keys to act"),
         Verb("report", "report", "look", "write all of it to one file, for a bug report", True),
+        Verb("recommend", "recommend", "tune", "say which profile suits this machine, and why"),
         Verb("profiles", "profile", "tune", "list the profiles"),
         Verb("profile", "profile", "tune", "show, check or explain one profile"),
         Verb("plan", "engine", "tune", "show what a profile would change; change nothing"),
@@ -61,11 +64,21 @@ VERBS: dict[str, Verb] = {
         Verb("start", "serve", "serve", "start a declared server that was stopped", True),
         Verb("stop", "serve", "serve", "stop a model server", True),
         Verb("logs", "serve", "serve", "show what a model server printed"),
+        Verb(
+            "prewarm",
+            "prewarm",
+            "serve",
+            "read models into memory before a server needs them",
+            True,
+        ),
         Verb("adopt", "adopt", "serve", "put a server that you already run under a profile", True),
-        Verb("admit", "adopt", "serve", "whether an adopted server would fit if it started now"),
+        Verb(
+            "admit", "adopt", "serve", "say whether an adopted server would fit if it started now"
+        ),
         Verb("release", "adopt", "serve", "give an adopted unit back as it was", True),
         Verb("boot", "boot", "boot", "settings that take effect at the next boot"),
         Verb("bench", "bench", "measure", "measure how fast a model is served here", True),
+        Verb("prove", "prove", "measure", "say whether a profile helps on this machine", True),
         Verb("gate", "gate", "measure", "say whether other server settings keep the answers"),
         Verb("probes", "probes", "measure", "show which eBPF probes are attached"),
         Verb("setup", "setup", "service", "install the files of the service, or remove them", True),

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from infertune.base.records import asdict
 from infertune.catalogue.knobs import KNOBS
-from infertune.catalogue.values import Size
 from infertune.engine.plan import Item
 from infertune.engine.state import Report, Status
 from infertune.host.unknown import Unknown
@@ -35,7 +34,7 @@ def _item(item: Item) -> dict[str, Any]:
     knob = KNOBS.get(item.knob)  # a journal of another version may name one that is not there
     return {
         **asdict(item),
-        "unit_bytes": knob.value.unit_bytes if knob and isinstance(knob.value, Size) else None,
+        "unit_bytes": knob.value.unit_bytes if knob else None,
         "held": knob is not None and knob.while_open,
     }
 

@@ -41,7 +41,7 @@ def check(counted: Counted, key: Layout, value: Layout) -> None:
         if part not in value.fields:
             raise ValueError(f"{name}: the value of '{counted.map}' has no field '{part}'")
         if value.fields[part].size != 8:
-            raise ValueError(f"{name}: '{part}' of '{counted.map}' is no number of eight bytes")
+            raise ValueError(f"{name}: '{part}' of '{counted.map}' is not a number of eight bytes")
     if bounds := counted.metric.bounds:
         buckets = value.fields[parts[0]].count
         if buckets != len(bounds) + 1:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 from infertune.base.records import dataclass
@@ -79,6 +80,31 @@ def on_mains(root: Root) -> bool | None:
     online = [root.get_int(path) for path in root.glob("/sys/class/power_supply/A*/online")]
     known = [each for each in online if each is not None]
     return any(known) if known else None
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """What reading from a disk depends on (Documentation/block/queue-sysfs.rst, stat.rst)."""
+
+    rotating: bool
+    """False for a virtio disk: it says so whatever is behind it."""
+    read_ahead_kib: int | None
+    reading_ms: int | None
+    """Time since boot that reads took, of all of them together."""
+
+
+def disk_of(root: Root, device: int) -> Disk | None:
+    """The disk of a file, by its st_dev; None where it has none (tmpfs), or it is not told."""
+    there = root.real(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    # A partition has no queue of its own.
+    whole = there if root.exists(f"{there}/queue") else there.rpartition("/")[0]
+    rotational = root.get_int(f"{whole}/queue/rotational")
+    if rotational is None:
+        return None
+    words = (root.get(f"{whole}/stat") or "").split()[3:4]
+    reading = int(words[0]) if words and words[0].isdecimal() else None
+    rotating = rotational == 1 and not whole.rpartition("/")[2].startswith("vd")
+    return Disk(rotating, root.get_int(f"{whole}/queue/read_ahead_kb"), reading)
 
 
 def read_ahead_kib(root: Root) -> Mapping[str, int]:

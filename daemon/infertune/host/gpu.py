@@ -147,6 +147,17 @@ def pci_id(root: Root, device: str) -> str | None:
     return None if vendor is None or part is None else f"{vendor:04x}:{part:04x}"
 
 
+def screens(root: Root) -> tuple[str, ...] | Unknown:
+    """Connectors of GPUs that have a screen: ``DP-1`` (Documentation/gpu/drm-uapi.rst)."""
+    paths = root.glob("/sys/class/drm/card*-*/status")
+    found = {path.split("/")[-2]: root.get(path) for path in paths}
+    if not found:
+        return Unknown("no GPU shows connectors for screens here")
+    return tuple(
+        name.partition("-")[2] for name, status in sorted(found.items()) if status == "connected"
+    )
+
+
 def cards(root: Root) -> tuple[Card, ...]:
     """Every DRM card, by number."""
     # The class directory also holds connectors (card1-DP-1).

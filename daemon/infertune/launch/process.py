@@ -53,6 +53,7 @@ GRACE_S = 10.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_CHILD_SUBREAPER = 36
 _TAIL_LINES = 40
+_KEPT_LINES = 4
 _LONGEST = 64 * 1024
 """Characters of a line that are kept; what a server prints has no bound of its own."""
 
@@ -69,7 +70,7 @@ def find_program(name: str, path: str | None) -> str:
     """Where ``name`` is on the search path ``path``.  Raises UsageError."""
     found = shutil.which(name, path=path)
     if found is None and "/" in name and os.path.exists(name):
-        raise UsageError(f"'{name}' may not be executed, or is no file", hint="see 'ls -ld'")
+        raise UsageError(f"'{name}' may not be executed, or is not a file", hint="see 'ls -ld'")
     if found is None:
         raise UsageError(f"no program '{name}'", hint="give its path, or add its directory to PATH")
     return os.path.abspath(found)
@@ -78,10 +79,13 @@ def find_program(name: str, path: str | None) -> str:
 class Tail(threading.Thread):
     """Reads what a child prints: keeps the last lines, and can pass them on."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, keep: str | None = None) -> None:
+        """``keep``: what lines begin with that are not to be lost among many."""
         super().__init__(daemon=True)
         self._file = os.fdopen(fd, encoding="utf-8", errors="replace")
         self.lines: deque[str] = deque(maxlen=_TAIL_LINES)
+        self.kept: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._keep = keep
         self.echo: TextIO | None = None
         self.start()
 
@@ -91,6 +95,8 @@ class Tail(threading.Thread):
             while part := self._file.readline(_LONGEST):
                 if begins:
                     self.lines.append(part.rstrip("\n"))
+                    if self._keep and part.startswith(self._keep):
+                        self.kept.append(self.lines[-1])
                 begins = part.endswith("\n")
                 if self.echo:
                     with contextlib.suppress(OSError):
@@ -194,8 +200,11 @@ def start(
     capture: bool,
     program: str | None = None,
     stdout: int = 1,
+    before: Callable[[], None] | None = None,
+    keep: str | None = None,
 ) -> Child:
-    """Start ``program`` (``argv[0]`` if not given); ``place(pid)`` runs before its exec.
+    """Start ``program`` (``argv[0]`` if not given); ``place(pid)`` runs before its exec, and then
+    ``before()`` in the child itself.  ``keep``: as a Tail has it.
 
     With ``capture`` it reads nothing and its output goes to a Tail; without, it
     has our terminal like a shell's command, and ``stdout`` is its standard output.
@@ -211,13 +220,13 @@ def start(
     if pid == 0:
         os.close(gate)
         stdio = (None, output, output) if capture else (0, stdout, 2)
-        _become(program or argv[0], argv, env, parent, gate_read, error, stdio)
+        _become(program or argv[0], argv, env, parent, gate_read, error, stdio, before)
     os.close(gate_read)
     os.close(error)
     tail = None
     if capture:
         os.close(output)
-        tail = Tail(output_read)
+        tail = Tail(output_read, keep)
     with contextlib.suppress(OSError):  # the child does the same; either may be first
         os.setpgid(pid, pid)
     owns_terminal = not capture and _has_terminal()
@@ -278,6 +287,7 @@ def _become(
     gate: int,
     error: int,
     stdio: tuple[int | None, int, int],
+    before: Callable[[], None] | None,
 ) -> NoReturn:
     """In the child, up to its exec: wait at ``gate``, or tell ``error`` the errno."""
     try:
@@ -296,6 +306,8 @@ def _become(
             # A server has no use for what our caller left open; a command may be meant to have it.
             os.closerange(3, error)
             os.closerange(error + 1, os.sysconf("SC_OPEN_MAX"))
+        if before:
+            before()
         os.execve(program, list(argv), dict(env))
     except OSError as failure:
         os.write(error, str(failure.errno).encode())

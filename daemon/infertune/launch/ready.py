@@ -58,14 +58,13 @@ def choose_port(wanted: int | None, reserved: Collection[int] = (), address: str
 
 
 def any_port(address: str = LOOPBACK) -> int:
-    """A free port out of the kernel's range for such, for a server that only we are to ask.
+    """A free port that no client knows (ip_local_port_range), for a server that only we ask.
 
     Two of us that begin together get different ones, which ``choose_port`` does not promise.
     """
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         probe.bind((address, 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return int(probe.getsockname()[1])
 
 
 class Progress:

@@ -54,7 +54,8 @@ def resident(paths: list[str]) -> int | None:
         try:
             size = os.fstat(fd).st_size
             cached = cachestat(fd)
-            if cached is None:
+            # Of a file that we may not write mincore claims that all of it is there.
+            if cached is None and os.access(path, os.W_OK):
                 cached = mincore(fd, size)
         finally:
             os.close(fd)
@@ -64,13 +65,16 @@ def resident(paths: list[str]) -> int | None:
     return total
 
 
-def cachestat(fd: int) -> int | None:
-    """Bytes of the open file in the page cache, by cachestat(2); None before Linux 6.5."""
-    everything, statistics = _Range(0, 0), _Statistics()
+def cachestat(fd: int, offset: int = 0, length: int = 0) -> int | None:
+    """Bytes of the open file in the page cache, by cachestat(2); None before Linux 6.5.
+
+    Of the part from ``offset`` on; a ``length`` of 0 is up to the end.
+    """
+    part, statistics = _Range(offset, length), _Statistics()
     failed = _libc.syscall(
         ctypes.c_long(_SYS_CACHESTAT),
         ctypes.c_uint(fd),
-        ctypes.byref(everything),
+        ctypes.byref(part),
         ctypes.byref(statistics),
         ctypes.c_uint(0),
     )

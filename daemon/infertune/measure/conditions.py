@@ -101,7 +101,7 @@ class Baseline:
 
 def look_at(root: Root, servers: Collection[int], own: int, slots: int | None = None) -> Conditions:
     """The machine now.  ``servers``: ids of the servers' processes; ``own``: of this program."""
-    theirs = _families(root, servers)
+    theirs = family(root, servers)
     time_used = cpu_time(root)
     card = next(iter(amdgpu_cards(root)), None)
     now = clocks(root)
@@ -113,7 +113,7 @@ def look_at(root: Root, servers: Collection[int], own: int, slots: int | None = 
         stolen_ticks=time_used.stolen if time_used else None,
         total_ticks=time_used.total if time_used else None,
         processes=used,
-        ours=theirs | _families(root, [own]),
+        ours=theirs | family(root, [own]),
         servers=theirs,
         stalled_s={
             resource: line.stalled_seconds
@@ -140,7 +140,7 @@ def clocks(root: Root) -> Clocks:
     )
 
 
-def _families(root: Root, first: Collection[int]) -> frozenset[int]:
+def family(root: Root, first: Collection[int]) -> frozenset[int]:
     """Processes and all they have started, as far as that is told."""
     found, waiting = set(first), list(first)
     while waiting and len(found) < _MOST:

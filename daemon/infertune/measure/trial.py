@@ -26,6 +26,7 @@ from infertune.measure.conditions import (
     between,
     clocks,
     contamination,
+    family,
     look_at,
     usual,
 )
@@ -260,6 +261,12 @@ def servers_at(root: Root, address: str, port: int) -> frozenset[int]:
         for pid in (pids(root) if sockets else ())
         if comm(root, pid) not in _FORWARDERS and _has(root, pid, sockets)
     )
+
+
+def somebody_else_answers(root: Root, address: str, port: int, pid: int) -> bool:
+    """Whether who listens there is seen, and is neither ``pid`` nor started by it."""
+    found = servers_at(root, address, port)
+    return bool(found) and not found & family(root, {pid})
 
 
 def _has(root: Root, pid: int, sockets: set[str]) -> bool:

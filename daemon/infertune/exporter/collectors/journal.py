@@ -27,7 +27,7 @@ PROFILE_METRICS = (
     ),
     Metric(
         name="infertune_profile_unconfirmed",
-        help="1 while the profile goes back by itself unless somebody confirms it.",
+        help="1 while the profile goes back by itself unless it is confirmed.",
         source=RUNTIME,
         series="1",
     ),

@@ -44,7 +44,7 @@ def _stalled(unit: str, server: str, found: Mapping[str, tuple[Pressure, ...]]) 
 
 PRESSURE = Collector(
     id="pressure",
-    summary="Time that work stood still for want of CPU, I/O or memory.",
+    summary="Time that work stood still for lack of CPU, I/O or memory.",
     metrics=METRICS,
     read=read,
 )
