@@ -79,16 +79,18 @@ MODEL = Dashboard(
                     nothing=_NO_METRICS,
                 ),
                 summary(
-                    title="GPU memory",
-                    description="Resident for the server, in every region the GPU reaches.",
+                    title="Time to first token",
+                    description="The mean of requests that ended just now, of vLLM and SGLang. "
+                    "llama-server keeps no such count; infertune top and bench measure it.",
+                    unit="s",
+                    nothing="this engine does not tell, or is idle",
                     targets=(
                         Target(
-                            f"sum by (server) (infertune_drm_memory_resident_bytes{{{_S}}})",
-                            "{{server}}",
+                            f"{per_second(_model('first_token_seconds_total'))} "
+                            f"/ ({per_second(_model('first_tokens_total'))} > 0)",
+                            "{{server}} {{model}}",
                         ),
                     ),
-                    unit="bytes",
-                    nothing="no DRM client",
                 ),
                 summary(
                     title="Major faults per second",

@@ -206,7 +206,13 @@ class Vllm(http.server.BaseHTTPRequestHandler):
     """What only vLLM and SGLang tell (vLLM 0.32, docs/usage/metrics.md)."""
 
     def do_GET(self) -> None:
-        page = b'vllm:kv_cache_usage_perc{engine="0",model_name="qwen"} 0.25\n'
+        own, served = '{engine="0",model_name="qwen"}', time.time() % 1e6
+        values = {
+            "kv_cache_usage_perc": 0.25,
+            "time_to_first_token_seconds_count": served,
+            "time_to_first_token_seconds_sum": served * 0.25,
+        }
+        page = "".join(f"vllm:{name}{own} {each}\n" for name, each in values.items()).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(page)))
         self.end_headers()
