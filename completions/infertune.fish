@@ -50,8 +50,8 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands overview machine snapshot doctor knobs models fit expect report recommend profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench gate probes setup mcp
-set -g _shtab_infertune_opts_with_value --admission --against --api-key-file --ask --backend --both --confirm-within --ctx --depths --draft --engine --exporter --host --idle --key-file --max --memory --mmproj --model --name --other --output --parallel --port --profile --root --rule --samples --seed --server --smoke --tokens --url --user --without -o
+set -g _shtab_infertune_commands overview machine snapshot doctor knobs models fit expect top report recommend profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench prove gate probes setup mcp
+set -g _shtab_infertune_opts_with_value --admission --against --api-key-file --ask --backend --both --budget --columns --confirm-within --ctx --depths --draft --engine --every --exporter --host --idle --key-file --max --memory --mmproj --model --name --other --output --parallel --port --profile --resume --root --rule --samples --seed --server --smoke --stress --tokens --url --user --without -o
 
 complete -c infertune -e
 complete -c infertune -f
@@ -113,6 +113,15 @@ complete -c infertune -n '_shtab_infertune_using expect' -l root -x -d 'work on 
 complete -c infertune -n '_shtab_infertune_using expect' -l debug -d 'show a traceback when something fails'
 complete -c infertune -n '_shtab_infertune_using expect' -l ctx -x -d 'tokens of context, of all slots together'
 complete -c infertune -n '_shtab_infertune_using expect' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a top -d 'Shows the applied profile, drift, what the GPU does, who stalls, the memory models can have, and each server with its tokens a second and time to the first token; keys apply, confirm and revert, and ask first. Servers are asked what loads, wakes and keeps no model; run queue and page faults come from the probes of a running infertune-exporter. The screen needs the library textual (extra '"'"'tui'"'"'), --once and --json do not.'
+complete -c infertune -n '_shtab_infertune_using top' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using top' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using top' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using top' -l every -x -d 'time between two looks, 2 to 3600 (default: 2)'
+complete -c infertune -n '_shtab_infertune_using top' -l once -d 'print it once, without a screen'
+complete -c infertune -n '_shtab_infertune_using top' -l columns -x -d 'with --once: how wide (default: 80)'
+complete -c infertune -n '_shtab_infertune_using top' -l exporter -x -d 'where infertune-exporter listens (default 127.0.0.1:9877)'
+complete -c infertune -n '_shtab_infertune_using top' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a report -d 'Writes what '"'"'machine'"'"', '"'"'status'"'"', '"'"'servers'"'"', '"'"'doctor'"'"', '"'"'boot status'"'"' and '"'"'probes'"'"' say, and versions, to one HTML file that loads nothing and runs nothing. Left out: API keys and what looks like one, MAC addresses, UUIDs, serial numbers, users and their homes, addresses of servers, and values of kernel parameters and variables that are not about hardware or tuning, and the host'"'"'s name. The names of servers, models, units and of programs that hold GPU memory are in it. Only its owner can read the file; needs no privileges, and as root it may hold more. With --root it is about a recorded machine.'
 complete -c infertune -n '_shtab_infertune_using report' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using report' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
@@ -327,6 +336,24 @@ complete -c infertune -n '_shtab_infertune_using bench' -l busy -d 'measure amon
 complete -c infertune -n '_shtab_infertune_using bench' -l launch-only -d 'leave the kernel'"'"'s settings alone (needs no root)'
 complete -c infertune -n '_shtab_infertune_using bench' -l force -d 'start the server even if the model does not fit'
 complete -c infertune -n '_shtab_infertune_using bench' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a prove -d 'Measures whether a profile helps on this machine, and which of its settings do. First the bare machine is measured against itself: that says which change can be found, and whether anything can be said at all. Then pairs are measured, one of each arm in an order that a coin decides; a pair during which others used the machine is thrown away before anybody has looked at its speed. After 8, 12, 16 and 24 pairs a verdict on tokens per second is asked for: helps, harms, no effect shown, cannot decide. Settings that a server has from its start take a new start for each sample; the others are changed while it runs. --stress cpu starts as many busy loops as there are CPUs, and says how much of the quiet machine'"'"'s tokens per second is left with the profile and without it. Every value goes back at the end, after Ctrl-C, and after '"'"'kill -9'"'"' at the next call of infertune. Verdicts are kept, and shown by '"'"'knobs'"'"' and '"'"'profile explain'"'"' until kernel, model, server or value change. Exit code 1:'
+complete -c infertune -n '_shtab_infertune_using prove' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using prove' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using prove' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using prove' -l model -x -d 'GGUF file or name of a model ('"'"'infertune models'"'"'; default: a small one)'
+complete -c infertune -n '_shtab_infertune_using prove' -l url -x -d 'measure the server that runs there'
+complete -c infertune -n '_shtab_infertune_using prove' -l server -x -d 'llama-server to use (default: from PATH)'
+complete -c infertune -n '_shtab_infertune_using prove' -l backend -xka "auto rocm vulkan cpu" -d 'variant of the profile (default: what this machine suggests)'
+complete -c infertune -n '_shtab_infertune_using prove' -l stress -x -d 'also beside neighbours that take this: cpu'
+complete -c infertune -n '_shtab_infertune_using prove' -l budget -x -d 'time for all of it, as 90s, 20m or 2h (20m)'
+complete -c infertune -n '_shtab_infertune_using prove' -l seed -x -d 'have the same order and the same prompts again'
+complete -c infertune -n '_shtab_infertune_using prove' -l tokens -x -d 'tokens to generate (default: as many as take 2 s, 64 to 512)'
+complete -c infertune -n '_shtab_infertune_using prove' -l resume -x -d 'go on with a run that was cut off'
+complete -c infertune -n '_shtab_infertune_using prove' -l busy -d 'measure among programs that work'
+complete -c infertune -n '_shtab_infertune_using prove' -l allow-risk -d 'measure knobs that may change heat, noise or stability, too'
+complete -c infertune -n '_shtab_infertune_using prove' -l launch-only -d 'leave the kernel'"'"'s settings alone (needs no root)'
+complete -c infertune -n '_shtab_infertune_using prove' -l force -d 'start the server even if the model does not fit'
+complete -c infertune -n '_shtab_infertune_using prove' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a gate -d 'Starts a server as the reference and another one with the settings after '"'"'--'"'"' ('"'"'infertune gate MODEL -- cache_type_k=q8_0'"'"'), asks both the same 24 prompts without chance, and says whether the answers are still those of the reference: the same token by token, or different at near ties only. What changes numbers on purpose (another type of KV cache, a drafter, another file) must also move log-probabilities no more than twice what harmless changes move them here, and solve as many closed items. One server runs at a time; nothing else of the machine is changed. Exit code 1 where it is refused, 3 where it cannot be judged.'
 complete -c infertune -n '_shtab_infertune_using gate' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using gate' -l root -x -d 'work on a recorded machine: a directory tree or a snapshot file'

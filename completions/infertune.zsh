@@ -31,6 +31,7 @@ _shtab_infertune_commands() {
     probes:'Asks the running infertune-exporter, or with '"'"'--attach'"'"' tries itself and detaches again. A probe is absent where this kernel does not have what it attaches to (no GPU scheduler without a GPU driver), not applicable where it cannot work, failed where it should.'
     profile:'show, check or explain one profile'
     profiles:'Lists every profile of the search path: /etc/infertune/profiles, /run/infertune/profiles, /usr/local/lib/infertune/profiles, /usr/lib/infertune/profiles, and those that come with infertune. The first directory that has a profile wins; a profile may extend the one of its own name in a later directory.'
+    prove:'Measures whether a profile helps on this machine, and which of its settings do. First the bare machine is measured against itself: that says which change can be found, and whether anything can be said at all. Then pairs are measured, one of each arm in an order that a coin decides; a pair during which others used the machine is thrown away before anybody has looked at its speed. After 8, 12, 16 and 24 pairs a verdict on tokens per second is asked for: helps, harms, no effect shown, cannot decide. Settings that a server has from its start take a new start for each sample; the others are changed while it runs. --stress cpu starts as many busy loops as there are CPUs, and says how much of the quiet machine'"'"'s tokens per second is left with the profile and without it. Every value goes back at the end, after Ctrl-C, and after '"'"'kill -9'"'"' at the next call of infertune. Verdicts are kept, and shown by '"'"'knobs'"'"' and '"'"'profile explain'"'"' until kernel, model, server or value change. Exit code 1:'
     recommend:'Says which profile suits this machine, by its GPU and by whether it is a desktop, too (a screen is connected, or it has a battery), and what that profile would change. Reads only. What the machine is used for it cannot know: the other profiles are listed with what they are for.'
     recover:'Like '"'"'revert'"'"', for a machine on which infertune was killed or whose journal is damaged: a damaged journal is kept for inspection, and only lines with a correct checksum are restored.'
     release:'Puts back every property of the unit and of its slices. One that another program has changed since is left and reported (exit code 1).'
@@ -44,6 +45,7 @@ _shtab_infertune_commands() {
     start:'Starts a server of /etc/infertune/servers.d by hand; they start with the daemon.'
     status:'Prints the applied profile, the files it changed and whether they still hold it; a value that someone else has set since is externally owned and left alone. Exit code 1 when something was interrupted, damaged or changed by someone else.'
     stop:'Stops the unit and forgets it.'
+    top:'Shows the applied profile, drift, what the GPU does, who stalls, the memory models can have, and each server with its tokens a second and time to the first token; keys apply, confirm and revert, and ask first. Servers are asked what loads, wakes and keeps no model; run queue and page faults come from the probes of a running infertune-exporter. The screen needs the library textual (extra '"'"'tui'"'"'), --once and --json do not.'
     verify:'Plans again and expects nothing to do. Exit code 1 when something differs, is still waiting for a reboot or cannot be read.'
   )
   _describe 'infertune commands' _commands
@@ -436,6 +438,31 @@ _shtab_infertune_profiles_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_profiles_defaults_added=0
 
+_shtab_infertune_prove_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--model[GGUF file or name of a model (\'infertune models\'\; default\: a small one)]:MODEL:"
+  "--url[measure the server that runs there]:U:"
+  "--server[llama-server to use (default\: from PATH)]:PATH:"
+  "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
+  "--stress[also beside neighbours that take this\: cpu]:LIST:"
+  "--budget[time for all of it, as 90s, 20m or 2h (20m)]:TIME:"
+  "--seed[have the same order and the same prompts again]:N:"
+  "--tokens[tokens to generate (default\: as many as take 2 s, 64 to 512)]:N:"
+  "--resume[go on with a run that was cut off]:RUN:"
+  "--busy[measure among programs that work]"
+  "--allow-risk[measure knobs that may change heat, noise or stability, too]"
+  "--launch-only[leave the kernel\'s settings alone (needs no root)]"
+  "--force[start the server even if the model does not fit]"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":name of a profile (\'infertune profiles\'):"
+  "(*)::measure these settings of it, each against the profile without it (default\: all of it against none, then each):"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_prove_defaults_added=0
+
 _shtab_infertune_recommend_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
@@ -597,6 +624,20 @@ _shtab_infertune_stop_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_stop_defaults_added=0
 
+_shtab_infertune_top_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--debug[show a traceback when something fails]"
+  "--every[time between two looks, 2 to 3600 (default\: 2)]:SECONDS:"
+  "--once[print it once, without a screen]"
+  "--columns[with --once\: how wide (default\: 80)]:N:"
+  "--exporter[where infertune-exporter listens (default 127.0.0.1\:9877)]:ADDRESS:"
+  "--json[print one JSON document (docs\/json.md)]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_top_defaults_added=0
+
 _shtab_infertune_verify_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
@@ -650,6 +691,7 @@ _shtab_infertune() {
         probes) _arguments -C -s $_shtab_infertune_probes_options ;;
         profile) _shtab_infertune_profile ;;
         profiles) _arguments -C -s $_shtab_infertune_profiles_options ;;
+        prove) _arguments -C -s $_shtab_infertune_prove_options ;;
         recommend) _arguments -C -s $_shtab_infertune_recommend_options ;;
         recover) _arguments -C -s $_shtab_infertune_recover_options ;;
         release) _arguments -C -s $_shtab_infertune_release_options ;;
@@ -663,6 +705,7 @@ _shtab_infertune() {
         start) _arguments -C -s $_shtab_infertune_start_options ;;
         status) _arguments -C -s $_shtab_infertune_status_options ;;
         stop) _arguments -C -s $_shtab_infertune_stop_options ;;
+        top) _arguments -C -s $_shtab_infertune_top_options ;;
         verify) _arguments -C -s $_shtab_infertune_verify_options ;;
       esac
   esac

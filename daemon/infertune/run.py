@@ -97,6 +97,8 @@ class Request:
     """Where a command's standard output goes."""
     reported: bool = False
     """Whether somebody waits for what came of it."""
+    shown: bool = True
+    """Whether the start is shown while it lasts."""
     chats: Callable[[str], bool | None] = lambda _: None
     """Whether the file of a model has a chat template; None where that is not known."""
     then: Callable[[Job, Child], int] | None = None
@@ -186,7 +188,7 @@ def run(root: Root, request: Request, result: Result, audience: Audience) -> int
             _become_where_nothing_is_left_to_do(one, job, desired)
     with Signals() as signals:
         if bare:
-            result.status = _serve(one, job, desired, signals)
+            result.status = serve(one, job, desired, signals)
         else:
             _under_profile(one, job, desired, signals)
     return result.status or 0
@@ -201,14 +203,14 @@ def prepare(one: Run) -> tuple[Desired, Job]:
         desired = resolve(profile, machine, backend)
         job = _command(request, desired)
     else:
-        model = None if models_of(request.settings) else _model(one)
-        server = _server(one)
+        model = None if models_of(request.settings) else model_of(one)
+        server = server_of(one)
         backend = request.backend if request.backend != "auto" else server.backends[0]
         desired = resolve(profile, machine, backend)
         chosen = [name for name in BACKENDS if name == desired.backend]
         for text in warnings(one.root, server.version, chosen):
             one.audience.say(text)
-        job = _serving(one, server, model, desired)
+        job = job_of(one, server, model, desired)
     one.result.backend = desired.backend
     one.result.argv = job.argv
     for setting in desired.unresolved:
@@ -231,15 +233,15 @@ def _under_profile(one: Run, job: Job, desired: Desired, signals: Signals) -> No
         try:
             one.result.applied = report
             one.audience.applied(report)
-            one.result.status = _serve(one, job, desired, signals)
+            one.result.status = serve(one, job, desired, signals)
         finally:
             one.result.restored = ours.revert()
             one.audience.restored(one.result.restored)
             if before:
-                _apply_again(one, ours, before)
+                apply_again(one, ours, before)
 
 
-def _apply_again(one: Run, ours: Session, before: Journal) -> None:
+def apply_again(one: Run, ours: Session, before: Journal) -> None:
     """What was applied before the run is applied after it."""
     try:
         profile = load_profile(one.root, before.profile)
@@ -256,7 +258,7 @@ def _command(request: Request, desired: Desired) -> Job:
     return Job(program, request.command, env)
 
 
-def _model(one: Run) -> str:
+def model_of(one: Run) -> str:
     """The model to serve, checked to be one."""
     path = one.request.model
     if path is None:
@@ -279,7 +281,7 @@ def refuse_other_files(what: str, path: str) -> None:
         raise UsageError(f"{what} {path}: not a GGUF file", hint="llama-server loads GGUF models")
 
 
-def _server(one: Run) -> Server:
+def server_of(one: Run) -> Server:
     """The server program: --server, llama-server on PATH, or the embedded one."""
     caller = one.request.caller
     path = find_server(one.request.server, caller.get("PATH"))
@@ -298,7 +300,7 @@ def _server(one: Run) -> Server:
     return server
 
 
-def _serving(one: Run, server: Server, model: str | None, desired: Desired) -> Job:
+def job_of(one: Run, server: Server, model: str | None, desired: Desired) -> Job:
     settings = {**canonical(desired.server), **one.request.settings}
     if model is not None and (router := models_of(settings)):
         raise UsageError(
@@ -384,7 +386,7 @@ def _cores(machine: Machine, cpus: Setting) -> set[int]:
     return {lead.get(cpu, cpu) for cpu in allowed}
 
 
-def _serve(one: Run, job: Job, desired: Desired, signals: Signals) -> int:
+def serve(one: Run, job: Job, desired: Desired, signals: Signals) -> int:
     """Start the job, stay with it, and give its exit code.  Nothing of it is left afterwards."""
     if early := signals.received():
         return 128 + early
@@ -449,8 +451,9 @@ def _place(one: Run, pid: int, desired: Desired, job: Job, *, no_group: str = ""
 def _attend(one: Run, job: Job, child: Child, signals: Signals) -> int:
     if job.model is None:
         return exit_code(child.wait())
+    out = sys.stderr if one.request.shown else None
     one.result.ready_s = wait_ready(
-        one.root, signals, child, job.url, job.model, sys.stderr, one.request.patience_s
+        one.root, signals, child, job.url, job.model, out, one.request.patience_s
     )
     if one.result.ready_s is None:
         status = child.wait()

@@ -22,7 +22,9 @@ from infertune.measure.answers import Answer, Reference, Step, Stretch
 from infertune.measure.arm import Arm
 from infertune.measure.compare import Ground, Outcome
 from infertune.measure.gate import Drift, identical
+from infertune.views.load import load
 from known_models import KNOWN
+from top_readings import reading
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FIXTURES = REPOSITORY / "tests" / "fixtures"
@@ -118,6 +120,7 @@ READING = [
     ["doctor"],
     ["doctor", "--list"],
     ["report"],
+    ["top"],
     ["boot", "plan", "long-context"],
     ["boot", "status"],
 ]
@@ -136,6 +139,12 @@ def ask(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 @pytest.mark.parametrize("argv", READING, ids=" ".join)
 def test_reading_verbs(machine: str, argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     ask(capsys, "--root", str(FIXTURES / f"{machine}.snapshot"), *argv)
+
+
+def test_top_of_a_machine_that_serves() -> None:
+    document = {"schema": "infertune.top/1", **load(reading(1), reading(2))}
+    assert document["servers"]
+    assert not list(problems(document, TABLES["infertune.top/1"]))
 
 
 def test_changing_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

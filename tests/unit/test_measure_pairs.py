@@ -162,6 +162,14 @@ def test_one_half_takes_its_pair_with_it() -> None:
     assert found.seconds == 2.0 * 18
 
 
+def test_an_answer_that_is_none_does_not_count() -> None:
+    cut = iter([("3 tokens came",)])
+    found = compare(
+        lambda *_: Taken({} if (why := next(cut, ())) else {PRIMARY: 50.0}, CALM, 1.0, why)
+    )
+    assert (found.discarded, found.verdict.pairs) == (1, 8)
+
+
 def test_a_busy_machine_is_not_measured_for_ever() -> None:
     taken = []
     found = Runner("1", machine(iter([(1.0, True)] * 999)), taken.append).run(KNOB, lambda: True)
@@ -205,10 +213,10 @@ def test_the_baseline_against_itself_has_one_look() -> None:
 
 def test_three_arms_are_compared_two_by_two() -> None:
     speeds = (50.0, 10.0, 45.0)
-    stress = Comparison("stress", ("quiet", "bare", "profile"), on_purpose=frozenset({"cpu"}))
+    stress = Comparison("stress", ("quiet", "bare", "profile"), 1, on_purpose=frozenset({"cpu"}))
     found = compare(lambda _, __, arm: Taken({PRIMARY: speeds[arm]}, CALM, 1), "1", stress)
-    assert found.verdict.estimate == pytest.approx(-0.1)
-    assert pairs.gains(found.blocks, arm=2, against=1) == [pytest.approx(math.log(4.5))] * 8
+    assert found.verdict.estimate == pytest.approx(3.5)
+    assert pairs.gains(found.blocks, arm=2) == [pytest.approx(math.log(0.9))] * 8
 
 
 # -- after a kill ------------------------------------------------------------------------------

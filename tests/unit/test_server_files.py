@@ -20,7 +20,7 @@ from infertune.host.snapshot import open_root
 from infertune.launch.binary import Server
 from infertune.profiles.profile import load_profile
 from infertune.profiles.resolve import Desired, resolve
-from infertune.run import Job, Request, Result, Run, _serving
+from infertune.run import Job, Request, Result, Run, job_of
 from infertune.servers.declaration import (
     Declaration,
     declaration_text,
@@ -177,13 +177,13 @@ def test_run_looks_at_the_files_before_it_starts_anything(tmp_path: Path) -> Non
     request = Request(profile="x", caller={}, settings={"mmproj": f"{tmp_path}/p.gguf"})
     one = Run(Root("/"), machine(), request, Result(profile="x"), MagicMock())
     with pytest.raises(UsageError, match=r"p\.gguf: No such file or directory"):
-        _serving(one, server, "/m.gguf", desired(tmp_path))
+        job_of(one, server, "/m.gguf", desired(tmp_path))
     (tmp_path / "p.gguf").write_bytes(b"GGUF")
-    argv = _serving(one, server, "/m.gguf", desired(tmp_path)).argv
+    argv = job_of(one, server, "/m.gguf", desired(tmp_path)).argv
     assert argv[argv.index("--mmproj") + 1] == f"{tmp_path}/p.gguf"
     one.request = replace(request, settings={"spec_type": "draft-simple"})
     with pytest.raises(UsageError, match="needs model_draft"):
-        _serving(one, server, "/m.gguf", desired(tmp_path))
+        job_of(one, server, "/m.gguf", desired(tmp_path))
 
 
 # -- a router ----------------------------------------------------------------------
@@ -196,7 +196,7 @@ def serving(tmp_path: Path, settings: dict[str, str], text: str = HELP, **more: 
     server = Server(("/bin/x",), {}, None, f"{text}--port PORT  port\n--alias NAME  n\n", (), False)
     request = Request(profile="x", caller={}, settings=settings, **more)
     one = Run(Root("/"), machine(), request, Result(profile="x"), MagicMock())
-    return _serving(one, server, None, desired(tmp_path))
+    return job_of(one, server, None, desired(tmp_path))
 
 
 def test_a_router_has_its_models_and_none_of_its_own(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_profile_does_not_make_a_server_of_one_model_a_router(tmp_path: Path) 
     request = Request(profile="x", caller={})
     one = Run(Root("/"), machine(), request, Result(profile="x"), MagicMock())
     with pytest.raises(UsageError, match=r"profile '.*' has models_dir, which is for a router"):
-        _serving(one, server, "/m.gguf", desired(tmp_path, "models_dir = '/srv/models'"))
+        job_of(one, server, "/m.gguf", desired(tmp_path, "models_dir = '/srv/models'"))
 
 
 def test_a_router_is_declared(tmp_path: Path) -> None:

@@ -99,6 +99,8 @@ TOOLS = {
               Parameter("url", "address of a server that runs, instead of starting one", "--url",
                         pattern=r"https?://[^\s]+"),
               Parameter("samples", "samples that count, of each row", "--samples", whole=(1, 1000)),
+              Parameter("against", "a profile, or an earlier run, to compare with in pairs",
+                        "--against"),
               Parameter("busy", "measure among programs that work", "--busy", flag=True)),
              measures=True),
         Tool("apply", ("apply",), "Make the machine what a profile says. Everything goes back by "

@@ -30,7 +30,9 @@ class Comparison:
     name: str
     """Unique within a run."""
     arms: tuple[str, ...]
-    """The first is what the last is held against; one between is measured beside them."""
+    """The last is the one in question; one that is not held against it is measured beside it."""
+    against: int = 0
+    """Place of the arm that the last is held against."""
     most: int = LOOKS[-1]
     """Blocks after which it ends; as many may be thrown away."""
     on_purpose: frozenset[str] = frozenset()
@@ -45,6 +47,8 @@ class Taken:
     between: Between
     seconds: float
     """That it took, with everything around it."""
+    faults: tuple[str, ...] = ()
+    """Why the answer is not what was asked for; not for its times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ class Found:
 
     comparison: Comparison
     verdict: Verdict
-    """Of the last arm against the first, by PRIMARY."""
+    """Of the last arm against another (Comparison.against), by PRIMARY."""
     others: Mapping[str, Verdict]
     """The other figures: estimates and intervals, whose words are no verdicts."""
     blocks: Sequence[tuple[Taken, ...]]
@@ -128,7 +132,8 @@ class Runner:
             return _undecided(comparison, blocks, f"the machine was too busy{who}")
         if len(good) not in (*LOOKS, comparison.most):
             return None
-        verdict = look(gains(good)) if len(good) < comparison.most else judge(gains(good))
+        seen = gains(good, against=comparison.against)
+        verdict = look(seen) if len(good) < comparison.most else judge(seen)
         return _found(comparison, blocks, verdict) if verdict else None
 
     def _block(self, comparison: Comparison, block: int) -> tuple[Sample, ...]:
@@ -139,7 +144,7 @@ class Runner:
             why = contamination(
                 taken.between, self.usual, busy=self.busy, on_purpose=comparison.on_purpose
             )
-            samples[arm] = Sample(comparison.name, block, arm, taken, tuple(why))
+            samples[arm] = Sample(comparison.name, block, arm, taken, (*why, *taken.faults))
             self.keep(samples[arm])
         return tuple(samples[arm] for arm in sorted(samples))
 
@@ -184,7 +189,9 @@ def _found(
     reason: str | None = None,
 ) -> Found:
     good = _good(blocks)
-    others = {name: gains(good, name) for name in FIGURES if name != PRIMARY}
+    others = {
+        name: gains(good, name, against=comparison.against) for name in FIGURES if name != PRIMARY
+    }
     return Found(
         comparison=comparison,
         verdict=verdict,
@@ -198,7 +205,7 @@ def _found(
 
 def _undecided(comparison: Comparison, blocks: Sequence[tuple[Sample, ...]], reason: str) -> Found:
     # At no look: whatever the pairs so far say, a verdict now would be one look more.
-    so_far = judge(gains(_good(blocks)))
+    so_far = judge(gains(_good(blocks), against=comparison.against))
     return _found(comparison, blocks, replace(so_far, word=UNDECIDED), reason)
 
 
@@ -234,6 +241,7 @@ def sample_of(line: Mapping[str, Any]) -> Sample | None:
                 figures={str(name): float(value) for name, value in taken["figures"].items()},
                 between=Between(**between),
                 seconds=float(taken["seconds"]),
+                faults=tuple(map(str, taken["faults"])),
             ),
             why_not=tuple(map(str, line["why_not"])),
         )
