@@ -28,6 +28,8 @@ GIVEN: dict[str, Any] = {
     "url": "http://127.0.0.1:8080",
     "samples": 8,
     "against": "base",
+    "budget": "5m",
+    "launch_only": True,
     "busy": True,
 }
 
