@@ -7,6 +7,7 @@ How many samples count is this machine's affair: nothing here depends on it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from typing import Any
 import pytest
 
 from infertune.cli.main import main
+from infertune.launch.binary import ask_server
 from infertune.launch.client import healthy
 from infertune.measure.conditions import Between
 from infertune.measure.trial import MOST_TOKENS
@@ -205,6 +207,13 @@ def calm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("infertune.measure.trial.between", lambda *_: CALM)
 
 
+@pytest.fixture
+def asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a program says of itself, which takes three more starts for each of the server."""
+    once = functools.cache(lambda program: ask_server(program, {}, os.environ, embedded=False))
+    monkeypatch.setattr("infertune.run.ask_server", lambda program, *_, **__: once(program))
+
+
 def compared(
     runner: Runner, capsys: pytest.CaptureFixture[str], *words: str
 ) -> tuple[int, dict[str, Any]]:
@@ -217,7 +226,7 @@ def compared(
 
 
 def test_a_server_that_is_slower_harms(
-    runner: Runner, calm: None, capsys: pytest.CaptureFixture[str]
+    runner: Runner, calm: None, asked_once: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, found = compared(runner, capsys, "--depths", "0", "--samples", "1")
     assert code == 0, found["failed"]
