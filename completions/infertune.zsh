@@ -647,6 +647,7 @@ _shtab_infertune_tune_options=(
   "--server[llama-server to use (default\: from PATH, or the embedded one)]:PATH:"
   "--budget[minutes after which no further candidate or pair is begun (30)]:MIN:"
   "--tokens[tokens of each timed answer (64)]:N:"
+  "--prompt[tokens of the prompt before it (512)]:N:"
   "--seed[take the samples in this order (default\: another each time)]:N:"
   "--busy[measure among programs that work]"
   "--resume[go on with a run that was cut short]:DIR:"

@@ -46,7 +46,7 @@ CALM = Between(
     foreign_cpu=0.01, stolen=0.0, stalled={}, major_faults=0, cpu_khz=None, gpu_hz=None,
     throttled=False, others_on_gpu=0, others_in_server=0, busiest=(),
 )  # fmt: skip
-JOB = Job("/m.gguf", {"threads": 1, "parallel": 1}, "latency", 1, 4, 8, False)
+JOB = Job("/m.gguf", {"threads": 1, "parallel": 1}, "latency", 1, 4, 8, 512, False)
 Settings = Mapping[str, str]
 
 

@@ -38,7 +38,7 @@ from infertune.measure.space import Candidate, Configured, canonical, said
 from infertune.measure.statistics import UNDECIDED
 from infertune.measure.store import directory_of, machine_key, model_key
 from infertune.measure.told import percent, profile, report
-from infertune.measure.trial import refuse_a_busy_machine
+from infertune.measure.trial import PROMPT, refuse_a_busy_machine
 from infertune.measure.tune import GOALS, Job, Log, Row, Timer, Tuning, read_document
 
 DEFAULTS: Configured = {"ctx_size": 2048, "parallel": 1}
@@ -97,7 +97,8 @@ def _begun(ctx: Context) -> tuple[Log, Job]:
     machine = read_machine(ctx.root)
     model = full_path(model_at_hand(args.model))
     slots = given.get("parallel", DEFAULTS["parallel"])
-    room = {"ctx_size": int(DEFAULTS["ctx_size"]) * int(slots)}
+    one = max(int(DEFAULTS["ctx_size"]), -(-(args.prompt + args.tokens + 64) // 256) * 256)
+    room = {"ctx_size": one * int(slots)}
     job = Job(
         model=model,
         baseline={**DEFAULTS, **room, **given},
@@ -105,6 +106,7 @@ def _begun(ctx: Context) -> tuple[Log, Job]:
         seed=secrets.randbits(48) if args.seed is None else args.seed,
         cores=len(machine.cpu.cores) or os.cpu_count() or 1,
         tokens=args.tokens,
+        prompt=args.prompt,
         busy=args.busy,
     )
     try:
@@ -280,6 +282,13 @@ COMMANDS: tuple[Command, ...] = (
                 default=64,
                 metavar="N",
                 help="tokens of each timed answer (64)",
+            ),
+            argument(
+                "--prompt",
+                type=whole("a number of tokens", 16, 2**20),
+                default=PROMPT,
+                metavar="N",
+                help=f"tokens of the prompt before it ({PROMPT})",
             ),
             argument(
                 "--seed",

@@ -83,6 +83,8 @@ class Job:
     cores: int
     tokens: int
     """Generated for each timed answer."""
+    prompt: int
+    """Tokens of the prompt before it."""
     busy: bool
     """Whether others may use the CPUs meanwhile."""
 
@@ -127,7 +129,7 @@ class Timer:
         """One sample.  Raises Failed, also where it takes too long."""
         began = time.monotonic()
         arm = self.arms[comparison.arms[at]]
-        load = Load(0, self.job.slots, self.job.tokens)
+        load = Load(0, self.job.slots, self.job.tokens, self.job.prompt)
         # Both arms have the same prompts; each is new to its server, which was just started.
         first = block * (1 + self.job.slots)
         seed = zlib.crc32(f"{self.job.seed}/{comparison.name}".encode())
