@@ -649,6 +649,7 @@ _shtab_infertune_tune_options=(
   "--tokens[tokens of each timed answer (64)]:N:"
   "--prompt[tokens of the prompt before it (512)]:N:"
   "--seed[take the samples in this order (default\: another each time)]:N:"
+  "*--candidate[try this, as \'ubatch_size\=512\' or \'batch_size\=4096 ubatch_size\=2048\', instead of the usual candidates\; may be given more than once]:SETTINGS:"
   "--busy[measure among programs that work]"
   "--resume[go on with a run that was cut short]:DIR:"
   "--check[only the last phase, of a run that proposes]:DIR:"

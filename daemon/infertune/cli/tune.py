@@ -108,9 +108,12 @@ def _begun(ctx: Context) -> tuple[Log, Job]:
         tokens=args.tokens,
         prompt=args.prompt,
         busy=args.busy,
+        tries=[dict(map(parse_setting, words.split())) for words in args.candidate],
     )
     try:
         canonical(job.baseline)
+        for each in job.tries:
+            canonical(each)
     except ValueError as error:
         raise UsageError(str(error)) from None
     now = datetime.now(UTC)
@@ -295,6 +298,14 @@ COMMANDS: tuple[Command, ...] = (
                 type=whole("a seed", 0, 2**48),
                 metavar="N",
                 help="take the samples in this order (default: another each time)",
+            ),
+            argument(
+                "--candidate",
+                action="append",
+                default=[],
+                metavar="SETTINGS",
+                help="try this, as 'ubatch_size=512' or 'batch_size=4096 ubatch_size=2048', "
+                "instead of the usual candidates; may be given more than once",
             ),
             argument("--busy", action="store_true", help="measure among programs that work"),
             argument("--resume", metavar="DIR", help="go on with a run that was cut short"),

@@ -67,7 +67,7 @@ SLOWER = 0.10
 DEADLINE = 3.0
 """A candidate may take so many times as long as the baseline."""
 _LEAST_DEADLINE_S = 20.0
-GATE_SHARE, SPEED_SHARE, CHECK_SHARE = 0.35, 0.65, 0.35
+GATE_SHARE, SPEED_SHARE, CHECK_SHARE = 0.4, 0.7, 0.5
 """Of the time: after which no further candidate is judged, and timed, and what the check gets."""
 _GROUND = "reference.json"
 
@@ -87,6 +87,8 @@ class Job:
     """Tokens of the prompt before it."""
     busy: bool
     """Whether others may use the CPUs meanwhile."""
+    tries: Sequence[Configured] = ()
+    """What to try instead of the list of space.py."""
 
     @property
     def arm(self) -> Arm:
@@ -205,7 +207,8 @@ class Tuning:
         Raises Failed where nothing can be said on this machine.
         """
         self.phase_0()
-        tried = candidates(self.job.baseline, self.job.cores)
+        tried = [Candidate(each) for each in self.job.tries]
+        tried = tried or candidates(self.job.baseline, self.job.cores)
         tried = [each for each in tried if self.phase_1(each)]
         tried = [each for each in tried if self.phase_2(each)]
         if not tried:
