@@ -201,6 +201,7 @@ def _end(
         ctx.sentence(end)
         if checked and checked.accepted:
             ctx.print(f"profile: {log.store.path}/{TUNED}")
+            ctx.print("as /etc/infertune/profiles/NAME.toml it is one for 'infertune run NAME'")
         ctx.print(f"report: {log.store.path}/report.md")
     if checked and checked.word == UNDECIDED:
         return Exit.FAILED
