@@ -51,7 +51,7 @@ function _shtab_infertune_using
 end
 
 set -g _shtab_infertune_commands overview machine snapshot doctor knobs models fit expect top report recommend profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench prove gate tune probes setup mcp
-set -g _shtab_infertune_opts_with_value --admission --against --api-key-file --ask --backend --both --budget --check --columns --confirm-within --ctx --depths --draft --engine --every --exporter --goal --host --idle --key-file --max --memory --mmproj --model --name --other --output --parallel --port --profile --resume --root --rule --samples --seed --server --smoke --stress --tokens --url --user --without -o
+set -g _shtab_infertune_opts_with_value --admission --against --api-key-file --ask --backend --both --budget --candidate --check --columns --confirm-within --ctx --depths --draft --engine --every --exporter --goal --host --idle --key-file --max --memory --mmproj --model --name --other --output --parallel --port --profile --prompt --resume --root --rule --samples --seed --server --smoke --stress --tokens --url --user --without -o
 
 complete -c infertune -e
 complete -c infertune -f
@@ -394,7 +394,9 @@ complete -c infertune -n '_shtab_infertune_using tune' -l goal -xka "latency thr
 complete -c infertune -n '_shtab_infertune_using tune' -l server -xka "(__fish_complete_path (commandline -ct))" -d 'llama-server to use (default: from PATH, or the embedded one)'
 complete -c infertune -n '_shtab_infertune_using tune' -l budget -x -d 'minutes after which no further candidate or pair is begun (30)'
 complete -c infertune -n '_shtab_infertune_using tune' -l tokens -x -d 'tokens of each timed answer (64)'
+complete -c infertune -n '_shtab_infertune_using tune' -l prompt -x -d 'tokens of the prompt before it (512)'
 complete -c infertune -n '_shtab_infertune_using tune' -l seed -x -d 'take the samples in this order (default: another each time)'
+complete -c infertune -n '_shtab_infertune_using tune' -l candidate -x -d 'try this, as '"'"'ubatch_size=512'"'"' or '"'"'batch_size=4096 ubatch_size=2048'"'"', instead of the usual candidates; may be given more than once'
 complete -c infertune -n '_shtab_infertune_using tune' -l busy -d 'measure among programs that work'
 complete -c infertune -n '_shtab_infertune_using tune' -l resume -x -d 'go on with a run that was cut short'
 complete -c infertune -n '_shtab_infertune_using tune' -l check -x -d 'only the last phase, of a run that proposes'

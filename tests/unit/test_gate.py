@@ -8,7 +8,7 @@ Servers are made up here: a table of random numbers in the place of a model.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,7 +36,7 @@ from infertune.measure.arm import Arm
 from infertune.measure.compare import Outcome, harmless, judge, lay
 from infertune.measure.gate import Drift
 from infertune.measure.questions import ITEMS, PREFIXES
-from made_server import VOCABULARY, Made, Turn, noise, nothing
+from made_server import VOCABULARY, Made, noise, nothing
 from support import GENEROUS_S
 
 
@@ -127,15 +127,25 @@ def test_a_model_that_solves_too_little_is_not_judged_by_its_numbers_alone() -> 
     assert not outcome.decided
 
 
-def bad_after(place: int) -> Turn:
-    """Two near ties turned at the beginning of an answer, and a state that goes bad later."""
-    small, large = noise(0.05), noise(5)
+class GoesBad(Made):
+    """Turns one near tie at the beginning of each answer; what it says at the end is wrong."""
 
-    def turn(context: list[int], token: int) -> float:
-        begun = next(len(each) for each in map(_tokens, PREFIXES) if context[: len(each)] == each)
-        return (large if len(context) - begun >= place else small)(context, token)
+    def __call__(self, path: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        told = super().__call__(path, document)
+        prompt = document.get("prompt", ())
+        begun = max(
+            (len(each) for each in map(_tokens, PREFIXES) if begins(prompt, each)), default=0
+        )
+        for at, step in enumerate(told.get("completion_probabilities", ()), len(prompt) - begun):
+            if at == 2:
+                step["id"] = step["top_logprobs"][1]["id"]
+            elif at >= TOKENS - 2:
+                step["id"] = VOCABULARY
+        return told
 
-    return turn
+
+def begins(prompt: Sequence[int], with_: Sequence[int]) -> bool:
+    return list(prompt[: len(with_)]) == list(with_)
 
 
 def _tokens(text: str) -> list[int]:
@@ -143,13 +153,21 @@ def _tokens(text: str) -> list[int]:
 
 
 def test_a_state_that_goes_bad_late_is_seen_behind_the_first_difference() -> None:
-    late = Made(bad_after(TOKENS - 2))
-    outcome = judged(late, numbers=False)
+    outcome = judged(GoesBad(), numbers=False)
     found = [
         each for one in outcome.followed for each in gate.differences(outcome.ground.reference, one)
     ]
+    assert found[0].at == 2
+    assert found[0].close
     assert words(outcome)["G2"] == "refused"
-    assert any(each.at >= TOKENS - 2 and not each.close for each in found)
+
+
+def test_nobody_is_accepted_by_a_reference_that_is_none() -> None:
+    none = gate.Verdict("G0 itself", "cannot judge", "")
+    same = gate.Verdict("G1 identical", "pass", "")
+    assert not gate.accepted([none, same])
+    assert not gate.accepted([same])
+    assert gate.accepted([gate.Verdict("G0 itself", "pass", ""), same])
 
 
 def test_a_server_that_answers_otherwise_from_its_cache_is_refused() -> None:

@@ -178,7 +178,7 @@ def test_gate() -> None:
 
 @pytest.mark.parametrize("candidate", [None, Candidate({"threads": 2})])
 def test_tune(candidate: Candidate | None) -> None:
-    job = Job("/m.gguf", {"threads": 1}, "latency", 1, 2, 64, False)
+    job = Job("/m.gguf", {"threads": 1}, "latency", 1, 2, 64, 512, False)
     found = Found(
         Comparison("check", ("a", "b")), Verdict("helps", 8, 0.1, 0.05, 0.2), {}, [], 0, 1.0
     )

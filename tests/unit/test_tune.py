@@ -46,7 +46,7 @@ CALM = Between(
     foreign_cpu=0.01, stolen=0.0, stalled={}, major_faults=0, cpu_khz=None, gpu_hz=None,
     throttled=False, others_on_gpu=0, others_in_server=0, busiest=(),
 )  # fmt: skip
-JOB = Job("/m.gguf", {"threads": 1, "parallel": 1}, "latency", 1, 4, 8, False)
+JOB = Job("/m.gguf", {"threads": 1, "parallel": 1}, "latency", 1, 4, 8, 512, False)
 Settings = Mapping[str, str]
 
 
@@ -119,6 +119,13 @@ def search(machine: Machine, path: Path, job: Job = JOB) -> tuple[str | None, di
     one = tuning(machine, path, job)
     found = one.run()
     return found.name if found else None, {each.name: each for each in one.rows}
+
+
+def test_what_the_user_names_is_tried_instead_of_the_list(tmp_path: Path) -> None:
+    job = replace(JOB, tries=[{"threads": 3}])
+    name, rows = search(Machine(two_threads_are_better), tmp_path, job)
+    assert name == "threads=3"
+    assert rows.keys() == {"threads=3"}
 
 
 def two_threads_are_better(settings: Settings) -> float:
@@ -340,8 +347,8 @@ def proposed(path: Path, machine: Machine, candidate: Candidate | None = None) -
     return found
 
 
-def write(path: Path, one: Tuning, candidate: Candidate) -> None:
-    text = profile(one.job, candidate, [], str(path))
+def write(path: Path, one: Tuning, candidate: Candidate, said: Candidate | None = None) -> None:
+    text = profile(one.job, said or candidate, [], str(path))
     reference = read_document(Root("/"), f"{path}/{REFERENCE}")["sha256"]
     one.log.store.write(PROFILE, text)
     evidence = evidence_of(one.job, candidate, text, reference, one.log.steps)
@@ -456,6 +463,15 @@ def test_a_profile_that_was_edited_is_refused(tmp_path: Path) -> None:
     file = tmp_path / PROFILE
     file.write_text(file.read_text().replace("threads = 2", "threads = 3"))
     with pytest.raises(UsageError, match="was changed after it was proposed"):
+        read_proposal(Root("/"), str(tmp_path))
+
+
+def test_a_profile_of_something_else_under_a_new_seal_is_refused(tmp_path: Path) -> None:
+    machine = Machine(two_threads_are_better, answers=honest)
+    proposed(tmp_path, machine)
+    one = tuning(machine, tmp_path)
+    write(tmp_path, one, Candidate({"threads": 3}), said=Candidate({"threads": 2}))
+    with pytest.raises(UsageError, match="does not say what was tried"):
         read_proposal(Root("/"), str(tmp_path))
 
 

@@ -38,7 +38,7 @@ from infertune.measure.space import Candidate, Configured, canonical, said
 from infertune.measure.statistics import UNDECIDED
 from infertune.measure.store import directory_of, machine_key, model_key
 from infertune.measure.told import percent, profile, report
-from infertune.measure.trial import refuse_a_busy_machine
+from infertune.measure.trial import PROMPT, refuse_a_busy_machine
 from infertune.measure.tune import GOALS, Job, Log, Row, Timer, Tuning, read_document
 
 DEFAULTS: Configured = {"ctx_size": 2048, "parallel": 1}
@@ -97,7 +97,8 @@ def _begun(ctx: Context) -> tuple[Log, Job]:
     machine = read_machine(ctx.root)
     model = full_path(model_at_hand(args.model))
     slots = given.get("parallel", DEFAULTS["parallel"])
-    room = {"ctx_size": int(DEFAULTS["ctx_size"]) * int(slots)}
+    one = max(int(DEFAULTS["ctx_size"]), -(-(args.prompt + args.tokens + 64) // 256) * 256)
+    room = {"ctx_size": one * int(slots)}
     job = Job(
         model=model,
         baseline={**DEFAULTS, **room, **given},
@@ -105,10 +106,14 @@ def _begun(ctx: Context) -> tuple[Log, Job]:
         seed=secrets.randbits(48) if args.seed is None else args.seed,
         cores=len(machine.cpu.cores) or os.cpu_count() or 1,
         tokens=args.tokens,
+        prompt=args.prompt,
         busy=args.busy,
+        tries=[dict(map(parse_setting, words.split())) for words in args.candidate],
     )
     try:
         canonical(job.baseline)
+        for each in job.tries:
+            canonical(each)
     except ValueError as error:
         raise UsageError(str(error)) from None
     now = datetime.now(UTC)
@@ -196,6 +201,7 @@ def _end(
         ctx.sentence(end)
         if checked and checked.accepted:
             ctx.print(f"profile: {log.store.path}/{TUNED}")
+            ctx.print("as /etc/infertune/profiles/NAME.toml it is one for 'infertune run NAME'")
         ctx.print(f"report: {log.store.path}/report.md")
     if checked and checked.word == UNDECIDED:
         return Exit.FAILED
@@ -282,10 +288,25 @@ COMMANDS: tuple[Command, ...] = (
                 help="tokens of each timed answer (64)",
             ),
             argument(
+                "--prompt",
+                type=whole("a number of tokens", 16, 2**20),
+                default=PROMPT,
+                metavar="N",
+                help=f"tokens of the prompt before it ({PROMPT})",
+            ),
+            argument(
                 "--seed",
                 type=whole("a seed", 0, 2**48),
                 metavar="N",
                 help="take the samples in this order (default: another each time)",
+            ),
+            argument(
+                "--candidate",
+                action="append",
+                default=[],
+                metavar="SETTINGS",
+                help="try this, as 'ubatch_size=512' or 'batch_size=4096 ubatch_size=2048', "
+                "instead of the usual candidates; may be given more than once",
             ),
             argument("--busy", action="store_true", help="measure among programs that work"),
             argument("--resume", metavar="DIR", help="go on with a run that was cut short"),

@@ -58,16 +58,18 @@ class Load:
     """What one sample asks of a server."""
 
     depth: int
-    """Tokens in the context before PROMPT more; all of them are new to the server."""
+    """Tokens in the context before the prompt; all of them are new to the server."""
     slots: int
     """Requests at once."""
     tokens: int
     """Generated for each."""
+    prompt: int = PROMPT
+    """Tokens behind the depth."""
 
     @property
     def context(self) -> int:
         """Tokens of context that one slot needs."""
-        return self.depth + PROMPT + self.tokens
+        return self.depth + self.prompt + self.tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +172,7 @@ class Bench:
         return Sample(load, tuple(numbers), tuple(answers), took, found, tuple(reasons))
 
     def _prompt(self, number: int, load: Load) -> str | list[int]:
-        size = load.depth + PROMPT
+        size = load.depth + load.prompt
         ids = ids_of(self.target, text(self.prompts.seed, number, size))
         if ids is not None:
             return ids[:size]

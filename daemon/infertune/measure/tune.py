@@ -67,7 +67,7 @@ SLOWER = 0.10
 DEADLINE = 3.0
 """A candidate may take so many times as long as the baseline."""
 _LEAST_DEADLINE_S = 20.0
-GATE_SHARE, SPEED_SHARE, CHECK_SHARE = 0.35, 0.65, 0.35
+GATE_SHARE, SPEED_SHARE, CHECK_SHARE = 0.4, 0.7, 0.5
 """Of the time: after which no further candidate is judged, and timed, and what the check gets."""
 _GROUND = "reference.json"
 
@@ -83,8 +83,12 @@ class Job:
     cores: int
     tokens: int
     """Generated for each timed answer."""
+    prompt: int
+    """Tokens of the prompt before it."""
     busy: bool
     """Whether others may use the CPUs meanwhile."""
+    tries: Sequence[Configured] = ()
+    """What to try instead of the list of space.py."""
 
     @property
     def arm(self) -> Arm:
@@ -127,7 +131,7 @@ class Timer:
         """One sample.  Raises Failed, also where it takes too long."""
         began = time.monotonic()
         arm = self.arms[comparison.arms[at]]
-        load = Load(0, self.job.slots, self.job.tokens)
+        load = Load(0, self.job.slots, self.job.tokens, self.job.prompt)
         # Both arms have the same prompts; each is new to its server, which was just started.
         first = block * (1 + self.job.slots)
         seed = zlib.crc32(f"{self.job.seed}/{comparison.name}".encode())
@@ -203,7 +207,8 @@ class Tuning:
         Raises Failed where nothing can be said on this machine.
         """
         self.phase_0()
-        tried = candidates(self.job.baseline, self.job.cores)
+        tried = [Candidate(each) for each in self.job.tries]
+        tried = tried or candidates(self.job.baseline, self.job.cores)
         tried = [each for each in tried if self.phase_1(each)]
         tried = [each for each in tried if self.phase_2(each)]
         if not tried:
