@@ -161,6 +161,7 @@ def test_a_sentence_is_broken_between_words_only() -> None:
     ]
     assert lines.fold("  two  spaces", None) == ["  two  spaces"]
     assert lines.fold("    deep " + "word " * 9, 40)[1].startswith("    word")
+    assert lines.fold("nice=-10  " * 5, 40)[1] == "    nice=-10"
     assert (
         " ".join(each.strip() for each in lines.fold("a b c " * 30, 40)) == ("a b c " * 30).strip()
     )

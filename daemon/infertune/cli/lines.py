@@ -81,7 +81,8 @@ def fold(text: str, width: int | None, hang: int | None = None) -> list[str]:
         if not empty and len(line) + 1 + len(word) > width:
             lines.append(line.rstrip())
             line, empty = " " * hang, True
-        line, empty = (line + word if empty else f"{line} {word}"), False
+        if word or not empty:  # no line begins with the second of two spaces
+            line, empty = (line + word if empty else f"{line} {word}"), False
     return [*lines, line.rstrip()]
 
 
