@@ -202,6 +202,19 @@ def test_a_row_that_is_too_wide_in_itself_is_told_on_several_lines() -> None:
     ]
 
 
+def test_a_long_name_has_a_line_of_its_own_and_a_short_one_does_not() -> None:
+    rows = [
+        ("transparent_hugepage.khugepaged.scan_sleep_millisecs", "10000", "safe", "measured"),
+        ("vm.swappiness", "60", "safe", "protective, unmeasured"),
+    ]
+    assert lines.table(("KNOB", "NOW", "RISK", "EVIDENCE"), rows, 60) == [
+        "KNOB                     NOW    RISK  EVIDENCE",
+        "transparent_hugepage.khugepaged.scan_sleep_millisecs",
+        "                         10000  safe  measured",
+        "vm.swappiness            60     safe  protective, unmeasured",
+    ]
+
+
 def test_labels_stand_in_one_column() -> None:
     pairs = [("GPU", "Radeon 8060S"), ("", "driver amdgpu"), ("/sys/a/path/that/is/long", "3")]
     assert lines.labelled([*pairs, ("firmware", "word " * 20)], 60) == [
