@@ -50,8 +50,8 @@ function _shtab_infertune_using
   test "$_shtab_infertune_cmdpath" = "$argv"
 end
 
-set -g _shtab_infertune_commands overview machine snapshot doctor knobs models fit expect top report recommend profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench prove gate probes setup mcp
-set -g _shtab_infertune_opts_with_value --admission --against --api-key-file --ask --backend --both --budget --columns --confirm-within --ctx --depths --draft --engine --every --exporter --host --idle --key-file --max --memory --mmproj --model --name --other --output --parallel --port --profile --resume --root --rule --samples --seed --server --smoke --stress --tokens --url --user --without -o
+set -g _shtab_infertune_commands overview machine snapshot doctor knobs models fit expect top report recommend profiles profile 'profile show' 'profile check' 'profile explain' plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot 'boot plan' 'boot stage' 'boot status' 'boot confirm' 'boot undo' bench prove gate tune probes setup mcp
+set -g _shtab_infertune_opts_with_value --admission --against --api-key-file --ask --backend --both --budget --check --columns --confirm-within --ctx --depths --draft --engine --every --exporter --goal --host --idle --key-file --max --memory --mmproj --model --name --other --output --parallel --port --profile --resume --root --rule --samples --seed --server --smoke --stress --tokens --url --user --without -o
 
 complete -c infertune -e
 complete -c infertune -f
@@ -386,6 +386,20 @@ complete -c infertune -n '_shtab_infertune_using gate' -l both -x -d 'a server s
 complete -c infertune -n '_shtab_infertune_using gate' -l server -xka "(__fish_complete_path (commandline -ct))" -d 'llama-server to use (default: from PATH, or the embedded one)'
 complete -c infertune -n '_shtab_infertune_using gate' -l json -d 'print one JSON document (docs/json.md)'
 complete -c infertune -n '_shtab_infertune_using gate; and test $_shtab_infertune_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'GGUF file or name of a model ('"'"'infertune models'"'"'; default: the embedded one)'
+complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a tune -d 'look for faster server settings, same answers'
+complete -c infertune -n '_shtab_infertune_using tune' -s h -l help -d 'show this help message and exit'
+complete -c infertune -n '_shtab_infertune_using tune' -l root -xka "(__fish_complete_path (commandline -ct))" -d 'work on a recorded machine: a directory tree or a snapshot file'
+complete -c infertune -n '_shtab_infertune_using tune' -l debug -d 'show a traceback when something fails'
+complete -c infertune -n '_shtab_infertune_using tune' -l goal -xka "latency throughput" -d 'what is to be faster: one answer (latency), or as many at once as there are slots (throughput)'
+complete -c infertune -n '_shtab_infertune_using tune' -l server -xka "(__fish_complete_path (commandline -ct))" -d 'llama-server to use (default: from PATH, or the embedded one)'
+complete -c infertune -n '_shtab_infertune_using tune' -l budget -x -d 'minutes after which no further candidate or pair is begun (30)'
+complete -c infertune -n '_shtab_infertune_using tune' -l tokens -x -d 'tokens of each timed answer (64)'
+complete -c infertune -n '_shtab_infertune_using tune' -l seed -x -d 'take the samples in this order (default: another each time)'
+complete -c infertune -n '_shtab_infertune_using tune' -l busy -d 'measure among programs that work'
+complete -c infertune -n '_shtab_infertune_using tune' -l resume -x -d 'go on with a run that was cut short'
+complete -c infertune -n '_shtab_infertune_using tune' -l check -x -d 'only the last phase, of a run that proposes'
+complete -c infertune -n '_shtab_infertune_using tune' -l json -d 'print one JSON document (docs/json.md)'
+complete -c infertune -n '_shtab_infertune_using tune; and test $_shtab_infertune_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'GGUF file or name of a model ('"'"'infertune models'"'"'; default: the embedded one)'
 complete -c infertune -n '_shtab_infertune_using; and test $_shtab_infertune_npos -eq 0' -a probes -d 'show which eBPF probes are attached'
 complete -c infertune -n '_shtab_infertune_using probes' -s h -l help -d 'show this help message and exit'
 complete -c infertune -n '_shtab_infertune_using probes' -l root -xka "(__fish_complete_path (commandline -ct))" -d 'work on a recorded machine: a directory tree or a snapshot file'

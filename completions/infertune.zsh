@@ -46,6 +46,7 @@ _shtab_infertune_commands() {
     status:'show what is applied now'
     stop:'stop a model server'
     top:'watch profile, servers, memory and GPU; keys to act'
+    tune:'look for faster server settings, same answers'
     verify:'check that the machine is what a profile says'
   )
   _describe 'infertune commands' _commands
@@ -638,6 +639,25 @@ _shtab_infertune_top_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_top_defaults_added=0
 
+_shtab_infertune_tune_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
+  "--debug[show a traceback when something fails]"
+  "--goal[what is to be faster\: one answer (latency), or as many at once as there are slots (throughput)]:goal:(latency throughput)"
+  "--server[llama-server to use (default\: from PATH, or the embedded one)]:PATH:_files"
+  "--budget[minutes after which no further candidate or pair is begun (30)]:MIN:"
+  "--tokens[tokens of each timed answer (64)]:N:"
+  "--seed[take the samples in this order (default\: another each time)]:N:"
+  "--busy[measure among programs that work]"
+  "--resume[go on with a run that was cut short]:DIR:"
+  "--check[only the last phase, of a run that proposes]:DIR:"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":GGUF file or name of a model (\'infertune models\'\; default\: the embedded one):_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_tune_defaults_added=0
+
 _shtab_infertune_verify_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
@@ -706,6 +726,7 @@ _shtab_infertune() {
         status) _arguments -C -s $_shtab_infertune_status_options ;;
         stop) _arguments -C -s $_shtab_infertune_stop_options ;;
         top) _arguments -C -s $_shtab_infertune_top_options ;;
+        tune) _arguments -C -s $_shtab_infertune_tune_options ;;
         verify) _arguments -C -s $_shtab_infertune_verify_options ;;
       esac
   esac

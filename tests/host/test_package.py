@@ -150,6 +150,15 @@ def test_wheels_install_without_a_network(tmp_path: Path) -> None:
         assert (said.returncode, __version__ in said.stdout) == (0, True), said
 
 
+@pytest.mark.parametrize(("kind", "tool"), [("deb", "dpkg-deb"), ("rpm", "nfpm")])
+def test_a_packer_that_is_not_there_is_one_line(tmp_path: Path, kind: str, tool: str) -> None:
+    command = [sys.executable, PACKAGE, kind, "--output", tmp_path]
+    environment = {**os.environ, "PATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
+    assert f"{tool} is not installed" in done.stderr
+
+
 def test_a_bad_word_is_one_line() -> None:
     done = subprocess.run([sys.executable, PACKAGE, "msi"], capture_output=True, text=True)
     assert done.returncode == 2

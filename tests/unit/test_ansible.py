@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import yaml
 
 from infertune import __version__
 from infertune.cli.main import commands
+from infertune.servers.declaration import KEYS
 
 ANSIBLE = Path(__file__).resolve().parents[2] / "ansible"
 ROLES = sorted(path.name for path in (ANSIBLE / "roles").iterdir())
@@ -61,6 +63,9 @@ def test_only_declared_variables_are_used(role: str) -> None:
     used = set(re.findall(rf"\b{role}_[a-z_]+\b", text))
     own = set(re.findall(rf"register: ({role}_\w+)", text))
     own |= set(re.findall(rf"^ +({role}_\w+):", text, re.MULTILINE))
+    own |= set(re.findall(rf"template_vars=\{{'({role}_\w+)'", text))
+    if (base / "vars/main.yml").exists():
+        own |= set(read(base / "vars/main.yml"))
     assert used - own <= set(read(base / "defaults" / "main.yml"))
 
 
@@ -89,6 +94,9 @@ def test_what_only_reads_also_runs_in_check_mode() -> None:
             assert task.get("check_mode") is False, (where, task["name"])
 
 
+OPEN = {"infertune_exporter_listen": "192.0.2.2:9877"}
+
+
 def test_what_prometheus_and_grafana_get(tmp_path: Path) -> None:
     """The playbook run for real, on this machine, into directories of its own."""
     words = {
@@ -96,11 +104,12 @@ def test_what_prometheus_and_grafana_get(tmp_path: Path) -> None:
         "monitoring_grafana": str(tmp_path / "grafana"),
         "monitoring_dashboards": str(tmp_path / "dashboards"),
         "monitoring_reload": False,
+        "monitoring_check": "",
         "ansible_connection": "local",
         "ansible_python_interpreter": sys.executable,
         "ansible_become": False,
     }
-    hosts = {"infertune": {"hosts": {"halo-1.example": {}, "halo-2.example": {}}}}
+    hosts = {"infertune": {"hosts": {"halo-1.example": {}, "halo-2.example": OPEN}}}
     hosts |= {"monitoring": {"hosts": {"here": words}}}  # type: ignore[dict-item]
     inventory = tmp_path / "inventory.json"
     inventory.write_text(json.dumps(hosts))
@@ -117,8 +126,12 @@ def test_what_prometheus_and_grafana_get(tmp_path: Path) -> None:
     assert changed() > 0
     assert changed() == 0
     assert changed("--check") == 0
-    [group] = json.loads((tmp_path / "prometheus/targets/infertune.json").read_text())
-    assert group["targets"] == ["halo-1.example:9877", "halo-2.example:9877"]
+    groups = json.loads((tmp_path / "prometheus/targets/infertune.json").read_text())
+    assert [each["targets"] for each in groups] == [
+        ["halo-1.example:9877"],
+        ["halo-2.example:9877"],
+    ]
+    assert [each["labels"] for each in groups] == [{}, {"__scheme__": "https"}]
     for directory, source, pattern in (
         ("prometheus/rules", "prometheus/rules", "*.yml"),
         ("dashboards", "grafana/dashboards", "*.json"),
@@ -180,6 +193,18 @@ def test_syntax(playbook: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(("playbook", "role"), [("site", "infertune"), ("monitoring",) * 2])
+def test_tags_are_those_of_the_page(playbook: str, role: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "ANSIBLE_HOME": str(tmp_path), "ANSIBLE_NOCOLOR": "1"}
+    words = [ansible("ansible-playbook"), "--list-tags", f"playbooks/{playbook}.yml"]
+    done = subprocess.run(words, cwd=ANSIBLE, env=environment, capture_output=True, text=True)
+    listed = re.search(r"TASK TAGS: \[(.*)\]", done.stdout)
+    assert listed, done.stdout + done.stderr
+    page = (ANSIBLE / "roles" / role / "README.md").read_text()
+    [told] = re.findall(r"^Tags.*?: ((?:.|\n)*?)\.\s", page, re.MULTILINE)
+    assert set(listed[1].split(", ")) - {"always"} == set(re.findall(r"`(\w+)`", told))
+
+
 NO_ADDRESS = ("--skip-list", "galaxy[no-repository]")
 """The repository has no address that could be named yet."""
 
@@ -217,13 +242,138 @@ def test_names_that_cannot_be_are_refused_before_anything_is_done(
         "- hosts: localhost\n  gather_facts: false\n  tasks:\n"
         "    - ansible.builtin.include_role: {name: infertune, tasks_from: names}\n"
     )
-    given = {f"infertune_{variable}": {name: "text", "good-1": "text"}, "infertune_profile": "ok"}
+    given = {f"infertune_{variable}": {name: {}, "good-1": {}}, "infertune_profile": "ok"}
     words = [ansible("ansible-playbook"), tmp_path / "play.yml", "-e", json.dumps(given)]
     environment = {**os.environ, "ANSIBLE_HOME": str(tmp_path), "ANSIBLE_NOCOLOR": "1"}
     done = subprocess.run(words, cwd=ANSIBLE, env=environment, capture_output=True, text=True)
     assert done.returncode == 2, done.stdout
     assert "a name of a profile or server has lower-case" in done.stdout
     assert "good-1" not in done.stdout.partition("fatal:")[2], done.stdout
+
+
+def local(tmp_path: Path, tasks: list[dict[str, Any]], **variables: Any) -> tuple[int, str]:
+    """Exit code of tasks that are played here, and what was printed."""
+    play = [{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]
+    (tmp_path / "play.yml").write_text(json.dumps(play))
+    variables["ansible_python_interpreter"] = sys.executable
+    words = [ansible("ansible-playbook"), tmp_path / "play.yml", "-e", json.dumps(variables)]
+    words += ["-i", "localhost,", "-c", "local"]
+    environment = {**os.environ, "ANSIBLE_HOME": str(tmp_path), "ANSIBLE_NOCOLOR": "1"}
+    done = subprocess.run(words, cwd=ANSIBLE, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_server_may_say_what_its_file_may() -> None:
+    options = read(ANSIBLE / "roles/infertune/vars/main.yml")
+    assert set(options["infertune_server_options"]) == {key.name for key in KEYS}
+    sections = {"now", "boot", "launch", "server", "backend"}
+    assert set(options["infertune_profile_options"]) == {"description", "extends", *sections}
+
+
+@pytest.mark.parametrize(
+    ("variable", "given", "said"),
+    [
+        ("servers", {"modelfile": "/m.gguf", "port": 1}, "modelfile. Supported parameters include"),
+        ("servers", {"port": "eighty"}, "'port' is of type"),
+        ("servers", "port = 8101\n", "dict"),
+        ("profiles", {"description": "x", "live": {}}, "live. Supported parameters include"),
+        ("profiles", {"now": {}}, "missing required arguments: description"),
+    ],
+)
+def test_what_cannot_stand_in_a_file_is_refused_before_anything_is_done(
+    tmp_path: Path, variable: str, given: Any, said: str
+) -> None:
+    role = {"ansible.builtin.include_role": {"name": "infertune", "tasks_from": "names"}}
+    code, printed = local(tmp_path, [role], **{f"infertune_{variable}": {"chat": given}})
+    assert code == 2, printed
+    assert said in printed, printed
+
+
+FILES: dict[str, Any] = {
+    "description": 'with "quotes", a \\ and a\nline, ü and 🙂',
+    "extends": ["base", "quiet"],
+    "port": 8101,
+    "force": True,
+    "now": {"vm.swappiness": 5, "platform_profile": {"value": "balanced", "required": True}},
+    "backend": {"vulkan": {"server": {"ubatch_size": 512}}, "rocm": {}},
+    "settings": {},
+}
+
+
+def test_a_dict_is_written_as_toml(tmp_path: Path) -> None:
+    template = str(ANSIBLE / "roles/infertune/templates/table.toml.j2")
+    lookup = (
+        "lookup('ansible.builtin.template', template, template_vars={'infertune_table': files})"
+    )
+    text = f"{{{{ {lookup} }}}}"
+    copy = {"content": text, "dest": str(tmp_path / "made.toml"), "mode": "0644"}
+    code, printed = local(
+        tmp_path, [{"ansible.builtin.copy": copy}], template=template, files=FILES
+    )
+    assert code == 0, printed
+    assert tomllib.loads((tmp_path / "made.toml").read_text()) == FILES
+
+
+STOCK = """# As Debian's package has it, shortened.
+global:
+  scrape_interval:     1s # Set the scrape interval.
+
+# Load rules once and periodically evaluate them.
+rule_files:
+  # - "first_rules.yml"
+
+# A scrape configuration containing exactly one endpoint to scrape:
+scrape_configs:
+  # The job name is added as a label.
+  - job_name: 'prometheus'
+    static_configs:
+      - targets: ['localhost:9']
+"""
+FLUSH = "global: {scrape_interval: 1s}\nscrape_configs:\n- job_name: own\n"
+BY_HAND = "scrape_configs:\n- job_name: infertune\nrule_files: [/etc/prometheus/rules/*.yml]\n"
+
+
+def monitored(tmp_path: Path, **variables: Any) -> tuple[str, str]:
+    """Prometheus's configuration after the role, and the recap."""
+    role = {"ansible.builtin.include_role": {"name": "monitoring"}}
+    given = {
+        "monitoring_prometheus": str(tmp_path),
+        "monitoring_grafana": "",
+        "ansible_become": False,
+    }
+    given |= {"monitoring_reload": False, "monitoring_check": "", **variables}
+    tasks = [{"ansible.builtin.add_host": {"name": "localhost", "groups": "infertune"}}, role]
+    code, printed = local(tmp_path, tasks, **given)
+    assert code == 0, printed
+    return (tmp_path / "prometheus.yml").read_text(), printed
+
+
+@pytest.mark.parametrize(
+    "before", [STOCK, FLUSH, "global: {}\n", None], ids=["debian", "flush", "bare", "none"]
+)
+def test_what_prometheus_lacks_is_put_in(tmp_path: Path, before: str | None) -> None:
+    if before is not None:
+        (tmp_path / "prometheus.yml").write_text(before)
+    text, _ = monitored(tmp_path)
+    now, was = yaml.safe_load(text), yaml.safe_load(before or "{}")
+    assert now["rule_files"] == ["rules/*.yml"]
+    jobs = {job["job_name"]: job for job in now["scrape_configs"]}
+    assert jobs["infertune"]["file_sd_configs"] == [{"files": ["targets/*.json"]}]
+    assert set(jobs) == {"infertune", *(job["job_name"] for job in was.get("scrape_configs") or [])}
+    again, printed = monitored(tmp_path)
+    assert again == text, printed
+    if before is not None:
+        secret = {"basic_auth": {"username": "p", "password_file": "/etc/prometheus/p"}}
+        changed, _ = monitored(tmp_path, monitoring_scrape=secret)
+        jobs = {job["job_name"]: job for job in yaml.safe_load(changed)["scrape_configs"]}
+        assert jobs["infertune"]["basic_auth"] == secret["basic_auth"]
+
+
+def test_what_an_administrator_wrote_for_prometheus_stays(tmp_path: Path) -> None:
+    (tmp_path / "prometheus.yml").write_text(BY_HAND)
+    assert monitored(tmp_path)[0] == BY_HAND
+    (tmp_path / "prometheus.yml").write_text(STOCK)
+    assert monitored(tmp_path, monitoring_configure=False)[0] == STOCK
 
 
 STATUS = """#!/bin/sh
@@ -303,7 +453,7 @@ def test_a_machine_lost_in_its_trial_stops_the_rollout(tmp_path: Path) -> None:
 def test_drift_names_the_profiles_that_have_another_text(tmp_path: Path) -> None:
     code, said = played(tmp_path, "drift", {"one": {}})
     assert (code, "one is as it should be" in said) == (0, True), said
-    texts = {"never-there": 'description = "x"\n'}
+    texts = {"never-there": {"description": "x"}}
     code, said = played(tmp_path, "drift", {"one": {}}, infertune_profiles=texts)
     assert code == 2
     assert "other texts of profiles: never-there" in said

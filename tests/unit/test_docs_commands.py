@@ -99,7 +99,7 @@ def parse(page: str, words: list[str]) -> None:
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
         try:
-            build_parser(commands()).parse_args(ours)
+            build_parser(commands()).parse_args(ours or ["overview"])  # as main() has it
         except UsageError as wrong:
             pytest.fail(f"{page}: infertune {shlex.join(words)}: {wrong.message}")
         except SystemExit as end:

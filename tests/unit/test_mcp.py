@@ -29,6 +29,9 @@ GIVEN: dict[str, Any] = {
     "samples": 8,
     "against": "base",
     "budget": "5m",
+    "goal": "latency",
+    "minutes": 20,
+    "resume": "/tmp/run",
     "launch_only": True,
     "busy": True,
 }

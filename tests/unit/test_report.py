@@ -194,6 +194,7 @@ def test_what_is_private_is_left_out(text: str, shown: str) -> None:
 def test_a_host_without_a_name_takes_no_words_away() -> None:
     assert cleaner("")("a b") == "a b"
     assert cleaner("a")("a b") == "a b"
+    assert cleaner("vm")("vm.swappiness") == "vm.swappiness"
 
 
 def tree(base: Path) -> str:

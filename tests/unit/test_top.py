@@ -152,6 +152,11 @@ def test_what_matters_is_there_at_80_by_24() -> None:
         assert said in text
 
 
+def test_the_screen_in_the_documents_is_the_one_that_is_drawn() -> None:
+    text = "\n".join(board(load(reading(1), reading(2)), 79))
+    assert f"```text\n{text}\n```" in (REPOSITORY / "docs" / "watching.md").read_text()
+
+
 @pytest.mark.parametrize("width", [1, 40, 60, 79, 80, 119, 199, 400])
 @pytest.mark.parametrize("height", [1, 5, 24, 60, None])
 @pytest.mark.parametrize("many", [0, 1, 200])

@@ -26,9 +26,9 @@ pytestmark = [pytest.mark.quick_on, pytest.mark.timeout(3600)]
 HERE = Path(__file__).parent
 ANSIBLE = HERE.parents[1] / "ansible"
 
-SERVERS = {"chat": 'profile = "quiet"\nport = 8101\n[settings]\nctx_size = 512\n'}
+SERVERS = {"chat": {"profile": "quiet", "port": 8101, "settings": {"ctx_size": 512}}}
 """The model is the embedded one."""
-SIZE = 'description = "memory for the GPU"\n[boot]\nttm.pages_limit = "307MiB"\n'
+SIZE = {"description": "memory for the GPU", "boot": {"ttm.pages_limit": "307MiB"}}
 """What test_boot.py takes, which needs no boot loader; only the one machine has the module."""
 COUNTED = "/proc/sys/vm/user_reserve_kbytes"
 """The kernel makes it of the memory that is free when it starts, and the machines start again."""
@@ -51,9 +51,11 @@ except TimeoutError:
     print("kept out")
 """
 """Comes from an address that is not among those that may reach the port."""
-BETTER = (
-    'description = "the same, with less swapping"\nextends = "quiet"\n[now]\nvm.swappiness = 5\n'
-)
+BETTER = {
+    "description": "the same, with less swapping",
+    "extends": "quiet",
+    "now": {"vm.swappiness": 5},
+}
 
 
 class Fleet(NamedTuple):
@@ -61,14 +63,18 @@ class Fleet(NamedTuple):
     directory: Path
 
     def play(self, name: str, *words: str, codes: tuple[int, ...] = (0,)) -> str:
-        """Run a playbook; what it printed."""
+        """Run a playbook of the installed collection; what it printed."""
         began = time.monotonic()
+        inventory = str(self.directory / "inventory.json")
         done = subprocess.run(
-            [playbook(), "-i", self.directory / "inventory.json", f"playbooks/{name}.yml", *words],
-            cwd=ANSIBLE,
+            [playbook(), "-i", inventory, f"infertune.infertune.{name}", *words],
+            cwd=self.directory,
             env={
                 **os.environ,
                 "ANSIBLE_HOME": str(self.directory / "home"),
+                "ANSIBLE_COLLECTIONS_PATH": str(self.directory / "collections"),
+                "ANSIBLE_PIPELINING": "True",
+                "ANSIBLE_SSH_ARGS": "-o ControlMaster=auto -o ControlPersist=10m",
                 "ANSIBLE_NOCOLOR": "1",
                 "ANSIBLE_TIMEOUT": "60",
             },
@@ -109,6 +115,19 @@ def playbook() -> str:
     return found
 
 
+def install_collection(directory: Path) -> None:
+    """Build the collection and install it below ``directory``, as docs/fleet.md says."""
+    galaxy = [Path(playbook()).with_name("ansible-galaxy"), "collection"]
+    environment = {**os.environ, "ANSIBLE_HOME": str(directory / "home")}
+
+    def run(*words: str | Path) -> None:
+        subprocess.run([*galaxy, *words], env=environment, check=True, capture_output=True)
+
+    run("build", ANSIBLE, "--output-path", directory)
+    [made] = directory.glob("infertune-infertune-*.tar.gz")
+    run("install", made, "--offline", "-p", directory / "collections")
+
+
 def recap(text: str) -> dict[str, dict[str, int]]:
     """Counts by host of the end of a play."""
     lines = re.findall(r"^(\S+) +: (ok=.*)$", text, re.MULTILINE)
@@ -133,6 +152,7 @@ def servers(guest: Guest) -> list[dict[str, str]]:
 def fleet(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     playbook()
     directory = tmp_path_factory.mktemp("fleet")
+    install_collection(directory)
     package = ANSIBLE.parent / "scripts" / "package"
     words = ["wheelhouse", *lab.OPTIONS, "--output", directory]
     subprocess.run([sys.executable, "-B", package, *words], check=True, capture_output=True)
@@ -273,9 +293,11 @@ def test_a_profile_that_is_none_does_not_get_there(
 ) -> None:
     new = fleet.guests["new"]
     settings = new.settings()
-    fleet.inventory(**{**changed, "infertune_profiles": {"better": "vm.swappiness = 5\n"}})
+    fleet.inventory(
+        **{**changed, "infertune_profiles": {"better": {**BETTER, "now": {"vm.swapp": 5}}}}
+    )
     failed = fleet.play("rollout", "--limit", "new", codes=(2,))
-    assert "stands outside a table" in failed, failed
+    assert "vm.swappiness" in failed, failed  # did you mean
     assert new.run("ls /etc/infertune/profiles/better.toml").code != 0
     assert new.settings() == settings
 

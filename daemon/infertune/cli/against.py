@@ -112,7 +112,7 @@ def _baseline(ctx: Context, ours: Arm) -> Arm:
     except (AttributeError, KeyError, TypeError):
         raise UsageError(
             f"{path}: it cannot be measured again",
-            hint="bench did not start that server, and cannot start it now",
+            hint="that was a server which was running already",
         ) from None
 
 

@@ -113,6 +113,14 @@ TOOLS = {
                         flag=True),
               Parameter("busy", "measure among programs that work", "--busy", flag=True)),
              measures=True),
+        Tool("tune", ("tune",), "Look for faster server settings that give the same answers; "
+             "another process checks what is proposed. Takes the budget; only servers are started.",
+             (Parameter("model", _MODEL.what),
+              Parameter("goal", "latency or throughput", "--goal", pattern="latency|throughput"),
+              Parameter("minutes", "time for all of it", "--budget", default=30, whole=(5, 240)),
+              Parameter("resume", "directory of a run that was cut short", "--resume"),
+              Parameter("busy", "measure among programs that work", "--busy", flag=True)),
+             measures=True),
         Tool("apply", ("apply",), "Make the machine what a profile says. Everything goes back by "
              "itself after confirm_within unless 'confirm' is called. Needs the daemon.",
              (_PROFILE, _BACKEND, _WITHIN), changes=True),

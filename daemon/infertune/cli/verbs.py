@@ -80,6 +80,7 @@ VERBS: dict[str, Verb] = {
         Verb("bench", "bench", "measure", "measure how fast a model is served here", True),
         Verb("prove", "prove", "measure", "say whether a profile helps on this machine", True),
         Verb("gate", "gate", "measure", "say whether other server settings keep the answers"),
+        Verb("tune", "tune", "measure", "look for faster server settings, same answers", True),
         Verb("probes", "probes", "measure", "show which eBPF probes are attached"),
         Verb("setup", "setup", "service", "install the files of the service, or remove them", True),
         Verb("mcp", "mcp", "service", "serve infertune as tools of an agent (MCP)", True),

@@ -33,10 +33,11 @@ _SECRETS = (
 def names_of(host: str) -> str:
     """A pattern of a host's name with and without its domain, for any case.
 
-    It matches nothing where there is no name that could be told from a letter.
+    It matches nothing where the name is not more than two letters: that names nobody, and would
+    take the ``vm`` from ``vm.swappiness``.
     """
     short = host.partition(".")[0]
-    names = "|".join(re.escape(name) for name in (host, short) if len(name) > 1)
+    names = "|".join(re.escape(name) for name in (host, short) if len(name) > 2)
     return rf"(?<![A-Za-z0-9])(?:{names})(?![A-Za-z0-9])" if names else r"(?!)"
 
 

@@ -35,6 +35,7 @@ PROMPT/S, TOKENS/S   tokens a second while the server worked on prompts, on
 TTFT                 time to the first token, the mean of the interval. <=:
                      the engine tells sums, so this is what all prompts that
                      ended took together, without waiting for their turn.
+STATE                no-metrics: it tells none, or asking might wake it.
 RUNQ P99             99 of 100 waits for a processor were no longer.
 FAULTS/S             page faults that read from a disk or swap.
 stalled              share of the time in which some work waited (PSI).
