@@ -32,11 +32,12 @@ _COLOURS = {
     colour: words
     for colour, *words in (
         ("2", "ok", "absent"),
-        ("32", "accepted", "active", "applied", "changed", "fits", "in force", "pass", "restored", "running"),
+        ("32", "accepted", "active", "applied", "changed", "fits", "in force", "pass", "restored",
+         "running"),
         ("33", "at reboot", "at restart", "change", "clamped", "degraded", "delegated", "differs",
          "differ", "held by run", "interrupted", "likely", "missing", "tight", "warning"),
-        ("31", "conflict", "contested", "does not fit", "error", "fail", "failed", "gone", "not changed",
-         "not put back", "refused", "rejected", "rolled back", "unreadable"),
+        ("31", "conflict", "contested", "does not fit", "error", "fail", "failed", "gone",
+         "not changed", "not put back", "refused", "rejected", "rolled back", "unreadable"),
     )
 }  # fmt: skip
 """What a verdict's colour says: dim as it should be, green done, yellow look here, red wrong."""

@@ -39,7 +39,9 @@ def _overview(ctx: Context) -> int:
     applied, servers = applied_now(ctx), _servers(ctx)
     boot = read_status(ctx.root, machine).state
     results = doctor.ask(ctx, list(RULES.values()))
-    counts = {each: sum(one.severity == each for one in results) for each in SEVERITIES}
+    counts: dict[str, int] = {
+        each: sum(one.severity == each for one in results) for each in SEVERITIES
+    }
     command, why = next_step(applied, boot, counts, servers)
     if ctx.args.json:
         now = memory.now
