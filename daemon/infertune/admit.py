@@ -25,7 +25,7 @@ from infertune.profiles.resolve import assume_backend
 from infertune.servers.declaration import Foreign
 from infertune.servers.store import find_declaration
 
-_PATIENCE_S = 10
+_PATIENCE_S = 20
 """A start does not wait longer for us: a disk that hangs is the server's to meet."""
 _LINE = 8192
 """Characters; journald cuts lines at 48 KiB (LineMax= of journald.conf)."""

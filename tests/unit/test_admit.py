@@ -129,6 +129,8 @@ def test_no_device_is_the_cpu(tmp_path: Path) -> None:
         ("llama-server -c 1", "names no model"),
         ("llama-server -m a.gguf", "a.gguf is not the whole path of a file"),
         ("llama-server -m %d/a.gguf", "%d/a.gguf is not the whole path"),
+        ("llama-server -m /m/${SECRET}.gguf", "${SECRET}.gguf is not the whole path"),
+        ("llama-server -m /m/a.gguf -c $CTX", "ctx_size: "),
         ("llama-server -m /m/a.gguf -c many", "ctx_size: "),
         ("llama-server -m /m/a.gguf -cram -1", "cache_ram: "),
         ("podman run ghcr.io/llama-server -m /m/a.gguf", "a container has files of its own"),
@@ -272,13 +274,13 @@ def test_a_disk_that_hangs_keeps_it_for_so_long_only(
     monkeypatch.setattr(admit.signal, "signal", lambda _, handler: handlers.append(handler))
     monkeypatch.setattr(admit.sys, "argv", ["admit", "nothing-by-this-name"])
     assert admit.main() == 0
-    assert bounds == [10]
+    assert bounds == [20]
     [given_up] = handlers
     assert callable(given_up)
     capfd.readouterr()
     given_up(14, None)
     assert ended == [0]
-    assert capfd.readouterr().err == "<4>infertune: not judged: it was not known after 10 s\n"
+    assert capfd.readouterr().err == "<4>infertune: not judged: it was not known after 20 s\n"
 
 
 # -- declared, and asked for ----------------------------------------------------------------

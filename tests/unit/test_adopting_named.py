@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,7 +78,7 @@ def test_starts_are_judged_until_nobody_wants_it(
     assert adopt(Asked(admission="refuse")).memory == 1 << 30
     found = adopt(Asked(admission="off"))
     assert (found.admission, found.memory) == (None, None)
-    with pytest.raises(UsageError, match="only with an admission"):
+    with pytest.raises(UsageError, match="only where its starts are judged"):
         adopt(Asked(memory=1))
     with pytest.raises(UsageError, match=r"box\.scope is not started by systemd"):
         adopt(Asked(admission="warn"), "box.scope")
@@ -124,6 +125,37 @@ def test_what_a_caller_may_not_say() -> None:
     for engine in ("llama", "../x", "ollama\n"):
         with pytest.raises(UsageError, match="not an engine"):
             _asked(0, engine)
+
+
+def test_what_is_judged_is_adopted_first_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declared_in = tmp_path / "etc/infertune/servers.d"
+    declared_in.mkdir(parents=True)
+    for name, more in (
+        ("bad", "admission = 7"),
+        ("judged", 'admission = "refuse"'),
+        ("plain", ""),
+    ):
+        text = f'profile = "quiet"\nbackend = "cpu"\nunit = "{name}.service"\n{more}\n'
+        (declared_in / f"{name}.toml").write_text(text)
+    one = serving(tmp_path, monkeypatch)
+    adopted: list[str] = []
+
+    async def adopt(name: str, *_: Any, **__: Any) -> dict[str, Any]:
+        adopted.append(name)
+        return {"unit": f"{name}.service", "notes": []}
+
+    async def states(_: str) -> dict[str, str]:
+        return {}
+
+    monkeypatch.setattr(one._adopting, "adopt", adopt)
+    monkeypatch.setattr(one, "_systemd", SimpleNamespace(states=states))
+    [problem] = asyncio.run(one.adopt_judged())
+    assert problem.startswith("server bad: ")
+    assert adopted == ["judged"]
+    asyncio.run(one.start_declared())
+    assert adopted == ["judged", "plain"]
 
 
 # -- the step before its start ---------------------------------------------------------------

@@ -16,6 +16,7 @@ from infertune.base.errors import Exit
 from infertune.cli.base import Command
 from infertune.cli.main import commands
 from infertune.cli.parser import build_parser
+from infertune.cli.verbs import VERBS
 from infertune.profiles.config import CONFIG_KEYS
 from infertune.servers.declaration import KEYS
 
@@ -135,3 +136,15 @@ def test_the_pages_say_which_servers_are_watched() -> None:
         assert "adopt" in text, page
         assert "your-server.md#a-server-in-the-foreground" in text, page
     assert "\n## A server in the foreground\n" in (REPOSITORY / "docs/your-server.md").read_text()
+
+
+def test_the_evidence_can_be_made_again() -> None:
+    page = (REPOSITORY / "docs/evidence.md").read_text()
+    for script in re.findall(r"`(?:pytest )?((?:benchmarks|tests)/\S+?\.py)", page):
+        assert (REPOSITORY / script).is_file(), script
+    results = re.findall(r"\]\(\.\./(benchmarks/results/[^)]+)\)", page)
+    assert results
+    for result in results:
+        assert (REPOSITORY / result).is_file(), result
+    for words in re.findall(r"`infertune ([^`]+)`", page):
+        assert words.split()[0] in VERBS

@@ -214,6 +214,12 @@ def test_list_of_models(
     assert ask(capsys, "--root", STRIX_HALO, "models") == "infertune.models/1"
 
 
+def test_prewarm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(5000))
+    asked = ("prewarm", str(tmp_path / "m.gguf"))
+    assert ask(capsys, *asked, "--max", "4096") == "infertune.prewarm/1"
+
+
 def test_boot_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for tree in ("debian-grub", "bootc", "fedora-bls"):
         root = ["--root", str(boot_trees.build(tmp_path / tree, tree))]

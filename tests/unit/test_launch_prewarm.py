@@ -19,6 +19,7 @@ from infertune.base.root import Root
 from infertune.cli.main import main
 from infertune.host.devices import Disk, disk_of
 from infertune.launch import prewarm as module
+from infertune.launch import residency
 from infertune.launch.prewarm import prewarm
 from infertune.launch.process import start
 from infertune.launch.residency import model_files
@@ -233,7 +234,8 @@ def test_nobody_waits_for_it_and_the_server_is_not_its_parent(tmp_path: Path) ->
     paths = [str(model)]
     slow = lambda: (gate.read_bytes(), prewarm(Root("/"), paths))[1]  # noqa: E731
     done = tmp_path / "done"
-    script = f"echo x > {gate}; while [ ! -e {done} ]; do sleep 0.05; done; echo children:; jobs"
+    look = "read some < /proc/$$/task/$$/children; echo children: $some"
+    script = f"{look}; echo x > {gate}; while [ ! -e {done} ]; do sleep 0.05; done"
     child = start(
         ("/bin/sh", "-c", script),
         {"PATH": os.environ["PATH"]},
@@ -248,6 +250,7 @@ def test_nobody_waits_for_it_and_the_server_is_not_its_parent(tmp_path: Path) ->
         time.sleep(0.02)
     done.touch()
     assert child.wait() == 0
+    assert "children:" in child.last_lines()
     [line] = child.tail.kept
     assert re.match(r"prewarm: (read|resident): ", line)
     assert "after 100 %" in line
@@ -264,7 +267,10 @@ def test_a_file_that_is_gone_is_no_harm(tmp_path: Path, capfd: pytest.CaptureFix
         ({}, "cpu", None),
         ({"prewarm": "off"}, "cpu", None),
         ({"prewarm": "auto"}, "cpu", (False, False)),
-        ({"prewarm": "auto", "load_mode": "none"}, "cpu", (True, False)),
+        ({"prewarm": "auto", "load_mode": "mmap"}, "cpu", (False, False)),
+        ({"prewarm": "auto", "load_mode": "none"}, "cpu", "load_mode none"),
+        ({"prewarm": "auto", "load_mode": "none"}, "vulkan", (True, False)),
+        ({"prewarm": "on", "load_mode": "none"}, "cpu", (False, True)),
         ({"prewarm": "auto"}, "vulkan", (True, False)),
         ({"prewarm": "on"}, "rocm", (True, True)),
         ({"prewarm": "on", "load_mode": "dio"}, "cpu", "load_mode dio"),
@@ -352,3 +358,14 @@ def test_the_verb_reads_models_only(
     assert "No such file" in capsys.readouterr().err
     assert main(["--root", str(tmp_path), "prewarm", "x"]) == 2
     assert "this machine only" in capsys.readouterr().err
+
+
+def test_a_kernel_that_does_not_tell_is_not_taken_for_one_that_says_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Linux 6.5, or where a unit does not let it; mincore(2) says yes of files of others."""
+    (tmp_path / "m.gguf").write_bytes(bytes(100_000))
+    monkeypatch.setattr(residency, "cachestat", lambda _: None)
+    assert residency.resident([str(tmp_path / "m.gguf")]) == 100_000
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert residency.resident([str(tmp_path / "m.gguf")]) is None

@@ -57,7 +57,6 @@ LONG_CONTEXT = {
     "oom_score_adj": "-500",
     "malloc_hugetlb": "1",
     "load_mode": "auto",
-    "prewarm": "auto",
     "parallel": "1",
     "ctx_size": "131072",
     "cache_ram": "8192",

@@ -18,6 +18,7 @@ import pytest
 from infertune.catalogue.server_settings import (
     SERVER_SETTINGS,
     ClientName,
+    Factor,
     FilePath,
     IntegerOr,
     ServerSetting,
@@ -53,6 +54,8 @@ def values(setting: ServerSetting) -> Iterator[str | int | bool]:
         yield from kind.words if isinstance(kind, IntegerOr) else ()
     elif isinstance(kind, Size):
         yield from (f"{kind.low_bytes // 2**20}MiB", f"{kind.high_bytes // 2**20}MiB")
+    elif isinstance(kind, Factor):
+        yield from (str(kind.low), str(kind.high))
     else:
         assert isinstance(kind, FilePath | ClientName), "a kind of value that is not tried here"
         yield "/m/x.gguf" if isinstance(kind, FilePath) else "x"

@@ -120,7 +120,7 @@ def test_a_llama_server_is_judged_by_its_flags_and_variables(owners: Guest) -> N
         adopt(guest, f"llama@{instance}", "--admission refuse")
     assert start(guest, "llama@one")
     assert not start(guest, "llama@two")
-    assert "infertune: does not fit: RAM: 64." in status(guest, "llama@two")
+    assert "infertune: does not fit: RAM: " in status(guest, "llama@two")
     # The owner gives it less: the next start is judged by what it says by then.
     guest.write("/etc/default/llama-two", "MODEL=small\nCTX=512\n")
     assert start(guest, "llama@two")
@@ -152,8 +152,18 @@ def test_declared_it_is_judged_at_every_start(owners: Guest) -> None:
     guest.write("/etc/infertune/servers.d/engine.toml",
                 declared + 'admission = "refuse"\nmemory = "64GiB"\n')  # fmt: skip
     guest.sh("systemctl restart infertune")
-    wait_until(lambda: "infertune.admit" in guest.sh("systemctl cat engine"))
+    assert "infertune.admit" in guest.sh("systemctl cat engine"), "before it says READY"
     assert not start(guest, "engine")
+    # Also at boot, of a unit that waits for it.
+    guest.write("/etc/systemd/system/engine.service",
+                "[Unit]\nAfter=infertune.service\n" + UNITS["engine.service"]
+                + "[Install]\nWantedBy=multi-user.target\n")  # fmt: skip
+    guest.sh("systemctl enable engine")
+    with pytest.raises(AssertionError, match=r"degraded: \S+ engine\.service .*failed"):
+        guest.reboot()  # which expects every unit to start
+    wait_until(lambda: guest.run("systemctl is-failed engine").code == 0)
+    assert "infertune: does not fit: RAM: 64 GiB of " in status(guest, "engine")
+    guest.sh("systemctl disable engine")
     # A daemon that is killed takes nothing back, and is not needed for it.
     guest.sh("systemctl kill --signal KILL infertune")
     assert not start(guest, "engine")

@@ -86,7 +86,7 @@ def _unknown(server: Declared | None, unit: str) -> str | None:
         return f"{server.path} names no model"
     if server.image is not None:
         return f"{server.path}: a container has files of its own"
-    if not server.model.startswith("/") or "%" in server.model:
+    if not server.model.startswith("/") or set("%$") & set(server.model):
         return f"{server.path}: {printable_line(server.model, 80)} is not the whole path of a file"
     return None
 

@@ -18,9 +18,11 @@ from infertune.servers.models import model_path
 
 def _size(text: str) -> int:
     try:
-        return parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        return parse_size(int(text) if text.isdecimal() else text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{printable_line(text, 40)!r} is not a size; write '8GiB', or bytes"
+        ) from None
 
 
 def _prewarm(ctx: Context) -> int:

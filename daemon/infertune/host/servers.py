@@ -267,8 +267,8 @@ def _filled(text: str, unit: str, variables: Mapping[str, str] | None = None) ->
         return text
     found = re.fullmatch(r"\$(\w+)", text)
     if found:
-        return variables.get(found[1], "")
-    return re.sub(r"\$\{(\w+)\}", lambda found: variables.get(found[1], ""), text)
+        return variables.get(found[1], text)  # not known: not empty
+    return re.sub(r"\$\{(\w+)\}", lambda found: variables.get(found[1], found[0]), text)
 
 
 def _system_unit(root: Root, name: str, part_of: _Part = reduce_file) -> _Whole | None:

@@ -132,17 +132,22 @@ def for_server(
     wanted, load_mode = settings.get(PREWARM, "off"), settings.get("load_mode")
     if wanted == "off":
         return None
+    why = None
     if model is None:
-        say(f"{PREWARM} = {wanted} left out: a router reads its models when they are asked for")
-        return None
-    if load_mode == "dio":
-        say(f"{PREWARM} = {wanted} left out: load_mode dio reads past the page cache")
+        why = "a router reads its models when they are asked for"
+    elif load_mode == "dio":
+        why = "load_mode dio reads past the page cache"
+    elif load_mode == "none" and backend == "cpu" and wanted == "auto":
+        # Measured: slower by a quarter in the median (benchmarks/results/prewarm-start-*.md).
+        why = "with load_mode none the server itself reads one piece after the other"
+    if why or model is None:
+        say(f"{PREWARM} = {wanted} left out: {why}")
         return None
     every = dict.fromkeys((model, *files_of(settings).values()))
     files = [file for path in every for file in model_files(path)]
     # On the CPU a mapped file is the memory of the model.
-    copied = backend != "cpu" or load_mode == "none"
-    return partial(apart, partial(prewarm, root, files, copied=copied, always=wanted == "on"))
+    copied, always = backend != "cpu", wanted == "on"
+    return partial(apart, partial(prewarm, root, files, copied=copied, always=always))
 
 
 def apart(work: Callable[[], Warmed]) -> None:

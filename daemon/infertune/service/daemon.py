@@ -154,6 +154,8 @@ class Daemon:
         await self._look()
         loop.add_reader(self._deadline.fd, self._expired)
         watchdog = loop.create_task(self._feed_watchdog()) if self._notify.watchdog_s else None
+        if self._serving.has_work():
+            await self._adopt_judged()
         self._notify.send(READY=1)
         self._say_state()
         self._follow_demand()
@@ -204,6 +206,13 @@ class Daemon:
         try:
             await self._serving.release_all()
         except (InfertuneError, OSError, EOFError) as error:
+            log(3, f"adopted units: {error}")
+
+    async def _adopt_judged(self) -> None:
+        try:
+            for problem in await self._serving.adopt_judged():
+                log(3, problem)
+        except (OSError, EOFError) as error:
             log(3, f"adopted units: {error}")
 
     async def _start_declared(self) -> None:

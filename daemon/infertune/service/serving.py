@@ -244,7 +244,10 @@ class Serving:
         admission = None if asked.admission == OFF else asked.admission or known.admission
         memory = (asked.memory or known.memory) if admission else None
         if asked.memory and not admission:
-            raise UsageError("how much it takes is of use only with an admission")
+            raise UsageError(
+                "how much it takes is of use only where its starts are judged",
+                hint="--admission warn or --admission refuse",
+            )
         if admission and (why := why_no_gate(unit, user)):
             raise UsageError(why)
         port, engine = asked.port or known.port, asked.engine or known.engine
@@ -297,8 +300,27 @@ class Serving:
             for each in foreground(self._root)
         ]
 
+    async def adopt_judged(self) -> list[str]:
+        """Adopt what is declared to have its starts judged; returns what went wrong.
+
+        Before READY, so that a unit that comes after infertune.service is judged at boot, too.
+        """
+        problems = []
+        for name in sorted(self._declared()):
+            try:
+                found = find_declaration(self._root, name)
+                if isinstance(found, Foreign) and found.admission:
+                    await self._adopt_declared(found)
+            except InfertuneError as error:
+                problems.append(f"server {name}: {error.message}")
+        return problems
+
+    async def _adopt_declared(self, found: Foreign) -> None:
+        choice = Choice(found.profile, found.backend)
+        await self.adopt(found.name, found.unit, choice, found.user, waits=True)
+
     async def start_declared(self) -> list[str]:
-        """Start what /etc declares and does not run, and adopt what is declared so.
+        """Start what /etc declares and does not run, and adopt what is declared so and is not yet.
 
         Returns what went wrong, in sentences.
         """
@@ -308,9 +330,10 @@ class Serving:
         for name in sorted({*lasting, *declared_names(self._root, TRANSIENT)}):
             try:
                 found = find_declaration(self._root, name)
+                if isinstance(found, Foreign) and found.admission:
+                    continue  # adopt_judged
                 if isinstance(found, Foreign):
-                    choice = Choice(found.profile, found.backend)
-                    await self.adopt(name, found.unit, choice, found.user, waits=True)
+                    await self._adopt_declared(found)
                 elif states.get(server_unit(name)) in _RUNNING:
                     # systemd may start it again by itself; without this file it could not.
                     self._make_lock()
