@@ -35,7 +35,7 @@ from infertune.measure.trial import Bench
 from infertune.measure.verdicts import QUIET, WHOLE, load
 from infertune.profiles.resolve import Desired, Setting
 from infertune.run import Result
-from support import build, desired, in_child, recover, values
+from support import build, desired, in_child, values
 from talking_server import Canned, talking
 
 CALM = Between(
@@ -225,7 +225,8 @@ def test_after_kill_9_the_next_call_puts_it_back(tmp_path: Path, server: Canned)
 
     assert in_child(killed) & 127 == 9
     assert root.read("/proc/sys/vm/swappiness") == "10"
-    recover(root)
+    with session(root, "whatever comes next") as ours:
+        assert ours.recovered is not None
     assert values(tmp_path) == before
 
 
