@@ -7,7 +7,7 @@
 
 _shtab_infertune_profile_subparsers=(show check explain)
 _shtab_infertune_boot_subparsers=(plan stage status confirm undo)
-_shtab_infertune_subparsers=(overview machine snapshot doctor knobs models fit expect report recommend profiles profile plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot bench prove gate probes setup mcp)
+_shtab_infertune_subparsers=(overview machine snapshot doctor knobs models fit expect top report recommend profiles profile plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot bench prove gate tune probes setup mcp)
 
 _shtab_infertune_overview_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_machine_option_strings=(-h --help --root --debug --json)
@@ -17,6 +17,7 @@ _shtab_infertune_knobs_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_models_option_strings=(-h --help --root --debug --backend --json)
 _shtab_infertune_fit_option_strings=(-h --help --root --debug --profile --ctx --parallel --mmproj --draft --backend --json)
 _shtab_infertune_expect_option_strings=(-h --help --root --debug --ctx --json)
+_shtab_infertune_top_option_strings=(-h --help --root --debug --every --once --columns --exporter --json)
 _shtab_infertune_report_option_strings=(-h --help --root --debug -o --output --force --markdown --host-name --json)
 _shtab_infertune_recommend_option_strings=(-h --help --root --debug --json)
 _shtab_infertune_profiles_option_strings=(-h --help --root --debug --json)
@@ -50,21 +51,116 @@ _shtab_infertune_boot_option_strings=(-h --help --root --debug)
 _shtab_infertune_bench_option_strings=(-h --help --root --debug --url --key-file --profile --against --server --backend --depths --parallel --samples --tokens --seed --busy --launch-only --force --json)
 _shtab_infertune_prove_option_strings=(-h --help --root --debug --model --url --server --backend --stress --budget --seed --tokens --resume --busy --allow-risk --launch-only --force --json)
 _shtab_infertune_gate_option_strings=(-h --help --root --debug --other --both --server --json)
+_shtab_infertune_tune_option_strings=(-h --help --root --debug --goal --server --budget --tokens --seed --busy --resume --check --json)
 _shtab_infertune_probes_option_strings=(-h --help --root --debug --attach --exporter --json)
 _shtab_infertune_setup_option_strings=(-h --help --root --debug --remove --check --json)
 _shtab_infertune_mcp_option_strings=(-h --help --root --debug)
 _shtab_infertune_option_strings=(-h --help --version --root --debug)
 
+_shtab_infertune_overview___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_machine___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_snapshot_pos_0_COMPGEN=_shtab_compgen_files
+_shtab_infertune_snapshot___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_doctor___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_doctor___smoke_COMPGEN=_shtab_compgen_files
+_shtab_infertune_knobs___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_models___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_fit_pos_0_COMPGEN=_shtab_compgen_files
+_shtab_infertune_fit___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_fit___profile_COMPGEN=_shtab_cmd_compgen_160e3340
+_shtab_infertune_fit___mmproj_COMPGEN=_shtab_compgen_files
+_shtab_infertune_fit___draft_COMPGEN=_shtab_compgen_files
+_shtab_infertune_expect_pos_0_COMPGEN=_shtab_compgen_files
+_shtab_infertune_expect___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_top___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_report___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_report__o_COMPGEN=_shtab_compgen_files
+_shtab_infertune_report___output_COMPGEN=_shtab_compgen_files
+_shtab_infertune_recommend___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_profiles___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_profile_show_pos_0_COMPGEN=_shtab_cmd_compgen_160e3340
+_shtab_infertune_profile_show___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_profile_check_pos_0_COMPGEN=_shtab_cmd_compgen_160e3340
+_shtab_infertune_profile_check___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_profile_explain_pos_0_COMPGEN=_shtab_cmd_compgen_160e3340
+_shtab_infertune_profile_explain___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_profile___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_plan_pos_0_COMPGEN=_shtab_cmd_compgen_160e3340
+_shtab_infertune_plan___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_apply_pos_0_COMPGEN=_shtab_cmd_compgen_160e3340
+_shtab_infertune_apply___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_confirm___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_verify_pos_0_COMPGEN=_shtab_cmd_compgen_160e3340
+_shtab_infertune_verify___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_status___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_revert___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_recover___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_run_pos_0_COMPGEN=_shtab_cmd_compgen_160e3340
+_shtab_infertune_run___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_run___model_COMPGEN=_shtab_compgen_files
+_shtab_infertune_run___server_COMPGEN=_shtab_compgen_files
+_shtab_infertune_serve_pos_0_COMPGEN=_shtab_cmd_compgen_160e3340
+_shtab_infertune_serve___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_serve___model_COMPGEN=_shtab_compgen_files
+_shtab_infertune_serve___api_key_file_COMPGEN=_shtab_compgen_files
+_shtab_infertune_start_pos_0_COMPGEN=_shtab_cmd_compgen_418411b5
+_shtab_infertune_start___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_servers___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_stop_pos_0_COMPGEN=_shtab_cmd_compgen_418411b5
+_shtab_infertune_stop___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_logs_pos_0_COMPGEN=_shtab_cmd_compgen_418411b5
+_shtab_infertune_logs___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_prewarm_pos_0_COMPGEN=_shtab_compgen_files
+_shtab_infertune_prewarm___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_adopt___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_adopt___profile_COMPGEN=_shtab_cmd_compgen_160e3340
+_shtab_infertune_admit_pos_0_COMPGEN=_shtab_cmd_compgen_418411b5
+_shtab_infertune_admit___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_release_pos_0_COMPGEN=_shtab_cmd_compgen_418411b5
+_shtab_infertune_release___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_boot_plan_pos_0_COMPGEN=_shtab_cmd_compgen_160e3340
+_shtab_infertune_boot_plan___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_boot_stage_pos_0_COMPGEN=_shtab_cmd_compgen_160e3340
+_shtab_infertune_boot_stage___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_boot_status___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_boot_confirm___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_boot_undo___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_boot___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_bench_pos_0_COMPGEN=_shtab_compgen_files
+_shtab_infertune_bench___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_bench___key_file_COMPGEN=_shtab_compgen_files
+_shtab_infertune_bench___profile_COMPGEN=_shtab_cmd_compgen_160e3340
+_shtab_infertune_bench___server_COMPGEN=_shtab_compgen_files
+_shtab_infertune_prove_pos_0_COMPGEN=_shtab_cmd_compgen_160e3340
+_shtab_infertune_prove___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_prove___model_COMPGEN=_shtab_compgen_files
+_shtab_infertune_prove___server_COMPGEN=_shtab_compgen_files
+_shtab_infertune_gate_pos_0_COMPGEN=_shtab_compgen_files
+_shtab_infertune_gate___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_gate___other_COMPGEN=_shtab_compgen_files
+_shtab_infertune_gate___server_COMPGEN=_shtab_compgen_files
+_shtab_infertune_tune_pos_0_COMPGEN=_shtab_compgen_files
+_shtab_infertune_tune___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_tune___server_COMPGEN=_shtab_compgen_files
+_shtab_infertune_probes___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_setup___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune_mcp___root_COMPGEN=_shtab_compgen_files
+_shtab_infertune___root_COMPGEN=_shtab_compgen_files
 
-
+_shtab_infertune_doctor___rule_choices=(kernel-slow-compute kernel-save-area kernel-gtt-compute kernel-hard-clock platform-power-off kernel-old-workaround kernel-isolated-cpus kernel-gtt-uncapped firmware-mes-broken firmware-mes-hang firmware-package-broken firmware-leftover firmware-suspected gpu-without-driver gpu-nomodeset gpu-without-kfd ttm-wrong-module driver-dkms gpu-not-permitted gpu-several rocm-too-old rocm-slow-prompts rocm-save-area rocm-override gpu-hidden rocm-folk-settings rocm-managed-memory vulkan-amdvlk vulkan-no-radv option-folk-settings rocm-several-clients rocm-spinning-thread llama-wrong-logits llama-mixed-answers llama-misread-memory llama-slow-prompts llama-top-k llama-gone-flags llama-flash-value llama-gone-variables llama-no-gpu llama-no-number llama-illegal-instruction llama-no-token llama-silent server-ubatch-capped server-ubatch-vulkan server-quantised-v server-slot-context server-locked-copy server-mapped-model server-no-offload server-prompt-cache vulkan-cpu-compute vulkan-slow-moe vulkan-short-lockup ttm-above-ram ttm-close-to-ram ttm-default gtt-above-ttm gpu-memory-held gpu-memory-next-boot carveout-large ttm-not-in-force carveout-wasted gpu-no-system-limit memlock-limit container-limit thp-madvise read-ahead overcommit-strict hugepages-unused oom-kills memory-stalls memory-fragmented swap-none swap-zram-large swap-swappiness swap-zswap-zram coredump-large gttsize-deprecated gtt-sizes-differ option-twice option-misspelt option-unknown ttm-pool-above-limit ttm-wrong-unit initramfs-older option-not-in-force boot-staged modprobe-odd-file iommu-invalid boot-value-unknown npu-without-iommu iommu-trade thp-command-line gpu-lockup-never tuners-conflict tuned-saves-power governor-powersave preference-power cpu-capped cpu-boost-off platform-profile-low on-battery gpu-level-low gpu-power-cap gpu-fan gpu-hot tuned-ppd-base tuned-auto power-set-back boot-writes-again log-ring-timeout log-mes log-gpu-reset log-page-fault log-oom log-illegal-instruction log-gttsize log-gtt-differs log-gtt-capped log-unknown-parameter log-iommu-option log-firmware-missing log-npu-fault log-npu-timeout survey-dynamic-quants survey-wmma-attention survey-no-mmap survey-cache-types survey-hipblaslt survey-speculation survey-clocks survey-prompt-compression survey-vllm survey-memory-reservation survey-vulkan survey-pinning)
+_shtab_infertune_knobs_pos_0_choices=(transparent_hugepage.enabled transparent_hugepage.defrag transparent_hugepage.shmem_enabled transparent_hugepage.khugepaged.defrag transparent_hugepage.khugepaged.pages_to_scan transparent_hugepage.khugepaged.scan_sleep_millisecs transparent_hugepage.khugepaged.alloc_sleep_millisecs transparent_hugepage.khugepaged.max_ptes_none transparent_hugepage.khugepaged.max_ptes_swap transparent_hugepage.khugepaged.max_ptes_shared transparent_hugepage.hugepages-16kB.enabled transparent_hugepage.hugepages-16kB.shmem_enabled transparent_hugepage.hugepages-32kB.enabled transparent_hugepage.hugepages-32kB.shmem_enabled transparent_hugepage.hugepages-64kB.enabled transparent_hugepage.hugepages-64kB.shmem_enabled transparent_hugepage.hugepages-128kB.enabled transparent_hugepage.hugepages-128kB.shmem_enabled transparent_hugepage.hugepages-256kB.enabled transparent_hugepage.hugepages-256kB.shmem_enabled transparent_hugepage.hugepages-512kB.enabled transparent_hugepage.hugepages-512kB.shmem_enabled transparent_hugepage.hugepages-1024kB.enabled transparent_hugepage.hugepages-1024kB.shmem_enabled transparent_hugepage.hugepages-2048kB.enabled transparent_hugepage.hugepages-2048kB.shmem_enabled vm.swappiness vm.compaction_proactiveness vm.watermark_scale_factor vm.min_free_kbytes kernel.numa_balancing cpufreq.scaling_governor cpufreq.energy_performance_preference cpufreq.boost cpu_dma_latency platform_profile amdgpu.power_dpm_force_performance_level amdgpu.pp_power_profile_mode ksm.run ksm.pages_to_scan ksm.sleep_millisecs zswap.enabled zswap.shrinker_enabled zswap.max_pool_percent ttm.pages_limit ttm.page_pool_size amdgpu.uma_carveout amdgpu.lockup_timeout amd_iommu isolcpus transparent_hugepage)
 _shtab_infertune_models___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_fit___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_profile_explain___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_profile_pos_0_choices=(show check explain)
 _shtab_infertune_plan___backend_choices=(auto rocm vulkan cpu)
+_shtab_infertune_plan___without_choices=(transparent_hugepage.enabled transparent_hugepage.defrag transparent_hugepage.shmem_enabled transparent_hugepage.khugepaged.defrag transparent_hugepage.khugepaged.pages_to_scan transparent_hugepage.khugepaged.scan_sleep_millisecs transparent_hugepage.khugepaged.alloc_sleep_millisecs transparent_hugepage.khugepaged.max_ptes_none transparent_hugepage.khugepaged.max_ptes_swap transparent_hugepage.khugepaged.max_ptes_shared transparent_hugepage.hugepages-16kB.enabled transparent_hugepage.hugepages-16kB.shmem_enabled transparent_hugepage.hugepages-32kB.enabled transparent_hugepage.hugepages-32kB.shmem_enabled transparent_hugepage.hugepages-64kB.enabled transparent_hugepage.hugepages-64kB.shmem_enabled transparent_hugepage.hugepages-128kB.enabled transparent_hugepage.hugepages-128kB.shmem_enabled transparent_hugepage.hugepages-256kB.enabled transparent_hugepage.hugepages-256kB.shmem_enabled transparent_hugepage.hugepages-512kB.enabled transparent_hugepage.hugepages-512kB.shmem_enabled transparent_hugepage.hugepages-1024kB.enabled transparent_hugepage.hugepages-1024kB.shmem_enabled transparent_hugepage.hugepages-2048kB.enabled transparent_hugepage.hugepages-2048kB.shmem_enabled vm.swappiness vm.compaction_proactiveness vm.watermark_scale_factor vm.min_free_kbytes kernel.numa_balancing cpufreq.scaling_governor cpufreq.energy_performance_preference cpufreq.boost cpu_dma_latency platform_profile amdgpu.power_dpm_force_performance_level amdgpu.pp_power_profile_mode ksm.run ksm.pages_to_scan ksm.sleep_millisecs zswap.enabled zswap.shrinker_enabled zswap.max_pool_percent ttm.pages_limit ttm.page_pool_size amdgpu.uma_carveout amdgpu.lockup_timeout amd_iommu isolcpus transparent_hugepage)
 _shtab_infertune_apply___backend_choices=(auto rocm vulkan cpu)
+_shtab_infertune_apply___without_choices=(transparent_hugepage.enabled transparent_hugepage.defrag transparent_hugepage.shmem_enabled transparent_hugepage.khugepaged.defrag transparent_hugepage.khugepaged.pages_to_scan transparent_hugepage.khugepaged.scan_sleep_millisecs transparent_hugepage.khugepaged.alloc_sleep_millisecs transparent_hugepage.khugepaged.max_ptes_none transparent_hugepage.khugepaged.max_ptes_swap transparent_hugepage.khugepaged.max_ptes_shared transparent_hugepage.hugepages-16kB.enabled transparent_hugepage.hugepages-16kB.shmem_enabled transparent_hugepage.hugepages-32kB.enabled transparent_hugepage.hugepages-32kB.shmem_enabled transparent_hugepage.hugepages-64kB.enabled transparent_hugepage.hugepages-64kB.shmem_enabled transparent_hugepage.hugepages-128kB.enabled transparent_hugepage.hugepages-128kB.shmem_enabled transparent_hugepage.hugepages-256kB.enabled transparent_hugepage.hugepages-256kB.shmem_enabled transparent_hugepage.hugepages-512kB.enabled transparent_hugepage.hugepages-512kB.shmem_enabled transparent_hugepage.hugepages-1024kB.enabled transparent_hugepage.hugepages-1024kB.shmem_enabled transparent_hugepage.hugepages-2048kB.enabled transparent_hugepage.hugepages-2048kB.shmem_enabled vm.swappiness vm.compaction_proactiveness vm.watermark_scale_factor vm.min_free_kbytes kernel.numa_balancing cpufreq.scaling_governor cpufreq.energy_performance_preference cpufreq.boost cpu_dma_latency platform_profile amdgpu.power_dpm_force_performance_level amdgpu.pp_power_profile_mode ksm.run ksm.pages_to_scan ksm.sleep_millisecs zswap.enabled zswap.shrinker_enabled zswap.max_pool_percent ttm.pages_limit ttm.page_pool_size amdgpu.uma_carveout amdgpu.lockup_timeout amd_iommu isolcpus transparent_hugepage)
 _shtab_infertune_verify___backend_choices=(auto rocm vulkan cpu)
+_shtab_infertune_verify___without_choices=(transparent_hugepage.enabled transparent_hugepage.defrag transparent_hugepage.shmem_enabled transparent_hugepage.khugepaged.defrag transparent_hugepage.khugepaged.pages_to_scan transparent_hugepage.khugepaged.scan_sleep_millisecs transparent_hugepage.khugepaged.alloc_sleep_millisecs transparent_hugepage.khugepaged.max_ptes_none transparent_hugepage.khugepaged.max_ptes_swap transparent_hugepage.khugepaged.max_ptes_shared transparent_hugepage.hugepages-16kB.enabled transparent_hugepage.hugepages-16kB.shmem_enabled transparent_hugepage.hugepages-32kB.enabled transparent_hugepage.hugepages-32kB.shmem_enabled transparent_hugepage.hugepages-64kB.enabled transparent_hugepage.hugepages-64kB.shmem_enabled transparent_hugepage.hugepages-128kB.enabled transparent_hugepage.hugepages-128kB.shmem_enabled transparent_hugepage.hugepages-256kB.enabled transparent_hugepage.hugepages-256kB.shmem_enabled transparent_hugepage.hugepages-512kB.enabled transparent_hugepage.hugepages-512kB.shmem_enabled transparent_hugepage.hugepages-1024kB.enabled transparent_hugepage.hugepages-1024kB.shmem_enabled transparent_hugepage.hugepages-2048kB.enabled transparent_hugepage.hugepages-2048kB.shmem_enabled vm.swappiness vm.compaction_proactiveness vm.watermark_scale_factor vm.min_free_kbytes kernel.numa_balancing cpufreq.scaling_governor cpufreq.energy_performance_preference cpufreq.boost cpu_dma_latency platform_profile amdgpu.power_dpm_force_performance_level amdgpu.pp_power_profile_mode ksm.run ksm.pages_to_scan ksm.sleep_millisecs zswap.enabled zswap.shrinker_enabled zswap.max_pool_percent ttm.pages_limit ttm.page_pool_size amdgpu.uma_carveout amdgpu.lockup_timeout amd_iommu isolcpus transparent_hugepage)
 _shtab_infertune_run___backend_choices=(auto rocm vulkan cpu)
+_shtab_infertune_run___without_choices=(transparent_hugepage.enabled transparent_hugepage.defrag transparent_hugepage.shmem_enabled transparent_hugepage.khugepaged.defrag transparent_hugepage.khugepaged.pages_to_scan transparent_hugepage.khugepaged.scan_sleep_millisecs transparent_hugepage.khugepaged.alloc_sleep_millisecs transparent_hugepage.khugepaged.max_ptes_none transparent_hugepage.khugepaged.max_ptes_swap transparent_hugepage.khugepaged.max_ptes_shared transparent_hugepage.hugepages-16kB.enabled transparent_hugepage.hugepages-16kB.shmem_enabled transparent_hugepage.hugepages-32kB.enabled transparent_hugepage.hugepages-32kB.shmem_enabled transparent_hugepage.hugepages-64kB.enabled transparent_hugepage.hugepages-64kB.shmem_enabled transparent_hugepage.hugepages-128kB.enabled transparent_hugepage.hugepages-128kB.shmem_enabled transparent_hugepage.hugepages-256kB.enabled transparent_hugepage.hugepages-256kB.shmem_enabled transparent_hugepage.hugepages-512kB.enabled transparent_hugepage.hugepages-512kB.shmem_enabled transparent_hugepage.hugepages-1024kB.enabled transparent_hugepage.hugepages-1024kB.shmem_enabled transparent_hugepage.hugepages-2048kB.enabled transparent_hugepage.hugepages-2048kB.shmem_enabled vm.swappiness vm.compaction_proactiveness vm.watermark_scale_factor vm.min_free_kbytes kernel.numa_balancing cpufreq.scaling_governor cpufreq.energy_performance_preference cpufreq.boost cpu_dma_latency platform_profile amdgpu.power_dpm_force_performance_level amdgpu.pp_power_profile_mode ksm.run ksm.pages_to_scan ksm.sleep_millisecs zswap.enabled zswap.shrinker_enabled zswap.max_pool_percent ttm.pages_limit ttm.page_pool_size amdgpu.uma_carveout amdgpu.lockup_timeout amd_iommu isolcpus transparent_hugepage)
 _shtab_infertune_serve___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_serve___engine_choices=(llama-server llama-swap ollama lemonade vllm sglang)
 _shtab_infertune_adopt___engine_choices=(llama-server llama-swap ollama lemonade vllm sglang)
@@ -72,8 +168,10 @@ _shtab_infertune_adopt___admission_choices=(off warn refuse)
 _shtab_infertune_adopt___backend_choices=(auto rocm vulkan cpu)
 _shtab_infertune_boot_pos_0_choices=(plan stage status confirm undo)
 _shtab_infertune_bench___backend_choices=(auto rocm vulkan cpu)
+_shtab_infertune_prove_pos_1_choices=(transparent_hugepage.enabled transparent_hugepage.defrag transparent_hugepage.shmem_enabled transparent_hugepage.khugepaged.defrag transparent_hugepage.khugepaged.pages_to_scan transparent_hugepage.khugepaged.scan_sleep_millisecs transparent_hugepage.khugepaged.alloc_sleep_millisecs transparent_hugepage.khugepaged.max_ptes_none transparent_hugepage.khugepaged.max_ptes_swap transparent_hugepage.khugepaged.max_ptes_shared transparent_hugepage.hugepages-16kB.enabled transparent_hugepage.hugepages-16kB.shmem_enabled transparent_hugepage.hugepages-32kB.enabled transparent_hugepage.hugepages-32kB.shmem_enabled transparent_hugepage.hugepages-64kB.enabled transparent_hugepage.hugepages-64kB.shmem_enabled transparent_hugepage.hugepages-128kB.enabled transparent_hugepage.hugepages-128kB.shmem_enabled transparent_hugepage.hugepages-256kB.enabled transparent_hugepage.hugepages-256kB.shmem_enabled transparent_hugepage.hugepages-512kB.enabled transparent_hugepage.hugepages-512kB.shmem_enabled transparent_hugepage.hugepages-1024kB.enabled transparent_hugepage.hugepages-1024kB.shmem_enabled transparent_hugepage.hugepages-2048kB.enabled transparent_hugepage.hugepages-2048kB.shmem_enabled vm.swappiness vm.compaction_proactiveness vm.watermark_scale_factor vm.min_free_kbytes kernel.numa_balancing cpufreq.scaling_governor cpufreq.energy_performance_preference cpufreq.boost cpu_dma_latency platform_profile amdgpu.power_dpm_force_performance_level amdgpu.pp_power_profile_mode ksm.run ksm.pages_to_scan ksm.sleep_millisecs zswap.enabled zswap.shrinker_enabled zswap.max_pool_percent ttm.pages_limit ttm.page_pool_size amdgpu.uma_carveout amdgpu.lockup_timeout amd_iommu isolcpus transparent_hugepage)
 _shtab_infertune_prove___backend_choices=(auto rocm vulkan cpu)
-_shtab_infertune_pos_0_choices=(overview machine snapshot doctor knobs models fit expect report recommend profiles profile plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot bench prove gate probes setup mcp)
+_shtab_infertune_tune___goal_choices=(latency throughput)
+_shtab_infertune_pos_0_choices=(overview machine snapshot doctor knobs models fit expect top report recommend profiles profile plan apply confirm verify status revert recover run serve start servers stop logs prewarm adopt admit release boot bench prove gate tune probes setup mcp)
 
 _shtab_infertune_overview__h_nargs=0
 _shtab_infertune_overview___help_nargs=0
@@ -111,6 +209,11 @@ _shtab_infertune_expect__h_nargs=0
 _shtab_infertune_expect___help_nargs=0
 _shtab_infertune_expect___debug_nargs=0
 _shtab_infertune_expect___json_nargs=0
+_shtab_infertune_top__h_nargs=0
+_shtab_infertune_top___help_nargs=0
+_shtab_infertune_top___debug_nargs=0
+_shtab_infertune_top___once_nargs=0
+_shtab_infertune_top___json_nargs=0
 _shtab_infertune_report__h_nargs=0
 _shtab_infertune_report___help_nargs=0
 _shtab_infertune_report___debug_nargs=0
@@ -266,6 +369,11 @@ _shtab_infertune_gate__h_nargs=0
 _shtab_infertune_gate___help_nargs=0
 _shtab_infertune_gate___debug_nargs=0
 _shtab_infertune_gate___json_nargs=0
+_shtab_infertune_tune__h_nargs=0
+_shtab_infertune_tune___help_nargs=0
+_shtab_infertune_tune___debug_nargs=0
+_shtab_infertune_tune___busy_nargs=0
+_shtab_infertune_tune___json_nargs=0
 _shtab_infertune_probes__h_nargs=0
 _shtab_infertune_probes___help_nargs=0
 _shtab_infertune_probes___debug_nargs=0
@@ -286,6 +394,19 @@ _shtab_infertune___help_nargs=0
 _shtab_infertune___version_nargs=0
 _shtab_infertune___debug_nargs=0
 
+
+# Custom Preamble
+
+# $1=COMP_WORDS[1]
+_shtab_cmd_compgen_160e3340() {
+  compgen -W "$(echo base big-moe desktop-share long-context low-latency quiet throughput; ls /etc/infertune/profiles /run/infertune/profiles /usr/local/lib/infertune/profiles /usr/lib/infertune/profiles 2>/dev/null | sed -n 's/[.]toml//p')" -- $1
+}
+
+# $1=COMP_WORDS[1]
+_shtab_cmd_compgen_418411b5() {
+  compgen -W "$(ls /etc/infertune/servers.d /run/infertune/servers.d 2>/dev/null | sed -n 's/[.]toml//p')" -- $1
+}
+# End Custom Preamble
 
 # $1=COMP_WORDS[1]
 _shtab_compgen_files() {

@@ -10,62 +10,64 @@
 
 _shtab_infertune_commands() {
   local _commands=(
-    admit:'Judges what '"'"'adopt --admission'"'"' and the key '"'"'admission'"'"' have judged before each start: what its llama-server would allocate, or the '"'"'memory'"'"' that is declared, against what the machine has, less what others hold and are promised. Exit code 2 if it does not fit, 0 if it does or if that cannot be known. What the unit itself holds now does not count.'
-    adopt:'Gives a unit that infertune did not make the memory protection (through every slice it is in), CPUs, weight and swap limit of the profile at once, and the rest (locked memory, priority, environment) from its next start on. What it runs is not touched. Lasts until '"'"'release'"'"' or the next boot; for good, declare it in /etc/infertune/servers.d: unit = "ollama.service".'
-    apply:'Writes the original values to a journal, then changes what differs. If any write fails, everything goes back and the exit code is 3. Another profile may be applied over it: only what differs is touched, and the originals stay those of the untuned machine. With --while-serving nothing is changed now: infertuned applies the profile when a server that it started or adopted begins to use CPU time, and puts the originals back when all have been idle. '"'"'apply'"'"' and '"'"'revert'"'"' end that.'
-    bench:'Starts a llama-server, or takes one that runs, and measures what a client sees: time to the first token (TTFT), time for each token after it (TPOT), and the speeds of prefill and decode. Every prompt is new to the server. The machine is looked at before and after each sample: one during which others took CPU time, a clock fell, or memory was short is thrown away, whatever its speed. Refuses to start while others take more than half a CPU. Every sample is kept on disk as soon as it is there, also of what is interrupted; '"'"'infertune expect'"'"' shows the last figures beside what memory allows. Server settings may follow after --, as SETTING=VALUE; without a profile they get the context and slots that are measured. With --url any engine with an OpenAI interface will do, in a container or a unit; its settings are left as they are. --against compares in pairs, in random order, each half with a start of its own: first the baseline (a profile, none, or what was asked for in an earlier run) with'
+    admit:'say whether an adopted server would fit if it started now'
+    adopt:'put a server that you already run under a profile'
+    apply:'make the machine what a profile says'
+    bench:'measure how fast a model is served here'
     boot:'settings that take effect at the next boot'
-    confirm:'Ends the time limit of '"'"'apply --confirm-within'"'"'. Exit code 1 when nothing waits for it.'
-    doctor:'Compares this machine with what is known: kernels, firmware, ROCm and llama.cpp builds with bugs, GPU memory set in the wrong place or not in force, limits, power caps, other tuners, what the kernel has logged, and the recommendations of a survey. Each finding says how sure it is, where it can be read, and what would put it right; what cannot be read is said to be not known, and why. Findings with one cause are reported as one. Writes nothing and needs no privileges, but as root it may read more (the kernel'"'"'s log). With --root it works on a snapshot, so a report can be diagnosed elsewhere. With --smoke it starts the server, asks for one token, and stops it. The exit code is 1 where a finding is an error.'
-    expect:'Bytes that are read for each token, the memory bandwidth of this machine (measured for a second, on the CPU), and so the most tokens per second that memory allows; beside it what '"'"'infertune bench'"'"' measured here last, and what others measured on this hardware.'
-    fit:'Reads the head of a GGUF file (all parts of a split one) and adds what a llama-server takes for it: weights, KV cache and recurrent state of all layers, compute buffers, prompt cache, context checkpoints, and a projector or a model that drafts. Holds that against the memory of this machine: carve-out or GTT limit, and RAM less a reserve for the system. Says fits, tight or does not fit, where each figure comes from, which single change helps, and not checked where no server of that architecture was ever measured against the sums. Without a profile the server'"'"'s own defaults count. Server settings may follow after --, as SETTING=VALUE. Exit code 1: does not fit, or not known.'
-    gate:'Starts a server as the reference and another one with the settings after '"'"'--'"'"' ('"'"'infertune gate MODEL -- cache_type_k=q8_0'"'"'), asks both the same 24 prompts without chance, and says whether the answers are still those of the reference: the same token by token, or different at near ties only. What changes numbers on purpose (another type of KV cache, a drafter, another file) must also move log-probabilities no more than twice what harmless changes move them here, and solve as many closed items. One server runs at a time; nothing else of the machine is changed. Exit code 1 where it is refused, 3 where it cannot be judged.'
-    knobs:'Prints each knob with its present value on this machine, its risk, and what is known about its effect on inference: measured, reported, protective but unmeasured, or no effect found. What '"'"'infertune prove'"'"' found on this machine stands before all of these.'
-    logs:'The unit'"'"'s lines of the system journal; as JSON one entry per line, as journalctl prints.'
-    machine:'Shows the facts profiles are resolved against: CPU, memory, GPU with carve-out and GTT limit, kernel, boot style, cgroups, and the other tuners that run. Needs no privileges. What cannot be read is said to be unknown.'
-    mcp:'Serves infertune as tools of an agent, by the Model Context Protocol over standard input and output: read, plan, fit, doctor, bench, apply, confirm and revert. A tool may do what the user may do who runs this; polkit asks as always. '"'"'apply'"'"' always goes back by itself unless it is confirmed in time. Needs the extra '"'"'mcp'"'"'.'
-    models:'Models in the caches of Hugging Face and llama.cpp, of LM Studio, in ~/models and in /srv/models, with the type most of their weights have and whether they fit with the server'"'"'s own settings ('"'"'infertune fit'"'"' says why). '"'"'serve'"'"', '"'"'run'"'"' and '"'"'fit'"'"' take such a name, a repository (OWNER/NAME), or OWNER/NAME:QUANTISATION. Links that lead out of these places, and directories into which everybody may write, are passed over.'
-    overview:'Says on one small screen what this machine is, how much memory its GPU may use, which profile is applied, what is staged for the next boot, which model servers there are, what the doctor has found, and what to do next. '"'"'infertune'"'"' alone does the same.'
-    plan:'Compares every knob of the profile with the machine and prints what '"'"'apply'"'"' would do. Needs no privilege.'
-    prewarm:'Has the kernel read the files of models into memory (all parts, in their order), as the user who calls: the next start of a server finds them there. Reads nothing of a model that is there already, or that does not fit into free memory beside a reserve for the system, and nothing from a disk that turns while others read from it; stops when memory gets short. What was read stays until something else needs the memory. Exit code 1: some of it was left out. A server does it beside its own start with '"'"'prewarm = "auto"'"'"' in [server].'
-    probes:'Asks the running infertune-exporter, or with '"'"'--attach'"'"' tries itself and detaches again. A probe is absent where this kernel does not have what it attaches to (no GPU scheduler without a GPU driver), not applicable where it cannot work, failed where it should.'
+    confirm:'keep what was applied with --confirm-within'
+    doctor:'look for what is known to be bad on this machine'
+    expect:'say how fast a model can be on this machine'
+    fit:'say whether a model fits, and what would make it fit'
+    gate:'say whether other server settings keep the answers'
+    knobs:'list the settings a profile can use'
+    logs:'show what a model server printed'
+    machine:'show what this machine is'
+    mcp:'serve infertune as tools of an agent (MCP)'
+    models:'list the models on this machine, and say which fit'
+    overview:'say how this machine stands, and what to do next'
+    plan:'show what a profile would change; change nothing'
+    prewarm:'read models into memory before a server needs them'
+    probes:'show which eBPF probes are attached'
     profile:'show, check or explain one profile'
-    profiles:'Lists every profile of the search path: /etc/infertune/profiles, /run/infertune/profiles, /usr/local/lib/infertune/profiles, /usr/lib/infertune/profiles, and those that come with infertune. The first directory that has a profile wins; a profile may extend the one of its own name in a later directory.'
-    prove:'Measures whether a profile helps on this machine, and which of its settings do. First the bare machine is measured against itself: that says which change can be found, and whether anything can be said at all. Then pairs are measured, one of each arm in an order that a coin decides; a pair during which others used the machine is thrown away before anybody has looked at its speed. After 8, 12, 16 and 24 pairs a verdict on tokens per second is asked for: helps, harms, no effect shown, cannot decide. Settings that a server has from its start take a new start for each sample; the others are changed while it runs. --stress cpu starts as many busy loops as there are CPUs, and says how much of the quiet machine'"'"'s tokens per second is left with the profile and without it. Every value goes back at the end, after Ctrl-C, and after '"'"'kill -9'"'"' at the next call of infertune. Verdicts are kept, and shown by '"'"'knobs'"'"' and '"'"'profile explain'"'"' until kernel, model, server or value change. Exit code 1:'
-    recommend:'Says which profile suits this machine, by its GPU and by whether it is a desktop, too (a screen is connected, or it has a battery), and what that profile would change. Reads only. What the machine is used for it cannot know: the other profiles are listed with what they are for.'
-    recover:'Like '"'"'revert'"'"', for a machine on which infertune was killed or whose journal is damaged: a damaged journal is kept for inspection, and only lines with a correct checksum are restored.'
-    release:'Puts back every property of the unit and of its slices. One that another program has changed since is left and reported (exit code 1).'
-    report:'Writes what '"'"'machine'"'"', '"'"'status'"'"', '"'"'servers'"'"', '"'"'doctor'"'"', '"'"'boot status'"'"' and '"'"'probes'"'"' say, and versions, to one HTML file that loads nothing and runs nothing. Left out: API keys and what looks like one, MAC addresses, UUIDs, serial numbers, users and their homes, addresses of servers, and values of kernel parameters and variables that are not about hardware or tuning, and the host'"'"'s name. The names of servers, models, units and of programs that hold GPU memory are in it. Only its owner can read the file; needs no privileges, and as root it may hold more. With --root it is about a recorded machine.'
-    revert:'Restores the journal'"'"'s originals. A value that someone else has set since is left and reported (exit code 1).'
-    run:'Applies the profile, starts llama-server with the profile'"'"'s settings as flags of that very binary, shows the model getting into memory, and serves in the foreground. When it ends, for whatever reason, every value goes back; after '"'"'kill -9'"'"' the next call of infertune does that. Without a llama-server on PATH the embedded one is used (extra '"'"'embedded'"'"'), without --model Gemma 3 270M, a base model that completes text and does not chat. A model that does not fit ('"'"'infertune fit'"'"') is refused unless --force is given. Any other command can stand after the options: '"'"'infertune run PROFILE -- COMMAND...'"'"'; it gets the profile'"'"'s placement and environment. A command starts with an empty environment plus PATH, HOME, LANG, TERM, TMPDIR, HIP_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES, GGML_VK_VISIBLE_DEVICES and what the profile sets; more can be given as '"'"'-- env NAME=VALUE COMMAND'"'"'. Signals go to the command; ten seconds after SIGINT or SIGTERM, or at the second one, it is killed, and so is what it left'
-    serve:'Declares the server for this boot and asks infertuned to start it: an unprivileged unit in infertune.slice with the profile'"'"'s memory protection, CPUs and limits. It outlives the daemon. With nothing applied, the profile is applied first. A model that does not fit ('"'"'infertune fit'"'"') is refused unless --force is given. Server settings over the profile'"'"'s may follow after --, as SETTING=VALUE (ctx_size=8192); or a program that is the server, with its words (-- vllm serve ...), which listens on --port.'
-    servers:'Declared and running servers.'
-    setup:'Writes the units, the bus policy and the polkit actions; a second run changes nothing. '"'"'--remove'"'"' stops servers and exporter and takes away exactly these files.'
-    snapshot:'Writes every file that the facts and the knobs read into one reviewable text file, which --root replays. Serial numbers, MAC addresses, UUIDs, the host name, and values on the kernel command line that are not about hardware or tuning are left out. As root it holds more: /dev/cpu_dma_latency can be read by root only.'
-    start:'Starts a server of /etc/infertune/servers.d by hand; they start with the daemon.'
-    status:'Prints the applied profile, the files it changed and whether they still hold it; a value that someone else has set since is externally owned and left alone. Exit code 1 when something was interrupted, damaged or changed by someone else.'
-    stop:'Stops the unit and forgets it.'
-    verify:'Plans again and expects nothing to do. Exit code 1 when something differs, is still waiting for a reboot or cannot be read.'
+    profiles:'list the profiles'
+    prove:'say whether a profile helps on this machine'
+    recommend:'say which profile suits this machine, and why'
+    recover:'put every original value back after a crash'
+    release:'give an adopted unit back as it was'
+    report:'write all of it to one file, for a bug report'
+    revert:'put every original value back'
+    run:'apply a profile, serve under it, put everything back'
+    serve:'start a model server as a unit, under a profile'
+    servers:'list model servers'
+    setup:'install the files of the service, or remove them'
+    snapshot:'record this machine as a text file for --root'
+    start:'start a declared server that was stopped'
+    status:'show what is applied now'
+    stop:'stop a model server'
+    top:'watch profile, servers, memory and GPU; keys to act'
+    tune:'look for faster server settings, same answers'
+    verify:'check that the machine is what a profile says'
   )
   _describe 'infertune commands' _commands
 }
 
 _shtab_infertune_boot_commands() {
   local _commands=(
-    confirm:'Ends the trial by hand. Exit code 1 when nothing waits for it.'
-    plan:'Prints the diff of every file, every command, and what to do if the machine does not boot with them. Needs no privilege.'
-    stage:'Records what is there, writes the files and rebuilds what is read at boot. If anything fails, everything is put back. The next boot is the trial: if it reaches the default target, the settings are kept; if not, the boot after it puts the old ones back. Exit code 1 if something is left to do by hand.'
-    status:'Compares what was staged with what the running kernel says; reports parameters that are deprecated, misspelt or overridden. Exit code 1 unless all is well.'
-    undo:'Restores content, mode and owner of every file, removes what was not there, and rebuilds what is read at boot. Finishes what was cut short, too.'
+    confirm:'keep the settings that this boot tries'
+    plan:'show what a profile'"'"'s [boot] would write and run; change nothing'
+    stage:'write a profile'"'"'s [boot] for the next boot'
+    status:'show whether staged settings are in force'
+    undo:'put boot settings back as they were'
   )
   _describe 'infertune boot commands' _commands
 }
 
 _shtab_infertune_profile_commands() {
   local _commands=(
-    check:'Prints everything that is wrong with a profile and its parents, with file and line. Exit code 0 if it is valid, 2 if not. Reads nothing but profiles and changes nothing.'
-    explain:'Prints for each setting its value on this machine, the file and line that set it, the reason given there, what it overrides, how well its effect is known, and what '"'"'infertune prove'"'"' found on this machine.'
-    show:'Prints the profile as one TOML file in which nothing is inherited.'
+    check:'check that a profile is valid'
+    explain:'say who sets each value of a profile, and why'
+    show:'print a profile with everything it inherits'
   )
   _describe 'infertune profile commands' _commands
 }
@@ -73,7 +75,7 @@ _shtab_infertune_profile_commands() {
 _shtab_infertune_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "(- : *)--version[show program\'s version number and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
 )
 
@@ -82,10 +84,10 @@ _shtab_infertune_defaults_added=0
 
 _shtab_infertune_admit_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--json[print one JSON document (docs\/json.md)]"
-  ":name of the adopted server:"
+  ":name of the adopted server:($(ls /etc/infertune/servers.d /run/infertune/servers.d 2>/dev/null | sed -n 's/[.]toml//p'))"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -93,9 +95,9 @@ _shtab_infertune_admit_defaults_added=0
 
 _shtab_infertune_adopt_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
-  "--profile[profile (default\: the one that is applied)]:PROFILE:"
+  "--profile[profile (default\: the one that is applied)]:PROFILE:($(echo base big-moe desktop-share long-context low-latency quiet throughput; ls /etc/infertune/profiles /run/infertune/profiles /usr/local/lib/infertune/profiles /usr/lib/infertune/profiles 2>/dev/null | sed -n 's/[.]toml//p'))"
   "--container[UNIT is the name of a container of root\'s (podman, docker)]"
   "--user[whose manager has it (systemctl --user)\: name or number]:USER:"
   "--name[name of the server (default\: the unit\'s)]:NAME:"
@@ -114,15 +116,15 @@ _shtab_infertune_adopt_defaults_added=0
 
 _shtab_infertune_apply_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
-  "*--without[apply the profile as if it did not name this knob\; may be given more than once]:KNOB:"
+  "*--without[apply the profile as if it did not name this knob\; may be given more than once]:KNOB:(transparent_hugepage.enabled transparent_hugepage.defrag transparent_hugepage.shmem_enabled transparent_hugepage.khugepaged.defrag transparent_hugepage.khugepaged.pages_to_scan transparent_hugepage.khugepaged.scan_sleep_millisecs transparent_hugepage.khugepaged.alloc_sleep_millisecs transparent_hugepage.khugepaged.max_ptes_none transparent_hugepage.khugepaged.max_ptes_swap transparent_hugepage.khugepaged.max_ptes_shared transparent_hugepage.hugepages-16kB.enabled transparent_hugepage.hugepages-16kB.shmem_enabled transparent_hugepage.hugepages-32kB.enabled transparent_hugepage.hugepages-32kB.shmem_enabled transparent_hugepage.hugepages-64kB.enabled transparent_hugepage.hugepages-64kB.shmem_enabled transparent_hugepage.hugepages-128kB.enabled transparent_hugepage.hugepages-128kB.shmem_enabled transparent_hugepage.hugepages-256kB.enabled transparent_hugepage.hugepages-256kB.shmem_enabled transparent_hugepage.hugepages-512kB.enabled transparent_hugepage.hugepages-512kB.shmem_enabled transparent_hugepage.hugepages-1024kB.enabled transparent_hugepage.hugepages-1024kB.shmem_enabled transparent_hugepage.hugepages-2048kB.enabled transparent_hugepage.hugepages-2048kB.shmem_enabled vm.swappiness vm.compaction_proactiveness vm.watermark_scale_factor vm.min_free_kbytes kernel.numa_balancing cpufreq.scaling_governor cpufreq.energy_performance_preference cpufreq.boost cpu_dma_latency platform_profile amdgpu.power_dpm_force_performance_level amdgpu.pp_power_profile_mode ksm.run ksm.pages_to_scan ksm.sleep_millisecs zswap.enabled zswap.shrinker_enabled zswap.max_pool_percent ttm.pages_limit ttm.page_pool_size amdgpu.uma_carveout amdgpu.lockup_timeout amd_iommu isolcpus transparent_hugepage)"
   "--confirm-within[put everything back after TIME (60s, 5min) unless \'infertune confirm\' is run]:TIME:"
   "--while-serving[apply it whenever a model server works, and put it back when all are idle]"
   "--idle[with --while-serving\: idle for so long before it goes back (default\: 60s)]:TIME:"
   "--json[print one JSON document (docs\/json.md)]"
-  ":name of a profile (\'infertune profiles\'):"
+  ":name of a profile (\'infertune profiles\'):($(echo base big-moe desktop-share long-context low-latency quiet throughput; ls /etc/infertune/profiles /run/infertune/profiles /usr/local/lib/infertune/profiles /usr/lib/infertune/profiles 2>/dev/null | sed -n 's/[.]toml//p'))"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -130,13 +132,13 @@ _shtab_infertune_apply_defaults_added=0
 
 _shtab_infertune_bench_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--url[measure the server that runs there]:U:"
-  "--key-file[file with the key for --url]:FILE:"
-  "--profile[under this profile (default\: as it is now)]:P:"
+  "--key-file[file with the key for --url]:FILE:_files"
+  "--profile[under this profile (default\: as it is now)]:P:($(echo base big-moe desktop-share long-context low-latency quiet throughput; ls /etc/infertune/profiles /run/infertune/profiles /usr/local/lib/infertune/profiles /usr/lib/infertune/profiles 2>/dev/null | sed -n 's/[.]toml//p'))"
   "--against[compare with this profile, or with what was measured in a run, in pairs]:P|RUN:"
-  "--server[llama-server to use (default\: from PATH)]:PATH:"
+  "--server[llama-server to use (default\: from PATH)]:PATH:_files"
   "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
   "--depths[tokens in the context before a prompt of 512, as 0,4k,16k (0,4k)]:LIST:"
   "--parallel[requests at once, as 1,4 (1)]:LIST:"
@@ -147,7 +149,7 @@ _shtab_infertune_bench_options=(
   "--launch-only[leave the kernel\'s settings alone (needs no root)]"
   "--force[start the server even if the model does not fit]"
   "--json[print one JSON document (docs\/json.md)]"
-  ":GGUF file or name of a model (default\: the embedded one)\; with --url the name that the server has for it:"
+  ":GGUF file or name of a model (default\: the embedded one)\; with --url the name that the server has for it:_files"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -155,7 +157,7 @@ _shtab_infertune_bench_defaults_added=0
 
 _shtab_infertune_boot_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
 )
 
@@ -164,7 +166,7 @@ _shtab_infertune_boot_defaults_added=0
 
 _shtab_infertune_boot_confirm_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--json[print one JSON document (docs\/json.md)]"
 )
@@ -174,10 +176,10 @@ _shtab_infertune_boot_confirm_defaults_added=0
 
 _shtab_infertune_boot_plan_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--json[print one JSON document (docs\/json.md)]"
-  ":name of a profile (\'infertune profiles\'):"
+  ":name of a profile (\'infertune profiles\'):($(echo base big-moe desktop-share long-context low-latency quiet throughput; ls /etc/infertune/profiles /run/infertune/profiles /usr/local/lib/infertune/profiles /usr/lib/infertune/profiles 2>/dev/null | sed -n 's/[.]toml//p'))"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -185,12 +187,12 @@ _shtab_infertune_boot_plan_defaults_added=0
 
 _shtab_infertune_boot_stage_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--confirm-by-hand[keep it only after \'infertune boot confirm\', not as soon as the machine has booted]"
   "--force[even if a disk is unlocked by what the TPM measures at boot]"
   "--json[print one JSON document (docs\/json.md)]"
-  ":name of a profile (\'infertune profiles\'):"
+  ":name of a profile (\'infertune profiles\'):($(echo base big-moe desktop-share long-context low-latency quiet throughput; ls /etc/infertune/profiles /run/infertune/profiles /usr/local/lib/infertune/profiles /usr/lib/infertune/profiles 2>/dev/null | sed -n 's/[.]toml//p'))"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -198,7 +200,7 @@ _shtab_infertune_boot_stage_defaults_added=0
 
 _shtab_infertune_boot_status_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--json[print one JSON document (docs\/json.md)]"
 )
@@ -208,7 +210,7 @@ _shtab_infertune_boot_status_defaults_added=0
 
 _shtab_infertune_boot_undo_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--force[name what cannot be put back, and forget it]"
   "--json[print one JSON document (docs\/json.md)]"
@@ -219,7 +221,7 @@ _shtab_infertune_boot_undo_defaults_added=0
 
 _shtab_infertune_confirm_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--json[print one JSON document (docs\/json.md)]"
 )
@@ -229,12 +231,12 @@ _shtab_infertune_confirm_defaults_added=0
 
 _shtab_infertune_doctor_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
-  "*--rule[ask this rule only (may be repeated)]:ID:"
+  "*--rule[ask this rule only (may be repeated)]:ID:(kernel-slow-compute kernel-save-area kernel-gtt-compute kernel-hard-clock platform-power-off kernel-old-workaround kernel-isolated-cpus kernel-gtt-uncapped firmware-mes-broken firmware-mes-hang firmware-package-broken firmware-leftover firmware-suspected gpu-without-driver gpu-nomodeset gpu-without-kfd ttm-wrong-module driver-dkms gpu-not-permitted gpu-several rocm-too-old rocm-slow-prompts rocm-save-area rocm-override gpu-hidden rocm-folk-settings rocm-managed-memory vulkan-amdvlk vulkan-no-radv option-folk-settings rocm-several-clients rocm-spinning-thread llama-wrong-logits llama-mixed-answers llama-misread-memory llama-slow-prompts llama-top-k llama-gone-flags llama-flash-value llama-gone-variables llama-no-gpu llama-no-number llama-illegal-instruction llama-no-token llama-silent server-ubatch-capped server-ubatch-vulkan server-quantised-v server-slot-context server-locked-copy server-mapped-model server-no-offload server-prompt-cache vulkan-cpu-compute vulkan-slow-moe vulkan-short-lockup ttm-above-ram ttm-close-to-ram ttm-default gtt-above-ttm gpu-memory-held gpu-memory-next-boot carveout-large ttm-not-in-force carveout-wasted gpu-no-system-limit memlock-limit container-limit thp-madvise read-ahead overcommit-strict hugepages-unused oom-kills memory-stalls memory-fragmented swap-none swap-zram-large swap-swappiness swap-zswap-zram coredump-large gttsize-deprecated gtt-sizes-differ option-twice option-misspelt option-unknown ttm-pool-above-limit ttm-wrong-unit initramfs-older option-not-in-force boot-staged modprobe-odd-file iommu-invalid boot-value-unknown npu-without-iommu iommu-trade thp-command-line gpu-lockup-never tuners-conflict tuned-saves-power governor-powersave preference-power cpu-capped cpu-boost-off platform-profile-low on-battery gpu-level-low gpu-power-cap gpu-fan gpu-hot tuned-ppd-base tuned-auto power-set-back boot-writes-again log-ring-timeout log-mes log-gpu-reset log-page-fault log-oom log-illegal-instruction log-gttsize log-gtt-differs log-gtt-capped log-unknown-parameter log-iommu-option log-firmware-missing log-npu-fault log-npu-timeout survey-dynamic-quants survey-wmma-attention survey-no-mmap survey-cache-types survey-hipblaslt survey-speculation survey-clocks survey-prompt-compression survey-vllm survey-memory-reservation survey-vulkan survey-pinning)"
   "--all[show also which rules found nothing, and which cannot be answered]"
   "--list[list the rules and ask none]"
-  "--smoke[ask the server for one token (default\: of a small model)]:GGUF:"
+  "--smoke[ask the server for one token (default\: of a small model)]:GGUF:_files"
   "--json[print one JSON document (docs\/json.md)]"
 )
 
@@ -243,11 +245,11 @@ _shtab_infertune_doctor_defaults_added=0
 
 _shtab_infertune_expect_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--ctx[tokens of context, of all slots together]:N:"
   "--json[print one JSON document (docs\/json.md)]"
-  ":GGUF file or name of a model (\'infertune models\'\; default\: the embedded one):"
+  ":GGUF file or name of a model (\'infertune models\'\; default\: the embedded one):_files"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -255,16 +257,16 @@ _shtab_infertune_expect_defaults_added=0
 
 _shtab_infertune_fit_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
-  "--profile[with the server settings of this profile]:P:"
+  "--profile[with the server settings of this profile]:P:($(echo base big-moe desktop-share long-context low-latency quiet throughput; ls /etc/infertune/profiles /run/infertune/profiles /usr/local/lib/infertune/profiles /usr/lib/infertune/profiles 2>/dev/null | sed -n 's/[.]toml//p'))"
   "--ctx[tokens of context, of all slots together]:N:"
   "--parallel[slots]:N:"
-  "--mmproj[with this projector (images, sound)]:FILE:"
-  "--draft[with this model that drafts]:FILE:"
+  "--mmproj[with this projector (images, sound)]:FILE:_files"
+  "--draft[with this model that drafts]:FILE:_files"
   "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
   "--json[print one JSON document (docs\/json.md)]"
-  ":GGUF file or name of a model (\'infertune models\'\; default\: the embedded one):"
+  ":GGUF file or name of a model (\'infertune models\'\; default\: the embedded one):_files"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -272,13 +274,13 @@ _shtab_infertune_fit_defaults_added=0
 
 _shtab_infertune_gate_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
-  "--other[the other server has this model, such as a requant]:MODEL:"
+  "--other[the other server has this model, such as a requant]:MODEL:_files"
   "*--both[a server setting of both servers\; may be given more than once]:NAME=VALUE:"
-  "--server[llama-server to use (default\: from PATH, or the embedded one)]:PATH:"
+  "--server[llama-server to use (default\: from PATH, or the embedded one)]:PATH:_files"
   "--json[print one JSON document (docs\/json.md)]"
-  ":GGUF file or name of a model (\'infertune models\'\; default\: the embedded one):"
+  ":GGUF file or name of a model (\'infertune models\'\; default\: the embedded one):_files"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -286,10 +288,10 @@ _shtab_infertune_gate_defaults_added=0
 
 _shtab_infertune_knobs_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--json[print one JSON document (docs\/json.md)]"
-  ":show one knob in full:"
+  ":show one knob in full:(transparent_hugepage.enabled transparent_hugepage.defrag transparent_hugepage.shmem_enabled transparent_hugepage.khugepaged.defrag transparent_hugepage.khugepaged.pages_to_scan transparent_hugepage.khugepaged.scan_sleep_millisecs transparent_hugepage.khugepaged.alloc_sleep_millisecs transparent_hugepage.khugepaged.max_ptes_none transparent_hugepage.khugepaged.max_ptes_swap transparent_hugepage.khugepaged.max_ptes_shared transparent_hugepage.hugepages-16kB.enabled transparent_hugepage.hugepages-16kB.shmem_enabled transparent_hugepage.hugepages-32kB.enabled transparent_hugepage.hugepages-32kB.shmem_enabled transparent_hugepage.hugepages-64kB.enabled transparent_hugepage.hugepages-64kB.shmem_enabled transparent_hugepage.hugepages-128kB.enabled transparent_hugepage.hugepages-128kB.shmem_enabled transparent_hugepage.hugepages-256kB.enabled transparent_hugepage.hugepages-256kB.shmem_enabled transparent_hugepage.hugepages-512kB.enabled transparent_hugepage.hugepages-512kB.shmem_enabled transparent_hugepage.hugepages-1024kB.enabled transparent_hugepage.hugepages-1024kB.shmem_enabled transparent_hugepage.hugepages-2048kB.enabled transparent_hugepage.hugepages-2048kB.shmem_enabled vm.swappiness vm.compaction_proactiveness vm.watermark_scale_factor vm.min_free_kbytes kernel.numa_balancing cpufreq.scaling_governor cpufreq.energy_performance_preference cpufreq.boost cpu_dma_latency platform_profile amdgpu.power_dpm_force_performance_level amdgpu.pp_power_profile_mode ksm.run ksm.pages_to_scan ksm.sleep_millisecs zswap.enabled zswap.shrinker_enabled zswap.max_pool_percent ttm.pages_limit ttm.page_pool_size amdgpu.uma_carveout amdgpu.lockup_timeout amd_iommu isolcpus transparent_hugepage)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -297,11 +299,11 @@ _shtab_infertune_knobs_defaults_added=0
 
 _shtab_infertune_logs_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--follow[go on until Ctrl-C]"
   "--json[print one JSON document (docs\/json.md)]"
-  ":name of the server (\'infertune servers\'):"
+  ":name of the server (\'infertune servers\'):($(ls /etc/infertune/servers.d /run/infertune/servers.d 2>/dev/null | sed -n 's/[.]toml//p'))"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -309,7 +311,7 @@ _shtab_infertune_logs_defaults_added=0
 
 _shtab_infertune_machine_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--json[print one JSON document (docs\/json.md)]"
 )
@@ -319,7 +321,7 @@ _shtab_infertune_machine_defaults_added=0
 
 _shtab_infertune_mcp_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
 )
 
@@ -328,7 +330,7 @@ _shtab_infertune_mcp_defaults_added=0
 
 _shtab_infertune_models_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
   "--json[print one JSON document (docs\/json.md)]"
@@ -339,7 +341,7 @@ _shtab_infertune_models_defaults_added=0
 
 _shtab_infertune_overview_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--json[print one JSON document (docs\/json.md)]"
 )
@@ -349,12 +351,12 @@ _shtab_infertune_overview_defaults_added=0
 
 _shtab_infertune_plan_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
-  "*--without[apply the profile as if it did not name this knob\; may be given more than once]:KNOB:"
+  "*--without[apply the profile as if it did not name this knob\; may be given more than once]:KNOB:(transparent_hugepage.enabled transparent_hugepage.defrag transparent_hugepage.shmem_enabled transparent_hugepage.khugepaged.defrag transparent_hugepage.khugepaged.pages_to_scan transparent_hugepage.khugepaged.scan_sleep_millisecs transparent_hugepage.khugepaged.alloc_sleep_millisecs transparent_hugepage.khugepaged.max_ptes_none transparent_hugepage.khugepaged.max_ptes_swap transparent_hugepage.khugepaged.max_ptes_shared transparent_hugepage.hugepages-16kB.enabled transparent_hugepage.hugepages-16kB.shmem_enabled transparent_hugepage.hugepages-32kB.enabled transparent_hugepage.hugepages-32kB.shmem_enabled transparent_hugepage.hugepages-64kB.enabled transparent_hugepage.hugepages-64kB.shmem_enabled transparent_hugepage.hugepages-128kB.enabled transparent_hugepage.hugepages-128kB.shmem_enabled transparent_hugepage.hugepages-256kB.enabled transparent_hugepage.hugepages-256kB.shmem_enabled transparent_hugepage.hugepages-512kB.enabled transparent_hugepage.hugepages-512kB.shmem_enabled transparent_hugepage.hugepages-1024kB.enabled transparent_hugepage.hugepages-1024kB.shmem_enabled transparent_hugepage.hugepages-2048kB.enabled transparent_hugepage.hugepages-2048kB.shmem_enabled vm.swappiness vm.compaction_proactiveness vm.watermark_scale_factor vm.min_free_kbytes kernel.numa_balancing cpufreq.scaling_governor cpufreq.energy_performance_preference cpufreq.boost cpu_dma_latency platform_profile amdgpu.power_dpm_force_performance_level amdgpu.pp_power_profile_mode ksm.run ksm.pages_to_scan ksm.sleep_millisecs zswap.enabled zswap.shrinker_enabled zswap.max_pool_percent ttm.pages_limit ttm.page_pool_size amdgpu.uma_carveout amdgpu.lockup_timeout amd_iommu isolcpus transparent_hugepage)"
   "--json[print one JSON document (docs\/json.md)]"
-  ":name of a profile (\'infertune profiles\'):"
+  ":name of a profile (\'infertune profiles\'):($(echo base big-moe desktop-share long-context low-latency quiet throughput; ls /etc/infertune/profiles /run/infertune/profiles /usr/local/lib/infertune/profiles /usr/lib/infertune/profiles 2>/dev/null | sed -n 's/[.]toml//p'))"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -362,11 +364,11 @@ _shtab_infertune_plan_defaults_added=0
 
 _shtab_infertune_prewarm_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--max[read no more than this\: \'8GiB\']:BYTES:"
   "--json[print one JSON document (docs\/json.md)]"
-  "(*):a GGUF file, or a model\'s name:"
+  "(*):a GGUF file, or a model\'s name:_files"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -374,7 +376,7 @@ _shtab_infertune_prewarm_defaults_added=0
 
 _shtab_infertune_probes_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--attach[attach them here for a moment (root)]"
   "--exporter[where infertune-exporter listens (default 127.0.0.1\:9877)]:ADDRESS:"
@@ -386,7 +388,7 @@ _shtab_infertune_probes_defaults_added=0
 
 _shtab_infertune_profile_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
 )
 
@@ -395,10 +397,10 @@ _shtab_infertune_profile_defaults_added=0
 
 _shtab_infertune_profile_check_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--json[print one JSON document (docs\/json.md)]"
-  ":name of a profile, or a .toml file:"
+  ":name of a profile, or a .toml file:($(echo base big-moe desktop-share long-context low-latency quiet throughput; ls /etc/infertune/profiles /run/infertune/profiles /usr/local/lib/infertune/profiles /usr/lib/infertune/profiles 2>/dev/null | sed -n 's/[.]toml//p'))"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -406,11 +408,11 @@ _shtab_infertune_profile_check_defaults_added=0
 
 _shtab_infertune_profile_explain_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
   "--json[print one JSON document (docs\/json.md)]"
-  ":name of a profile (\'infertune profiles\'):"
+  ":name of a profile (\'infertune profiles\'):($(echo base big-moe desktop-share long-context low-latency quiet throughput; ls /etc/infertune/profiles /run/infertune/profiles /usr/local/lib/infertune/profiles /usr/lib/infertune/profiles 2>/dev/null | sed -n 's/[.]toml//p'))"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -418,10 +420,10 @@ _shtab_infertune_profile_explain_defaults_added=0
 
 _shtab_infertune_profile_show_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--json[print one JSON document (docs\/json.md)]"
-  ":name of a profile (\'infertune profiles\'):"
+  ":name of a profile (\'infertune profiles\'):($(echo base big-moe desktop-share long-context low-latency quiet throughput; ls /etc/infertune/profiles /run/infertune/profiles /usr/local/lib/infertune/profiles /usr/lib/infertune/profiles 2>/dev/null | sed -n 's/[.]toml//p'))"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -429,7 +431,7 @@ _shtab_infertune_profile_show_defaults_added=0
 
 _shtab_infertune_profiles_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--json[print one JSON document (docs\/json.md)]"
 )
@@ -439,11 +441,11 @@ _shtab_infertune_profiles_defaults_added=0
 
 _shtab_infertune_prove_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
-  "--model[GGUF file or name of a model (\'infertune models\'\; default\: a small one)]:MODEL:"
+  "--model[GGUF file or name of a model (\'infertune models\'\; default\: a small one)]:MODEL:_files"
   "--url[measure the server that runs there]:U:"
-  "--server[llama-server to use (default\: from PATH)]:PATH:"
+  "--server[llama-server to use (default\: from PATH)]:PATH:_files"
   "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
   "--stress[also beside neighbours that take this\: cpu]:LIST:"
   "--budget[time for all of it, as 90s, 20m or 2h (20m)]:TIME:"
@@ -455,8 +457,8 @@ _shtab_infertune_prove_options=(
   "--launch-only[leave the kernel\'s settings alone (needs no root)]"
   "--force[start the server even if the model does not fit]"
   "--json[print one JSON document (docs\/json.md)]"
-  ":name of a profile (\'infertune profiles\'):"
-  "(*)::measure these settings of it, each against the profile without it (default\: all of it against none, then each):"
+  ":name of a profile (\'infertune profiles\'):($(echo base big-moe desktop-share long-context low-latency quiet throughput; ls /etc/infertune/profiles /run/infertune/profiles /usr/local/lib/infertune/profiles /usr/lib/infertune/profiles 2>/dev/null | sed -n 's/[.]toml//p'))"
+  "(*)::measure these settings of it, each against the profile without it (default\: all of it against none, then each):(transparent_hugepage.enabled transparent_hugepage.defrag transparent_hugepage.shmem_enabled transparent_hugepage.khugepaged.defrag transparent_hugepage.khugepaged.pages_to_scan transparent_hugepage.khugepaged.scan_sleep_millisecs transparent_hugepage.khugepaged.alloc_sleep_millisecs transparent_hugepage.khugepaged.max_ptes_none transparent_hugepage.khugepaged.max_ptes_swap transparent_hugepage.khugepaged.max_ptes_shared transparent_hugepage.hugepages-16kB.enabled transparent_hugepage.hugepages-16kB.shmem_enabled transparent_hugepage.hugepages-32kB.enabled transparent_hugepage.hugepages-32kB.shmem_enabled transparent_hugepage.hugepages-64kB.enabled transparent_hugepage.hugepages-64kB.shmem_enabled transparent_hugepage.hugepages-128kB.enabled transparent_hugepage.hugepages-128kB.shmem_enabled transparent_hugepage.hugepages-256kB.enabled transparent_hugepage.hugepages-256kB.shmem_enabled transparent_hugepage.hugepages-512kB.enabled transparent_hugepage.hugepages-512kB.shmem_enabled transparent_hugepage.hugepages-1024kB.enabled transparent_hugepage.hugepages-1024kB.shmem_enabled transparent_hugepage.hugepages-2048kB.enabled transparent_hugepage.hugepages-2048kB.shmem_enabled vm.swappiness vm.compaction_proactiveness vm.watermark_scale_factor vm.min_free_kbytes kernel.numa_balancing cpufreq.scaling_governor cpufreq.energy_performance_preference cpufreq.boost cpu_dma_latency platform_profile amdgpu.power_dpm_force_performance_level amdgpu.pp_power_profile_mode ksm.run ksm.pages_to_scan ksm.sleep_millisecs zswap.enabled zswap.shrinker_enabled zswap.max_pool_percent ttm.pages_limit ttm.page_pool_size amdgpu.uma_carveout amdgpu.lockup_timeout amd_iommu isolcpus transparent_hugepage)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -464,7 +466,7 @@ _shtab_infertune_prove_defaults_added=0
 
 _shtab_infertune_recommend_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--json[print one JSON document (docs\/json.md)]"
 )
@@ -474,7 +476,7 @@ _shtab_infertune_recommend_defaults_added=0
 
 _shtab_infertune_recover_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--json[print one JSON document (docs\/json.md)]"
 )
@@ -484,10 +486,10 @@ _shtab_infertune_recover_defaults_added=0
 
 _shtab_infertune_release_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--json[print one JSON document (docs\/json.md)]"
-  ":name or unit of the adopted server:"
+  ":name or unit of the adopted server:($(ls /etc/infertune/servers.d /run/infertune/servers.d 2>/dev/null | sed -n 's/[.]toml//p'))"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -495,9 +497,9 @@ _shtab_infertune_release_defaults_added=0
 
 _shtab_infertune_report_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
-  {-o,--output}"[file to write\; \'-\' prints it (default\: infertune-report.html)]:FILE:"
+  {-o,--output}"[file to write\; \'-\' prints it (default\: infertune-report.html)]:FILE:_files"
   "--force[replace an existing file]"
   "--markdown[Markdown for an issue, printed unless -o says where to]"
   "--host-name[do not leave out this host\'s name]"
@@ -509,7 +511,7 @@ _shtab_infertune_report_defaults_added=0
 
 _shtab_infertune_revert_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--json[print one JSON document (docs\/json.md)]"
 )
@@ -519,19 +521,19 @@ _shtab_infertune_revert_defaults_added=0
 
 _shtab_infertune_run_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
-  "--model[GGUF file or name of a model (\'infertune models\'\; default\: a small one)]:MODEL:"
-  "--server[llama-server to use (default\: from PATH)]:PATH:"
+  "--model[GGUF file or name of a model (\'infertune models\'\; default\: a small one)]:MODEL:_files"
+  "--server[llama-server to use (default\: from PATH)]:PATH:_files"
   "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
   "--port[port on 127.0.0.1 (default\: 8080 or next)]:N:"
   "--ask[ask this, print the answer, and stop\; a model without a chat template completes the text]:TEXT:"
   "--tokens[tokens for --ask (64)]:N:"
-  "*--without[apply the profile as if it did not name this knob\; may be given more than once]:KNOB:"
+  "*--without[apply the profile as if it did not name this knob\; may be given more than once]:KNOB:(transparent_hugepage.enabled transparent_hugepage.defrag transparent_hugepage.shmem_enabled transparent_hugepage.khugepaged.defrag transparent_hugepage.khugepaged.pages_to_scan transparent_hugepage.khugepaged.scan_sleep_millisecs transparent_hugepage.khugepaged.alloc_sleep_millisecs transparent_hugepage.khugepaged.max_ptes_none transparent_hugepage.khugepaged.max_ptes_swap transparent_hugepage.khugepaged.max_ptes_shared transparent_hugepage.hugepages-16kB.enabled transparent_hugepage.hugepages-16kB.shmem_enabled transparent_hugepage.hugepages-32kB.enabled transparent_hugepage.hugepages-32kB.shmem_enabled transparent_hugepage.hugepages-64kB.enabled transparent_hugepage.hugepages-64kB.shmem_enabled transparent_hugepage.hugepages-128kB.enabled transparent_hugepage.hugepages-128kB.shmem_enabled transparent_hugepage.hugepages-256kB.enabled transparent_hugepage.hugepages-256kB.shmem_enabled transparent_hugepage.hugepages-512kB.enabled transparent_hugepage.hugepages-512kB.shmem_enabled transparent_hugepage.hugepages-1024kB.enabled transparent_hugepage.hugepages-1024kB.shmem_enabled transparent_hugepage.hugepages-2048kB.enabled transparent_hugepage.hugepages-2048kB.shmem_enabled vm.swappiness vm.compaction_proactiveness vm.watermark_scale_factor vm.min_free_kbytes kernel.numa_balancing cpufreq.scaling_governor cpufreq.energy_performance_preference cpufreq.boost cpu_dma_latency platform_profile amdgpu.power_dpm_force_performance_level amdgpu.pp_power_profile_mode ksm.run ksm.pages_to_scan ksm.sleep_millisecs zswap.enabled zswap.shrinker_enabled zswap.max_pool_percent ttm.pages_limit ttm.page_pool_size amdgpu.uma_carveout amdgpu.lockup_timeout amd_iommu isolcpus transparent_hugepage)"
   "--launch-only[leave the kernel\'s settings alone (needs no root)]"
   "--force[start the server even if the model does not fit]"
   "--json[print one JSON document (docs\/json.md)]"
-  ":name of a profile (\'infertune profiles\'):"
+  ":name of a profile (\'infertune profiles\'):($(echo base big-moe desktop-share long-context low-latency quiet throughput; ls /etc/infertune/profiles /run/infertune/profiles /usr/local/lib/infertune/profiles /usr/lib/infertune/profiles 2>/dev/null | sed -n 's/[.]toml//p'))"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -539,19 +541,19 @@ _shtab_infertune_run_defaults_added=0
 
 _shtab_infertune_serve_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
-  "--model[GGUF file or name of a model (\'infertune models\'\; default\: the embedded one)]:MODEL:"
+  "--model[GGUF file or name of a model (\'infertune models\'\; default\: the embedded one)]:MODEL:_files"
   "--name[name of the server (default\: the profile\'s)]:NAME:"
   "--port[default\: the first free from 8080]:PORT:"
   "--host[address to listen on (default\: loopback)\; another needs --api-key-file]:ADDRESS:"
-  "--api-key-file[file of root\'s with the keys of clients, one a line]:FILE:"
+  "--api-key-file[file of root\'s with the keys of clients, one a line]:FILE:_files"
   "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
   "--print[print the equivalent systemd-run command instead]"
   "--engine[what the program after -- is\: llama-server, llama-swap, ollama, lemonade, vllm, sglang]:ENGINE:(llama-server llama-swap ollama lemonade vllm sglang)"
   "--force[start the server even if the model does not fit]"
   "--json[print one JSON document (docs\/json.md)]"
-  ":name of a profile (\'infertune profiles\'):"
+  ":name of a profile (\'infertune profiles\'):($(echo base big-moe desktop-share long-context low-latency quiet throughput; ls /etc/infertune/profiles /run/infertune/profiles /usr/local/lib/infertune/profiles /usr/lib/infertune/profiles 2>/dev/null | sed -n 's/[.]toml//p'))"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -559,7 +561,7 @@ _shtab_infertune_serve_defaults_added=0
 
 _shtab_infertune_servers_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--json[print one JSON document (docs\/json.md)]"
 )
@@ -569,7 +571,7 @@ _shtab_infertune_servers_defaults_added=0
 
 _shtab_infertune_setup_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--remove[remove what setup installs]"
   "--check[change nothing\; exit 1 if setup would]"
@@ -581,11 +583,11 @@ _shtab_infertune_setup_defaults_added=0
 
 _shtab_infertune_snapshot_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--force[replace an existing file]"
   "--json[print one JSON document (docs\/json.md)]"
-  ":file to write\; \'-\' prints it:"
+  ":file to write\; \'-\' prints it:_files"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -593,10 +595,10 @@ _shtab_infertune_snapshot_defaults_added=0
 
 _shtab_infertune_start_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--json[print one JSON document (docs\/json.md)]"
-  ":name of the server (\'infertune servers\'):"
+  ":name of the server (\'infertune servers\'):($(ls /etc/infertune/servers.d /run/infertune/servers.d 2>/dev/null | sed -n 's/[.]toml//p'))"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -604,7 +606,7 @@ _shtab_infertune_start_defaults_added=0
 
 _shtab_infertune_status_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--json[print one JSON document (docs\/json.md)]"
 )
@@ -614,23 +616,56 @@ _shtab_infertune_status_defaults_added=0
 
 _shtab_infertune_stop_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--json[print one JSON document (docs\/json.md)]"
-  ":name of the server (\'infertune servers\'):"
+  ":name of the server (\'infertune servers\'):($(ls /etc/infertune/servers.d /run/infertune/servers.d 2>/dev/null | sed -n 's/[.]toml//p'))"
 )
 
 # guard to ensure default positional specs are added only once per session
 _shtab_infertune_stop_defaults_added=0
 
+_shtab_infertune_top_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
+  "--debug[show a traceback when something fails]"
+  "--every[time between two looks, 2 to 3600 (default\: 2)]:SECONDS:"
+  "--once[print it once, without a screen]"
+  "--columns[with --once\: how wide (default\: 80)]:N:"
+  "--exporter[where infertune-exporter listens (default 127.0.0.1\:9877)]:ADDRESS:"
+  "--json[print one JSON document (docs\/json.md)]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_top_defaults_added=0
+
+_shtab_infertune_tune_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
+  "--debug[show a traceback when something fails]"
+  "--goal[what is to be faster\: one answer (latency), or as many at once as there are slots (throughput)]:goal:(latency throughput)"
+  "--server[llama-server to use (default\: from PATH, or the embedded one)]:PATH:_files"
+  "--budget[minutes after which no further candidate or pair is begun (30)]:MIN:"
+  "--tokens[tokens of each timed answer (64)]:N:"
+  "--seed[take the samples in this order (default\: another each time)]:N:"
+  "--busy[measure among programs that work]"
+  "--resume[go on with a run that was cut short]:DIR:"
+  "--check[only the last phase, of a run that proposes]:DIR:"
+  "--json[print one JSON document (docs\/json.md)]"
+  ":GGUF file or name of a model (\'infertune models\'\; default\: the embedded one):_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_infertune_tune_defaults_added=0
+
 _shtab_infertune_verify_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:"
+  "--root[work on a recorded machine\: a directory tree or a snapshot file]:PATH:_files"
   "--debug[show a traceback when something fails]"
   "--backend[variant of the profile (default\: what this machine suggests)]:backend:(auto rocm vulkan cpu)"
-  "*--without[apply the profile as if it did not name this knob\; may be given more than once]:KNOB:"
+  "*--without[apply the profile as if it did not name this knob\; may be given more than once]:KNOB:(transparent_hugepage.enabled transparent_hugepage.defrag transparent_hugepage.shmem_enabled transparent_hugepage.khugepaged.defrag transparent_hugepage.khugepaged.pages_to_scan transparent_hugepage.khugepaged.scan_sleep_millisecs transparent_hugepage.khugepaged.alloc_sleep_millisecs transparent_hugepage.khugepaged.max_ptes_none transparent_hugepage.khugepaged.max_ptes_swap transparent_hugepage.khugepaged.max_ptes_shared transparent_hugepage.hugepages-16kB.enabled transparent_hugepage.hugepages-16kB.shmem_enabled transparent_hugepage.hugepages-32kB.enabled transparent_hugepage.hugepages-32kB.shmem_enabled transparent_hugepage.hugepages-64kB.enabled transparent_hugepage.hugepages-64kB.shmem_enabled transparent_hugepage.hugepages-128kB.enabled transparent_hugepage.hugepages-128kB.shmem_enabled transparent_hugepage.hugepages-256kB.enabled transparent_hugepage.hugepages-256kB.shmem_enabled transparent_hugepage.hugepages-512kB.enabled transparent_hugepage.hugepages-512kB.shmem_enabled transparent_hugepage.hugepages-1024kB.enabled transparent_hugepage.hugepages-1024kB.shmem_enabled transparent_hugepage.hugepages-2048kB.enabled transparent_hugepage.hugepages-2048kB.shmem_enabled vm.swappiness vm.compaction_proactiveness vm.watermark_scale_factor vm.min_free_kbytes kernel.numa_balancing cpufreq.scaling_governor cpufreq.energy_performance_preference cpufreq.boost cpu_dma_latency platform_profile amdgpu.power_dpm_force_performance_level amdgpu.pp_power_profile_mode ksm.run ksm.pages_to_scan ksm.sleep_millisecs zswap.enabled zswap.shrinker_enabled zswap.max_pool_percent ttm.pages_limit ttm.page_pool_size amdgpu.uma_carveout amdgpu.lockup_timeout amd_iommu isolcpus transparent_hugepage)"
   "--json[print one JSON document (docs\/json.md)]"
-  ":name of a profile (\'infertune profiles\'):"
+  ":name of a profile (\'infertune profiles\'):($(echo base big-moe desktop-share long-context low-latency quiet throughput; ls /etc/infertune/profiles /run/infertune/profiles /usr/local/lib/infertune/profiles /usr/lib/infertune/profiles 2>/dev/null | sed -n 's/[.]toml//p'))"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -690,6 +725,8 @@ _shtab_infertune() {
         start) _arguments -C -s $_shtab_infertune_start_options ;;
         status) _arguments -C -s $_shtab_infertune_status_options ;;
         stop) _arguments -C -s $_shtab_infertune_stop_options ;;
+        top) _arguments -C -s $_shtab_infertune_top_options ;;
+        tune) _arguments -C -s $_shtab_infertune_tune_options ;;
         verify) _arguments -C -s $_shtab_infertune_verify_options ;;
       esac
   esac

@@ -4,9 +4,10 @@
 
 docs/knobs.md and docs/profiles.md from the catalogue, docs/metrics.md from the
 collectors, docs/doctor.md from the rules of the doctor,
-docs/man/ (man_pages.py) and completions/ from the table of verbs, and the output of
-commands shown in README.md from the commands themselves.  ``--check`` writes
-nothing and exits 1 where one is out of date (tests/unit/test_house.py runs it).
+docs/man/ (man_pages.py) and completions/ (shell_completions.py) from the table
+of verbs, and the output of commands shown in README.md from the commands
+themselves.  ``--check`` writes nothing and exits 1 where one is out of date
+(tests/unit/test_house.py runs it).
 """
 
 from __future__ import annotations
@@ -20,18 +21,15 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import shtab
-
 import man_pages
+import shell_completions
 from infertune.base.tables import Key
 from infertune.catalogue.knobs import KNOBS
 from infertune.catalogue.knobs.base import Knob
 from infertune.catalogue.knobs.guards import GUARDS
 from infertune.catalogue.launch_settings import ENVIRONMENT_ALLOWED, LAUNCH_SETTINGS
 from infertune.catalogue.server_settings import SERVER_SETTINGS, ServerSetting
-from infertune.cli.main import commands
 from infertune.cli.main import main as infertune
-from infertune.cli.parser import build_parser
 from infertune.doctor.rules import SUBJECTS
 from infertune.exporter import declarations
 from infertune.exporter.base import Metric
@@ -308,19 +306,16 @@ def _console(block: re.Match[str]) -> str:
 
 def documents() -> dict[Path, str]:
     """Every generated file and what it should hold."""
-    parser = build_parser(commands())
-    made = {
+    shells = shell_completions.pages()
+    return {
         Path("docs/knobs.md"): knobs_page(),
         Path("docs/profiles.md"): profiles_page(),
         Path("docs/metrics.md"): metrics_page(),
         Path("docs/doctor.md"): doctor_page(),
         **{Path("docs/man") / name: text for name, text in man_pages.pages().items()},
         Path("README.md"): readme(),
+        **{Path(f"completions/infertune.{shell}"): text for shell, text in shells.items()},
     }
-    for shell in ("bash", "zsh", "fish"):
-        text = shtab.complete(parser, shell=shell)
-        made[Path(f"completions/infertune.{shell}")] = text.rstrip("\n") + "\n"
-    return made
 
 
 def main() -> int:

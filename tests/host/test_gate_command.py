@@ -110,7 +110,7 @@ def test_one_document(runner: Judge) -> None:
         ("-- cache_typ_k=q8_0", "there is no server setting 'cache_typ_k'"),
         ("-- cache_type_k=q9", "'q9' is not one of"),
         ("--both parallel=x -- cache_type_k=q8_0", "parallel"),
-        ("-- rope_freq_scale=0.9", "rope_freq_scale = 0.9: "),
+        ("-- repack=false", "repack = 0: "),
         ("-- spec_type=draft-simple", "needs model_draft"),
     ],
 )

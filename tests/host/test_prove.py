@@ -179,7 +179,7 @@ def test_what_is_wrong_is_said(runner: Runner) -> None:
     for more, told in (
         (["nonsense"], "profile 'low-latency' has no 'nonsense' here"),
         (["--stress", "gpu"], "'gpu' is not one of cpu"),
-        (["--url", "http://127.0.0.1:1"], "are for a server of ours"),
+        (["--url", "http://127.0.0.1:1"], "do not go with --url"),
         (["--resume", "/nowhere"], "/nowhere is not a measurement"),
     ):
         code, _, err = runner.infertune(*words(runner, *more))

@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from infertune.base.root import write_user_file
 from infertune.cli.base import printable
+from infertune.cli.engine import _since
 from infertune.cli.main import _plain, commands, main
 from infertune.cli.parser import build_parser
 from infertune.cli.verbs import GROUPS, MODULES, VERBS
@@ -38,21 +43,12 @@ def test_every_verb_is_found_in_its_module() -> None:
         listed = [each for each in VERBS.values() if each.module == verb.module]
         assert told == {(each.name, each.help, each.acts) for each in listed}
         assert verb.group in GROUPS
-    modules = {path.stem for path in (REPOSITORY / "daemon/infertune/cli").glob("*.py")}
-    shared = {
-        "__init__",
-        "against",
-        "base",
-        "benching",
-        "here",
-        "lines",
-        "main",
-        "measured",
-        "parser",
-        "render",
+    declare = {
+        path.stem
+        for path in (REPOSITORY / "daemon/infertune/cli").glob("*.py")
+        if re.search(r"^COMMANDS\b", path.read_text(), re.M)
     }
-    shared |= {"proving", "tools", "verbs"}
-    assert set(MODULES) == modules - shared
+    assert set(MODULES) == declare
 
 
 def test_what_argparse_is_not_asked_it_would_say_too() -> None:
@@ -221,6 +217,8 @@ def test_a_fifo_in_our_place_does_not_hang(name: str, tmp_path: Path) -> None:
         (["knobs", "--jsn=1"], "knobs: there is no option '--jsn'; did you mean '--json'?"),
         (["run", "quiet", "--port", "abc"], "run: --port: 'abc' is not a port; write 1 to 65535"),
         (["run", "quiet", "--port"], "run: --port: expected one argument"),
+        (["knobs", "ksm.rum"], "there is no knob 'ksm.rum'; did you mean 'ksm.run'?"),
+        (["knobs", "xyzzy"], "there is no knob 'xyzzy'; 'infertune knobs' lists them all"),
         (["status", "--", "x"], "status: this verb takes no '--', or nothing follows it"),
         (["--bogus"], "overview: there is no option '--bogus'"),
     ],
@@ -231,3 +229,30 @@ def test_wrong_usage_is_told_in_one_line(
     assert main(words) == 2
     out, err = capsys.readouterr()
     assert (out, err) == ("", f"infertune: {said}\n")
+
+
+@pytest.mark.parametrize(
+    ("minutes", "said"),
+    [(0, "just now"), (5, "5 min ago"), (120, "2 h ago"), (60 * 24 * 3, "3 days ago")],
+)
+def test_since_when_is_told_as_a_clock_on_the_wall_has_it(minutes: int, said: str) -> None:
+    then = datetime.now(UTC) - timedelta(minutes=minutes, seconds=5)
+    told = _since(then.isoformat())
+    assert told == f"since {then.astimezone():%Y-%m-%d %H:%M} ({said})"
+    assert _since("yesterday") == "since yesterday"
+
+
+def test_what_cannot_be_written_whole_is_not_left(tmp_path: Path) -> None:
+    """A file that is half there would refuse the next try; one that was there is the caller's."""
+    file, old = tmp_path / "new", tmp_path / "old"
+    old.write_text("x")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))  # as a disk that is full
+    try:
+        for path, force in ((file, False), (old, True)):
+            with pytest.raises(OSError, match="File too large"):
+                write_user_file(str(path), b"data", force=force)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not file.exists()
+    assert old.exists()

@@ -196,7 +196,7 @@ def test_what_the_daemon_refuses_is_said_as_the_engine_says_it(
             (["LONG"], 2, "'LONG' is not a profile name\n  A name is lower-case"),
             (["l\udcff"], 2, "is not a profile name"),
             (["wrong"], 2, f"{profiles}/wrong.toml:3: unknown knob 'vm.swappines'; did you mean"),
-            (["long", "--without", "vm.x\x1b"], 2, "no such knob to leave out: 'vm.x\\x1b'\n  see"),
+            (["long", "--without", "vm.x\x1b"], 2, "no such knob to leave out: 'vm.x\\x1b'; "),
             (["long", "--backend", "cuda"], 2, "apply: --backend: invalid choice: 'cuda'"),
             (["long", "--confirm-within", "99999h"], 2, "at the most"),
             (["needs"], 3, f"ksm.run: absent, but {profiles}/needs.toml:4 requires it"),

@@ -304,6 +304,8 @@ vllm:prefix_cache_hits_total{engine="0",model_name="Qwen/Qwen3-0.6B"} 16.0
 vllm:prompt_tokens_total{engine="0",model_name="Qwen/Qwen3-0.6B"} 55.0
 vllm:generation_tokens_total{engine="0",model_name="Qwen/Qwen3-0.6B"} 1.2e+03
 vllm:time_to_first_token_seconds_bucket{engine="0",le="0.001",model_name="Qwen/Qwen3-0.6B"} 0.0
+vllm:time_to_first_token_seconds_count{engine="0",model_name="Qwen/Qwen3-0.6B"} 4.0
+vllm:time_to_first_token_seconds_sum{engine="0",model_name="Qwen/Qwen3-0.6B"} 0.5
 process_resident_memory_bytes 1.0e+09
 """
 
@@ -320,6 +322,8 @@ def test_vllm() -> None:
         "prompt_tokens_cached_total": 16.0,
         "prompt_tokens_total": 55.0,
         "tokens_predicted_total": 1200.0,
+        "first_token_seconds_total": 0.5,
+        "first_tokens_total": 4.0,
     }
 
 
@@ -336,6 +340,8 @@ def test_sglang() -> None:
         'sglang:token_usage{model_name="q"} 0.37\n'
         'sglang:generation_tokens_total{model_name="q",is_streaming="true"} 5.0\n'
         'sglang:generation_tokens_total{model_name="q",is_streaming="false"} 6.0\n'
+        'sglang:time_to_first_token_seconds_sum{model_name="q"} 2.5\n'
+        'sglang:time_to_first_token_seconds_count{model_name="q"} 5\n'
         'sglang:gen_throughput{model_name="q"} 86.5\n'
     )
     reading, paths = read("sglang", {"/metrics": page})
@@ -345,6 +351,8 @@ def test_sglang() -> None:
         "requests_deferred": 3.0,
         "kv_cache_usage_ratio": 0.37,
         "tokens_predicted_total": 11.0,
+        "first_token_seconds_total": 2.5,
+        "first_tokens_total": 5.0,
     }
 
 

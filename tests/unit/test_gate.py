@@ -7,8 +7,6 @@ Servers are made up here: a table of random numbers in the place of a model.
 
 from __future__ import annotations
 
-import math
-import random
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -38,68 +36,8 @@ from infertune.measure.arm import Arm
 from infertune.measure.compare import Outcome, harmless, judge, lay
 from infertune.measure.gate import Drift
 from infertune.measure.questions import ITEMS, PREFIXES
+from made_server import VOCABULARY, Made, Turn, noise, nothing
 from support import GENEROUS_S
-
-VOCABULARY = 60
-
-Turn = Callable[[list[int], int], float]
-"""What a server adds to the score of a token, by what stands before it."""
-
-
-def nothing(_: list[int], __: int) -> float:
-    return 0.0
-
-
-def noise(size: float, seed: int = 1) -> Turn:
-    """Random numbers of this standard deviation, the same for the same text."""
-    return lambda context, token: random.Random(f"{seed} {context[-8:]} {token}").gauss(0, size)
-
-
-class Made:
-    """A server whose model is a table; it answers as llama-server does."""
-
-    def __init__(
-        self, turn: Turn = nothing, *, drafts: bool = False, solved: int = 40, shift: int = 0
-    ) -> None:
-        self.turn = turn
-        self.drafts = drafts
-        self.solved = solved
-        self.shift = shift
-        self.seen: list[Mapping[str, Any]] = []
-
-    def __call__(self, path: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
-        self.seen.append(document)
-        if path == "/tokenize":
-            words = document["content"].encode()
-            return {"tokens": [each % VOCABULARY + self.shift for each in words]}
-        prompt = document["prompt"]
-        if isinstance(prompt, str):
-            number = [question for question, _ in ITEMS].index(prompt)
-            return {"content": f" {ITEMS[number][1]}" if number < self.solved else " no"}
-        context, told = list(prompt), []
-        for place in range(document["n_predict"]):
-            top = self.best(context)
-            token = top[0][0]
-            listed = top[: document["n_probs"]] if not (self.drafts and place % 3) else []
-            told.append(
-                {
-                    "id": token,
-                    "token": f"<{token}>",
-                    "logprob": 0.0,
-                    "top_logprobs": [{"id": each, "logprob": value} for each, value in listed],
-                }
-            )
-            context.append(token)
-        return {"completion_probabilities": told}
-
-    def best(self, context: list[int]) -> list[tuple[int, float]]:
-        """The same scores for the same last four tokens, as a model's for the same text."""
-        table = random.Random(str(context[-4:]))
-        scores = [table.gauss(0, 3) + self.turn(context, each) for each in range(VOCABULARY)]
-        total = math.log(sum(map(math.exp, scores)))
-        return sorted(
-            ((each, value - total) for each, value in enumerate(scores)), key=lambda pair: -pair[1]
-        )
 
 
 def served(others: Mapping[str, Made], base: Made | None = None) -> Callable[[Arm], Any]:

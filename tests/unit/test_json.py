@@ -17,12 +17,20 @@ import gguf_files
 import support
 from infertune.cli.gate import document
 from infertune.cli.main import main
+from infertune.cli.tune import document as tuned
 from infertune.launch.binary import Server
 from infertune.measure.answers import Answer, Reference, Step, Stretch
 from infertune.measure.arm import Arm
+from infertune.measure.check import Checked
 from infertune.measure.compare import Ground, Outcome
 from infertune.measure.gate import Drift, identical
+from infertune.measure.pairs import Comparison, Found
+from infertune.measure.space import Candidate
+from infertune.measure.statistics import Verdict
+from infertune.measure.tune import Job, Row
+from infertune.views.load import load
 from known_models import KNOWN
+from top_readings import reading
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FIXTURES = REPOSITORY / "tests" / "fixtures"
@@ -118,6 +126,7 @@ READING = [
     ["doctor"],
     ["doctor", "--list"],
     ["report"],
+    ["top"],
     ["boot", "plan", "long-context"],
     ["boot", "status"],
 ]
@@ -136,6 +145,12 @@ def ask(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 @pytest.mark.parametrize("argv", READING, ids=" ".join)
 def test_reading_verbs(machine: str, argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     ask(capsys, "--root", str(FIXTURES / f"{machine}.snapshot"), *argv)
+
+
+def test_top_of_a_machine_that_serves() -> None:
+    document = {"schema": "infertune.top/1", **load(reading(1), reading(2))}
+    assert document["servers"]
+    assert not list(problems(document, TABLES["infertune.top/1"]))
 
 
 def test_changing_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,6 +174,19 @@ def test_gate() -> None:
     outcome = Outcome((identical(reference, [said]),), ground, (said,))
     told = json.loads(json.dumps({"schema": "", **document(server, arm, arm, outcome)}))
     assert not list(problems(told, TABLES["infertune.gate/1"]))
+
+
+@pytest.mark.parametrize("candidate", [None, Candidate({"threads": 2})])
+def test_tune(candidate: Candidate | None) -> None:
+    job = Job("/m.gguf", {"threads": 1}, "latency", 1, 2, 64, False)
+    found = Found(
+        Comparison("check", ("a", "b")), Verdict("helps", 8, 0.1, 0.05, 0.2), {}, [], 0, 1.0
+    )
+    checked = Checked(True, "helps", "", found) if candidate else None
+    rows = [Row("threads=2", "applied", "faster", 0.1), Row("x=1", "skipped", "no", None)]
+    for each in (checked, Checked(False, "refused", "G2") if candidate else None):
+        told = {"schema": "", **tuned("/run", job, rows, candidate, each)}
+        assert not list(problems(json.loads(json.dumps(told)), TABLES["infertune.tune/1"]))
 
 
 @pytest.mark.parametrize("name", ["DeepSeek V3", "gpt-oss 120B", "Llama 3.1 8B"])

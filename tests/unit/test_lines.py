@@ -18,15 +18,16 @@ from infertune.base.errors import InfertuneError
 from infertune.base.root import Root
 from infertune.cli import lines
 from infertune.cli.base import Command, Context
-from infertune.cli.main import commands
+from infertune.cli.main import commands, main
 from infertune.cli.parser import build_parser
+from infertune.cli.verbs import VERBS
 from infertune.host.snapshot import open_snapshot
 from known_models import KNOWN
 
 FIXTURES = sorted((Path(__file__).parents[1] / "fixtures").glob("*.snapshot"))
 WIDTHS = (60, 80, 120)
 
-WORDS = {"PROFILE": "low-latency", "PROFILE|FILE": "low-latency"}
+WORDS = {"PROFILE": "low-latency", "PROFILE|FILE": "low-latency", "NAME": "chat"}
 """What is given for an argument that a verb must have."""
 MORE = (
     ("doctor", "--all"),
@@ -34,6 +35,7 @@ MORE = (
     ("knobs", "ttm.pages_limit"),
     ("plan", "long-context"),
     ("boot", "plan", "long-context"),
+    ("top", "--once"),
 )
 
 
@@ -80,8 +82,8 @@ def readers(all_of: Sequence[Command], before: tuple[str, ...] = ()) -> Iterator
             yield from readers(command.subcommands, words)
         elif not command.acts and command.name not in LIVE:
             needed = [each for each in command.arguments if not each.names[0].startswith("-")]
-            given = [each for each in needed if "nargs" not in each.options]
-            yield words + tuple(WORDS[str(each.options["metavar"])] for each in given)
+            given = [each for each in needed if each.options.get("nargs") != "?"]
+            yield words + tuple(WORDS.get(str(each.options["metavar"]), "x") for each in given)
 
 
 LIVE = {
@@ -123,6 +125,28 @@ def test_a_model_of_any_name(verb: str, machine: Root, tmp_path: Path) -> None:
     found = said(machine, (verb, str(path)))
     assert found.lines
     assert not found.too_wide
+
+
+@pytest.mark.parametrize("fixture", FIXTURES, ids=lambda path: path.stem)
+def test_what_was_done_fits_as_well(fixture: Path) -> None:
+    with open_snapshot(str(fixture)) as root:
+        for words in (("apply", "throughput"), ("status",), ("revert",), ("recover",)):
+            assert not said(root, words).too_wide
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_help_fits(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main(["--help"]) == 0
+    texts = [capsys.readouterr().out]
+    for verb in VERBS:
+        with pytest.raises(SystemExit, match="0"):
+            main([verb, "--help"])
+        texts.append(capsys.readouterr().out)
+    for line in "\n".join(texts).splitlines():
+        assert len(line) <= width or " " not in line.strip()
 
 
 # -- the layout itself ---------------------------------------------------------

@@ -27,6 +27,9 @@ GIVEN: dict[str, Any] = {
     "confirm_within": "90s",
     "url": "http://127.0.0.1:8080",
     "samples": 8,
+    "against": "base",
+    "budget": "5m",
+    "launch_only": True,
     "busy": True,
 }
 

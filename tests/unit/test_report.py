@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -15,10 +17,13 @@ from typing import Any
 
 import pytest
 
-from infertune.cli import main as command_line
+from infertune.base.root import Root
 from infertune.cli import report as verb
 from infertune.cli.main import main
+from infertune.host.machine import read_machine
 from infertune.host.privacy import cleaned, cleaner
+from infertune.measure.store import OF_ROOT, machine_key
+from infertune.measure.verdicts import Measured, Thing, save
 from infertune.views import report
 from infertune.views.html import html
 from infertune.views.markdown import markdown
@@ -35,24 +40,23 @@ SERVER = {
     "name": "gpt", "state": "failed", "profile": "big-moe", "port": 8080,
     "model": "/home/alice/models/gpt.gguf", "engine": "llama-server", "error": "exit code 1",
 }  # fmt: skip
+VERDICT = {
+    "setting": "vm.swappiness", "found": "no effect shown (-1..2)", "profile": "long-context",
+    "value": "10", "arm": "quiet", "verdict": "no effect shown", "estimate": 0.004, "low": -0.01,
+    "high": 0.02, "pairs": 24, "keeps": None, "bare": None, "day": "2026-11-28",
+    "model": "gemma", "stale": ["the kernel was 7.1.2"],
+}  # fmt: skip
 PROBE = {"name": "reclaim", "state": "attached", "why": "", "programs": ["reclaim_begin"]}
 
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
     """A report's document, with a server and a probe beside what the recorded machine has."""
-    found: dict[str, Any] = {}
-    context = command_line.Context
-
-    class Told(context):  # type: ignore[misc, valid-type]
-        def print_json(self, schema: str, document: dict[str, Any]) -> None:
-            found.update(document)
-
-    patch = pytest.MonkeyPatch()
-    with patch.context() as changed:
-        changed.setattr(command_line, "Context", Told)
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
         assert main(["--root", str(SERVING), "report", "--json"]) == 0
-    return {**found, "servers": [SERVER], "probes": [PROBE]}
+    found: dict[str, Any] = json.loads(output.getvalue())
+    return {**found, "servers": [SERVER], "probes": [PROBE], "verdicts": [VERDICT]}
 
 
 class Tags(HTMLParser):
@@ -136,13 +140,13 @@ def test_it_says_what_matters(document: dict[str, Any]) -> None:
         "Framework Desktop", "7.1.3-200.fc44.x86_64", "Profile long-context for vulkan, applied",
         "Drift: vm.swappiness is external, now 100", "gpt", "failed", "exit code 1", "reclaim",
         "40 GiB in use; the kernel's default, half of RAM", "GPU memory is the kernel's default",
-        "Read it before you show it to anyone",
+        "Read it before you show it to anyone", "no effect shown (-1..2)", "the kernel was 7.1.2",
     ):  # fmt: skip
         assert said in text
 
 
 def test_without_any_part_it_says_why() -> None:
-    parts = ("machine", "status", "servers", "doctor", "boot", "probes", "versions")
+    parts = ("machine", "status", "servers", "doctor", "boot", "probes", "versions", "verdicts")
     empty = dict.fromkeys(parts) | {"infertune": "1", "at": "now", "host_name": None}
     page = report.page({**empty, "unknown": {part: f"no {part} here" for part in parts}})
     text = Tags(html(page)).text
@@ -214,9 +218,25 @@ def test_nobody_is_named(
     assert "secrethost" in capsys.readouterr().out
 
 
+def test_what_was_measured_is_in_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tree(tmp_path)
+    thing = Thing(name="gemma", path=None, stamp=None)
+    one = Measured(
+        profile="long-context", setting="vm.swappiness", value="10", arm="quiet",
+        word="no effect shown", estimate=0.004, low=-0.01, high=0.02, pairs=24, day="2026-11-28",
+        kernel="7.1.2", backend="cpu", model=thing, server=thing,
+    )  # fmt: skip
+    save(Root(tmp_path), OF_ROOT, machine_key(read_machine(Root(tmp_path))), [one])
+    main(["--root", root, "report", "--json"])
+    [found] = json.loads(capsys.readouterr().out)["verdicts"]
+    assert found == {**VERDICT, "stale": ["the kernel was 7.1.2"]}
+
+
 def test_neither_users_nor_addresses_of_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {**SERVER, "host": "192.168.7.7", "unit": "x.service", "user": "alice"}
-    monkeypatch.setattr(verb, "_said", lambda ctx, *words: {"servers": [found]})
+    monkeypatch.setattr(verb, "said", lambda ctx, *words: {"servers": [found]})
     [one] = verb._server_list(None)  # type: ignore[arg-type]
     assert one == SERVER
 
@@ -271,14 +291,14 @@ def test_json_is_printed(
 def test_one_part_that_fails_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = verb._said
+    said = verb.said
 
     def broken(ctx: Any, *words: str) -> dict[str, Any]:
         if words == ("doctor",):
             raise ZeroDivisionError("/home/alice broke it")
         return said(ctx, *words)
 
-    monkeypatch.setattr(verb, "_said", broken)
+    monkeypatch.setattr(verb, "said", broken)
     assert main(["--root", tree(tmp_path / "machine"), "report", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["doctor"] is None

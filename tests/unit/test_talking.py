@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,8 +38,10 @@ def test_a_chat_goes_through_the_template_and_counts_every_token(server: Canned)
         delta(role="assistant"), delta(reasoning_content="Hm."), delta(content="Par"),
         delta(content="is"), END, usage,
     )  # fmt: skip
-    answer = chat(server.url, "What is the capital of France?", 12)
+    heard: list[str] = []
+    answer = chat(server.url, "What is the capital of France?", 12, hear=heard.append)
     assert (answer.text, answer.tokens) == ("Paris", 9)
+    assert heard == ["Par", "is"]
     assert answer.latency_s >= answer.ttft_s > 0
     path, body = server.asked
     assert path == "/v1/chat/completions"
@@ -68,15 +72,17 @@ def test_a_chat_that_fails_says_why(
 
 
 def test_where_to_talk_is_what_the_server_says(server: Canned) -> None:
-    browser, api = how_to_talk(server.url, chats=True)
+    browser, api, *shell = how_to_talk(server.url, chats=True)
     assert f"{server.url}  (in a browser)" in browser
     assert f"{server.url}/v1 " in api
     assert 'model "gpt-oss-20b"' in api
+    assert len(shell) == 2
 
 
 def test_a_build_without_the_page_has_no_address_for_a_browser(server: Canned) -> None:
     server.page, server.models = False, None
-    [api] = how_to_talk(server.url)
+    api, *_ = how_to_talk(server.url)
+    assert "browser" not in api
     assert api.endswith("/v1  (OpenAI, any key)")
 
 
@@ -84,6 +90,29 @@ def test_a_model_without_a_template_is_not_called_one_to_chat_with(server: Canne
     lines = how_to_talk(server.url, chats=False)
     assert COMPLETES_ONLY in lines
     assert not [line for line in lines if "browser" in line]
+
+
+@pytest.mark.parametrize(
+    ("how", "door", "fields"),
+    [
+        ({"chats": True}, "/v1/chat/completions", {"messages"}),
+        ({"chats": None, "keyed": True}, "/v1/chat/completions", {"messages"}),
+        ({"chats": False}, "/v1/completions", {"prompt", "max_tokens"}),
+    ],
+)
+def test_the_line_for_a_shell_can_be_typed(
+    how: dict[str, Any], door: str, fields: set[str], server: Canned
+) -> None:
+    """What it says is one command for sh, and the request it makes is one that servers take."""
+    told = how_to_talk(server.url, **how)
+    start = next(at for at, line in enumerate(told) if line.startswith("  shell"))
+    end = next(at for at in range(start, len(told)) if not told[at].endswith("\\"))
+    command = told[start : end + 1]
+    assert max(map(len, command)) <= 80
+    words = shlex.split("\n".join(command))[1:]
+    assert words[:2] == ["curl", f"{server.url}{door}"]
+    assert json.loads(words[words.index("--json") + 1]).keys() == fields
+    assert ("Authorization: Bearer KEY" in words) == how.get("keyed", False)
 
 
 def test_whether_a_file_has_a_chat_template(tmp_path: Path) -> None:

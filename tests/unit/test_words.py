@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from infertune.boot import staging
 from infertune.catalogue.knobs import KNOBS
 from infertune.catalogue.knobs.guards import GUARDS
 from infertune.cli.base import Command
@@ -71,8 +72,16 @@ def test_one_setting_is_one_setting(capsys: pytest.CaptureFixture[str]) -> None:
     assert "1 setting to change, 1 ok" in said(capsys, "plan", "low-latency", *words)[1]
 
 
-def test_a_rehearsal_says_that_it_is_one(capsys: pytest.CaptureFixture[str]) -> None:
-    _, text = said(capsys, "apply", "low-latency")
+@pytest.mark.parametrize(
+    "words",
+    [("apply", "low-latency"), ("revert",), ("recover",), ("boot", "stage", "long-context")],
+    ids=" ".join,
+)
+def test_a_rehearsal_says_that_it_is_one(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "stage", lambda *_, **__: None)
+    _, text = said(capsys, *words)
     assert text.splitlines()[-1].endswith("this machine was not touched")
 
 

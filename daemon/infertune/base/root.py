@@ -801,14 +801,21 @@ def write_user_file(path: str, data: bytes, *, force: bool = False, mode: int = 
     """Write a file the user named, on this system and not on a recorded one.
 
     An existing file is an error (FileExistsError) unless ``force``; one that others may read is
-    closed to them where ``mode`` says so.  Raises OSError.
+    closed to them where ``mode`` says so.  What cannot be written whole is not left there.  Raises
+    OSError.
     """
     flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if force else os.O_EXCL)
-    with os.fdopen(_open(Path(path), flags, mode), "wb") as file:
-        was = os.fstat(file.fileno()).st_mode
-        if stat.S_ISREG(was) and was & 0o077 & ~mode:
-            os.fchmod(file.fileno(), stat.S_IMODE(was) & mode)
-        file.write(data)
+    file = os.fdopen(_open(Path(path), flags, mode), "wb")
+    try:
+        with file:
+            was = os.fstat(file.fileno()).st_mode
+            if stat.S_ISREG(was) and was & 0o077 & ~mode:
+                os.fchmod(file.fileno(), stat.S_IMODE(was) & mode)
+            file.write(data)
+    except OSError:
+        if not force:  # it is ours, and half of it would be in the way of the next try
+            os.unlink(path)
+        raise
 
 
 def lay_out(

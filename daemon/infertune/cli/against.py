@@ -112,7 +112,7 @@ def _baseline(ctx: Context, ours: Arm) -> Arm:
     except (AttributeError, KeyError, TypeError):
         raise UsageError(
             f"{path}: it cannot be measured again",
-            hint="a server that somebody else runs is not started by us",
+            hint="that was a server which was running already",
         ) from None
 
 

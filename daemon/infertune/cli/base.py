@@ -136,9 +136,18 @@ class Context:
     def sentence(self, text: str, indent: int = 4) -> None:
         self.print(text, indent)
 
+    def say_rehearsed(self) -> None:
+        """That what was done was done to a recorded machine."""
+        if not self.live:
+            self.print(f"a rehearsal on {self.args.root}: this machine was not touched")
+
     def verbatim(self, text: str) -> None:
         """What is to be copied, or read by a program: its lines are left as they are."""
         self._write(printable(text))
+
+    def piece(self, text: str) -> None:
+        """What goes on where the last piece ended."""
+        self._write(printable(text), end="")
 
     def labelled(self, pairs: Sequence[tuple[str, str]], indent: int = 0, column: int = 0) -> None:
         """Labels in a column of so many at least, and what belongs to each beside it."""
@@ -159,12 +168,12 @@ class Context:
 
         self._write(json.dumps({"schema": schema, **document}, indent=2))
 
-    def _write(self, text: str) -> None:
+    def _write(self, text: str, end: str = "\n") -> None:
         if self.stdout is None or self.unheard:
             return
         try:
             # Flushed: `run` lasts for days, and its output may go to a pipe or a log.
-            print(text, file=self.stdout, flush=True)
+            print(text, file=self.stdout, end=end, flush=True)
         except OSError as error:
             self.unheard = error
 

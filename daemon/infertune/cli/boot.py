@@ -138,6 +138,7 @@ def _stage(ctx: Context) -> int:
         ctx.print_json("infertune.boot-stage/1", {**document, "staged": bool(change.options)})
     elif change.options:
         ctx.print("staged: tried at the next boot; 'infertune boot undo' takes it back")
+        ctx.say_rehearsed()
     return Exit.DIFFERS if change.by_hand else Exit.DONE
 
 
@@ -193,6 +194,7 @@ def _confirm(ctx: Context) -> int:
         ctx.print_json("infertune.boot-confirm/1", {"confirmed": confirmed})
     else:
         ctx.print("confirmed" if confirmed else "nothing waits for a confirmation")
+        ctx.say_rehearsed()
     return Exit.DONE if confirmed else Exit.DIFFERS
 
 
@@ -212,6 +214,7 @@ def _undo(ctx: Context) -> int:
         ctx.print("nothing to put back")
     else:
         ctx.print(f"'{done.profile}' is put back; the next boot has what was there before it")
+        ctx.say_rehearsed()
         for each in (*left, *done.anew):
             ctx.print(f"note: {each}")
     return Exit.DIFFERS if left else Exit.DONE

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Sequence
 from typing import Any
 
-from infertune.base.errors import Exit, UsageError
+from infertune.base.errors import Exit, UsageError, did_you_mean
 from infertune.base.records import asdict
 from infertune.cli.base import JSON, Command, Context, argument, verb
 from infertune.cli.lines import fold
@@ -37,9 +36,8 @@ def _doctor(ctx: Context) -> int:
 def _chosen(ids: Sequence[str] | None) -> list[Rule]:
     for each in ids or ():
         if each not in RULES:
-            near = difflib.get_close_matches(each, RULES, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else "'infertune doctor --list' lists them"
-            raise UsageError(f"there is no rule '{each}'", hint=hint)
+            near = did_you_mean(each, RULES) or "; 'infertune doctor --list' lists them"
+            raise UsageError(f"there is no rule '{each}'{near}")
     return [RULES[each] for each in ids] if ids else list(RULES.values())
 
 
@@ -97,7 +95,7 @@ def _print_finding(ctx: Context, result: Result) -> None:
 def _print_advice(ctx: Context, results: Sequence[Result]) -> None:
     if not results:
         return
-    ctx.print("recommendations of the survey of March 2026:")
+    ctx.print("advice of a guide (strix-halo-optimizations, March 2026), and this machine:")
     for result in results:
         advice = result.answer
         if isinstance(advice, Advice):

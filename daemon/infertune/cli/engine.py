@@ -137,8 +137,7 @@ def _apply(ctx: Context) -> int:
     emit(ctx, "apply", report, failed=None)
     if not args.json:
         ctx.print(summary(report, "changed", "applied", "clamped", "restored"))
-        if not ctx.live:
-            ctx.print(f"a rehearsal on {args.root}: this machine was not touched")
+        ctx.say_rehearsed()
         if limit is not None:
             ctx.print(f"goes back in {limit} s unless you run 'infertune confirm'")
     return Exit.DONE
@@ -196,8 +195,8 @@ def _status(ctx: Context) -> int:
     if ctx.args.json:
         ctx.print_json("infertune.status/1", document)
     else:
-        what = f": {about['profile']} ({about['backend']}) since {about['since']}" if about else ""
-        ctx.print(f"{state}{what}")
+        what = about and f": {about['profile']} ({about['backend']}) {_since(about['since'])}"
+        ctx.print(f"{state}{what or ''}")
         print_items(ctx, items, "present")
         if demand := document.get("demand"):
             now = "in force" if demand["in_force"] else "they are idle"
@@ -211,6 +210,26 @@ def _status(ctx: Context) -> int:
     as_left = all(item["outcome"] == "already" for item in items)
     fine = state in ("idle", "applied", "running") and as_left
     return Exit.DONE if fine else Exit.DIFFERS
+
+
+def _since(moment: str) -> str:
+    """``since 2026-11-28 13:58 (2 h ago)``: local time, as a clock on the wall has it."""
+    from datetime import UTC, datetime
+
+    try:
+        then = datetime.fromisoformat(moment).astimezone()
+    except ValueError:
+        return f"since {moment}"
+    minutes = (datetime.now(UTC) - then).total_seconds() / 60
+    if minutes < 1:
+        age = "just now"
+    elif minutes < 90:
+        age = f"{minutes:.0f} min ago"
+    elif minutes < 36 * 60:
+        age = f"{minutes / 60:.0f} h ago"
+    else:
+        age = f"{minutes / 60 / 24:.0f} days ago"
+    return f"since {then:%Y-%m-%d %H:%M} ({age})"
 
 
 def _about(drift: Mapping[str, Any]) -> str:
@@ -244,6 +263,7 @@ def _put_back(ctx: Context, verb: str) -> int:
     emit(ctx, verb, report, failed=None)
     if not ctx.args.json:
         say_restored(ctx, report)
+        ctx.say_rehearsed()
     left = count(report, "conflict", "absent")
     return Exit.DIFFERS if left or report["notes"] else Exit.DONE
 

@@ -111,7 +111,7 @@ def _print(ctx: Context, changed: dict[str, str], outcome: Outcome) -> None:
     ctx.table(("GATE", "VERDICT", "WHY"), rows)
     what = " ".join(f"{name}={value}" for name, value in changed.items()) or "the other model"
     words = "accepted" if outcome.accepted else "refused" if outcome.decided else "not judged"
-    ctx.sentence(f"{words}: {what}")
+    ctx.print(f"{words}: {what}")
 
 
 def document(server: Server, before: Arm, after: Arm, outcome: Outcome) -> dict[str, Any]:

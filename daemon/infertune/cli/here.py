@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from infertune.base.errors import Exit, UsageError
+from infertune.base.errors import Exit, UsageError, did_you_mean
 from infertune.catalogue.knobs import KNOBS
 from infertune.cli.base import Context
 from infertune.cli.render import amount, counted, emit, print_report, say_restored, summary
@@ -23,9 +23,8 @@ def without(ctx: Context) -> list[str]:
     """The knobs to leave alone; raises UsageError for one that does not exist."""
     for knob in ctx.args.without:
         if knob not in KNOBS:
-            raise UsageError(
-                f"--without {knob}: there is no such knob", hint="see 'infertune knobs'"
-            )
+            near = did_you_mean(knob, KNOBS) or "; see 'infertune knobs'"
+            raise UsageError(f"--without {knob}: there is no such knob{near}")
     return list(ctx.args.without)
 
 

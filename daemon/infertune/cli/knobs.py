@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
-from infertune.base.errors import Exit, UsageError
+from infertune.base.errors import Exit, UsageError, did_you_mean
 from infertune.catalogue.knobs import KNOBS, Knob, Reading, read_live, targets
 from infertune.catalogue.knobs.guards import GUARDS
 from infertune.cli.base import JSON, Command, Context, argument, verb
@@ -50,9 +49,8 @@ def _knobs(ctx: Context) -> int:
     machine = read_machine(ctx.root)
     wanted = ctx.args.id
     if wanted is not None and wanted not in KNOBS:
-        near = difflib.get_close_matches(wanted, KNOBS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else "'infertune knobs' lists them all"
-        raise UsageError(f"there is no knob '{wanted}'", hint=hint)
+        near = did_you_mean(wanted, KNOBS) or "; 'infertune knobs' lists them all"
+        raise UsageError(f"there is no knob '{wanted}'{near}")
     shown = [KNOBS[wanted]] if wanted else list(KNOBS.values())
     verdicts = measured_here(ctx, machine)
     measured = {knob.id: told(ctx, machine, verdicts, knob.id) for knob in shown}

@@ -17,6 +17,7 @@ from infertune.cli.verbs import GROUPS, MODULES, VERBS
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
 
 def commands(verb: str | None = None) -> tuple[Command, ...]:
@@ -75,6 +76,21 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stderr.flush()
         except (OSError, ValueError):
             _let_go_of(2)
+
+
+def said(context: Context, *words: str) -> dict[str, Any]:
+    """The document that another verb prints of the same machine.  Raises what that verb does."""
+    import json
+
+    from infertune.cli.parser import parse
+
+    args = parse(commands(words[0]), [*words, "--json"])
+    args.root = context.args.root
+    output = io.StringIO()
+    args.command.run(Context(None if context.live else context.root, args, output))
+    document: dict[str, Any] = json.loads(output.getvalue())
+    del document["schema"]
+    return document
 
 
 def _run(context: Context) -> int:

@@ -13,7 +13,14 @@ from typing import Any
 from infertune.base.errors import Exit, NotPermitted, Unreachable, UsageError
 from infertune.cli.base import JSON, Command, Context, argument, verb
 
-_ADDRESS = "127.0.0.1:9877"
+ADDRESS = "127.0.0.1:9877"
+EXPORTER = argument(
+    "--exporter",
+    metavar="ADDRESS",
+    default=ADDRESS,
+    help=f"where infertune-exporter listens (default {ADDRESS})",
+)
+_MAX_BYTES = 4 * 1024 * 1024
 _FIELDS = ("name", "state", "why", "programs")
 
 
@@ -32,15 +39,25 @@ def _probes(ctx: Context) -> int:
 
 def ask(address: str) -> Sequence[dict[str, Any]]:
     """What the running exporter says.  Raises Unreachable, UsageError."""
+    body = fetch(address, "/probes")
+    try:
+        found = json.loads(body)
+        return [{field: probe[field] for field in _FIELDS} for probe in found]
+    except (ValueError, TypeError, KeyError) as error:
+        raise Unreachable(f"what answers on {address} is no infertune-exporter") from error
+
+
+def fetch(address: str, path: str) -> bytes:
+    """A page of the running exporter.  Raises Unreachable, UsageError."""
     host, colon, port = address.rpartition(":")
     plain = re.fullmatch(r"[\w.:\[\]-]{1,255}", host, re.ASCII) and ".." not in host
     if not plain or not colon or not port.isdecimal() or int(port) > 65535:
-        raise UsageError(f"'{address}' is not an address", hint=f"write '{_ADDRESS}'")
+        raise UsageError(f"'{address}' is not an address", hint=f"write '{ADDRESS}'")
     connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=5)
     try:
-        connection.request("GET", "/probes")
+        connection.request("GET", path)
         answer = connection.getresponse()
-        body = answer.read(1024 * 1024)
+        body = answer.read(_MAX_BYTES)
     except (OSError, http.client.HTTPException) as error:
         raise Unreachable(
             f"no infertune-exporter answers on {address}: {error}",
@@ -50,11 +67,7 @@ def ask(address: str) -> Sequence[dict[str, Any]]:
         connection.close()
     if answer.status != 200:
         raise Unreachable(f"{address} answers {answer.status} {answer.reason}")
-    try:
-        found = json.loads(body)
-        return [{field: probe[field] for field in _FIELDS} for probe in found]
-    except (ValueError, TypeError, KeyError) as error:
-        raise Unreachable(f"what answers on {address} is no infertune-exporter") from error
+    return body
 
 
 def _attach() -> Sequence[dict[str, Any]]:
@@ -82,12 +95,7 @@ COMMANDS: tuple[Command, ...] = (
         _probes,
         (
             argument("--attach", action="store_true", help="attach them here for a moment (root)"),
-            argument(
-                "--exporter",
-                metavar="ADDRESS",
-                default=_ADDRESS,
-                help=f"where infertune-exporter listens (default {_ADDRESS})",
-            ),
+            EXPORTER,
             JSON,
         ),
         "Asks the running infertune-exporter, or with '--attach' tries itself and detaches again. "

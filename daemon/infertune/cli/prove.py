@@ -108,7 +108,7 @@ def _prove(ctx: Context) -> int:
     if not ctx.live:
         raise UsageError("prove measures this machine only", hint="leave --root out")
     if args.url and any((args.model, args.server, args.launch_only, args.stress)):
-        raise UsageError("--model, --server, --launch-only and --stress are for a server of ours")
+        raise UsageError("--model, --server, --launch-only and --stress do not go with --url")
     proof = Proof({"verb": "prove", "profile": args.profile, "busy": args.busy})
     failed = None
     code: int | None = None

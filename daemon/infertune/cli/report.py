@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import platform
 from collections.abc import Callable, Mapping
@@ -16,14 +14,16 @@ from infertune.base.errors import Exit, Failed, InfertuneError, UsageError, desc
 from infertune.base.root import write_user_file
 from infertune.base.units import format_size
 from infertune.cli.base import JSON, Command, Context, argument, verb
-from infertune.cli.main import commands
-from infertune.cli.parser import parse
+from infertune.cli.main import said
+from infertune.cli.measured import Told, measured_here
 from infertune.doctor.facts import read_facts
 from infertune.doctor.surroundings import LlamaServer, look_around, recorded
+from infertune.host.machine import read_machine
 from infertune.host.privacy import cleaned, cleaner
-from infertune.host.system import hostname
+from infertune.host.system import hostname, release
 from infertune.host.unknown import Unknown
 from infertune.host.version import format_version
+from infertune.measure.verdicts import amount, stale
 from infertune.views import report
 from infertune.views.html import html
 from infertune.views.markdown import markdown
@@ -79,12 +79,13 @@ def _document(ctx: Context) -> dict[str, Any]:
         return None
 
     found = {
-        "machine": part("machine", lambda: _said(ctx, "machine")),
-        "status": part("status", lambda: _said(ctx, "status")),
+        "machine": part("machine", lambda: said(ctx, "machine")),
+        "status": part("status", lambda: said(ctx, "status")),
         "servers": part("servers", lambda: _server_list(ctx)),
-        "doctor": part("doctor", lambda: _said(ctx, "doctor")),
-        "boot": part("boot", lambda: _said(ctx, "boot", "status")),
-        "probes": part("probes", lambda: _said(ctx, "probes")["probes"]),
+        "doctor": part("doctor", lambda: said(ctx, "doctor")),
+        "verdicts": part("verdicts", lambda: _verdicts(ctx)),
+        "boot": part("boot", lambda: said(ctx, "boot", "status")),
+        "probes": part("probes", lambda: said(ctx, "probes")["probes"]),
         "versions": part("versions", lambda: _versions(ctx)),
     }
     host = hostname(ctx.root)
@@ -97,24 +98,26 @@ def _document(ctx: Context) -> dict[str, Any]:
     return {**document, "host_name": host or None if shown else None}
 
 
-def _said(ctx: Context, *words: str) -> dict[str, Any]:
-    """The document of another verb."""
-    args = parse(commands(words[0]), [*words, "--json"])
-    args.root = ctx.args.root
-    output = io.StringIO()
-    args.command.run(Context(None if ctx.live else ctx.root, args, output))
-    document: dict[str, Any] = json.loads(output.getvalue())
-    del document["schema"]
-    return document
-
-
 _OF_A_SERVER = ("name", "state", "profile", "port", "model", "engine", "error")
 """Neither the address it listens on nor the user whose unit it is."""
 
 
 def _server_list(ctx: Context) -> list[dict[str, Any]]:
-    found = _said(ctx, "servers")["servers"]
+    found = said(ctx, "servers")["servers"]
     return [{field: each[field] for field in _OF_A_SERVER} for each in found]
+
+
+def _verdicts(ctx: Context) -> list[dict[str, Any]]:
+    """What 'infertune prove' has found here, the newest first."""
+    kernel = release(ctx.root)
+    return [
+        {
+            "setting": one.setting,
+            "found": amount(one),
+            **Told(one, tuple(stale(ctx.root, one, kernel))).document,
+        }
+        for one in measured_here(ctx, read_machine(ctx.root))
+    ]
 
 
 def _versions(ctx: Context) -> Mapping[str, str | None]:

@@ -18,7 +18,7 @@ from infertune.cli.base import JSON, Command, Context, argument, verb, whole
 from infertune.cli.engine import BACKEND, PROFILE, WITHOUT
 from infertune.cli.fit import FORCE
 from infertune.cli.here import without
-from infertune.cli.render import amount, print_report
+from infertune.cli.render import amount, counted, print_report
 from infertune.engine.documents import report_document
 from infertune.engine.state import Report
 from infertune.host.machine import Machine
@@ -31,10 +31,14 @@ from infertune.servers.models import model_path
 class Printer(Audience):
     """Tells the user what happens, on stderr where a command has stdout."""
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: Context, answers: Context | None = None) -> None:
         self.ctx = ctx
+        self.answers = answers or ctx
+        self.begun = False
+        """Whether a line of an answer is open."""
 
     def say(self, text: str) -> None:
+        self._end()
         self.ctx.print(text)
 
     def recovered(self, report: Report) -> None:
@@ -49,13 +53,25 @@ class Printer(Audience):
             rows = [_row(each) for each in outcomes]
             self.ctx.table(("LAUNCH", "WANTED", "GOT", "OUTCOME", ""), rows)
 
+    def heard(self, piece: str) -> None:
+        piece = piece if self.begun else piece.lstrip()
+        self.begun = self.begun or bool(piece)
+        self.answers.piece(piece)
+
+    def _end(self) -> None:
+        if self.begun:
+            self.answers.piece("\n")
+        self.begun = False
+
     def answered(self, completion: Completion) -> None:
+        # Of a chat that got no further than thinking there are but thoughts.
+        if not self.begun:
+            self.answers.verbatim(completion.text.strip())
         speed = completion.tokens_per_second
-        self.say(completion.text.strip())
+        then = "" if speed is None else f", then {speed:.1f} tokens/s"
         self.say(
-            f"{completion.tokens} tokens, TTFT {_ms(completion.ttft_s)}, "
-            f"TPOT {_ms(completion.tpot_s)}, latency {_ms(completion.latency_s)}, "
-            f"{'-' if speed is None else f'{speed:.1f}'} tokens/s"
+            f"{counted(completion.tokens, 'token')} in {completion.latency_s:.1f} s: "
+            f"the first after {completion.ttft_s:.1f} s{then}"
         )
 
     def restored(self, report: Report) -> None:
@@ -73,10 +89,6 @@ def _row(each: Placed) -> tuple[str, ...]:
 
 def _show(each: Placed, value: str | None) -> str:
     return amount(value, LAUNCH_SETTINGS[each.id].value.unit_bytes)
-
-
-def _ms(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds * 1000:.1f} ms"
 
 
 def _run(ctx: Context) -> int:
@@ -108,7 +120,9 @@ def _run(ctx: Context) -> int:
     if args.json:  # one document at the end, and nothing before it
         audience = Audience()
     else:
-        audience = Printer(Context(ctx.root, args, sys.stderr) if command else ctx)
+        # Standard output is the command's, or the answer's.
+        aside = Context(ctx.root, args, sys.stderr) if command or args.ask else ctx
+        audience = Printer(aside, ctx)
     failed = None
     try:
         return run(ctx.root, request, result, audience)

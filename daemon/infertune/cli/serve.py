@@ -17,7 +17,7 @@ from typing import Any
 
 from infertune.base.addresses import LOOPBACK, is_loopback, listen_address, reached_at
 from infertune.base.addresses import url as url_of
-from infertune.base.errors import Busy, Exit, Failed, NotPermitted, UsageError
+from infertune.base.errors import Busy, Exit, Failed, NotPermitted, UsageError, did_you_mean
 from infertune.base.names import DECLARED, NAME, server_unit
 from infertune.base.records import dataclass, replace
 from infertune.base.root import Root, full_path, read_plain_file
@@ -33,7 +33,7 @@ from infertune.host.models import real_path, shown_directory
 from infertune.host.sockets import listeners
 from infertune.launch.client import healthy, how_to_talk
 from infertune.launch.ready import Progress, choose_port
-from infertune.launch.system import show_log
+from infertune.launch.system import has_log, show_log
 from infertune.profiles.profile import load_profile
 from infertune.profiles.resolve import Desired, canonical, resolve
 from infertune.run import Audience, Request, Result, Run, prepare
@@ -218,7 +218,9 @@ def _start(ctx: Context) -> int:
     name = ctx.args.name
     about = _about(name)
     if "port" not in about:
-        raise UsageError(about.get("error") or f"no server '{name}' is declared", hint=DECLARED)
+        near = did_you_mean(name, [each["name"] for each in _call("Servers")])
+        why = about.get("error") or f"no server '{name}' is declared{near}"
+        raise UsageError(why, hint=None if near else DECLARED)
     door = Door(about.get("host", LOOPBACK), about["port"], ENGINES[about["engine"]].ready)
     unit = _call("Serve", "s", name)
     return _wait_and_say(ctx, name, unit, door, keyed=about.get("key", False))
@@ -487,6 +489,13 @@ def _logs(ctx: Context) -> int:
     if not NAME.fullmatch(ctx.args.name):
         raise UsageError("not a server name", hint=f"a name matches {NAME.pattern}")
     unit = server_unit(ctx.args.name)
+    declared = declared_ports(ctx.root)
+    if ctx.args.name not in declared and not has_log(unit):
+        near = did_you_mean(ctx.args.name, declared)
+        raise UsageError(
+            f"there is no server '{ctx.args.name}', and no log of one{near}",
+            hint=None if near else "infertune servers",
+        )
     code = show_log(unit, as_json=ctx.args.json, follow=ctx.args.follow)
     return Exit.DONE if code == 0 else Exit.FAILED
 

@@ -99,6 +99,18 @@ TOOLS = {
               Parameter("url", "address of a server that runs, instead of starting one", "--url",
                         pattern=r"https?://[^\s]+"),
               Parameter("samples", "samples that count, of each row", "--samples", whole=(1, 1000)),
+              Parameter("against", "a profile, or an earlier run, to compare with in pairs",
+                        "--against"),
+              Parameter("busy", "measure among programs that work", "--busy", flag=True)),
+             measures=True),
+        Tool("prove", ("prove",), "Measure whether a profile helps on this machine, in pairs in "
+             "random order: helps, harms, no effect shown, cannot decide. Takes the budget; "
+             "everything goes back. Needs root, or launch_only.",
+             (_PROFILE, Parameter("model", _MODEL.what, "--model"), _BACKEND,
+              Parameter("budget", "time for all of it, as 20m", "--budget", default="20m",
+                        pattern=r"[1-9]\d?\d?m"),
+              Parameter("launch_only", "leave the kernel's settings alone", "--launch-only",
+                        flag=True),
               Parameter("busy", "measure among programs that work", "--busy", flag=True)),
              measures=True),
         Tool("apply", ("apply",), "Make the machine what a profile says. Everything goes back by "

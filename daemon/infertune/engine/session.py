@@ -60,7 +60,7 @@ def session(
         if holder is not None:
             raise Busy(
                 f"busy: {holder} has this machine; nothing was touched",
-                hint="wait for it, or stop it: its values are put back when it ends",
+                hint="wait for it; a 'run' that is stopped puts its values back",
             )
         one = Session(root, owner, machine or partial(read_machine, root))
         try:

@@ -64,16 +64,35 @@ def healthy(base_url: str, timeout_s: float = 2.0, path: str = "/health") -> boo
         return False
 
 
-def complete(base_url: str, prompt: str, n_predict: int, *, timeout_s: float = 300.0) -> Completion:
+def _unheard(_: str) -> None:
+    """For whoever waits for the whole answer."""
+
+
+def complete(
+    base_url: str,
+    prompt: str,
+    n_predict: int,
+    *,
+    timeout_s: float = 300.0,
+    hear: Callable[[str], None] = _unheard,
+) -> Completion:
     """Generate up to ``n_predict`` tokens after ``prompt``, which is taken as it is.
 
-    ``timeout_s`` bounds the wait for each piece, not the whole.  Raises Failed.
+    ``timeout_s`` bounds the wait for each piece, not the whole; ``hear`` is given each piece of
+    the answer as it comes.  Raises Failed.
     """
     body = {"prompt": prompt, "n_predict": n_predict, "stream": True, "return_tokens": True}
-    return _timed(f"{base_url}/completion", body, _piece_of_text, timeout_s)
+    return _timed(f"{base_url}/completion", body, _piece_of_text, timeout_s, hear)
 
 
-def chat(base_url: str, question: str, max_tokens: int, *, timeout_s: float = 300.0) -> Completion:
+def chat(
+    base_url: str,
+    question: str,
+    max_tokens: int,
+    *,
+    timeout_s: float = 300.0,
+    hear: Callable[[str], None] = _unheard,
+) -> Completion:
     """Ask ``question`` through the model's chat template; else as ``complete``."""
     body = {
         "messages": [{"role": "user", "content": question}],
@@ -81,7 +100,7 @@ def chat(base_url: str, question: str, max_tokens: int, *, timeout_s: float = 30
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    return _timed(f"{base_url}/v1/chat/completions", body, _piece_of_chat, timeout_s)
+    return _timed(f"{base_url}/v1/chat/completions", body, _piece_of_chat, timeout_s, hear)
 
 
 def ask(
@@ -116,11 +135,25 @@ def how_to_talk(base_url: str, *, chats: bool | None = None, keyed: bool = False
     model = f', model "{printable_line(name, 80)}"' if name and isinstance(name, str) else ""
     key = "a key of its file" if keyed else "any key"
     lines = [f"  API      {base_url}/v1  (OpenAI{model}, {key})"]
+    lines += _curl(base_url, chats=chats is not False, keyed=keyed)
     if chats is False:
-        return [*lines, f"  text     {base_url}/v1/completions", COMPLETES_ONLY]
+        return [*lines, COMPLETES_ONLY]
     if _has_page(base_url):
         lines.insert(0, f"  chat     {base_url}  (in a browser)")
     return lines
+
+
+def _curl(base_url: str, *, chats: bool, keyed: bool) -> list[str]:
+    """The same for a shell, in lines that can be copied."""
+    door = "v1/chat/completions" if chats else "v1/completions"
+    asked = (
+        '"messages": [{"role": "user", "content": "Hello"}]'
+        if chats
+        else '"prompt": "The sky is blue because", "max_tokens": 64'
+    )
+    key = ["           -H 'Authorization: Bearer KEY' \\"] if keyed else []
+    # --json (curl 7.82) says what it is: engines beside llama-server take nothing else.
+    return [f"  shell    curl {base_url}/{door} \\", *key, f"           --json '{{{asked}}}'"]
 
 
 def _has_page(base_url: str) -> bool:
@@ -171,14 +204,20 @@ def _text(found: object) -> str:
 
 
 def _timed(
-    url: str, body: dict[str, Any], read: Callable[[Mapping[str, Any]], _Piece], timeout_s: float
+    url: str,
+    body: dict[str, Any],
+    read: Callable[[Mapping[str, Any]], _Piece],
+    timeout_s: float,
+    hear: Callable[[str], None],
 ) -> Completion:
     """Post ``body``, read the answer to its end, and time it."""
     start = time.monotonic()
     whole = _Answer()
     with failures_of_a_server(), _post(url, body, timeout_s) as reply:
         for event in events(reply):
-            whole.take(read(event))
+            whole.take(piece := read(event))
+            if piece.text:
+                hear(piece.text)
         if not whole.complete:
             raise Failed("the server broke off the answer")
     if whole.first is None:

@@ -21,6 +21,25 @@ def show_log(unit: str, *, as_json: bool, follow: bool) -> int:
         raise Failed(f"journalctl: {error.strerror}") from error
 
 
+def has_log(unit: str) -> bool:
+    """Whether the journal has a line of a unit, as far as the caller may read it.
+
+    True where it cannot be asked: ``show_log`` says why.
+    """
+    command = ("journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=1", f"--unit={unit}")
+    try:
+        answer = subprocess.run(
+            ["/usr/bin/env", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+    except OSError:
+        return True
+    return answer.returncode != 0 or bool(answer.stdout)
+
+
 def kernel_journal(patience_s: float) -> Sequence[str] | None:
     """The kernel's messages of this boot as the journal has them; None where it gives none.
 

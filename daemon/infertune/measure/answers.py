@@ -103,6 +103,11 @@ def refer(ask: Ask, prefixes: Sequence[str] = PREFIXES, *, items: bool = True) -
     return Reference(tuple(answers), solve(ask) if items else ())
 
 
+def one_token(ask: Ask) -> None:
+    """Have a server give a token, in the way in which it is to be asked.  Raises Failed."""
+    _steps(ask, _tokens(ask, PREFIXES[0]), 1, cache=False)
+
+
 def follow(
     ask: Ask,
     reference: Reference,

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from typing import Any
 
 from infertune.base.addresses import LOOPBACK
 from infertune.base.addresses import url as url_of
@@ -67,6 +69,32 @@ class Starter:
         """As ``start``, for who only asks."""
         with self.start(arm) as running:
             yield running.ask()
+
+    def paced(self, first_s: float, each_s: float) -> Serve:
+        """As ``serve``, of servers that get ``first_s`` and then so much time for each answer.
+
+        So one that is far too slow is given up after a few answers, not after all of them.
+        """
+
+        @contextmanager
+        def serve(arm: Arm) -> Iterator[Ask]:
+            with self.start(arm) as running:
+                end = time.monotonic() + first_s
+
+                def asked(path: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
+                    nonlocal end
+                    end += each_s
+                    if (left := end - time.monotonic()) > 0:
+                        try:
+                            return ask(running.url, path, document, timeout_s=left)
+                        except Failed:
+                            if time.monotonic() < end:
+                                raise
+                    raise Failed("it takes too long to answer")
+
+                yield asked
+
+        return serve
 
     @contextmanager
     def start(self, arm: Arm, ready_s: float = READY_S) -> Iterator[Running]:

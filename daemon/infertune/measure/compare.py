@@ -58,9 +58,17 @@ class Outcome:
 
 
 def lay(
-    serve: Serve, arm: Arm, say: Say, prefixes: Sequence[str] = PREFIXES, again: int = AGAIN
+    serve: Serve,
+    arm: Arm,
+    say: Say,
+    prefixes: Sequence[str] | None = None,
+    again: int = AGAIN,
 ) -> Ground:
-    """Ask the reference, and ask it again in new processes.  Raises Failed and UsageError."""
+    """Ask the reference (PREFIXES, where none are given), and ask it again in new processes.
+
+    Raises Failed and UsageError.
+    """
+    prefixes = prefixes or PREFIXES
     say(f"asking the reference: {len(prefixes)} prompts")
     with serve(arm) as ask:
         reference = refer(ask, prefixes, items=False)

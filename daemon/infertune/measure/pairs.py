@@ -16,11 +16,17 @@ from infertune.base.records import asdict, dataclass, replace
 from infertune.measure.conditions import Baseline, Between, contamination, usual
 from infertune.measure.statistics import LOOKS, UNDECIDED, Verdict, gain, judge, look
 
-FIGURES: Mapping[str, bool] = {"decode_tps": False, "ttft_s": True, "start_s": True}
-"""What a sample has: tokens per second after the first, seconds to the first token, and to a
-server that is ready; and whether less of it is better."""
+FIGURES: Mapping[str, bool] = {
+    "decode_tps": False,
+    "ttft_s": True,
+    "start_s": True,
+    "answer_s": True,
+}
+"""What a sample has: tokens per second after the first, seconds to the first token, to a server
+that is ready, and to the whole answer; and whether less of it is better."""
 PRIMARY = "decode_tps"
-"""The figure that gets the verdict.  A verdict on each would be wrong more often than is said."""
+"""The figure that gets the verdict, where nothing else is said.  A verdict on each would be wrong
+more often than is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,8 @@ class Comparison:
     """Place of the arm that the last is held against."""
     most: int = LOOKS[-1]
     """Blocks after which it ends; as many may be thrown away."""
+    figure: str = PRIMARY
+    """What gets the verdict."""
     on_purpose: frozenset[str] = frozenset()
     """What this program makes scarce itself, in some arm: ``cpu``, ``memory``."""
 
@@ -132,7 +140,7 @@ class Runner:
             return _undecided(comparison, blocks, f"the machine was too busy{who}")
         if len(good) not in (*LOOKS, comparison.most):
             return None
-        seen = gains(good, against=comparison.against)
+        seen = gains(good, comparison.figure, against=comparison.against)
         verdict = look(seen) if len(good) < comparison.most else judge(seen)
         return _found(comparison, blocks, verdict) if verdict else None
 
@@ -190,7 +198,9 @@ def _found(
 ) -> Found:
     good = _good(blocks)
     others = {
-        name: gains(good, name, against=comparison.against) for name in FIGURES if name != PRIMARY
+        name: gains(good, name, against=comparison.against)
+        for name in FIGURES
+        if name != comparison.figure
     }
     return Found(
         comparison=comparison,
@@ -205,7 +215,7 @@ def _found(
 
 def _undecided(comparison: Comparison, blocks: Sequence[tuple[Sample, ...]], reason: str) -> Found:
     # At no look: whatever the pairs so far say, a verdict now would be one look more.
-    so_far = judge(gains(_good(blocks), against=comparison.against))
+    so_far = judge(gains(_good(blocks), comparison.figure, against=comparison.against))
     return _found(comparison, blocks, replace(so_far, word=UNDECIDED), reason)
 
 

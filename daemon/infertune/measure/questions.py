@@ -37,6 +37,22 @@ PREFIXES: tuple[str, ...] = (
 )
 """Of 5 to 50 tokens each."""
 
+UNSEEN: tuple[str, ...] = (
+    "The clock in the station had stopped, so the passengers",
+    "Glass is made by heating sand until",
+    "In the winter of 1874 the village",
+    "The first thing to do when a bicycle chain comes off is to",
+    "Dear Mr Lowe,\n\nI am writing to ask whether the hall is free on",
+    "Question: What do bees eat?\nAnswer:",
+    "January, February, March,",
+    "2, 4, 8, 16,",
+    "def is_even(number):\n    return",
+    "public class Main {\n    public static void main(String[] args) {\n        System.out.",
+    "Rot, gelb, grün und",
+    "The opposite of up is down. The opposite of open is closed. The opposite of full is",
+)
+"""For the last check of what was found with the others."""
+
 _SUMS = ((2, 5), (4, 4), (7, 2), (6, 3), (1, 8), (5, 3), (3, 4), (2, 6), (9, 1), (4, 5))
 _WORDS = (
     *("stone", "river", "candle", "window", "orange"),

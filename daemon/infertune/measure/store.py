@@ -96,6 +96,14 @@ class Store:
             raise Failed(f"{self.path} is not a measurement, or of another version")
         return found
 
+    def write(self, name: str, text: str) -> None:
+        """Put a file beside it, in place of an earlier one.  Raises OSError."""
+        self._root.replace(f"{self.path}/{name}", text.encode())
+
+    def write_json(self, name: str, document: Mapping[str, Any]) -> None:
+        """The same for a document."""
+        self.write(name, f"{json.dumps(document, indent=1)}\n")
+
     def add(self, sample: Mapping[str, Any]) -> None:
         """Keep one sample; it is on disk when this returns.  Raises OSError."""
         line = json.dumps(sample, separators=(",", ":"))

@@ -138,7 +138,7 @@ class Bench:
     """Whether the user measures among others on purpose."""
     deadline_s: float = WARMUP_S
 
-    def warm_up(self, load: Load) -> Timed:
+    def warm_up(self, load: Load, patience_s: float = WARMUP_S) -> Timed:
         """One request that does not count, for this load; sets the deadline of the next ones.
 
         Raises Failed.
@@ -146,7 +146,7 @@ class Bench:
         [number] = self.prompts.take()
         start = time.monotonic()
         found = generate(
-            self.target, self._prompt(number, load), min(load.tokens, WARMUP_TOKENS), WARMUP_S
+            self.target, self._prompt(number, load), min(load.tokens, WARMUP_TOKENS), patience_s
         )
         once = time.monotonic() - start + (found.tpot_s or 0.0) * load.tokens
         self.deadline_s = max(FACTOR * once * load.slots, LEAST_S)

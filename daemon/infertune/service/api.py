@@ -18,7 +18,7 @@ from dbus_fast.annotations import DBusSignature
 from dbus_fast.service import ServiceInterface, dbus_method, dbus_property
 
 from infertune import __version__
-from infertune.base.errors import Failed, InfertuneError, NotPermitted, UsageError
+from infertune.base.errors import Failed, InfertuneError, NotPermitted, UsageError, did_you_mean
 from infertune.base.names import NAME
 from infertune.base.tables import shown
 from infertune.catalogue.backends import BACKENDS
@@ -442,10 +442,8 @@ def _choice(profile: str, backend: str, without: list[str]) -> Choice:
         raise UsageError("not a backend", hint=f"one of auto, {', '.join(BACKENDS)}")
     if len(without) > len(KNOBS) or any(knob not in KNOBS for knob in without):
         unknown = [knob for knob in without if knob not in KNOBS] or without
-        raise UsageError(
-            f"there is no such knob to leave out: {shown(unknown[0])}",
-            hint="see 'infertune knobs'",
-        )
+        near = did_you_mean(unknown[0][:80], KNOBS) or "; see 'infertune knobs'"
+        raise UsageError(f"there is no such knob to leave out: {shown(unknown[0])}{near}")
     return Choice(profile, backend, tuple(without))
 
 

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from infertune.base.addresses import reached_at
-from infertune.base.errors import Failed, InfertuneError, UsageError
+from infertune.base.errors import Failed, InfertuneError, UsageError, did_you_mean
 from infertune.base.names import DECLARED, OF_CONTAINER, SLICE, server_of_unit, server_unit
 from infertune.base.records import dataclass, replace
 from infertune.base.root import Root
@@ -96,7 +96,9 @@ class Serving:
         """The declaration of a server.  Raises UsageError where there is none."""
         found = find_declaration(self._root, name)
         if found is None:
-            raise UsageError(f"no server '{name}' is declared", hint=f"{DECLARED}/{name}.toml")
+            near = did_you_mean(name, self._declared())
+            hint = None if near else f"{DECLARED}/{name}.toml"
+            raise UsageError(f"no server '{name}' is declared{near}", hint=hint)
         if isinstance(found, Foreign):
             raise UsageError(
                 f"'{name}' is {found.unit}, which infertune does not start",
@@ -144,7 +146,9 @@ class Serving:
             known = state != "inactive" or unit in units_with_drop_in(self._root)
             # One that is not valid can be forgotten as well.
             if not known and name not in self._declared():
-                raise UsageError(f"there is no server '{name}'", hint="infertune servers")
+                near = did_you_mean(name, self._declared())
+                hint = None if near else "infertune servers"
+                raise UsageError(f"there is no server '{name}'{near}", hint=hint)
             if known:
                 await self._systemd.stop(unit)
             remove_drop_in(self._root, unit)

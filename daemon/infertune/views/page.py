@@ -75,3 +75,8 @@ def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table | N
 def plain(text: str) -> str:
     """Text that drives neither a terminal nor the direction of writing, and has an end."""
     return printable_line(text, CELL)
+
+
+def counted(number: int, noun: str) -> str:
+    """``no errors``, ``1 error``, ``2 errors``."""
+    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"

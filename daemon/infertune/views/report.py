@@ -8,15 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from infertune.base.units import format_cpulist, format_size
-from infertune.views.page import Bar, Entry, Page, Section, table
+from infertune.views.page import Bar, Entry, Page, Section, counted, table
 
 Document = Mapping[str, Any]
 
 UNKNOWN = "unknown"
 CONTAINS = (
     "In it: the machine, its kernel and boot options; who holds the GPU's memory; the profile and "
-    "every file it changed; model servers and the names of their models; what the doctor found; "
-    "versions."
+    "every file it changed; model servers and the names of their models; what the doctor found and "
+    "what was measured; versions."
 )
 LEFT_OUT = (
     "Left out: API keys and what looks like one, MAC addresses, UUIDs, serial numbers, users and "
@@ -39,6 +39,7 @@ def page(document: Document) -> Page:
         _section("Settings", document, "status", _settings),
         _section("Model servers", document, "servers", _servers),
         _section("Findings", document, "doctor", _findings),
+        _section("Measured here", document, "verdicts", _verdicts),
         _section("Settings for the next boot", document, "boot", _boot),
         _section("Machine", document, "machine", _machine),
         _section("Versions", document, "versions", _versions),
@@ -73,11 +74,6 @@ def _text(value: object) -> str:
 
 def _size(value: int | None) -> str:
     return UNKNOWN if value is None else format_size(value)
-
-
-def counted(number: int, noun: str) -> str:
-    """``no errors``, ``1 error``, ``2 errors``."""
-    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
 
 
 # -- in short ------------------------------------------------------------------------
@@ -328,6 +324,28 @@ def _not_known(title: str, doctor: Document) -> Section | None:
     ]
     header = ("WHY", "RULES OF THE DOCTOR")
     return Section(title, table=table(header, rows)) if rows else None
+
+
+# -- verdicts ------------------------------------------------------------------------
+
+
+def _verdicts(title: str, verdicts: Iterable[Document]) -> Section:
+    rows = [
+        (
+            each["setting"],
+            each["value"] or "-",
+            each["profile"],
+            each["found"],
+            each["arm"],
+            each["model"],
+            each["day"],
+            "; ".join(each["stale"]),
+        )
+        for each in verdicts
+    ]
+    header = ("SETTING", "VALUE", "PROFILE", "FOUND", "ARM", "MODEL", "DAY", "CHANGED SINCE")
+    nothing = "Nothing: 'infertune prove' was not run."
+    return Section(title, () if rows else (nothing,), table=table(header, rows))
 
 
 # -- the rest ------------------------------------------------------------------------

@@ -23,6 +23,7 @@ MAX_MODELS = 64
 """Bound of the label ``model`` for one server; those that are loaded come first."""
 _SOURCE = "; ".join(engine.source for engine in ENGINES.values())
 _OF_LLAMA = ENGINES["llama-server"].source
+_OF_LABELLED = "; ".join(ENGINES[each].source for each in ("vllm", "sglang"))
 _SERIES = f"one per model (at most {MAX_MODELS} of each declared server)"
 
 # Name, type, unit and meaning; whose documents.
@@ -41,6 +42,11 @@ _VALUES: tuple[tuple[str, Literal["gauge", "counter"], str, str, str], ...] = (
     ("prompt_seconds_total", "counter", "seconds", "Time spent on prompts.", _OF_LLAMA),
     ("tokens_predicted_total", "counter", "items", "Tokens generated.", _SOURCE),
     ("tokens_predicted_seconds_total", "counter", "seconds", "Time spent generating.", _OF_LLAMA),
+    (
+        *("first_token_seconds_total", "counter", "seconds"),
+        *("Time from request to first token, of all requests.", _OF_LABELLED),
+    ),
+    ("first_tokens_total", "counter", "items", "Requests that have a first token.", _OF_LABELLED),
     ("decodes_total", "counter", "items", "Calls of llama_decode().", _OF_LLAMA),
     ("busy_slots_per_decode", "gauge", "items", "Slots busy per call, on average.", _OF_LLAMA),
     ("requests_processing", "gauge", "items", "Requests in work.", _SOURCE),
