@@ -320,6 +320,13 @@ def test_forty_proofs_of_a_dummy_are_seldom_wrong(where: Path) -> None:
     assert len(said) >= 36, "the baseline differs from itself seldom"
 
 
+def test_forty_proofs_of_a_dummy_on_a_calm_machine(where: Path) -> None:
+    found = [proved(where / str(seed), seed, noise=calm(seed), busy=False) for seed in range(40)]
+    said = words(found)
+    assert sum(word in (HELPS, HARMS) for word in said) <= 2
+    assert said.count(NO_EFFECT) >= 30, "it is not only that nothing can be decided"
+
+
 def calm(seed: int, spread: float = 0.02) -> list[tuple[float, float]]:
     rng = random.Random(seed)
     return [(50 * rng.gauss(1, spread), 0.01) for _ in range(400)]
