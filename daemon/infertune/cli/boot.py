@@ -323,7 +323,10 @@ def _print_plan(ctx: Context, prepared: _Prepared) -> None:
         ctx.print(f"    {each}")
     for option in change.options:
         places = option.file or ", ".join(p.word for p in option.parameters)
-        ctx.print(f"set {option.id} = {_shown(option, option.value)}  ({places}; {option.source})")
+        size = _shown(option, option.value)
+        # The number, too: it is what the command line will have, and what others' advice names.
+        value = f"{option.value} ({size})" if size != option.value else size
+        ctx.print(f"set {option.id} = {value}  ({places}; {option.source})")
         if option.note:
             ctx.print(f"    {option.note}")
         if option.file:
