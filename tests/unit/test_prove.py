@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,10 +120,13 @@ def test_a_setting_that_is_not_given_is_not_measured() -> None:
 
 def test_another_server_on_the_port_is_not_measured() -> None:
     """The one of ours that could not have the port is gone, and somebody else says it is ready."""
-    with talking() as other:
-        proving._refuse_another_server(Root("/"), other.url, os.getpid())
-        with pytest.raises(Failed, match=f"another server has taken port {other.server_port}"):
-            proving._refuse_another_server(Root("/"), other.url, 1)
+    with talking() as other, subprocess.Popen(["sleep", "600"]) as ours:
+        try:
+            proving._refuse_another_server(Root("/"), other.url, os.getpid())
+            with pytest.raises(Failed, match=f"another server has taken port {other.server_port}"):
+                proving._refuse_another_server(Root("/"), other.url, ours.pid)
+        finally:
+            ours.kill()
 
 
 # -- the machine goes back -------------------------------------------------------------------
