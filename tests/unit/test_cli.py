@@ -111,6 +111,8 @@ def test_what_is_done_does_not_depend_on_who_listens(output: str, tmp_path: Path
 
     lost = output == "/dev/full"
     assert run("verify", "mine") == (3 if lost else 1)
+    assert run("verify", "--help") == (3 if lost else 0)
+    assert run("report", "--markdown") == (3 if lost else 0)
     assert run("apply", "mine") == 0
     assert values(tmp_path)["/proc/sys/vm/swappiness"] == "7\n"
     assert run("verify", "mine") == (3 if lost else 0)

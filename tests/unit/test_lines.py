@@ -142,8 +142,7 @@ def test_help_fits(
     assert main(["--help"]) == 0
     texts = [capsys.readouterr().out]
     for verb in VERBS:
-        with pytest.raises(SystemExit, match="0"):
-            main([verb, "--help"])
+        assert main([verb, "--help"]) == 0
         texts.append(capsys.readouterr().out)
     for line in "\n".join(texts).splitlines():
         assert len(line) <= width or " " not in line.strip()

@@ -4,10 +4,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -71,7 +76,7 @@ def test_what_a_tool_does_not_know_is_refused() -> None:
 
 def test_nothing_is_applied_for_good() -> None:
     assert "--confirm-within=5min" in words(TOOLS["apply"], {"profile": "low-latency"})
-    for wrong in ("0s", "29s", "61min", "2h", "1000s"):
+    for wrong in ("0s", "29s", "61min", "2h", "1000s", "3٣s"):
         with pytest.raises(UsageError, match="confirm_within"):
             words(TOOLS["apply"], {"profile": "low-latency", "confirm_within": wrong})
     changing = {name for name, tool in TOOLS.items() if tool.changes}
@@ -138,6 +143,129 @@ def test_a_client_that_goes_away_ends_what_it_asked_for(tmp_path: Path) -> None:
                 await asyncio.sleep(0.01)
 
     asyncio.run(asyncio.wait_for(work(), GENEROUS_S))
+
+
+ONCE = """
+import os, sys, time
+path = {path!r}
+try:
+    with open(path, "w") as file:
+        file.write(str(os.getpid()))
+    while True:
+        time.sleep(600)
+except KeyboardInterrupt:
+    try:
+        while not os.path.exists(path + ".go"):
+            time.sleep(0.01)
+        open(path + ".back", "w").close()
+    except KeyboardInterrupt:
+        open(path + ".cut-short", "w").close()
+"""
+HOST = """
+import sys
+from infertune.cli import main, mcp
+mcp.PROGRAM = (sys.executable, "-c", {stub!r})
+sys.exit(main.main(["mcp"]))
+"""
+HELLO = {
+    "protocolVersion": "2025-06-18",
+    "capabilities": {},
+    "clientInfo": {"name": "test", "version": "1"},
+}
+
+
+def spoken(method: str, params: Any, **more: Any) -> bytes:
+    return json.dumps({"jsonrpc": "2.0", "method": method, "params": params, **more}).encode()
+
+
+def started(script: str, **streams: Any) -> subprocess.Popen[bytes]:
+    """A program of its own, as a client or a terminal has it."""
+    return subprocess.Popen(
+        [sys.executable, "-B", "-c", script],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY / "daemon")},
+        start_new_session=True,
+        **{"stdin": PIPE, "stdout": PIPE, "stderr": PIPE, **streams},
+    )
+
+
+def wait_for(path: Path) -> str:
+    until = time.monotonic() + GENEROUS_S
+    while not (path.exists() and path.stat().st_size) and time.monotonic() < until:
+        time.sleep(0.01)
+    return path.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_what_was_asked_for_and_once(tmp_path: Path, number: int) -> None:
+    """A client that never speaks again does not keep it; Ctrl-C goes to the whole group."""
+    path = tmp_path / "pid"
+    with started(HOST.format(stub=ONCE.format(path=str(path)))) as host:
+        assert host.stdin
+        assert host.stdout
+        assert host.stderr
+        lines = (
+            spoken("initialize", HELLO, id=1),
+            spoken("notifications/initialized", {}),
+            spoken("tools/call", {"name": "bench", "arguments": {}}, id=2),
+        )
+        host.stdin.write(b"\n".join(lines) + b"\n")
+        host.stdin.flush()
+        asked = int(wait_for(path))
+        assert os.getpgid(asked) != host.pid
+        os.killpg(host.pid, number)
+        Path(f"{path}.go").touch()
+        assert host.wait(GENEROUS_S) == 128 + number
+        assert host.stderr.read() == b""
+    assert Path(f"{path}.back").exists()
+    assert not Path(f"{path}.cut-short").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "said", "streams", "code", "error"),
+    [
+        ("", b"x" * 3000, {}, 3, "a message is longer than 1000 B"),
+        ("sys.stdin = None", b"", {}, 2, "one of them is closed"),
+        ("sys.stdout = None", b"", {}, 2, "one of them is closed"),
+        ("sys.modules['mcp'] = None", b"", {}, 2, "needs the MCP SDK"),
+        ("", spoken("initialize", HELLO, id=1), {"stdout": "/dev/full"}, 3, "No space left"),
+        ("", b'{\n\xff\n\nnull\n[]\n{"jsonrpc": "2.0", "id": 1}', {}, 0, ""),
+    ],
+)
+def test_a_fault_of_its_streams_is_one_line(
+    script: str, said: bytes, streams: dict[str, str], code: int, error: str
+) -> None:
+    before = f"import sys\nfrom infertune.cli import mcp\nmcp.MAX_MESSAGE = 1000\n{script}\n"
+    with contextlib.ExitStack() as stack:
+        opened = {name: stack.enter_context(open(path, "wb")) for name, path in streams.items()}
+        host = stack.enter_context(started(before + HOST.format(stub="pass"), **opened))
+        _, errors = host.communicate(said, GENEROUS_S)
+    assert host.returncode == code
+    told = errors.decode()
+    assert error in told
+    assert "bug" not in told
+    assert "Traceback" not in told
+    assert len([line for line in told.splitlines() if line.startswith("infertune: ")]) <= 1
+
+
+def test_a_client_that_reads_nothing_more_is_no_fault() -> None:
+    with started(HOST.format(stub="pass")) as host:
+        assert host.stdin
+        assert host.stdout
+        assert host.stderr
+        host.stdout.close()
+        host.stdin.write(spoken("initialize", HELLO, id=1) + b"\n")
+        host.stdin.close()
+        assert host.wait(GENEROUS_S) == 0
+        assert host.stderr.read() == b""
+
+
+def test_messages_may_come_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "messages"
+    file.write_bytes(spoken("initialize", HELLO, id=1) + b"\n")
+    with file.open("rb") as stdin, started(HOST.format(stub="pass"), stdin=stdin) as host:
+        out, errors = host.communicate(timeout=GENEROUS_S)
+    assert host.returncode == 0, errors
+    assert json.loads(out)["result"]["serverInfo"]["name"] == "infertune"
 
 
 def test_an_answer_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,12 @@ class Context:
         self._root = root
 
     @property
+    def lost(self) -> bool:
+        """Whether output is lost that somebody waits for."""
+        # A reader that goes away (`infertune machine | head`) has seen what it wanted.
+        return self.unheard is not None and not isinstance(self.unheard, BrokenPipeError)
+
+    @property
     def live(self) -> bool:
         """Whether this is about the machine it runs on, not a recorded one."""
         return self._root is None or self._root.live

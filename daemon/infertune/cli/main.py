@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         context.args, context.command = _parsed(words)
         code = _run(context)
-        return Exit.FAILED if _failed_to_say(context.args.command, context) else code
+        # Where the output was the verb's only work, it has failed.
+        return Exit.FAILED if context.lost and not context.args.command.acts else code
     except InfertuneError as error:
         if context.args.debug:
             raise
@@ -205,13 +206,6 @@ def _complain(message: str, hint: str | None = None) -> None:
         print("\n".join(told), file=sys.stderr)
     except (OSError, AttributeError):
         pass  # standard error may be full or closed
-
-
-def _failed_to_say(command: Command, context: Context) -> bool:
-    """Whether the output was the verb's only work, and is lost."""
-    # A reader that goes away (`infertune machine | head`) has seen what it wanted.
-    lost = context.unheard is not None and not isinstance(context.unheard, BrokenPipeError)
-    return lost and not command.acts
 
 
 def _not_heard(error: OSError) -> None:

@@ -3,7 +3,9 @@
 
 The Model Context Protocol is spoken by its own SDK (extra ``mcp``); what the tools are is in
 tools.py.  Each call is one process of this program, which lives no longer than its call: a client
-that goes away, or cancels, ends it with SIGINT, as Ctrl-C would, so what it set goes back.
+that goes away, or cancels, ends it with SIGINT, as Ctrl-C would, so what it set goes back.  So does
+a signal that ends this program.  A call's process has a session of its own: it hears of Ctrl-C from
+us, and once, since a second SIGINT would cut short what it puts back.
 """
 
 from __future__ import annotations
@@ -13,19 +15,24 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from infertune import __version__
-from infertune.base.errors import Exit, UsageError
+from infertune.base.errors import Exit, Failed, UsageError
+from infertune.base.units import format_size
 from infertune.cli.base import Context, verb
 from infertune.cli.tools import TOOLS, Tool, schema, words
 
 MAX_ANSWER = 8 * 2**20
 """Bytes of a verb's document; more is not an answer that anybody reads."""
 MAX_ERRORS = 16 * 1024
+MAX_MESSAGE = 4 * 2**20
+"""Bytes of a client's message; a call's arguments are a few paths and names."""
 GRACE_S = 60
 """Seconds that a verb has to put back what it set, after SIGINT."""
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _INSTRUCTIONS = (
     "Tune a Linux machine for local LLM inference, and put everything back. Look first: machine, "
     "doctor, plan. 'apply' goes back by itself unless 'confirm' is called in time: check that the "
@@ -39,21 +46,89 @@ PROGRAM = (sys.executable, "-P", "-m", "infertune")
 def _mcp(ctx: Context) -> int:
     try:
         import anyio
-        from mcp.server.stdio import stdio_server
+        import mcp  # noqa: F401
     except ImportError:
         raise UsageError(
             "mcp needs the MCP SDK, which is not installed",
             hint="install the extra 'mcp': pip install '.[mcp]'",
         ) from None
 
-    async def serve() -> None:
-        made = server((*PROGRAM, f"--root={ctx.args.root}"))
-        async with stdio_server() as (incoming, outgoing):
-            await made.run(incoming, outgoing, made.create_initialization_options())
+    if not (sys.stdin and sys.stdout):
+        raise UsageError("mcp speaks over standard input and output, and one of them is closed")
 
-    with contextlib.suppress(KeyboardInterrupt):
-        anyio.run(serve)
-    return Exit.DONE
+    async def serve() -> int:
+        made = server((*PROGRAM, f"--root={ctx.args.root}"))
+        return await _until_signalled(partial(_serve, made, sys.stdin.fileno()))
+
+    try:
+        return anyio.run(serve)
+    except BaseExceptionGroup as group:
+        error = _only(group)
+        if isinstance(error, BrokenPipeError):  # the client left: nobody is there to be told
+            return Exit.DONE
+        raise error from None
+
+
+async def _serve(made: Any, descriptor: int) -> None:
+    from mcp.server.stdio import stdio_server
+
+    # Of an AsyncFile the SDK wants no more than its lines.
+    messages: Any = _messages(descriptor)
+    async with stdio_server(stdin=messages) as (incoming, outgoing):
+        await made.run(incoming, outgoing, made.create_initialization_options())
+
+
+async def _messages(descriptor: int) -> AsyncIterator[str]:
+    """Lines of standard input.  Unlike a thread that reads, the wait for one can be cancelled.
+
+    Raises Failed where one is longer than MAX_MESSAGE.
+    """
+    import anyio
+
+    kept = bytearray()
+    while True:
+        with contextlib.suppress(PermissionError):  # epoll refuses a file, which never blocks
+            await anyio.wait_readable(descriptor)
+        piece = os.read(descriptor, 2**16)
+        if not piece:
+            break
+        rest, *more = piece.split(b"\n")
+        kept += rest
+        for following in more:
+            yield kept.decode(errors="replace")
+            kept = bytearray(following)
+        if len(kept) > MAX_MESSAGE:
+            raise Failed(f"a message is longer than {format_size(MAX_MESSAGE)}")
+    if kept:
+        yield kept.decode(errors="replace")
+
+
+async def _until_signalled(work: Callable[[], Awaitable[None]]) -> int:
+    """Do it; a signal that ends a program cancels it.  Gives the exit code."""
+    import anyio
+
+    code: int = Exit.DONE
+    with anyio.open_signal_receiver(*_ENDING) as signals:
+        async with anyio.create_task_group() as group:
+
+            async def watch() -> None:
+                nonlocal code
+                async for number in signals:
+                    code = 128 + number
+                    group.cancel_scope.cancel()
+
+            group.start_soon(watch)
+            await work()
+            group.cancel_scope.cancel()
+    return code
+
+
+def _only(group: BaseExceptionGroup[Any]) -> BaseException:
+    """What failed first, out of all the groups that tasks have wrapped around it."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def server(program: Sequence[str]) -> Any:
@@ -138,7 +213,12 @@ async def _ran(command: list[str], limit_s: float) -> tuple[int, bytes, str]:
     import anyio
 
     async with await anyio.open_process(
-        command, stdin=-3, stdout=-1, stderr=-1, env={**os.environ, "NO_COLOR": "1"}
+        command,
+        stdin=-3,
+        stdout=-1,
+        stderr=-1,
+        env={**os.environ, "NO_COLOR": "1"},
+        start_new_session=True,
     ) as process:
         out, errors = bytearray(), bytearray()
 

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import NoReturn
 
 from infertune import __version__
-from infertune.base.errors import UsageError, did_you_mean
-from infertune.cli.base import Command
+from infertune.base.errors import Exit, UsageError, did_you_mean
+from infertune.cli.base import Command, Context
 
 DESCRIPTION = "Tune this machine for local LLM inference, and put everything back."
 VERSION = f"infertune {__version__}"
+
+
+class _HelpWanted(Exception):
+    """The text that ``--help`` asks for."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -25,6 +30,10 @@ class _Parser(argparse.ArgumentParser):
 
     verbs: Sequence[str] = ()
     """Words of which one must follow."""
+
+    def print_help(self, file: object = None) -> NoReturn:
+        """argparse would not tell that it could not print."""
+        raise _HelpWanted(self.format_help())
 
     def error(self, message: str) -> NoReturn:
         _, _, verb = self.prog.partition(" ")
@@ -52,8 +61,12 @@ def build_parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
 
 
 def parse(commands: Sequence[Command], words: Sequence[str]) -> SimpleNamespace:
-    """The arguments of a verb that is one of these.  Raises UsageError."""
-    args, more = build_parser(commands).parse_known_args(words, SimpleNamespace())
+    """The arguments of a verb that is one of these, or of showing its help.  Raises UsageError."""
+    try:
+        args, more = build_parser(commands).parse_known_args(words, SimpleNamespace())
+    except _HelpWanted as wanted:
+        show = Command("", "", partial(_show, str(wanted)), takes_command=True)
+        return SimpleNamespace(root="/", debug=False, command=show)
     if more:
         known = [name for each in args.command.arguments for name in each.names]
         unknown = next((word for word in more if word.startswith("-")), None)
@@ -63,6 +76,11 @@ def parse(commands: Sequence[Command], words: Sequence[str]) -> SimpleNamespace:
         near = did_you_mean(name, [each for each in known if each.startswith("-")])
         raise UsageError(f"{args.command.name}: there is no option '{name}'{near}")
     return args
+
+
+def _show(text: str, ctx: Context) -> int:
+    ctx.piece(text)
+    return Exit.DONE
 
 
 def _add_common(parser: argparse.ArgumentParser, *, suppress: bool) -> None:

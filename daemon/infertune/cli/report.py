@@ -45,8 +45,8 @@ def _report(ctx: Context) -> int:
     text = markdown(page) if args.markdown else html(page)
     file = args.output or ("-" if args.markdown else _FILE)
     if file == "-":
-        ctx.stdout.write(text)
-        return Exit.DONE
+        ctx.piece(text)
+        return Exit.FAILED if ctx.lost else Exit.DONE
     data = text.encode()
     try:
         write_user_file(file, data, force=args.force, mode=_MODE)

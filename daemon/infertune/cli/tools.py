@@ -197,7 +197,7 @@ def _text(parameter: Parameter, value: object) -> str:
         not isinstance(value, str)
         or len(value) > MAX_WORD
         or value.startswith("-")
-        or not re.fullmatch(parameter.pattern, value)
+        or not re.fullmatch(parameter.pattern, value, re.ASCII)
     ):
         raise UsageError(f"'{parameter.name}' is not valid: {parameter.what}")
     return value

@@ -245,4 +245,4 @@ def _below(document: Document) -> Iterator[str]:
     if (doctor := document["doctor"]) and doctor["worst"]:
         yield _line("doctor", doctor["worst"])
     for what, why in document["unknown"].items():
-        yield _line("no", f"{what}: {why}")
+        yield _line(UNKNOWN, f"{what}: {why}")
