@@ -121,7 +121,7 @@ def test_an_edited_job_is_none() -> None:
         {"baseline": {"no": 1}},
         {"x": 1},
     ):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=r"\w"):
             job_of({**kept, **edit})
 
 
