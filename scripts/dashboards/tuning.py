@@ -129,6 +129,50 @@ TUNING = Dashboard(
             ),
         ),
         Row(
+            "Measured here",
+            (
+                Panel(
+                    title="What the settings do on this machine",
+                    description="Found by infertune prove, as change of tokens per second. Stale: "
+                    "kernel, model or server have changed since; measure again.",
+                    unit="percentunit",
+                    kind="table",
+                    width=16,
+                    height=8,
+                    nothing="nothing was measured: infertune prove",
+                    columns={
+                        "instance": "Machine",
+                        "profile": "Profile",
+                        "setting": "Setting",
+                        "arm": "Neighbours",
+                        "model": "Model",
+                        "verdict": "Verdict",
+                        "Value": "Change",
+                        "day": "Day",
+                        "stale": "Stale",
+                    },
+                    targets=(Target(f"infertune_measured_change_ratio{{{_I}}}"),),
+                ),
+                Panel(
+                    title="Kept beside busy neighbours",
+                    description="Share of the quiet machine's tokens per second that is left, "
+                    "under the profile and without it.",
+                    unit="percentunit",
+                    kind="table",
+                    width=8,
+                    height=8,
+                    nothing="nothing was measured: infertune prove --stress",
+                    columns={
+                        "instance": "Machine",
+                        "profile": "Profile",
+                        "server": "Server",
+                        "Value": "Kept",
+                    },
+                    targets=(Target(f"infertune_measured_kept_ratio{{{_I}}}"),),
+                ),
+            ),
+        ),
+        Row(
             "infertune itself",
             (
                 Panel(

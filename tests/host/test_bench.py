@@ -142,7 +142,8 @@ def test_the_context_is_that_of_what_is_measured(runner: Runner) -> None:
     assert code in (0, 3), err
     argv = runner.seen()["argv"]
     assert int(argv[argv.index("--ctx-size") + 1]) >= 2 * (1024 + 512 + MOST_TOKENS)
-    assert {each["load"]["tokens"] for each in samples(runner)} == {512}, "2 ms each: the most"
+    [tokens] = {each["load"]["tokens"] for each in samples(runner)}
+    assert 64 <= tokens <= MOST_TOKENS  # the most where a token takes its 2 ms and no more
 
 
 def test_a_server_that_fails_says_why(runner: Runner) -> None:
@@ -243,9 +244,9 @@ def test_a_server_that_is_slower_harms(
     assert other["estimate"] < -0.5
     lines = (Path(found["path"]) / "samples.jsonl").read_text().splitlines()
     halves = [json.loads(line) for line in lines]
-    assert len(halves) == 32
+    assert len(halves) >= 32  # more where one was thrown away
     order = [each["arm"] for each in halves if each["comparison"] == "other"]
-    assert {tuple(order[at : at + 2]) for at in range(0, 16, 2)} == {(0, 1), (1, 0)}
+    assert {tuple(order[at : at + 2]) for at in range(0, len(order) - 1, 2)} >= {(0, 1), (1, 0)}
 
 
 def test_interrupted_in_a_pair_it_keeps_the_halves(runner: Runner) -> None:

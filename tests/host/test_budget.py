@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -60,11 +59,16 @@ def servers() -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 def resident(pid: int) -> int:
-    """Bytes in memory, with the pages of files; a page that others map too counts in part."""
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    match = re.search(r"^Pss: +(\d+) kB", text, re.MULTILINE)
-    assert match
-    return int(match[1]) * 1024
+    """Bytes in memory, with the pages of files: of the model's all, whoever maps them too, and of
+    others' libraries its part."""
+    kilobytes, of_the_model = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if "-" in name.split(" ")[0]:
+            of_the_model = line.endswith(".gguf")
+        elif name == ("Rss" if of_the_model else "Pss"):
+            kilobytes += int(value.split()[0])
+    return kilobytes * 1024
 
 
 def serve(

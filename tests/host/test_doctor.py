@@ -103,7 +103,7 @@ def test_an_unprivileged_user_gets_an_answer_too(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     script = (
         "import os, sys; sys.path.insert(0, sys.argv[1]);"
-        "from infertune.cli.main import commands, main; commands();"
+        "from infertune.cli.main import commands, main; commands(); import infertune.cli.parser;"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534);"
         "sys.exit(main(['doctor', '--json']))"
     )

@@ -206,7 +206,7 @@ def test_a_fifo_in_our_place_does_not_hang(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["aply"], "there is no verb 'aply'; did you mean 'apply'?"),
+        (["docktor"], "there is no verb 'docktor'; did you mean 'doctor'?"),
         (["xyzzy"], "there is no verb 'xyzzy'; 'infertune --help' lists them"),
         (["boot", "staeg", "quiet"], "boot: there is no 'staeg'; did you mean 'stage'?"),
         (["profile", "xyzzy"], "profile: there is no 'xyzzy'; there are show, check, explain"),

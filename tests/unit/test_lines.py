@@ -161,6 +161,7 @@ def test_a_sentence_is_broken_between_words_only() -> None:
     ]
     assert lines.fold("  two  spaces", None) == ["  two  spaces"]
     assert lines.fold("    deep " + "word " * 9, 40)[1].startswith("    word")
+    assert lines.fold("nice=-10  " * 5, 40)[1] == "    nice=-10"
     assert (
         " ".join(each.strip() for each in lines.fold("a b c " * 30, 40)) == ("a b c " * 30).strip()
     )
@@ -198,6 +199,19 @@ def test_a_row_that_is_too_wide_in_itself_is_told_on_several_lines() -> None:
         "    defer+madvise  held by run",
         "        no effect here: this machine has one",
         "        NUMA node",
+    ]
+
+
+def test_a_long_name_has_a_line_of_its_own_and_a_short_one_does_not() -> None:
+    rows = [
+        ("transparent_hugepage.khugepaged.scan_sleep_millisecs", "10000", "safe", "measured"),
+        ("vm.swappiness", "60", "safe", "protective, unmeasured"),
+    ]
+    assert lines.table(("KNOB", "NOW", "RISK", "EVIDENCE"), rows, 60) == [
+        "KNOB                     NOW    RISK  EVIDENCE",
+        "transparent_hugepage.khugepaged.scan_sleep_millisecs",
+        "                         10000  safe  measured",
+        "vm.swappiness            60     safe  protective, unmeasured",
     ]
 
 

@@ -206,6 +206,25 @@ def test_no_time_is_no_verdict() -> None:
     assert found.verdict.estimate == pytest.approx(-0.5, abs=0.05)
 
 
+def test_the_end_of_the_time_is_no_look() -> None:
+    """After 9 pairs the interval would say so; to look then, too, is one look more than counted."""
+    blocks = iter([0.98, *[2.0] * 8])  # after 8 of them one that is odd still decides nothing
+
+    def take(_: Comparison, __: int, arm: int) -> Taken:
+        return Taken({PRIMARY: 50.0 * (factors[-1] if arm else 1)}, CALM, 1.0)
+
+    factors: list[float] = []
+
+    def time_left() -> bool:
+        factors.append(next(blocks, 0.0))
+        return factors[-1] > 0
+
+    found = Runner("1", take, lambda _: None).run(KNOB, time_left)
+    assert (found.verdict.word, found.verdict.pairs) == (UNDECIDED, 9)
+    assert (found.verdict.low or 0) > 0
+    assert found.reason == "no time was left for more pairs"
+
+
 def test_the_baseline_against_itself_has_one_look() -> None:
     found = compare(machine(iter([(1.0, False), (1.4, False)] * 8)), "1", replace(KNOB, most=8))
     assert (found.verdict.word, found.verdict.pairs) == (UNDECIDED, 8)

@@ -81,8 +81,12 @@ def test_it_is_stale_when_something_changed(root: Root, tmp_path: Path) -> None:
     assert stale(root, one, "7.1.3", "-5") == ["the value was -10"]
     (tmp_path / "models/g.gguf").write_bytes(b"y")
     assert stale(root, one, "7.1.3") == ["the model was another (gemma-3-270m)"]
-    (tmp_path / "usr/bin/llama-server").unlink()
+    (tmp_path / "usr/bin/llama-server").write_bytes(b"newer")
     assert "the server was another (b11669)" in stale(root, one, "7.1.3")
+    # Who may not look, or has the disk elsewhere, cannot say that it is another.
+    (tmp_path / "usr/bin/llama-server").unlink()
+    (tmp_path / "models/g.gguf").unlink()
+    assert stale(root, one, "7.1.3") == []
     assert sentence(one, ["the kernel was 7.1.3"]).endswith("; stale: the kernel was 7.1.3")
 
 

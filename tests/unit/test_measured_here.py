@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 import support
+from infertune.base.root import Root
 from infertune.cli.main import main
+from infertune.exporter.base import Absent
+from infertune.exporter.collectors.measured import MEASURED
 from infertune.host.machine import read_machine
 from infertune.measure.statistics import HELPS
 from infertune.measure.store import OF_ROOT, machine_key
@@ -71,3 +74,18 @@ def test_documents_have_it(where: list[str], capsys: pytest.CaptureFixture[str])
     assert nice["measured_here"][0]["stale"] == ["the value was -5"]
     document = json.loads(shown(capsys, *where, "knobs", "vm.swappiness", "--json"))
     assert document["knobs"][0]["measured_here"][0]["estimate"] == 0.041
+
+
+def test_the_exporter_has_it(where: list[str], tmp_path: Path) -> None:
+    found = {(each.metric, *each.labels): each.value for each in MEASURED.read(Root(tmp_path))}
+    assert found["infertune_measured_kept_ratio", "low-latency", "cpu", GEMMA.name, "bare"] == 0.31
+    change = "infertune_measured_change_ratio"
+    about = (HELPS, "2026-11-28")
+    assert found[change, "low-latency", "vm.swappiness", QUIET, GEMMA.name, *about, "no"] == 0.041
+    assert found[change, "low-latency", "kernel.numa_balancing", QUIET, GEMMA.name, *about, "yes"]
+    assert len(found) == 6
+
+
+def test_a_machine_on_which_nothing_was_measured(tmp_path: Path) -> None:
+    with pytest.raises(Absent, match="infertune prove"):
+        list(MEASURED.read(support.build(tmp_path)))

@@ -75,7 +75,15 @@ def test_what_is_wrong_comes_first(
     servers: list[tuple[str, str]],
     command: str,
 ) -> None:
-    assert next_step(status, boot, errors, servers)[0] == f"infertune {command}"
+    findings = {"error": errors, "warning": 0, "info": 2}
+    assert next_step(status, boot, findings, servers)[0] == f"infertune {command}"
+
+
+def test_a_warning_waits_until_something_is_served() -> None:
+    findings = {"error": 0, "warning": 1, "info": 0}
+    assert next_step(APPLIED, "none", findings, [])[0] == "infertune serve quiet"
+    told = next_step(APPLIED, "none", findings, [("chat", "active")])
+    assert told == ("infertune doctor", "1 warning to look at")
 
 
 @pytest.fixture(scope="module")

@@ -413,7 +413,7 @@ def test_a_key_must_have_the_labels(declared: Declaration) -> None:
 
 def test_fields_have_eight_bytes(declared: Declaration) -> None:
     small = Layout(16, {"a": Field(0, 4, 1), "b": Field(8, 8, 1)})
-    with pytest.raises(ValueError, match="'a' of 'm' is no number of eight bytes"):
+    with pytest.raises(ValueError, match="'a' of 'm' is not a number of eight bytes"):
         check(declared.counted[0], KEY, small)
 
 

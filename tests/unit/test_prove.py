@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +36,7 @@ from infertune.measure.trial import Bench
 from infertune.measure.verdicts import QUIET, WHOLE, load
 from infertune.profiles.resolve import Desired, Setting
 from infertune.run import Result
-from support import build, desired, in_child, recover, values
+from support import build, desired, in_child, values
 from talking_server import Canned, talking
 
 CALM = Between(
@@ -119,10 +120,13 @@ def test_a_setting_that_is_not_given_is_not_measured() -> None:
 
 def test_another_server_on_the_port_is_not_measured() -> None:
     """The one of ours that could not have the port is gone, and somebody else says it is ready."""
-    with talking() as other:
-        proving._refuse_another_server(Root("/"), other.url, os.getpid())
-        with pytest.raises(Failed, match=f"another server has taken port {other.server_port}"):
-            proving._refuse_another_server(Root("/"), other.url, 1)
+    with talking() as other, subprocess.Popen(["sleep", "600"]) as ours:
+        try:
+            proving._refuse_another_server(Root("/"), other.url, os.getpid())
+            with pytest.raises(Failed, match=f"another server has taken port {other.server_port}"):
+                proving._refuse_another_server(Root("/"), other.url, ours.pid)
+        finally:
+            ours.kill()
 
 
 # -- the machine goes back -------------------------------------------------------------------
@@ -225,7 +229,8 @@ def test_after_kill_9_the_next_call_puts_it_back(tmp_path: Path, server: Canned)
 
     assert in_child(killed) & 127 == 9
     assert root.read("/proc/sys/vm/swappiness") == "10"
-    recover(root)
+    with session(root, "whatever comes next") as ours:
+        assert ours.recovered is not None
     assert values(tmp_path) == before
 
 
@@ -317,6 +322,13 @@ def test_forty_proofs_of_a_dummy_are_seldom_wrong(where: Path) -> None:
     said = words(found)
     assert sum(word in (HELPS, HARMS) for word in said) <= 2
     assert len(said) >= 36, "the baseline differs from itself seldom"
+
+
+def test_forty_proofs_of_a_dummy_on_a_calm_machine(where: Path) -> None:
+    found = [proved(where / str(seed), seed, noise=calm(seed), busy=False) for seed in range(40)]
+    said = words(found)
+    assert sum(word in (HELPS, HARMS) for word in said) <= 2
+    assert said.count(NO_EFFECT) >= 30, "it is not only that nothing can be decided"
 
 
 def calm(seed: int, spread: float = 0.02) -> list[tuple[float, float]]:

@@ -112,7 +112,7 @@ def _plan(ctx: Context) -> int:
         return Exit.DONE
     _print_plan(ctx, prepared)
     if prepared.change.options:
-        ctx.print("nothing was written; 'infertune boot stage' does it")
+        ctx.print(f"nothing was written; 'infertune boot stage {prepared.wanted.profile}' does it")
     return Exit.DONE
 
 

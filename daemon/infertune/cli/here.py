@@ -47,6 +47,13 @@ _AT_LAUNCH: Mapping[Section, str] = {
 }
 
 
+def _written(section: Section, setting: Setting) -> str:
+    """A setting's value as a profile may have it."""
+    if isinstance(setting.configured, bool):
+        return str(setting.configured).lower()
+    return amount(setting.canonical, value_type(section, setting.id).unit_bytes)
+
+
 def plan(ctx: Context, may_keep: bool) -> int:
     """What ``apply`` would do."""
     wanted, report = _planned(ctx, may_keep)
@@ -63,10 +70,7 @@ def plan(ctx: Context, may_keep: bool) -> int:
     emit(ctx, "plan", document, **launch)
     if not ctx.args.json:
         for section, settings in sections.items():
-            pairs = (
-                f"{name}={amount(each.canonical, value_type(section, name).unit_bytes)}"
-                for name, each in settings.items()
-            )
+            pairs = (f"{name}={_written(section, each)}" for name, each in settings.items())
             ctx.print(f"at launch, {_AT_LAUNCH[section]}: {'  '.join(pairs) or '-'}")
         ctx.print(f"{summary(document, 'to change', 'set', 'restore')}; nothing was written")
         for item in report.items:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _NARROWEST = 40
 """Columns that are written for in any case: a narrower terminal breaks the lines itself."""
 
+_FIRST = 16
+"""Columns that the first column of a table needs to have the others beside it."""
+
 _ROOM = 30
 """Columns in which the last column of a table still goes on beside the others."""
 
@@ -29,11 +32,12 @@ _COLOURS = {
     colour: words
     for colour, *words in (
         ("2", "ok", "absent"),
-        ("32", "active", "applied", "changed", "fits", "in force", "restored", "running"),
+        ("32", "accepted", "active", "applied", "changed", "fits", "in force", "pass", "restored",
+         "running"),
         ("33", "at reboot", "at restart", "change", "clamped", "degraded", "delegated", "differs",
          "differ", "held by run", "interrupted", "likely", "missing", "tight", "warning"),
-        ("31", "conflict", "contested", "does not fit", "error", "failed", "gone", "not changed",
-         "not put back", "refused", "rejected", "rolled back", "unreadable"),
+        ("31", "conflict", "contested", "does not fit", "error", "fail", "failed", "gone",
+         "not changed", "not put back", "refused", "rejected", "rolled back", "unreadable"),
     )
 }  # fmt: skip
 """What a verdict's colour says: dim as it should be, green done, yellow look here, red wrong."""
@@ -81,7 +85,8 @@ def fold(text: str, width: int | None, hang: int | None = None) -> list[str]:
         if not empty and len(line) + 1 + len(word) > width:
             lines.append(line.rstrip())
             line, empty = " " * hang, True
-        line, empty = (line + word if empty else f"{line} {word}"), False
+        if word or not empty:  # no line begins with the second of two spaces
+            line, empty = (line + word if empty else f"{line} {word}"), False
     return [*lines, line.rstrip()]
 
 
@@ -125,12 +130,16 @@ def _blocks(
     margin, header = " " * indent, rows[0]
     if len(header) == 1:
         return [fold(margin + row[0], width, indent + 2) for row in rows]
-    *widths, _ = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    *widths, last = [max(map(len, column)) for column in zip(*rows, strict=True)]
     heads = indent + sum(widths) + 2 * (len(widths) - 1)
     if width is not None and heads > width:
-        firsts = [fold(margin + row[0], width) for row in rows]
-        others = _blocks([row[1:] for row in rows], width, paint, indent + 4)
-        return [first + other for first, other in zip(firsts, others, strict=True)]
+        column = width - sum(widths[1:]) - 2 * (len(widths) - 1) - last
+        column = column if column >= indent + _FIRST else indent + 4
+        others = _blocks([row[1:] for row in rows], width, paint, column)
+        return [
+            _beside(margin + row[0], other, column, width)
+            for row, other in zip(rows, others, strict=True)
+        ]
     found = []
     for row in rows:
         cells = [
@@ -145,3 +154,10 @@ def _blocks(
         first, *more = fold(" " * (heads + 2 if beside else indent + 4) + row[-1], width)
         found.append([line + first[heads:], *more] if beside else [line.rstrip(), first, *more])
     return found
+
+
+def _beside(first: str, others: list[str], column: int, width: int) -> list[str]:
+    """What begins at ``column``, on the line of ``first`` where that ends before it."""
+    if len(first) + 2 > column:
+        return [*fold(first, width), *others]
+    return [f"{first:<{column}}{others[0][column:]}", *others[1:]]

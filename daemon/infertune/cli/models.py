@@ -59,7 +59,7 @@ def _models(ctx: Context) -> int:
         return Exit.DONE
     ctx.table(("MODEL", "SIZE", "TYPE", "FITS", "FROM"), list(map(_row, documents)))
     if left_out:
-        ctx.print(f"{left_out} more were left out")
+        ctx.print(f"{left_out} more {'was' if left_out == 1 else 'were'} left out")
     return Exit.DONE
 
 

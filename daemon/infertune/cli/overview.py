@@ -39,8 +39,10 @@ def _overview(ctx: Context) -> int:
     applied, servers = applied_now(ctx), _servers(ctx)
     boot = read_status(ctx.root, machine).state
     results = doctor.ask(ctx, list(RULES.values()))
-    counts = {each: sum(one.severity == each for one in results) for each in SEVERITIES}
-    command, why = next_step(applied, boot, counts["error"], servers)
+    counts: dict[str, int] = {
+        each: sum(one.severity == each for one in results) for each in SEVERITIES
+    }
+    command, why = next_step(applied, boot, counts, servers)
     if ctx.args.json:
         now = memory.now
         document = {
@@ -111,18 +113,26 @@ def _servers(ctx: Context) -> list[tuple[str, str]]:
 
 
 def next_step(
-    status: Mapping[str, Any], boot: str, errors: int, servers: Sequence[tuple[str, str]]
+    status: Mapping[str, Any],
+    boot: str,
+    findings: Mapping[str, int],
+    servers: Sequence[tuple[str, str]],
 ) -> tuple[str, str]:
-    """A command to type, and what it is for: what is wrong first, then the way to a server."""
+    """A command to type, and what it is for: what is wrong first, then the way to a server.
+
+    ``findings``: how many the doctor has, by severity.
+    """
     state = status["state"]
     if state not in ("idle", "applied", "running"):
         return "infertune recover", f"what was applied is {state}"
-    if errors:
-        return "infertune doctor", f"{counted(errors, 'error')} to put right"
+    if findings["error"]:
+        return "infertune doctor", f"{counted(findings['error'], 'error')} to put right"
     if boot not in ("none", "active"):
         return "infertune boot status", _BOOT[boot]
     if failed := next((name for name, how in servers if how == "failed"), None):
         return f"infertune logs {failed}", "it has failed"
+    if servers and findings["warning"]:
+        return "infertune doctor", f"{counted(findings['warning'], 'warning')} to look at"
     if servers:
         return "infertune status", "all is as it should be"
     if status["applied"]:

@@ -42,7 +42,12 @@ def machine_key(machine: Machine) -> str:
     Kernel, build and profile are in ``run.json`` and not in here: a measurement that they have
     made stale is still found, and said to be.
     """
-    facts = (machine.dmi.product, machine.cpu.model, (machine.memory.total_bytes or 0) >> 30)
+    return key_of(machine.dmi.product, machine.cpu.model, machine.memory.total_bytes)
+
+
+def key_of(product: str | None, processor: str | None, memory_bytes: int | None) -> str:
+    """The same for who has not read the whole machine."""
+    facts = (product, processor, (memory_bytes or 0) >> 30)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 

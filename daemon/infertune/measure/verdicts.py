@@ -123,7 +123,7 @@ def _differs(root: Root, thing: Thing) -> bool:
         return False
     if thing.path.startswith("package:"):
         return _version(thing.path.removeprefix("package:")) != thing.stamp
-    return stamp(root, thing.path) != thing.stamp
+    return stamp(root, thing.path) not in (None, thing.stamp)
 
 
 def sentence(one: Measured, why_stale: Sequence[str] = ()) -> str:

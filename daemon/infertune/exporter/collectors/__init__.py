@@ -12,6 +12,7 @@ from infertune.exporter.collectors.journal import JOURNAL, PROFILE
 from infertune.exporter.collectors.kfd import KFD
 from infertune.exporter.collectors.knobs import KNOBS_COLLECTOR
 from infertune.exporter.collectors.machine import MACHINE
+from infertune.exporter.collectors.measured import MEASURED
 from infertune.exporter.collectors.memory import MEMORY
 from infertune.exporter.collectors.npu import NPU
 from infertune.exporter.collectors.pools import POOLS
@@ -26,6 +27,7 @@ COLLECTORS: dict[str, Collector] = {
         JOURNAL,
         KNOBS_COLLECTOR,
         BOOT,
+        MEASURED,
         MACHINE,
         AMDGPU,
         GPU_METRICS,
