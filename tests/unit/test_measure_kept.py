@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from infertune.base.errors import UsageError
 from infertune.base.records import asdict
 from infertune.base.root import Root
+from infertune.cli.against import _read
 from infertune.cli.gate import model_at_hand
 from infertune.measure import pairs, trial, verdicts
 from infertune.measure.client import Timed, base_of
@@ -158,3 +160,14 @@ def test_what_is_no_address_is_said_to_be_none(url: str) -> None:
 def test_gate_and_tune_give_a_server_no_model_that_is_none(path: str) -> None:
     with pytest.raises(UsageError, match="model"):
         model_at_hand(path)
+
+
+def test_a_run_of_another_user_names_no_program_to_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Store(Root("/"), str(tmp_path)).begin({"asked": {"server": "/tmp/theirs"}})
+    assert _read(Root("/"), str(tmp_path)) == {"server": "/tmp/theirs"}
+    mine = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: mine + 1)
+    with pytest.raises(UsageError, match="another user's"):
+        _read(Root("/"), str(tmp_path))
