@@ -8,6 +8,7 @@ taken back, and the order within a pair is a coin's.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
@@ -17,7 +18,7 @@ from typing import Any
 
 from infertune.base.errors import Exit, Failed, UsageError
 from infertune.base.records import replace
-from infertune.base.root import read_user_file
+from infertune.base.root import Root, full_path
 from infertune.cli.base import Context
 from infertune.cli.benching import (
     FOREIGN_CORES,
@@ -99,7 +100,7 @@ def _baseline(ctx: Context, ours: Arm) -> Arm:
         profile = None if named == NOTHING.name else load_profile(ctx.root, named).name
         return replace(ours, profile=profile)  # the same in all but that
     path = named if "/" in named else _found(ctx, named)
-    asked = _read(path)
+    asked = _read(ctx.root, path)
     try:
         return Arm(
             profile=_text_or_none(asked["profile"]),
@@ -122,13 +123,19 @@ def _text_or_none(found: object) -> str | None:
     raise TypeError
 
 
-def _read(path: str) -> dict[str, Any]:
+def _read(root: Root, path: str) -> dict[str, Any]:
     try:
-        found = json.loads(read_user_file(f"{path}/run.json", _MAX_RUN))
+        data, status = root.read_file(f"{full_path(path)}/run.json", _MAX_RUN)
+        found = json.loads(data)
     except (OSError, ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
         raise UsageError(f"--against {path}: not a run of 'infertune bench'")
+    if status.st_uid != os.geteuid():
+        raise UsageError(
+            f"--against {path}: it is another user's, and names the program to start",
+            hint="measure the baseline yourself, and name that run",
+        )
     asked = found.get("asked")
     return asked if isinstance(asked, dict) else {}
 

@@ -27,6 +27,7 @@ from infertune.launch.process import Signals
 from infertune.measure import gate
 from infertune.measure.arm import Arm, Starter
 from infertune.measure.compare import Outcome, judge, lay
+from infertune.run import refuse_other_files
 from infertune.servers.models import model_path
 
 DEFAULTS = {"ctx_size": "4096", "parallel": "1"}
@@ -58,7 +59,9 @@ def server_at_hand(path: str | None) -> Server:
 def model_at_hand(name: str | None) -> str:
     """The path of a model, by its name or path; of the embedded one without.  Raises UsageError."""
     if name is not None:
-        return model_path(name, os.environ)
+        path = model_path(name, os.environ)
+        refuse_other_files("model", path)
+        return path
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return default_model(os.path.join(cache, "infertune"))
 
@@ -81,7 +84,7 @@ def _gate(ctx: Context) -> int:
     changed = settings_of(ctx.command, machine)
     base = {**DEFAULTS, **settings_of(args.both, machine)}
     model = model_at_hand(args.model)
-    other = model if args.other is None else model_path(args.other, os.environ)
+    other = model if args.other is None else model_at_hand(args.other)
     server = server_at_hand(args.server)
     before, after = Arm(model, base), Arm(other, {**base, **changed})
     say = _silent if args.json else _aside

@@ -34,12 +34,13 @@ from infertune.measure.check import (
     read_profile,
     read_proposal,
 )
+from infertune.measure.kept import made_of
 from infertune.measure.space import Candidate, Configured, canonical, said
 from infertune.measure.statistics import UNDECIDED
 from infertune.measure.store import directory_of, machine_key, model_key
 from infertune.measure.told import percent, profile, report
 from infertune.measure.trial import PROMPT, refuse_a_busy_machine
-from infertune.measure.tune import GOALS, Job, Log, Row, Timer, Tuning, read_document
+from infertune.measure.tune import GOALS, Job, Log, Row, Timer, Tuning, job_of, read_document
 
 DEFAULTS: Configured = {"ctx_size": 2048, "parallel": 1}
 """Of the baseline, where nothing else is said: room for what is asked, in each slot."""
@@ -141,9 +142,8 @@ def _resumed(ctx: Context, directory: str) -> tuple[Log, Job]:
     log = open_log(ctx.root, directory)
     found = log.store.run()
     try:
-        job = Job(**found["job"])
-        canonical(job.baseline)
-    except (KeyError, TypeError, ValueError):
+        job = job_of(found["job"])
+    except (KeyError, ValueError):
         raise UsageError(f"{directory} is no run of 'infertune tune'") from None
     return log, job
 
@@ -189,7 +189,7 @@ def _end(
     checked: Checked | None,
 ) -> int:
     """Say what came of it, and keep that."""
-    rows = [Row(**each) for each in log.steps.get("rows", {}).get("rows", ())]
+    rows = [made_of(Row, each) for each in log.steps.get("rows", {}).get("rows", ())]
     end = _sentence(candidate, checked)
     log.store.write("report.md", report(job, rows, end, server))
     if ctx.args.json:

@@ -274,7 +274,7 @@ def from_document(document: Mapping[str, Any]) -> Reference:
             for each in document["answers"]
         )
         solved = tuple(map(bool, document["solved"]))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise UsageError(f"not a document of schema {_SCHEMA}") from None
     if not answers or not all(each.steps and each.prompt for each in answers):
         raise UsageError("a reference without answers")
@@ -293,8 +293,19 @@ def followed_from(document: Any) -> Followed:
             tuple(Stretch(int(at), _read(steps)) for at, steps in stretches)
             for stretches in document
         )
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UsageError("not what a server said to a reference") from None
+
+
+def fits(reference: Reference, followed: Followed) -> bool:
+    """Whether this can have been said to the answers of a reference."""
+    return len(followed) <= len(reference.answers) and all(
+        stretches
+        and all(
+            each.at >= 0 and each.at + len(each.steps) <= len(answer.steps) for each in stretches
+        )
+        for answer, stretches in zip(reference.answers, followed, strict=False)
+    )
 
 
 def _written(steps: Sequence[Step]) -> list[Any]:

@@ -22,6 +22,7 @@ from infertune.catalogue.server_settings import change_numbers
 from infertune.measure import answers
 from infertune.measure.arm import Arm, Starter
 from infertune.measure.compare import judge, lay
+from infertune.measure.kept import made_of
 from infertune.measure.pairs import Comparison, Found, Runner
 from infertune.measure.questions import PREFIXES, UNSEEN
 from infertune.measure.space import Candidate, Configured, canonical
@@ -33,6 +34,7 @@ from infertune.measure.tune import (
     Job,
     Log,
     Timer,
+    job_of,
     read_document,
     read_ground,
     why,
@@ -91,23 +93,24 @@ def read_proposal(root: Root, directory: str) -> Proposal:
     try:
         if evidence["schema"] != SCHEMA:
             raise ValueError
-        job = Job(**evidence["job"])
-        candidate = Candidate(evidence["candidate"])
+        job = job_of(evidence["job"])
+        candidate = made_of(Candidate, {"settings": evidence["candidate"]})
         wanted = canonical({**job.baseline, **candidate.settings})
-    except (KeyError, TypeError, ValueError):
+        profile_sha256, reference_sha256 = evidence["profile_sha256"], evidence["reference_sha256"]
+    except (KeyError, ValueError):
         raise UsageError(f"{directory}/{EVIDENCE} is not a document of {SCHEMA}") from None
     text = read_profile(root, directory)
-    if hashlib.sha256(text.encode()).hexdigest() != evidence["profile_sha256"]:
+    if hashlib.sha256(text.encode()).hexdigest() != profile_sha256:
         raise UsageError(f"{directory}/{PROFILE} was changed after it was proposed")
     try:
         told = canonical(tomllib.loads(text)["server"])
-    except (tomllib.TOMLDecodeError, KeyError, ValueError):
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, AttributeError):
         raise UsageError(f"{directory}/{PROFILE} is no profile of a server") from None
     if told != wanted:
         raise UsageError(f"{directory}/{PROFILE} does not say what was tried")
     read_ground(root, f"{directory}/{REFERENCE}", job.arm)
     reference = read_document(root, f"{directory}/{REFERENCE}")
-    if reference["sha256"] != evidence["reference_sha256"]:
+    if reference["sha256"] != reference_sha256:
         raise UsageError(f"{directory}/{REFERENCE} is not the one that the search used")
     return Proposal(job, candidate, evidence)
 
@@ -158,20 +161,20 @@ class Checker:
                 ground = outcome.ground
                 self._aside(why(outcome))
                 if outcome.accepted or not outcome.decided:
-                    return {"failed": f"the gate did not refuse {name}: it proves nothing here"}
+                    return _failed(f"the gate did not refuse {name}: it proves nothing here")
                 break
             else:
-                return {"failed": "no error could be planted: the gate was not seen to refuse"}
+                return _failed("no error could be planted: the gate was not seen to refuse")
             self.say(f"7 check: {candidate.name}")
             numbers = change_numbers(candidate.settings)
             outcome = judge(
                 self.starter.serve, ground, job.with_(candidate), numbers=numbers, say=self._aside
             )
             self._aside(why(outcome))
-            return {"refused": None if outcome.accepted else why(outcome)}
+            return {"failed": None, "refused": None if outcome.accepted else why(outcome)}
 
         found = self.log.step("7 check", work)
-        if found.get("failed"):
+        if found["failed"]:
             raise Failed(found["failed"], hint="the baseline is kept")
         refused: str | None = found["refused"]
         return refused
@@ -190,6 +193,10 @@ class Checker:
 
     def _aside(self, text: str) -> None:
         self.say(f"  {text}")
+
+
+def _failed(why_not: str) -> Mapping[str, Any]:
+    return {"failed": why_not, "refused": None}
 
 
 def open_log(root: Root, directory: str) -> Log:

@@ -91,13 +91,19 @@ class Target:
 
 def base_of(text: str) -> str:
     """The base of an URL that a user gave, without ``/v1``.  Raises UsageError."""
-    parts = urlsplit(text if "://" in text else f"http://{text}")
     try:
-        _ = parts.port
+        parts = urlsplit(text if "://" in text else f"http://{text}")
+        port = parts.port
     except ValueError:
-        parts = urlsplit("")
+        parts, port = urlsplit(""), None
     path = parts.path.rstrip("/")
-    if parts.scheme not in ("http", "https") or not parts.hostname or path not in ("", "/v1"):
+    if "@" in parts.netloc:
+        raise UsageError(
+            "--url: a name or a password is not kept with measurements, so it cannot stand there",
+            hint="--key-file names a file with the key",
+        )
+    known = parts.scheme in ("http", "https") and parts.hostname and path in ("", "/v1")
+    if not known or port == 0:
         raise UsageError(
             f"--url {printable_line(text, 80)}: not the address of a server",
             hint="write it as http://127.0.0.1:8080",

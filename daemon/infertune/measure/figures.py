@@ -83,13 +83,13 @@ def rows_of(documents: Iterable[Mapping[str, Any]]) -> list[Row]:
         try:
             sample = sample_of(each)
             found.setdefault(sample.load, []).append(sample)
-        except (AttributeError, LookupError, TypeError, ValueError):
+        except ValueError:
             continue
     rows = []
     for load, samples in found.items():
         try:
             rows.append(row(load, samples))
-        except (AttributeError, TypeError, ValueError, ArithmeticError):
+        except (ValueError, ArithmeticError):
             continue
     return rows
 

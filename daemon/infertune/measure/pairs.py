@@ -14,6 +14,7 @@ from typing import Any
 
 from infertune.base.records import asdict, dataclass, replace
 from infertune.measure.conditions import Baseline, Between, contamination, usual
+from infertune.measure.kept import made_of
 from infertune.measure.statistics import LOOKS, UNDECIDED, Verdict, gain, judge, look
 
 FIGURES: Mapping[str, bool] = {
@@ -241,19 +242,8 @@ def line_of(sample: Sample) -> dict[str, Any]:
 def sample_of(line: Mapping[str, Any]) -> Sample | None:
     """A sample of the log; None for a line that is none of this version."""
     try:
-        taken = line["taken"]
-        between = {**taken["between"], "busiest": tuple(taken["between"]["busiest"])}
-        return Sample(
-            comparison=str(line["comparison"]),
-            block=int(line["block"]),
-            arm=int(line["arm"]),
-            taken=Taken(
-                figures={str(name): float(value) for name, value in taken["figures"].items()},
-                between=Between(**between),
-                seconds=float(taken["seconds"]),
-                faults=tuple(map(str, taken["faults"])),
-            ),
-            why_not=tuple(map(str, line["why_not"])),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError):
+        found = made_of(Sample, line)
+    except ValueError:
         return None
+    # Gains are logarithms of ratios.
+    return found if all(each > 0 for each in found.taken.figures.values()) else None

@@ -18,14 +18,17 @@ def profile(job: Job, candidate: Candidate, gates: Sequence[Mapping[str, Any]], 
     lines = [
         f"# Proposed by 'infertune tune', goal {job.goal}. Model: {_plain(job.model)}",
         f"# Evidence: {_plain(path)}",
-        *(f"# {_plain(each['gate'])}: {each['word']}: {_plain(each['why'])}" for each in gates),
+        *(
+            f"# {_plain(each['gate'])}: {_plain(each['word'])}: {_plain(each['why'])}"
+            for each in gates
+        ),
         'description = "found on this machine by infertune tune"',
         "",
         "[server]",
     ]
     for name, value in settings.items():
         because = "found" if name in candidate.settings else "baseline"
-        lines.append(f"{name} = {json.dumps(value)}  # {because}")
+        lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}  # {because}")
     return "\n".join(lines) + "\n"
 
 

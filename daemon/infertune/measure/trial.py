@@ -30,6 +30,7 @@ from infertune.measure.conditions import (
     look_at,
     usual,
 )
+from infertune.measure.kept import made_of
 from infertune.measure.prompts import Prompts, text
 
 PROMPT = 512
@@ -101,25 +102,15 @@ class Sample:
 
 
 def sample_of(document: Mapping[str, Any]) -> Sample:
-    """What ``document`` was made of.  Raises AttributeError, LookupError, TypeError or ValueError
-    for what it was not."""
-    if not all(type(each) is int and each >= 0 for each in document["load"].values()):
+    """What ``document`` was made of.  Raises ValueError for what it was not."""
+    told = {"between" if name == "conditions" else name: each for name, each in document.items()}
+    found = made_of(Sample, {name: each for name, each in told.items() if name != "kept"})
+    load = found.load
+    if min(load.depth, load.slots - 1, load.tokens - 1, load.prompt) < 0:
         raise ValueError("no load")
-    times = [(each, _times(each["times_s"])) for each in document["answers"]]
-    return Sample(
-        load=Load(**document["load"]),
-        prompts=tuple(document["prompts"]),
-        answers=tuple(Timed(**{**each, "times_s": found}) for each, found in times),
-        took_s=float(document["took_s"]),
-        between=Between(**document["conditions"]),
-        reasons=tuple(document["reasons"]),
-    )
-
-
-def _times(found: Sequence[Any]) -> tuple[float, ...]:
-    if not found:
+    if not found.answers or not all(each.times_s for each in found.answers):
         raise ValueError("no time")
-    return tuple(map(float, found))
+    return found
 
 
 def _answer(timed: Timed) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from infertune.measure.arm import Arm, Starter
 from infertune.measure.client import find_out
 from infertune.measure.compare import Ground, Outcome, judge, lay, with_floor, with_items
 from infertune.measure.gate import Drift
+from infertune.measure.kept import made_of
 from infertune.measure.pairs import (
     Comparison,
     Found,
@@ -103,6 +104,17 @@ class Job:
         return int(self.arm.settings.get("parallel", "1")) if self.goal == "throughput" else 1
 
 
+def job_of(document: Any) -> Job:
+    """A job that was kept.  Raises ValueError for what none can be."""
+    job = made_of(Job, document)
+    sane = job.tokens > 0 and job.prompt > 0 and job.cores > 0 and job.goal in GOALS
+    if not sane or not job.model.startswith("/") or not job.model.isprintable():
+        raise ValueError("no job of a search")
+    for each in (job.baseline, *job.tries):
+        canonical(each)
+    return job
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """What became of one candidate."""
@@ -157,6 +169,32 @@ class Timer:
         )
 
 
+_STEPS: Mapping[str, Mapping[str, Any]] = {
+    "0 reference": {"verdict": gate.Verdict, "took_s": float},
+    "1 parts": {"why": str | None},
+    "2 answers": {"accepted": bool, "gates": Sequence[gate.Verdict], "why": str},
+    "5 speed": {"gains": Sequence[float], "why": str | None},
+    "6 finalists": {"word": str},
+    "7 check": {"failed": str | None, "refused": str | None},
+    "rows": {"rows": Sequence[Row]},
+}
+"""What each step leaves in the log.  A line that is none of these was not written by a search, and
+its step is done again."""
+
+
+def _is_a_step(line: Mapping[str, Any]) -> bool:
+    name = line["step"]
+    kind = next((each for each in _STEPS if name == each or name.startswith(f"{each} ")), None)
+    if kind is None:
+        return False
+    try:
+        for part, told in _STEPS[kind].items():
+            made_of(told, line[part])
+    except (KeyError, ValueError):
+        return False
+    return True
+
+
 @dataclass(slots=True)
 class Log:
     """The store of one run as what it has come to so far."""
@@ -169,7 +207,8 @@ class Log:
         """Take in what a run has left."""
         for line in self.store.samples():
             if isinstance(name := line.get("step"), str):
-                self.steps[name] = line
+                if _is_a_step(line):
+                    self.steps[name] = line
             elif (sample := sample_of(line)) is not None:
                 self.samples.append(sample)
 
@@ -460,12 +499,21 @@ def read_ground(root: Root, path: str, arm: Arm) -> Ground:
     """The way back.  Raises UsageError for a file that was changed, or is of another server."""
     document = read_document(root, path)
     answers.check_seal(document)
-    reference = answers.from_document(document["reference"])
-    if document["reference"]["about"] != asdict(arm):
+    try:
+        reference = answers.from_document(document["reference"])
+        about = document["reference"]["about"]
+        again = tuple(map(answers.followed_from, document["again"]))
+        harmless = made_of(_MAYBE_DRIFT, document["harmless"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UsageError(f"{path} is no reference of 'infertune tune'") from None
+    if about != asdict(arm):
         raise UsageError(f"{path} is the reference of another server")
-    again = tuple(map(answers.followed_from, document["again"]))
-    harmless = document["harmless"]
-    return Ground(arm, reference, again, Drift(**harmless) if harmless else None)
+    if not all(answers.fits(reference, each) for each in again):
+        raise UsageError(f"{path}: what was said again is not to its prompts")
+    return Ground(arm, reference, again, harmless)
+
+
+_MAYBE_DRIFT: Any = Drift | None
 
 
 def read_document(root: Root, path: str) -> dict[str, Any]:

@@ -11,9 +11,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from infertune.base.records import asdict, dataclass, fields
+from infertune.base.records import asdict, dataclass, replace
 from infertune.base.root import Root
 from infertune.base.units import printable_line
+from infertune.measure.kept import made_of
 from infertune.measure.statistics import HARMS, HELPS, NO_EFFECT, UNDECIDED
 
 SCHEMA = "infertune.verdicts/1"
@@ -25,6 +26,7 @@ STRESS: Mapping[str, str] = {"cpu": "busy neighbours", "memory": "memory pressur
 """What ``--stress`` can make scarce, and how the arm is called."""
 _MOST = 512
 _MAX_FILE = 1024 * 1024
+_MAX_TEXT = 4096
 _WORDS = (HELPS, HARMS, NO_EFFECT, UNDECIDED)
 
 
@@ -78,10 +80,10 @@ class Measured:
 
 def stamp(root: Root, path: str) -> str | None:
     """What changes with a file: its size and time.  None where it cannot be told."""
-    real = root.real(path)
     try:
+        real = root.real(path)
         return f"{root.size(real)}-{root.modified(real)}"
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no path at all, in a file that was edited
         return None
 
 
@@ -96,7 +98,7 @@ def _version(name: str) -> str | None:
 
     try:
         return version(name)
-    except PackageNotFoundError:
+    except (PackageNotFoundError, ValueError):  # ValueError: no name at all
         return None
 
 
@@ -186,32 +188,21 @@ def _read(root: Root, path: str) -> list[Measured]:
 
 def _measured(found: Any) -> Measured | None:
     """One entry, checked: it is shown to whoever asks, and may be somebody else's."""
-    if not isinstance(found, dict) or found.keys() != {each.name for each in fields(Measured)}:
+    try:
+        one = made_of(Measured, found)
+    except ValueError:
         return None
-    texts = ("profile", "setting", "arm", "day", "kernel", "backend")
-    numbers = ("estimate", "low", "high", "keeps", "bare")
-    model, server = _thing(found["model"]), _thing(found["server"])
-    sound = (
-        all(_short(found[name]) for name in texts)
-        and all(found[name] is None or type(found[name]) in (int, float) for name in numbers)
-        and (found["value"] is None or _short(found["value"]))
-        and found["word"] in _WORDS
-        and type(found["pairs"]) is int
-        and type(found["busy"]) is bool
-    )
-    if not sound or model is None or server is None:
+    texts = (one.profile, one.setting, one.value, one.arm, one.day, one.kernel, one.backend)
+    if one.word not in _WORDS or any(map(_long, texts)):
         return None
-    return Measured(**{**found, "model": model, "server": server})
+    if any(map(_long, (*asdict(one.model).values(), *asdict(one.server).values()))):
+        return None
+    return replace(one, model=_named(one.model), server=_named(one.server))
 
 
-def _thing(found: Any) -> Thing | None:
-    if not isinstance(found, dict) or found.keys() != {"name", "path", "stamp"}:
-        return None
-    optional = (found["path"], found["stamp"])
-    if not _short(found["name"]) or not all(each is None or _short(each) for each in optional):
-        return None
-    return Thing(**{**found, "name": printable_line(found["name"], 80)})
+def _named(thing: Thing) -> Thing:
+    return replace(thing, name=printable_line(thing.name, 80))
 
 
-def _short(text: object) -> bool:
-    return isinstance(text, str) and len(text) <= 4096
+def _long(text: str | None) -> bool:
+    return text is not None and len(text) > _MAX_TEXT
