@@ -20,6 +20,7 @@ from infertune.base.errors import Exit, Failed, InfertuneError, NotPermitted, Us
 from infertune.base.records import dataclass, field, replace
 from infertune.budget.admission import Admission
 from infertune.cli.base import JSON, Command, Context, argument, verb, whole
+from infertune.cli.benching import FOREIGN_CORES
 from infertune.cli.engine import BACKEND, PROFILE
 from infertune.cli.fit import FORCE
 from infertune.cli.proving import Arm, NotHere, Ours, Stand, request_of
@@ -71,8 +72,6 @@ from infertune.run import Audience, Request, Result, Run, apply_again, model_of,
 from infertune.servers.models import model_path
 
 BASELINE = "bare against itself"
-FOREIGN_CORES = 0.5
-"""CPUs that others may take before a measurement starts."""
 _STRESSES = ("cpu",)
 """Those of STRESS that can be made."""
 
