@@ -34,13 +34,18 @@ import pytest
 
 from dashboards_of import REPOSITORY, Query, operand, queries, rules
 from drawing.draw import SPAN_S, draw
+from infertune.base.records import replace
 from infertune.base.root import Root
 from infertune.boot import record
 from infertune.host.cgroup import cgroup as read_cgroup
+from infertune.host.machine import read_machine
 from infertune.host.snapshot import open_snapshot
 from infertune.launch.binary import embedded_is_installed, embedded_program
 from infertune.launch.client import complete, healthy
 from infertune.launch.embedded import default_model
+from infertune.measure.statistics import HELPS, NO_EFFECT
+from infertune.measure.store import OF_ROOT, machine_key
+from infertune.measure.verdicts import QUIET, WHOLE, Measured, Thing, save
 
 pytestmark = [pytest.mark.root_only, pytest.mark.timeout(300)]
 
@@ -183,7 +188,22 @@ def recorded(
     base = tmp_path_factory.mktemp("recorded") / "machine"
     with open_snapshot(str(SERVING)) as root:
         shutil.copytree(root.base, base, symlinks=True)
+    proved(Root(base))
     return on_a_tree(base, "scheduler", processes)
+
+
+def proved(root: Root) -> None:
+    """What 'infertune prove' would have kept on that machine."""
+    machine = read_machine(root)
+    nobody = Thing(name="made up", path=None, stamp=None)
+    one = Measured(
+        profile="long-context", setting="vm.swappiness", value="10", arm=QUIET, word=NO_EFFECT,
+        estimate=0.004, low=-0.01, high=0.02, pairs=16, day="2026-11-29",
+        kernel=str(machine.kernel), backend="vulkan", model=nobody, server=nobody,
+        keeps=None, bare=None,
+    )  # fmt: skip
+    busy = replace(one, setting=WHOLE, value=None, arm="cpu", word=HELPS, keeps=0.85, bare=0.31)
+    save(root, OF_ROOT, machine_key(machine), [one, busy])
 
 
 @pytest.fixture(scope="module")
