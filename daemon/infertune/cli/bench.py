@@ -16,7 +16,10 @@ from infertune.base.root import read_user_file
 from infertune.cli.against import compare
 from infertune.cli.base import JSON, Command, Context, argument, verb, whole
 from infertune.cli.benching import (
+    BUSY,
     FOREIGN_CORES,
+    TOKENS,
+    URL,
     Arm,
     Measured,
     Remarks,
@@ -383,7 +386,7 @@ COMMANDS: tuple[Command, ...] = (
                 help="GGUF file or name of a model (default: the embedded one); with --url the "
                 "name that the server has for it",
             ),
-            argument("--url", metavar="U", help="measure the server that runs there"),
+            URL,
             argument("--key-file", metavar="FILE", help="file with the key for --url"),
             argument("--profile", metavar="P", help="under this profile (default: as it is now)"),
             argument(
@@ -414,19 +417,14 @@ COMMANDS: tuple[Command, ...] = (
                 metavar="N",
                 help="samples that count, of each depth and number of slots (16)",
             ),
-            argument(
-                "--tokens",
-                type=whole("a number of tokens", 2, 4096),
-                metavar="N",
-                help="tokens to generate (default: as many as take 2 s, 64 to 512)",
-            ),
+            TOKENS,
             argument(
                 "--seed",
                 type=whole("a seed", 0, 2**48),
                 metavar="N",
                 help="make the same prompts again; a server must not have seen them",
             ),
-            argument("--busy", action="store_true", help="measure among programs that work"),
+            BUSY,
             argument(
                 "--launch-only",
                 action="store_true",

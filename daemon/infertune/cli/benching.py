@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``bench`` has in common with and without ``--against``: servers started to be measured."""
+"""What the verbs that measure have in common: arguments, and servers started to be measured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from infertune.base.errors import Failed, UsageError
 from infertune.base.records import asdict, dataclass, field, replace
 from infertune.budget.admission import Admission, release
 from infertune.catalogue.server_settings import check_together
-from infertune.cli.base import Context
+from infertune.cli.base import Context, argument, whole
 from infertune.cli.render import summary
 from infertune.cli.run import Printer, ask_admission
 from infertune.engine.documents import report_document
@@ -32,6 +32,16 @@ from infertune.measure.trial import MOST_TOKENS, PROMPT, somebody_else_answers
 from infertune.profiles.profile import load_profile
 from infertune.profiles.resolve import assume_backend, resolve
 from infertune.run import Audience, Job, Request, Result, run
+
+# Arguments of the verbs that measure.
+URL = argument("--url", metavar="U", help="measure the server that runs there")
+TOKENS = argument(
+    "--tokens",
+    type=whole("a number of tokens", 2, 4096),
+    metavar="N",
+    help="tokens to generate (default: as many as take 2 s, 64 to 512)",
+)
+BUSY = argument("--busy", action="store_true", help="measure among programs that work")
 
 FOREIGN_CORES = 0.5
 """CPUs that others may take before a measurement starts."""

@@ -20,7 +20,7 @@ from infertune.base.errors import Exit, Failed, InfertuneError, NotPermitted, Us
 from infertune.base.records import dataclass, field, replace
 from infertune.budget.admission import Admission
 from infertune.cli.base import JSON, Command, Context, argument, verb, whole
-from infertune.cli.benching import FOREIGN_CORES
+from infertune.cli.benching import BUSY, FOREIGN_CORES, TOKENS, URL
 from infertune.cli.engine import BACKEND, PROFILE
 from infertune.cli.fit import FORCE
 from infertune.cli.proving import Arm, NotHere, Ours, Stand, request_of
@@ -676,7 +676,7 @@ COMMANDS: tuple[Command, ...] = (
                 metavar="MODEL",
                 help="GGUF file or name of a model ('infertune models'; default: a small one)",
             ),
-            argument("--url", metavar="U", help="measure the server that runs there"),
+            URL,
             argument("--server", metavar="PATH", help="llama-server to use (default: from PATH)"),
             BACKEND,
             argument(
@@ -699,14 +699,9 @@ COMMANDS: tuple[Command, ...] = (
                 metavar="N",
                 help="have the same order and the same prompts again",
             ),
-            argument(
-                "--tokens",
-                type=whole("a number of tokens", 2, 4096),
-                metavar="N",
-                help="tokens to generate (default: as many as take 2 s, 64 to 512)",
-            ),
+            TOKENS,
             argument("--resume", metavar="RUN", help="go on with a run that was cut off"),
-            argument("--busy", action="store_true", help="measure among programs that work"),
+            BUSY,
             argument(
                 "--allow-risk",
                 action="store_true",

@@ -17,7 +17,7 @@ from infertune.base.records import asdict
 from infertune.base.root import full_path
 from infertune.base.units import printable_line
 from infertune.cli.base import JSON, Command, Context, argument, verb, whole
-from infertune.cli.benching import FOREIGN_CORES
+from infertune.cli.benching import BUSY, FOREIGN_CORES
 from infertune.cli.fit import MODEL, parse_setting
 from infertune.cli.gate import SERVER, model_at_hand, server_at_hand
 from infertune.host.machine import read_machine
@@ -310,7 +310,7 @@ COMMANDS: tuple[Command, ...] = (
                 help="try this, as 'ubatch_size=512' or 'batch_size=4096 ubatch_size=2048', "
                 "instead of the usual candidates; may be given more than once",
             ),
-            argument("--busy", action="store_true", help="measure among programs that work"),
+            BUSY,
             argument("--resume", metavar="DIR", help="go on with a run that was cut short"),
             argument("--check", metavar="DIR", help="only the last phase, of a run that proposes"),
             JSON,
