@@ -245,7 +245,7 @@ def test_a_server_that_is_slower_harms(
     lines = (Path(found["path"]) / "samples.jsonl").read_text().splitlines()
     halves = [json.loads(line) for line in lines]
     assert len(halves) >= 32  # more where one was thrown away
-    order = [each["arm"] for each in halves if each["comparison"] == "other"]
+    order = [each["arm"] for each in halves if each.get("comparison") == "other"]
     assert {tuple(order[at : at + 2]) for at in range(0, len(order) - 1, 2)} >= {(0, 1), (1, 0)}
 
 
